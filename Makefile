@@ -1,0 +1,56 @@
+# From a fresh clone: `make demo` shows it working, `make test` proves it. Each makes .venv itself.
+#
+#   make demo         a small model with random weights: init, export, stream a video
+#   make test         all tests but the slow ones and those that need a GPU
+#   make test-all     the slow ones too
+#   make check        lint, format, types
+#   make torch-free   a bundle runs where only the base and the `cpu` extra are installed
+
+PYTHON ?= python3
+VENV ?= .venv
+DEMO := build/demo
+CLIP := tests/data/pedestrians.mp4
+INSTALLED := $(VENV)/.installed
+
+BIN := $(VENV)/bin
+MOD_EDGE := $(BIN)/mod-edge
+
+.PHONY: demo bundle test test-all check torch-free
+.DELETE_ON_ERROR:
+
+# One pip call, so that the constraints choose torch and no other package pulls a larger build.
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -e '.[dev]' -c constraints.txt
+	@touch $@
+
+demo: bundle
+	@echo "== run: watch the video frame by frame and decide at each one whether to speak"
+	@echo "   The weights are random until a trained checkpoint lands: the words mean nothing."
+	$(MOD_EDGE) run $(DEMO)/bundle --source $(CLIP) --query "What is happening?" \
+		--window 120s --max-new-tokens 20
+
+bundle: $(INSTALLED)
+	@echo "== init: write a small checkpoint of the VideoLLM-MoD kind, with random weights"
+	$(MOD_EDGE) init tiny $(DEMO)/checkpoint --force
+	@echo "== export: cut it into ONNX graphs and hold each against PyTorch"
+	$(MOD_EDGE) export $(DEMO)/checkpoint -o $(DEMO)/bundle --force
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -m "not gpu and not slow"
+
+test-all: $(INSTALLED)
+	$(BIN)/python -m pytest -m "not gpu"
+
+# mypy does not read package-dir, so it gets a tree that is installed the way users have it;
+# build/lib would bring back modules that were deleted since the last build.
+check: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@rm -rf build/lib build/typing
+	$(BIN)/python -m pip install --quiet --no-deps --target build/typing .
+	cd build/typing && $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml \
+		--cache-dir $(CURDIR)/.mypy_cache -p mod_edge
+
+torch-free: bundle
+	BUILDER=$(BIN)/python tests/run_without_torch.sh $(DEMO)/bundle

@@ -1,0 +1,1 @@
+"""From a checkpoint to the ONNX graphs and engines of a bundle."""

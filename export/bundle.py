@@ -1,0 +1,163 @@
+"""A checkpoint written as a bundle: graphs, embedding table, tokenizer, config and manifest."""
+
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mod_edge.checkpoint import Checkpoint
+from mod_edge.config import ModelConfig, write_config
+from mod_edge.errors import ExportError
+from mod_edge.export.check import ALLOWED_RELATIVE_ERROR, check_numbers, check_structure
+from mod_edge.export.onnx_export import OPSET, Topology, trace, write_graph
+from mod_edge.manifest import (
+    CONFIG_FILE,
+    EMBEDDING_FILE,
+    TOKENIZER_FILE,
+    GraphRecord,
+    Manifest,
+    record_file,
+    write_manifest,
+)
+from mod_edge.signature import (
+    GraphSignature,
+    head_signature,
+    layer_signature,
+    vision_signature,
+)
+from mod_edge.staging import staged_folder
+
+TOOLS = ("mod-edge", "torch", "onnx", "onnxscript", "onnxruntime", "numpy")
+EMBEDDING_CHUNK_ROWS = 8192
+
+OnStep = Callable[[str, int, int], None]
+
+
+def export_bundle(
+    checkpoint: Checkpoint,
+    target: Path,
+    *,
+    layers: Sequence[int] | None = None,
+    force: bool = False,
+    on_step: OnStep = lambda _name, _done, _total: None,
+) -> Manifest:
+    """Export `checkpoint` as the bundle folder `target`, checking every graph as it is written.
+
+    One graph's weights are in memory at a time. The folder appears whole or not at all.
+
+    Args:
+        checkpoint: an open checkpoint.
+        target: the folder to make.
+        layers: decoder layers to export, None for all; a bundle that lacks some cannot be run.
+        force: replace `target` if it exists.
+        on_step: told the name of the part that begins, how many parts are done, and of how many.
+
+    Raises:
+        ExportError: an unknown layer, a broken promise, or numbers that differ.
+        ConfigError: `target` exists and `force` is not given.
+    """
+    config = checkpoint.config
+    indices = _checked_layers(config, layers)
+    signatures = [
+        vision_signature(config),
+        *(layer_signature(config, index) for index in indices),
+        head_signature(config),
+    ]
+    total = len(signatures) + 2
+    with staged_folder(target, force=force) as folder:
+        (folder / "layers").mkdir()
+        graphs: dict[str, GraphRecord] = {}
+        topologies: dict[str, Topology] = {}
+        for done, signature in enumerate(signatures):
+            on_step(signature.name, done, total)
+            if signature.kind not in topologies:
+                topologies[signature.kind] = trace(config, signature)
+            graphs[signature.name] = _export_graph(
+                checkpoint, signature, topologies[signature.kind], folder
+            )
+        on_step("embedding", total - 2, total)
+        _write_embedding(checkpoint, folder / EMBEDDING_FILE)
+        write_config(config, folder / CONFIG_FILE)
+        shutil.copyfile(checkpoint.path / TOKENIZER_FILE, folder / TOKENIZER_FILE)
+        on_step("manifest", total - 1, total)
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        manifest = Manifest(
+            checkpoint={
+                "fingerprint": checkpoint.fingerprint(),
+                "name": checkpoint.path.resolve().name,
+            },
+            dialect="delta",
+            precision="fp32",
+            layers=list(indices),
+            graphs=graphs,
+            files={path.relative_to(folder).as_posix(): record_file(path) for path in files},
+            tools={name: version(name) for name in TOOLS},
+        )
+        write_manifest(manifest, folder)
+    return manifest
+
+
+def _export_graph(
+    checkpoint: Checkpoint, signature: GraphSignature, topology: Topology, folder: Path
+) -> GraphRecord:
+    config, path = checkpoint.config, folder / signature.file
+    write_graph(topology, _graph_weights(checkpoint, signature), path)
+    check_structure(
+        path, signature, topology.weight_shapes, has_router=checkpoint.config.has_router
+    )
+    weights = {
+        name: tensor.to(torch.float32) for name, tensor in _graph_weights(checkpoint, signature)
+    }
+    error = check_numbers(path, config, signature, weights)
+    return GraphRecord(
+        file=signature.file,
+        kind=signature.kind,
+        opset=OPSET,
+        inputs=[[spec.name, spec.dtype, list(spec.dims)] for spec in signature.inputs],
+        outputs=[[spec.name, spec.dtype, list(spec.dims)] for spec in signature.outputs],
+        parity={"max_relative_error": error, "allowed": ALLOWED_RELATIVE_ERROR},
+    )
+
+
+def _graph_weights(
+    checkpoint: Checkpoint, signature: GraphSignature
+) -> Iterable[tuple[str, Tensor]]:
+    """The graph's weights under the names that its module gives them."""
+    if signature.kind == "vision":
+        return checkpoint.tensors("vision_model.", "connector.")
+    if signature.kind == "head":
+        return _head_weights(checkpoint)
+    prefix = f"model.layers.{int(signature.name.removeprefix('layer-'))}."
+    return ((name.removeprefix(prefix), tensor) for name, tensor in checkpoint.tensors(prefix))
+
+
+def _head_weights(checkpoint: Checkpoint) -> Iterator[tuple[str, Tensor]]:
+    is_tied = checkpoint.config.text_config.tie_word_embeddings
+    yield "norm.weight", checkpoint.tensor("model.norm.weight")
+    yield (
+        "lm_head.weight",
+        checkpoint.tensor("model.embed_tokens.weight" if is_tied else "lm_head.weight"),
+    )
+
+
+def _write_embedding(checkpoint: Checkpoint, path: Path) -> None:
+    table = checkpoint.tensor("model.embed_tokens.weight")
+    array = np.lib.format.open_memmap(path, "w+", np.float32, tuple(table.shape))
+    for start in range(0, len(table), EMBEDDING_CHUNK_ROWS):
+        chunk = table[start : start + EMBEDDING_CHUNK_ROWS]
+        array[start : start + len(chunk)] = chunk.to(torch.float32).numpy()
+    array.flush()
+
+
+def _checked_layers(config: ModelConfig, layers: Sequence[int] | None) -> tuple[int, ...]:
+    num_layers = config.text_config.num_hidden_layers
+    if layers is None:
+        return tuple(range(num_layers))
+    unknown = sorted(set(layers) - set(range(num_layers)))
+    if unknown:
+        raise ExportError(f"no layers {unknown} in this model; it has 0 to {num_layers - 1}")
+    return tuple(sorted(set(layers)))

@@ -1,0 +1,361 @@
+"""A checkpoint's config.json as frozen dataclasses, checked once at the door.
+
+Field names are Hugging Face's where it has one (`LlamaConfig`, `SiglipVisionConfig`) and those of
+VideoLLM-online's `LiveConfigMixin` for frames and the streaming protocol. `mod_config` is ours:
+the published code keeps the same facts in one string, `vision_drop_strategy`.
+"""
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, TypeVar
+
+from mod_edge.errors import ConfigError
+
+MODEL_TYPE = "videollm_mod"
+INSERTIONS = ("interleaved", "all", "interleaved_deep", "all_deep")
+SELECTIONS = ("learned", "uniform")
+ROUTER_SCALINGS = ("full", "delta")
+DTYPES = ("float32", "bfloat16", "float16")
+
+# "Deep" means after the second layer: the first two always see every token (paper, Table 2).
+NUM_SHALLOW_LAYERS = 2
+
+Section = TypeVar("Section")
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """Llama 3's stretched low RoPE frequencies (`rope_type` "llama3" in Hugging Face configs)."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_position_embeddings: int
+    rope_type: str = "llama3"
+
+    def __post_init__(self) -> None:
+        _require(self.rope_type == "llama3", "rope_scaling.rope_type", self.rope_type, "llama3")
+        _require(self.factor >= 1, "rope_scaling.factor", self.factor, "at least 1")
+        _require(
+            0 < self.low_freq_factor < self.high_freq_factor,
+            "rope_scaling.low_freq_factor",
+            self.low_freq_factor,
+            f"above 0 and below high_freq_factor={self.high_freq_factor}",
+        )
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """The Llama decoder."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    vocab_size: int
+    rms_norm_eps: float = 1e-5
+    rope_theta: float = 500000.0
+    rope_scaling: RopeScaling | None = None
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "text_config")
+        _require(
+            self.num_attention_heads % self.num_key_value_heads == 0,
+            "text_config.num_attention_heads",
+            self.num_attention_heads,
+            f"a multiple of num_key_value_heads={self.num_key_value_heads}",
+        )
+        _require(self.head_dim % 2 == 0, "text_config.head_dim", self.head_dim, "even, for RoPE")
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """The SigLIP vision tower; `image_size` is the side of the square input in pixels."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    image_size: int
+    patch_size: int
+    layer_norm_eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "vision_config")
+        _require(
+            self.hidden_size % self.num_attention_heads == 0,
+            "vision_config.hidden_size",
+            self.hidden_size,
+            f"a multiple of num_attention_heads={self.num_attention_heads}",
+        )
+        _require(
+            self.image_size >= self.patch_size,
+            "vision_config.image_size",
+            self.image_size,
+            f"at least patch_size={self.patch_size}",
+        )
+
+    @property
+    def grid_size(self) -> int:
+        """Patches along one side; a remainder of pixels is cut off, as the valid convolution does."""
+        return self.image_size // self.patch_size
+
+    @property
+    def num_patches(self) -> int:
+        """Patches of one frame."""
+        return self.grid_size**2
+
+
+@dataclass(frozen=True)
+class MoDConfig:
+    """Which layers route, how they select, and what the router's weight scales.
+
+    Attributes:
+        insertion: which layers are MoD layers, one of `INSERTIONS` (paper, Table 2).
+        keep_ratio: share of a frame's tokens that a MoD layer computes, above 0 and up to 1.
+        selection: `learned` (the LayerExpert's top k) or `uniform` (every n//k-th token).
+        router_scaling: `full` scales the whole layer output, w*(x + f(x)), as the published code
+            does; `delta` scales the branch, x + w*f(x). `uniform` has no router and scales nothing.
+    """
+
+    insertion: str = "interleaved"
+    keep_ratio: float = 0.2
+    selection: str = "learned"
+    router_scaling: str = "full"
+
+    def __post_init__(self) -> None:
+        _require_one_of("mod_config.insertion", self.insertion, INSERTIONS)
+        _require_one_of("mod_config.selection", self.selection, SELECTIONS)
+        _require_one_of("mod_config.router_scaling", self.router_scaling, ROUTER_SCALINGS)
+        _require(0 < self.keep_ratio <= 1, "mod_config.keep_ratio", self.keep_ratio, "in (0, 1]")
+
+
+@dataclass(frozen=True)
+class StreamConfig:
+    """The streaming protocol's strings, ids and rates (VideoLLM-online, `LiveConfigMixin`).
+
+    Attributes:
+        system_prompt: opens every stream, after `bos_token_id`.
+        frame_token_interval: between two frames; predicting it means "stay silent". One token.
+        stream_end: closes the frames; predicting it means "speak". One token.
+        frame_token_interval_threshold: a silent probability below it counts as zero; 0..1.
+        frame_fps: frames the model sees in a second of video.
+    """
+
+    system_prompt: str
+    bos_token_id: int
+    eos_token_id: int
+    frame_token_interval: str
+    frame_token_interval_id: int
+    stream_end: str
+    stream_end_id: int
+    frame_token_interval_threshold: float = 0.725
+    frame_fps: float = 2.0
+
+    def __post_init__(self) -> None:
+        threshold = self.frame_token_interval_threshold
+        _require(
+            0 <= threshold <= 1,
+            "stream_config.frame_token_interval_threshold",
+            threshold,
+            "a probability, 0 to 1",
+        )
+        fps = self.frame_fps
+        _require(math.isfinite(fps) and fps > 0, "stream_config.frame_fps", fps, "above 0")
+        _require(
+            self.frame_token_interval_id != self.stream_end_id,
+            "stream_config.stream_end_id",
+            self.stream_end_id,
+            "another token than frame_token_interval_id, or silent and speak are the same",
+        )
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The whole config.json; `mod_config` None means the full-computation model."""
+
+    text_config: TextConfig
+    vision_config: VisionConfig
+    stream_config: StreamConfig
+    mod_config: MoDConfig | None = None
+    frame_token_cls: bool = True
+    frame_token_pooled: tuple[int, int] = (3, 3)
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        _require_one_of("dtype", self.dtype, DTYPES)
+        grid, pooled = self.vision_config.grid_size, self.frame_token_pooled
+        _require(
+            len(pooled) == 2 and all(1 <= side <= grid for side in pooled),
+            "frame_token_pooled",
+            list(pooled),
+            f"two sides, each 1 to {grid} (the patches along a side)",
+        )
+        for name in (
+            "bos_token_id",
+            "eos_token_id",
+            "frame_token_interval_id",
+            "stream_end_id",
+        ):
+            token_id = getattr(self.stream_config, name)
+            limit = self.text_config.vocab_size
+            _require(
+                0 <= token_id < limit,
+                f"stream_config.{name}",
+                token_id,
+                f"0 to {limit - 1} (vocab_size is {limit})",
+            )
+
+    @property
+    def frame_num_tokens(self) -> int:
+        """N: tokens of one frame, the "CLS" token first, then the pooled grid row by row."""
+        rows, columns = self.frame_token_pooled
+        return int(self.frame_token_cls) + rows * columns
+
+    @property
+    def num_kept(self) -> int:
+        """K: tokens of a frame that a MoD layer computes; N in the full-computation model."""
+        if self.mod_config is None:
+            return self.frame_num_tokens
+        # Rounded before the ceiling: 0.7 * 10 is 7.000000000000001 in binary floating point.
+        return math.ceil(round(self.mod_config.keep_ratio * self.frame_num_tokens, 6))
+
+    @property
+    def mod_layers(self) -> tuple[int, ...]:
+        """Indices of the MoD layers, rising; empty in the full-computation model."""
+        if self.mod_config is None:
+            return ()
+        num_layers = self.text_config.num_hidden_layers
+        first, step = {
+            "interleaved": (1, 2),
+            "all": (0, 1),
+            "interleaved_deep": (NUM_SHALLOW_LAYERS + 1, 2),
+            "all_deep": (NUM_SHALLOW_LAYERS, 1),
+        }[self.mod_config.insertion]
+        return tuple(range(first, num_layers, step))
+
+    @property
+    def has_router(self) -> bool:
+        """Whether MoD layers hold a LayerExpert."""
+        return self.mod_config is not None and self.mod_config.selection == "learned"
+
+
+def config_from_dict(data: dict[str, Any], origin: str = "config.json") -> ModelConfig:
+    """The checked config of a parsed config.json.
+
+    Raises:
+        ConfigError: unknown or missing fields (all of one section at once), wrong types, or values
+            out of range.
+    """
+    data = dict(data)
+    model_type = data.pop("model_type", None)
+    _require(model_type == MODEL_TYPE, f"{origin}: model_type", model_type, MODEL_TYPE)
+    sections: dict[str, type] = {
+        "text_config": TextConfig,
+        "vision_config": VisionConfig,
+        "stream_config": StreamConfig,
+        "mod_config": MoDConfig,
+    }
+    for name, section in sections.items():
+        if data.get(name) is not None:
+            data[name] = _section_from_dict(section, data[name], name, origin)
+    return _section_from_dict(ModelConfig, data, "", origin)
+
+
+def config_to_dict(config: ModelConfig) -> dict[str, Any]:
+    """The JSON document that `config_from_dict` reads back to an equal config."""
+    return {"model_type": MODEL_TYPE, **dataclasses.asdict(config)}
+
+
+def read_config(path: Path) -> ModelConfig:
+    """The config in the JSON file at `path`.
+
+    Raises:
+        ConfigError: the file is not JSON or `config_from_dict` refuses it.
+        OSError: the file cannot be read.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as exc:
+        raise ConfigError(f"{path} is not valid JSON: {exc}") from exc
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path} holds a {type(data).__name__}, wanted one JSON object")
+    return config_from_dict(data, str(path))
+
+
+def write_config(config: ModelConfig, path: Path) -> None:
+    """Write `config` as JSON with a final newline."""
+    path.write_text(json.dumps(config_to_dict(config), indent=2) + "\n", encoding="utf-8")
+
+
+def _section_from_dict(section: type[Section], data: Any, name: str, origin: str) -> Section:
+    where = f"{origin}: {name}" if name else origin
+    if not isinstance(data, dict):
+        raise ConfigError(f"{where} is a {type(data).__name__}, wanted an object")
+    fields = {field.name: field for field in dataclasses.fields(section)}  # type: ignore[arg-type]
+    faults = []
+    for key in data.keys() - fields.keys():
+        near = get_close_matches(key, fields, n=1)
+        hint = f", did you mean {near[0]!r}?" if near else f"; known are {', '.join(fields)}"
+        faults.append(f"unknown field {key!r}{hint}")
+    for key, field in fields.items():
+        if key not in data and field.default is dataclasses.MISSING:
+            faults.append(f"missing field {key!r}")
+    values = {}
+    for key in data.keys() & fields.keys():
+        value = data[key]
+        if section is TextConfig and key == "rope_scaling" and value is not None:
+            value = _section_from_dict(RopeScaling, value, f"{name}.{key}", origin)
+        if isinstance(value, list):
+            value = tuple(value)
+        if not _has_type(value, fields[key].type):
+            faults.append(f"{key}={data[key]!r} is no {_type_name(fields[key].type)}")
+        values[key] = value
+    if faults:
+        raise ConfigError(f"{where}: " + "; ".join(sorted(faults)))
+    try:
+        return section(**values)
+    except ConfigError as exc:
+        raise ConfigError(f"{origin}: {exc}") from exc
+
+
+def _has_type(value: Any, wanted: Any) -> bool:
+    if wanted is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if wanted is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if wanted in (str, bool):
+        return isinstance(value, wanted)
+    if wanted == tuple[int, int]:
+        return isinstance(value, tuple) and all(_has_type(item, int) for item in value)
+    return isinstance(value, wanted)  # a section, or one that may be None
+
+
+def _type_name(wanted: Any) -> str:
+    return {tuple[int, int]: "pair of integers"}.get(wanted, getattr(wanted, "__name__", "object"))
+
+
+def _require(is_met: bool, name: str, got: object, wanted: str) -> None:
+    if not is_met:
+        raise ConfigError(f"{name}={got!r}, wanted {wanted}")
+
+
+def _require_one_of(name: str, got: str, known: tuple[str, ...]) -> None:
+    near = get_close_matches(str(got), known, n=1)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    _require(got in known, name, got, f"one of {', '.join(known)}{hint}")
+
+
+def _require_positive(section: Any, name: str) -> None:
+    for field in dataclasses.fields(section):
+        value = getattr(section, field.name)
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            is_met = math.isfinite(value) and value > 0
+            _require(is_met, f"{name}.{field.name}", value, "above 0")

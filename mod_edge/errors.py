@@ -1,0 +1,51 @@
+"""Every error that mod-edge raises on purpose.
+
+    ModEdgeError
+    |-- ConfigError        a setting or a config.json value is not allowed
+    |-- CheckpointError    the checkpoint folder is incomplete or damaged
+    |-- ShapeError         an array has the wrong shape, dtype or number of rows
+    |-- ExportError        a graph could not be written, or differs from the reference
+    |-- BundleError        a bundle is missing, damaged, of a newer format or unsafe
+    |-- BackendError       an inference backend cannot run here
+    |-- CacheError         a write would leave the KV cache
+    `-- SourceError        a video or camera cannot be read
+
+Each message says what is wrong, what was found, what was wanted and what to do. The command line
+prints it without a traceback and exits with 1; a traceback always means a bug of ours.
+"""
+
+
+class ModEdgeError(Exception):
+    """Base of all errors a user can mend; everything else is a bug."""
+
+
+class ConfigError(ModEdgeError):
+    """A setting contradicts another, is out of range, or is unknown."""
+
+
+class CheckpointError(ModEdgeError):
+    """A checkpoint lacks tensors, has misshapen ones, or cannot be read."""
+
+
+class ShapeError(ModEdgeError):
+    """An array's shape or dtype is not the promised one."""
+
+
+class ExportError(ModEdgeError):
+    """An exported graph breaks its promise: its ops, its dims or its numbers."""
+
+
+class BundleError(ModEdgeError):
+    """A bundle is missing, damaged, of another format, or points outside its folder."""
+
+
+class BackendError(ModEdgeError):
+    """The backend asked for cannot run on this machine."""
+
+
+class CacheError(ModEdgeError):
+    """A step does not fit in the KV cache window."""
+
+
+class SourceError(ModEdgeError):
+    """A video file, stream or camera cannot be opened or stopped delivering."""

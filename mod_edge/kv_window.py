@@ -1,0 +1,164 @@
+"""The rolling window over the KV cache, in pure integers: what to drop, when, and what that means.
+
+Two geometries share one stream. Dense layers hold a row for every token, so their rows count stream
+tokens; MoD layers hold text and K rows a frame. The stream is cut into segments (a frame with the
+text before it, a reply); a segment is dropped whole, in both geometries at once, oldest first, and
+never from the sink (system prompt and standing instruction) or the segment in progress.
+
+Positions: a token's position is the count of all tokens ever fed, skipped and evicted ones
+included. It is never lowered; `num_evicted` says by how much the sink has to be moved up instead.
+"""
+
+from collections import deque
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from mod_edge.errors import CacheError
+
+
+class Rows(NamedTuple):
+    """A number of cache rows in each geometry; `dense` is also the number of stream tokens."""
+
+    dense: int
+    mod: int
+
+    def plus(self, other: "Rows") -> "Rows":
+        """Row counts added geometry by geometry."""
+        return Rows(self.dense + other.dense, self.mod + other.mod)
+
+    def minus(self, other: "Rows") -> "Rows":
+        """Row counts subtracted geometry by geometry."""
+        return Rows(self.dense - other.dense, self.mod - other.mod)
+
+    def fits(self, limit: "Rows") -> bool:
+        """Whether neither geometry exceeds `limit`."""
+        return self.dense <= limit.dense and self.mod <= limit.mod
+
+
+NO_ROWS = Rows(0, 0)
+
+
+@dataclass(frozen=True)
+class Eviction:
+    """Rows to drop from every buffer of a geometry: `dropped` rows right after the `sink` rows.
+
+    Attributes:
+        sink: rows that stay where they are.
+        dropped: rows that go; what follows them moves down.
+        length: rows in use before the eviction.
+        num_evicted: stream tokens evicted so far, these included.
+    """
+
+    sink: Rows
+    dropped: Rows
+    length: Rows
+    num_evicted: int
+
+
+class KvWindow:
+    """Book-keeping of one stream's cache; the buffers themselves are the runner's."""
+
+    def __init__(self, capacity: Rows, *, evict_fraction: float) -> None:
+        """An empty window.
+
+        Args:
+            capacity: rows of the buffers.
+            evict_fraction: share of the rows after the sink to drop at once, so that the cost of
+                moving the rest is spread over many steps; 0..1.
+        """
+        self.capacity = capacity
+        self.evict_fraction = evict_fraction
+        self.length = NO_ROWS
+        self.sink = NO_ROWS
+        self.num_tokens = 0
+        self.num_evicted = 0
+        self._sink_is_open = True
+        self._segments: deque[Rows] = deque()
+
+    def close_sink(self) -> None:
+        """All rows appended so far are the sink; what follows can be evicted."""
+        assert self._sink_is_open, "the sink is closed once"
+        self._sink_is_open = False
+
+    @property
+    def sink_is_open(self) -> bool:
+        """Whether appended rows still join the sink."""
+        return self._sink_is_open
+
+    @property
+    def room(self) -> Rows:
+        """Rows free without an eviction."""
+        return self.capacity.minus(self.length)
+
+    @property
+    def room_for_segment(self) -> Rows:
+        """Rows that one segment can ever have: all that the sink leaves."""
+        return self.capacity.minus(self.sink)
+
+    def make_room(self, needed: Rows, *, continues: bool) -> Eviction | None:
+        """Drop the oldest segments if `needed` rows do not fit; None if they do.
+
+        Args:
+            needed: rows that the next step appends.
+            continues: whether the step continues the newest segment, which then must stay.
+
+        Raises:
+            CacheError: not even dropping all that may go makes room.
+        """
+        if self.length.plus(needed).fits(self.capacity):
+            return None
+        evictable = list(self._segments)
+        if continues and evictable:
+            evictable.pop()
+        target = self._rows_to_free(needed)
+        dropped, num_segments = NO_ROWS, 0
+        for segment in evictable:
+            if target.fits(dropped):
+                break
+            dropped, num_segments = dropped.plus(segment), num_segments + 1
+        if not self.length.minus(dropped).plus(needed).fits(self.capacity):
+            raise CacheError(self._too_small(needed))
+        for _ in range(num_segments):
+            self._segments.popleft()
+        self.num_evicted += dropped.dense
+        eviction = Eviction(self.sink, dropped, self.length, self.num_evicted)
+        self.length = self.length.minus(dropped)
+        return eviction
+
+    def append(self, rows: Rows, *, continues: bool) -> None:
+        """Count `rows` as written, in the newest segment (`continues`) or in a new one."""
+        assert self.length.plus(rows).fits(self.capacity), "make_room comes before append"
+        self.length = self.length.plus(rows)
+        self.num_tokens += rows.dense
+        if self._sink_is_open:
+            self.sink = self.length
+        elif continues and self._segments:
+            self._segments[-1] = self._segments[-1].plus(rows)
+        else:
+            self._segments.append(rows)
+
+    def take_back(self) -> None:
+        """Forget the newest segment, as if it had never been appended."""
+        rows = self._segments.pop()
+        self.length = self.length.minus(rows)
+        self.num_tokens -= rows.dense
+
+    def _rows_to_free(self, needed: Rows) -> Rows:
+        """What is lacking in each geometry, and where something is, at least a whole chunk."""
+        free = []
+        for length, need, limit, sink in zip(
+            self.length, needed, self.capacity, self.sink, strict=True
+        ):
+            lacking = length + need - limit
+            chunk = int(self.evict_fraction * (limit - sink))
+            free.append(max(lacking, chunk) if lacking > 0 else 0)
+        return Rows(*free)
+
+    def _too_small(self, needed: Rows) -> str:
+        return (
+            f"the KV cache window is too small: {needed.dense} tokens more "
+            f"({needed.mod} rows in a MoD layer) do not fit beside a sink of {self.sink.dense} "
+            f"({self.sink.mod}) and the segment in progress, in {self.capacity.dense} "
+            f"({self.capacity.mod}) rows; take a larger --window or --kv-budget, or a smaller "
+            "--max-new-tokens"
+        )

@@ -1,0 +1,38 @@
+"""Folders that appear whole or not at all."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mod_edge.errors import ConfigError
+
+
+@contextmanager
+def staged_folder(target: Path, *, force: bool) -> Iterator[Path]:
+    """A temporary folder beside `target` that takes its place when the block ends without error.
+
+    Whatever ends the block early, Ctrl-C included, removes the temporary folder and leaves `target`
+    as it was.
+
+    Args:
+        target: the folder to make.
+        force: replace what is there already.
+
+    Raises:
+        ConfigError: `target` exists and `force` is not given.
+    """
+    if target.exists() and not force:
+        raise ConfigError(f"{target} exists already; use --force to replace it, or another folder")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        content, replaced = staging / "new", staging / "old"
+        content.mkdir()
+        yield content
+        if target.exists():
+            target.rename(replaced)
+        content.rename(target)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)

@@ -1,0 +1,90 @@
+"""A checkpoint's tokenizer.json: the streaming protocol's demands on it, and one for presets."""
+
+import json
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from mod_edge.config import ModelConfig
+from mod_edge.errors import CheckpointError
+
+BOS, EOS = "<|begin_of_text|>", "<|eot_id|>"
+INTERVAL, STREAM_END = ",", "]\n"
+SYSTEM_PROMPT = (
+    "A multimodal AI assistant is helping users with some activities. Below is their "
+    "conversation, interleaved with the list of video frames received by the assistant."
+)
+# Llama 3's splitting rule: punctuation takes the line breaks after it along, so "]\n" can be one
+# token; digits go in threes.
+SPLIT_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+NUM_LEARNED_TOKENS = 480
+
+
+def read_tokenizer(path: Path, config: ModelConfig) -> Tokenizer:
+    """The tokenizer at `path`, held against the config's protocol strings and ids.
+
+    Raises:
+        CheckpointError: unreadable, or (all named at once) the silent or the speak string is not
+            the one token that the config says, or its vocabulary is larger than the model's.
+    """
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as exc:  # the library raises bare Exception for every fault
+        raise CheckpointError(f"{path} is no tokenizer.json that can be read: {exc}") from exc
+    stream = config.stream_config
+    faults = []
+    for name in ("frame_token_interval", "stream_end"):
+        text, wanted = getattr(stream, name), [getattr(stream, f"{name}_id")]
+        ids = tokenizer.encode(text, add_special_tokens=False).ids
+        if ids != wanted:
+            faults.append(f"{name} {text!r} gives tokens {ids}, config.json wants {wanted}")
+    if tokenizer.get_vocab_size() > config.text_config.vocab_size:
+        faults.append(
+            f"it has {tokenizer.get_vocab_size()} tokens, "
+            f"vocab_size is {config.text_config.vocab_size}"
+        )
+    if faults:
+        raise CheckpointError(f"{path} does not fit config.json: {'; '.join(faults)}")
+    return tokenizer
+
+
+def preset_tokenizer(vocab_size: int) -> Tokenizer:
+    """A byte-level BPE tokenizer with `vocab_size` tokens for random-weight checkpoints.
+
+    It learns what the narration sentences below give; ids beyond that are words like " <1234>", so
+    that whatever a random model says can be read.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(SPLIT_PATTERN), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=min(vocab_size, NUM_LEARNED_TOKENS),
+        special_tokens=[BOS, EOS],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_narration(), trainer)
+    document = json.loads(tokenizer.to_str())
+    vocabulary = document["model"]["vocab"]
+    for token_id in range(len(vocabulary), vocab_size):
+        vocabulary[f"Ġ<{token_id}>"] = token_id  # Ġ is byte-level BPE's blank
+    return Tokenizer.from_str(json.dumps(document))
+
+
+def _narration() -> Iterator[str]:
+    people = ("A man", "A woman", "A child", "Two people", "The group")
+    acts = ("walks", "stops", "turns", "waits", "crosses the lawn", "leaves the picture")
+    places = ("on the path", "near the lamp post", "by the road", "to the left", "to the right")
+    for person, act, place in product(people, acts, places):
+        yield f"\n[,]\nUser: What happens?\nAssistant: {person} {act} {place}."
+    yield from (f"{SYSTEM_PROMPT}\n\n[", "]\nUser: Please narrate the video in real time.")

@@ -1,0 +1,1 @@
+"""A bundle at work: video in, words out, over a rolling KV cache."""

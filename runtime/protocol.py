@@ -1,0 +1,103 @@
+"""The streaming protocol of VideoLLM-online: what is fed between frames, and what an answer means.
+
+    <bos>{system}\\n\\n[FRAME,FRAME,...FRAME]\\nUser: {query}\\nAssistant: {reply}<eos>
+    \\n[FRAME,...FRAME]\\nAssistant: {reply}<eos>\\n[FRAME,...
+
+At a frame's last token the model predicts either the interval (stay silent) or the end of the
+frames (speak). Two rules are ours where the published code stops or drops a token: any other most
+likely token counts as silence, undecided; and a reply cut off by its limit is closed with <eos>.
+"""
+
+from collections.abc import Sequence
+from enum import Enum
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
+
+from mod_edge.config import StreamConfig
+
+SYSTEM_END = "\n"
+STREAM_START = "\n["
+QUERY = "\nUser: {query}"
+GENERATION = "\nAssistant:"
+
+
+class Decision(str, Enum):
+    """What the model said at a frame."""
+
+    SILENT = "silent"
+    SPEAK = "speak"
+    UNDECIDED = "undecided"  # neither of the two was the likeliest token: treated as silent
+    ASKED = "asked"  # a query was due at this frame, so the decision was not read
+
+
+class Protocol:
+    """Turns the state of a conversation into the token ids to feed next."""
+
+    def __init__(self, config: StreamConfig, tokenizer: Tokenizer, threshold: float) -> None:
+        """A conversation that has not begun.
+
+        Args:
+            config: the checkpoint's strings and ids.
+            tokenizer: the checkpoint's.
+            threshold: a probability of the silent token below it counts as zero; 0..1.
+        """
+        self._config = config
+        self._tokenizer = tokenizer
+        self._threshold = threshold
+        self._has_begun = False
+        self._in_frames = False  # whether the last thing fed was a frame
+        self._unfed: list[int] = []  # the end of a reply, fed with what follows it
+
+    def opening_ids(self) -> list[int]:
+        """What precedes the first frame: <bos>, the system prompt and the start of the frames."""
+        text = self._config.system_prompt + SYSTEM_END + STREAM_START
+        return [self._config.bos_token_id, *self._encode(text)]
+
+    def frame_prefix(self) -> list[int]:
+        """Ids to feed right before the next frame; at least one."""
+        if not self._has_begun:
+            return self.opening_ids()
+        if self._in_frames:
+            return [self._config.frame_token_interval_id]
+        return [*self._unfed, *self._encode(STREAM_START)]
+
+    def response_prompt(self, query: str | None) -> list[int]:
+        """Ids that ask for a reply to `query`, or for one that the model wants to give itself."""
+        end = self._config.stream_end.removesuffix("\n") if self._in_frames else ""
+        question = "" if query is None else QUERY.format(query=query)
+        return [*self._unfed, *self._encode(end + question + GENERATION)]
+
+    def query_ids(self, query: str) -> list[int]:
+        """The ids of a query asked between frames, to know its length beforehand."""
+        end = self._config.stream_end.removesuffix("\n")
+        return self._encode(end + QUERY.format(query=query) + GENERATION)
+
+    def note_frame(self) -> None:
+        """A frame has been fed behind its prefix."""
+        self._has_begun = self._in_frames = True
+        self._unfed = []
+
+    def note_reply(self, unfed: Sequence[int]) -> None:
+        """A reply has been generated; `unfed` are its ids that are not in the cache yet."""
+        self._in_frames = False
+        self._unfed = list(unfed)
+
+    def decide(self, logits: npt.NDArray[np.float32]) -> Decision:
+        """The decision that logits (V,) at a frame's last token mean."""
+        silent_id, speak_id = self._config.frame_token_interval_id, self._config.stream_end_id
+        likeliest = int(logits.argmax())
+        if likeliest == silent_id and self._threshold > 0:
+            probability = 1 / np.exp(logits - logits[silent_id]).sum(dtype=np.float64)
+            if probability < self._threshold:
+                others = logits.copy()
+                others[silent_id] = -np.inf
+                likeliest = int(others.argmax())
+        if likeliest == speak_id:
+            return Decision.SPEAK
+        return Decision.SILENT if likeliest == silent_id else Decision.UNDECIDED
+
+    def _encode(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids

@@ -1,0 +1,80 @@
+"""The contract between a session and whatever computes: ONNX Runtime, TensorRT or the reference."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+
+import numpy as np
+import numpy.typing as npt
+
+from mod_edge.kv_window import Eviction, Rows
+from mod_edge.layout import StepLayout
+
+Float32Array = npt.NDArray[np.float32]
+Int64Array = npt.NDArray[np.int64]
+UInt8Array = npt.NDArray[np.uint8]
+
+
+class Runner(ABC):
+    """Computes what a session asks for and holds the KV cache; a context manager.
+
+    Arrays that a method returns are the runner's own and valid until its next call of that method.
+    """
+
+    name: str
+    """Backend and device, for the one line that says which is used."""
+
+    @abstractmethod
+    def encode(self, frames: UInt8Array) -> Float32Array:
+        """Frame embeddings (F, N, D) of RGB frames (F, I, I, 3)."""
+
+    @abstractmethod
+    def step(
+        self,
+        layout: StepLayout,
+        token_ids: Sequence[int],
+        frame_embeds: Float32Array | None,
+        *,
+        position: int,
+        past: Rows,
+    ) -> None:
+        """Run one step through all decoder layers and append it to the cache.
+
+        Args:
+            layout: the step's shape.
+            token_ids: X ids of the text tokens, in stream order.
+            frame_embeds: (F, N, D), or None where F is 0.
+            position: stream position of the step's first token.
+            past: rows of the cache that hold the past; what a taken-back step wrote behind them
+                is overwritten.
+
+        Raises:
+            CacheError: the step does not fit behind `past`.
+        """
+
+    @abstractmethod
+    def logits(self, rows: Sequence[int]) -> Float32Array:
+        """(len(rows), V) of these rows of the last step."""
+
+    @abstractmethod
+    def evict(self, eviction: Eviction) -> None:
+        """Drop rows from every layer's cache and rebase the sink."""
+
+    @property
+    @abstractmethod
+    def kept(self) -> Mapping[int, Int64Array]:
+        """By MoD layer, the positions (F, K) within each frame that the last step computed."""
+
+    def close(self) -> None:  # noqa: B027 - most runners hold nothing to release
+        """Release what the runner holds; it cannot be used afterwards."""
+
+    def __enter__(self) -> "Runner":
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -1,0 +1,299 @@
+"""A stream from frames to events: capture, vision, decoder steps, decisions, replies, rolling cache.
+
+    with open_session("bundle", window="120s") as session, VideoFile("clip.mp4", fps=2) as source:
+        for event in session.stream(source, [Query("Please narrate the video in real time.")]):
+            print(event)
+"""
+
+import time
+from collections import Counter, deque
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Protocol as TypingProtocol
+
+import numpy as np
+from tokenizers import Tokenizer
+from tokenizers.decoders import DecodeStream
+
+from mod_edge.config import ModelConfig
+from mod_edge.errors import ConfigError
+from mod_edge.kv_budget import KvPlan, rows_of
+from mod_edge.kv_window import KvWindow
+from mod_edge.runtime.capture import Frame
+from mod_edge.runtime.events import (
+    Event,
+    FrameEvent,
+    QueryEvent,
+    ReplyEvent,
+    RollEvent,
+    Summary,
+    TextEvent,
+)
+from mod_edge.runtime.preprocess import letterbox
+from mod_edge.runtime.protocol import Decision, Protocol
+from mod_edge.runtime.runner import Float32Array, Runner
+from mod_edge.runtime.stats import Latencies
+from mod_edge.runtime.stepper import Stepper
+
+
+class Source(TypingProtocol):
+    """Where frames come from: `VideoFile` or `LiveCapture`."""
+
+    is_live: bool
+    num_dropped: int
+    warnings: list[str]
+
+    def __iter__(self) -> Iterator[Frame]: ...
+
+
+@dataclass(frozen=True)
+class Query:
+    """A question or instruction to put to the model at `time_s` seconds of video."""
+
+    text: str
+    time_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class SessionOptions:
+    """How a stream is run.
+
+    Attributes:
+        threshold: see `Protocol`; 0..1.
+        max_new_tokens: a reply is cut off there.
+        frames_per_step: frames of a file fed in one decoder step. Decisions stay those of one by
+            one feeding: where an earlier frame speaks, the later ones are taken back.
+        max_step_tokens: longest step; a longer text is fed in pieces.
+        evict_fraction: see `KvWindow`.
+    """
+
+    threshold: float
+    max_new_tokens: int
+    frames_per_step: int
+    max_step_tokens: int
+    evict_fraction: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.threshold <= 1:
+            raise ConfigError(f"threshold={self.threshold}, wanted a probability, 0 to 1")
+        for name in ("max_new_tokens", "frames_per_step", "max_step_tokens"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)}, wanted at least 1")
+
+
+class Session:
+    """One stream on one runner; `stream` may be iterated once."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        config: ModelConfig,
+        tokenizer: Tokenizer,
+        plan: KvPlan,
+        options: SessionOptions,
+    ) -> None:
+        """A session that owns `runner` and closes it. `open_session` makes one from a bundle."""
+        self.runner = runner
+        self.plan = plan
+        self.options = options
+        self.window = KvWindow(plan.capacity, evict_fraction=options.evict_fraction)
+        self._stepper = Stepper(runner, config, self.window, options.max_step_tokens)
+        self._config = config
+        self._tokenizer = tokenizer
+        self._protocol = Protocol(config.stream_config, tokenizer, options.threshold)
+        side = config.vision_config.image_size
+        self._pixels = np.zeros((options.frames_per_step, side, side, 3), np.uint8)
+        self._time_s = 0.0
+        self._num_frames = 0
+        self._decisions = Counter[Decision]()
+        self._num_replies = self._num_reply_tokens = self._num_rolls = 0
+        self._vision_ms, self._decoder_ms = Latencies(), Latencies()
+        self._started_s: float | None = None
+        self._source: Source | None = None
+        self._unanswered: deque[Query] = deque()
+
+    def __enter__(self) -> "Session":
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.runner.close()
+
+    def stream(self, source: Source, queries: Sequence[Query] = ()) -> Iterator[Event]:
+        """Watch `source` to its end, yielding events as they happen.
+
+        Args:
+            source: an open source; not closed here.
+            queries: put to the model at their times. One due at the first frame is the standing
+                instruction: it is never evicted.
+
+        Raises:
+            CacheError: a text does not fit in the window.
+            SourceError: the source broke off.
+        """
+        self._check_queries(queries)
+        self._source = source
+        self._unanswered = queue = deque(sorted(queries, key=lambda query: query.time_s))
+        frames_at_once = 1 if source.is_live else self.options.frames_per_step
+        frames = iter(source)
+        while batch := list(islice(frames, frames_at_once)):
+            self._started_s = self._started_s or time.perf_counter()
+            yield from self._watch(batch, queue)
+        end_s = self._time_s + 1 / self._config.stream_config.frame_fps
+        while self._num_frames and queue and queue[0].time_s <= end_s:
+            yield from self._answer(queue.popleft())
+
+    def summary(self) -> Summary:
+        """What happened so far."""
+        wall_s = time.perf_counter() - self._started_s if self._started_s else 0.0
+        warnings = list(self._source.warnings) if self._source else []
+        warnings += [
+            f"the query {query.text!r} at {query.time_s:g} s was not reached"
+            for query in self._unanswered
+        ]
+        return Summary(
+            time_s=self._time_s,
+            num_frames=self._num_frames,
+            decisions={decision.value: self._decisions[decision] for decision in Decision},
+            num_replies=self._num_replies,
+            num_reply_tokens=self._num_reply_tokens,
+            num_rolls=self._num_rolls,
+            num_tokens=self.window.num_tokens,
+            num_evicted=self.window.num_evicted,
+            num_dropped=self._source.num_dropped if self._source else 0,
+            wall_s=round(wall_s, 3),
+            fps=round(self._num_frames / wall_s, 2) if wall_s else 0.0,
+            vision_ms=self._vision_ms.percentiles(),
+            decoder_ms=self._decoder_ms.percentiles(),
+            cache_fill=round(self._cache_fill(), 4),
+            warnings=warnings,
+        )
+
+    def _watch(self, batch: list[Frame], queue: deque[Query]) -> Iterator[Event]:
+        """Encode the batch's frames once, and feed them in as few steps as decisions allow."""
+        started = time.perf_counter()
+        for frame, pixels in zip(batch, self._pixels, strict=False):
+            letterbox(frame.image, pixels)
+        embeds = self.runner.encode(self._pixels[: len(batch)])
+        vision_ms = 1000 * (time.perf_counter() - started) / len(batch)
+        first = 0
+        while first < len(batch):
+            while self._num_frames and queue and queue[0].time_s < batch[first].time_s:
+                yield from self._answer(queue.popleft())
+            last = first + 1
+            while last < len(batch) and not (queue and queue[0].time_s <= batch[last - 1].time_s):
+                last += 1
+            first += yield from self._feed(
+                batch[first:last], embeds[first:last], queue, vision_ms
+            )
+
+    def _feed(
+        self, frames: list[Frame], embeds: Float32Array, queue: deque[Query], vision_ms: float
+    ) -> Generator[Event, None, int]:
+        """Feed frames in one step; returns how many stand, the rest having been taken back."""
+        started = time.perf_counter()
+        is_standing = bool(queue) and queue[0].time_s <= frames[0].time_s
+        logits = self._stepper.feed_frames(
+            self._protocol.frame_prefix(),
+            embeds,
+            closes_sink=self.window.sink_is_open and not is_standing,
+        )
+        decisions = [self._protocol.decide(row) for row in logits]
+        decoder_ms = 1000 * (time.perf_counter() - started) / len(frames)
+        yield from self._take_rolls()
+        for number, (frame, decision) in enumerate(zip(frames, decisions, strict=True)):
+            query = queue.popleft() if queue and queue[0].time_s <= frame.time_s else None
+            if query is not None:
+                decision = Decision.ASKED
+            answers = decision in (Decision.ASKED, Decision.SPEAK)
+            if answers:
+                self._stepper.take_back_frames(len(frames) - number - 1)
+            yield self._note_frame(frame, decision, vision_ms, decoder_ms)
+            if answers:
+                yield from self._answer(query)
+                return number + 1
+        return len(frames)
+
+    def _note_frame(
+        self, frame: Frame, decision: Decision, vision_ms: float, decoder_ms: float
+    ) -> FrameEvent:
+        self._protocol.note_frame()
+        self._time_s = frame.time_s
+        self._num_frames += 1
+        self._decisions[decision] += 1
+        self._vision_ms.add(vision_ms)
+        self._decoder_ms.add(decoder_ms)
+        assert self._source is not None
+        return FrameEvent(
+            time_s=frame.time_s,
+            index=frame.index,
+            decision=decision,
+            vision_ms=round(vision_ms, 3),
+            decoder_ms=round(decoder_ms, 3),
+            cache_fill=round(self._cache_fill(), 4),
+            num_dropped=self._source.num_dropped,
+        )
+
+    def _answer(self, query: Query | None) -> Iterator[Event]:
+        """Generate a reply greedily, to `query` or to what was just seen."""
+        if query is not None:
+            yield QueryEvent(self._time_s, query.text, query.time_s)
+        started = time.perf_counter()
+        prompt = self._protocol.response_prompt(query.text if query else None)
+        logits = self._stepper.feed_text(prompt, continues=False)
+        if self.window.sink_is_open:  # the standing instruction ends it
+            self.window.close_sink()
+        decoder = DecodeStream(skip_special_tokens=True)
+        eos, ids, pieces = self._config.stream_config.eos_token_id, list[int](), list[str]()
+        first_s = 0.0
+        while (token_id := int(logits.argmax())) != eos:
+            first_s = first_s or time.perf_counter()
+            ids.append(token_id)
+            pieces.append(decoder.step(self._tokenizer, token_id) or "")
+            yield from self._take_rolls()
+            yield TextEvent(self._time_s, pieces[-1], token_id)
+            if len(ids) == self.options.max_new_tokens:
+                break
+            logits = self._stepper.feed_text([token_id], continues=True)
+        ended = time.perf_counter()
+        is_cut = token_id != eos
+        self._protocol.note_reply([token_id, eos] if is_cut else [eos])
+        self._num_replies += 1
+        self._num_reply_tokens += len(ids)
+        yield from self._take_rolls()
+        yield ReplyEvent(
+            time_s=self._time_s,
+            query=query.text if query else None,
+            text="".join(pieces).strip(),
+            token_ids=ids,
+            is_cut=is_cut,
+            first_token_ms=round(1000 * ((first_s or ended) - started), 3),
+            token_ms=round(1000 * (ended - first_s) / (len(ids) - 1), 3) if len(ids) > 1 else 0.0,
+        )
+
+    def _take_rolls(self) -> Iterator[Event]:
+        for roll in self._stepper.rolls:
+            self._num_rolls += 1
+            dropped, total = roll.eviction.dropped.dense, roll.eviction.num_evicted
+            yield RollEvent(self._time_s, dropped, total, round(roll.roll_ms, 3))
+        self._stepper.rolls.clear()
+
+    def _cache_fill(self) -> float:
+        length, capacity = self.window.length, self.window.capacity
+        return max(length.dense / capacity.dense, length.mod / capacity.mod)
+
+    def _check_queries(self, queries: Sequence[Query]) -> None:
+        """Refuse a query now that could not be answered in this window later."""
+        opening = len(self._protocol.opening_ids())
+        for query in queries:
+            prompt = len(self._protocol.query_ids(query.text))
+            text = opening + prompt + self.options.max_new_tokens + 1
+            # In the sink or behind it: the reply needs the sink, its prompt and one more frame.
+            needed = rows_of(self._config, text, 2)
+            if not needed.fits(self.plan.capacity):
+                raise ConfigError(
+                    f"the query {query.text[:40]!r} takes {prompt} tokens: with the system prompt "
+                    f"and a reply of {self.options.max_new_tokens} that is {needed.dense}, the "
+                    f"window has {self.plan.capacity.dense}; take a larger --window or "
+                    "--kv-budget, a shorter query or a smaller --max-new-tokens"
+                )

@@ -1,0 +1,118 @@
+"""Feeds text and frames to a runner and keeps the window's books: first room, then the step."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mod_edge.config import ModelConfig
+from mod_edge.kv_budget import rows_of
+from mod_edge.kv_window import Eviction, KvWindow, Rows
+from mod_edge.layout import FRAME, StepLayout, step_layout
+from mod_edge.runtime.runner import Float32Array, Runner
+
+
+@dataclass(frozen=True)
+class Roll:
+    """An eviction that was carried out, and the milliseconds it took."""
+
+    eviction: Eviction
+    roll_ms: float
+
+
+class Stepper:
+    """One runner and its window; `rolls` collects what was evicted until somebody takes it."""
+
+    def __init__(
+        self, runner: Runner, config: ModelConfig, window: KvWindow, max_step_tokens: int
+    ) -> None:
+        self.runner = runner
+        self.window = window
+        self.rolls: list[Roll] = []
+        self._config = config
+        self._max_step_tokens = max_step_tokens
+
+    def feed_text(self, token_ids: Sequence[int], *, continues: bool) -> Float32Array:
+        """Feed a run of text, in pieces where it is longer than a step may be.
+
+        Args:
+            token_ids: at least one.
+            continues: whether it belongs to the segment in progress.
+
+        Returns:
+            Logits (V,) at its last token, the runner's own.
+        """
+        layout = None
+        for start in range(0, len(token_ids), self._max_step_tokens):
+            piece = token_ids[start : start + self._max_step_tokens]
+            layout = self._layout((len(piece),))
+            added = Rows(layout.num_tokens, layout.num_rows)
+            self._make_room(added, continues=continues)
+            self._step(layout, piece, None)
+            self.window.append(added, continues=continues)
+            continues = True
+        assert layout is not None, "text has at least one token"
+        return self.runner.logits([layout.num_tokens - 1])[0]
+
+    def feed_frames(
+        self, prefix: Sequence[int], embeds: Float32Array, *, closes_sink: bool
+    ) -> Float32Array:
+        """Feed `prefix` and frames with interval tokens between them, each frame a segment.
+
+        Args:
+            prefix: ids right before the first frame, at least one.
+            embeds: (F, N, D).
+            closes_sink: the sink ends between the prefix and the first frame.
+
+        Returns:
+            Logits (F, V) at each frame's last token, the runner's own.
+        """
+        interval_id = self._config.stream_config.frame_token_interval_id
+        num_frames = len(embeds)
+        room_for_prefix = self._max_step_tokens - self._num_frame_tokens(num_frames)
+        continues = len(prefix) > room_for_prefix
+        if continues:
+            self.feed_text(prefix[:-1], continues=False)
+            prefix = prefix[-1:]
+        layout = self._layout((len(prefix), FRAME, *(1, FRAME) * (num_frames - 1)))
+        self._make_room(Rows(layout.num_tokens, layout.num_rows), continues=continues)
+        self._step(layout, [*prefix, *[interval_id] * (num_frames - 1)], embeds)
+        text = len(prefix)
+        if closes_sink:
+            self.window.append(rows_of(self._config, text, 0), continues=True)
+            self.window.close_sink()
+            text = 0
+        self.window.append(rows_of(self._config, text, 1), continues=continues)
+        for _ in range(num_frames - 1):
+            self.window.append(rows_of(self._config, 1, 1), continues=False)
+        return self.runner.logits(layout.last_frame_rows.tolist())
+
+    def take_back_frames(self, num_frames: int) -> None:
+        """Forget the last frames fed, as if they had not been: their rows are overwritten."""
+        for _ in range(num_frames):
+            self.window.take_back()
+
+    def _num_frame_tokens(self, num_frames: int) -> int:
+        """Tokens of a step of frames, all but the first frame's prefix."""
+        return num_frames * (self._config.frame_num_tokens + 1) - 1
+
+    def _layout(self, pieces: tuple[int, ...]) -> StepLayout:
+        return step_layout(pieces, self._config.frame_num_tokens, self._config.num_kept)
+
+    def _make_room(self, needed: Rows, *, continues: bool) -> None:
+        eviction = self.window.make_room(needed, continues=continues)
+        if eviction is None:
+            return
+        started = time.perf_counter()
+        self.runner.evict(eviction)
+        self.rolls.append(Roll(eviction, 1000 * (time.perf_counter() - started)))
+
+    def _step(
+        self, layout: StepLayout, token_ids: Sequence[int], embeds: Float32Array | None
+    ) -> None:
+        self.runner.step(
+            layout,
+            token_ids,
+            embeds,
+            position=self.window.num_tokens,
+            past=self.window.length,
+        )
