@@ -9,7 +9,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 DEMO := build/demo
-CLIP := tests/data/pedestrians.mp4
+CLIP := tests/data/box.mp4
 INSTALLED := $(VENV)/.installed
 
 BIN := $(VENV)/bin

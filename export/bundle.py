@@ -1,5 +1,6 @@
 """A checkpoint written as a bundle: graphs, embedding table, tokenizer, config and manifest."""
 
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.metadata import version
@@ -161,3 +162,19 @@ def _checked_layers(config: ModelConfig, layers: Sequence[int] | None) -> tuple[
     if unknown:
         raise ExportError(f"no layers {unknown} in this model; it has 0 to {num_layers - 1}")
     return tuple(sorted(set(layers)))
+
+
+def parse_layers(text: str) -> list[int]:
+    """Layer indices of a list of numbers and ranges: "0-1,5" is 0, 1 and 5.
+
+    Raises:
+        ExportError: not such a list.
+    """
+    layers: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+        if match is None:
+            raise ExportError(f"layers={text!r}, wanted numbers and ranges like 0-1 or 0,5")
+        first, last = int(match[1]), int(match[2] or match[1])
+        layers += range(first, last + 1)
+    return layers

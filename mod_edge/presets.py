@@ -9,6 +9,7 @@ import json
 import math
 import struct
 from collections.abc import Callable, Iterator, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 
 import torch
@@ -24,7 +25,9 @@ from mod_edge.config import (
     VisionConfig,
     write_config,
 )
+from mod_edge.errors import ConfigError
 from mod_edge.manifest import CONFIG_FILE, TOKENIZER_FILE
+from mod_edge.staging import staged_folder
 from mod_edge.tokenizer import BOS, EOS, INTERVAL, STREAM_END, SYSTEM_PROMPT, preset_tokenizer
 
 SHARD_BYTES = 2 * 10**9
@@ -78,6 +81,48 @@ def preset_config(name: str) -> ModelConfig:
     )
     stream = StreamConfig(SYSTEM_PROMPT, bos, eos, INTERVAL, interval, STREAM_END, stream_end)
     return ModelConfig(text, vision, stream, MoDConfig(), dtype=dtype)
+
+
+def init_checkpoint(
+    preset: str,
+    folder: Path,
+    *,
+    seed: int = 0,
+    force: bool = False,
+    on_progress: Callable[[str, float, float], None] = lambda _part, _done, _total: None,
+) -> int:
+    """Make the checkpoint folder of a preset with random weights; it appears whole or not at all.
+
+    Args:
+        preset: a key of `GEOMETRIES`.
+        folder: the folder to make.
+        seed: of all weights.
+        force: replace `folder` if it exists.
+        on_progress: told what is written, the bytes done and of how many.
+
+    Returns:
+        Bytes of weights.
+
+    Raises:
+        ConfigError: an unknown preset, or `folder` exists and `force` is not given.
+    """
+    if preset not in GEOMETRIES:
+        near = get_close_matches(preset, GEOMETRIES, n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise ConfigError(f"preset={preset!r}, wanted one of {', '.join(GEOMETRIES)}{hint}")
+    config = preset_config(preset)
+    dtype = getattr(torch, config.dtype)
+    total = sum(map(math.prod, tensor_shapes(config).values())) * dtype.itemsize
+    done = 0
+
+    def on_bytes(nbytes: int) -> None:
+        nonlocal done
+        done += nbytes
+        on_progress("weights", done, total)
+
+    with staged_folder(folder, force=force) as staging:
+        write_checkpoint(config, staging, seed, on_bytes)
+    return total
 
 
 def write_checkpoint(

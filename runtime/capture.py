@@ -339,6 +339,16 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
             )
 
 
+def open_source(
+    path: str | None, camera: int | None, *, fps: float, max_frames: int | None = None
+) -> VideoFile | LiveCapture:
+    """The video file at `path` or the camera of this number; exactly one of the two is given."""
+    if camera is not None:
+        return LiveCapture(camera, fps=fps, max_frames=max_frames)
+    assert path is not None
+    return VideoFile(path, fps=fps, max_frames=max_frames)
+
+
 def _check_pace(fps: float, max_frames: int | None) -> None:
     if not 0 < fps < math.inf:
         raise ConfigError(f"fps={fps}: wanted more than 0 frames a second")

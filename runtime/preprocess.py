@@ -5,17 +5,18 @@ black. ffmpeg's bicubic is antialiased, its kernel grows with the reduction. Ope
 looks at 4x4 pixels whatever the reduction, so thin lines break up and text flickers.
 
 So a frame is reduced to twice the size by area and then halved by the antialiased bicubic kernel
-itself. Measured against torch's antialiased bicubic, mean and largest difference in levels of 255,
-on a 1080p frame with texture, lines and text and on a photograph of 1282x1110, and the time on two
-cores of an x86-64 server, OpenCV 5.0.0:
+itself. Measured against torch's antialiased bicubic: mean and largest difference in levels of 255
+for a 1080p frame of texture, lines and text and for a photograph of 1282x1110, both to 384 pixels
+(OpenCV 5.0.0 and 4.8.1 agree); fastest of 160 runs for the 1080p frame on two shared x86-64 cores:
 
-    to 384 pixels               1080p frame       photograph       time
-    this module                 0.75   16         0.74    7        12 ms
-    INTER_AREA                  1.78   38         1.14   11         6 ms
-    area to 2x, Gaussian, cubic 1.24   22         1.22   10         9 ms
-    area to 2x, cubic           3.94   82         2.83   25         8 ms
-    INTER_LINEAR                9.17  146 (p99.9) 4.39   55         0.5 ms
-    INTER_CUBIC                 9.17  146 (p99.9) 5.53   56         0.5 ms
+                                     1080p frame    photograph       time
+    this module                      0.77    16     0.78     7       13 ms
+    area to double, Gaussian, cubic  1.22    28     1.25    10       17 ms
+    Gaussian, cubic                  1.30    28     1.25     9       19 ms
+    INTER_AREA                       1.67    54     1.18    11        5 ms
+    area to double, cubic            3.63    95     2.85    25       10 ms
+    INTER_LINEAR                     9.43   215     4.40    55      0.5 ms
+    INTER_CUBIC                      9.43   215     5.54    56      0.7 ms
 """
 
 from typing import cast
@@ -28,8 +29,10 @@ from mod_edge.errors import ShapeError
 
 Image = NDArray[np.uint8]
 
-# The antialiased bicubic kernel (a = -0.5) that halves an image has 8 taps. Each pair average of
-# INTER_AREA after these 7 gives just those 8, so that no pixel is computed only to be thrown away.
+SLIGHT_REDUCTION = 1.25
+SIGMA_PER_REDUCTION = 0.35  # pixels; the best of 0.2 to 0.4 from 1.02 to 1.25
+# The antialiased bicubic kernel (a = -0.5) that halves an image has 8 taps; these 7, followed by
+# the pair averages of INTER_AREA, are exactly those 8.
 HALVING_TAPS = np.array([-3, -6, 35, 76, 35, -6, -3], dtype=np.float32) / 128
 
 
@@ -62,16 +65,21 @@ def letterbox(image: Image, out: Image) -> None:
 
 def _resize(image: Image, height: int, width: int) -> Image:
     """The image at (height, width); the two sizes have one aspect but for rounding."""
+    size = (width, height)
     if image.shape[:2] == (height, width):
         return image
-    if max(image.shape[:2]) < max(height, width):
-        return cast(Image, cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC))
+    reduction = max(image.shape[:2]) / max(size)
+    if reduction < 1:
+        return cast(Image, cv2.resize(image, size, interpolation=cv2.INTER_CUBIC))
+    if reduction < SLIGHT_REDUCTION:  # enlarging it to double would cost more than it saves
+        sigma = SIGMA_PER_REDUCTION * reduction
+        soft = cv2.GaussianBlur(image, (0, 0), sigma, borderType=cv2.BORDER_REPLICATE)
+        return cast(Image, cv2.resize(soft, size, interpolation=cv2.INTER_CUBIC))
     is_large = image.shape[0] >= 2 * height and image.shape[1] >= 2 * width
-    # INTER_AREA only averages; a frame less than twice as large is first enlarged, by cubic
-    first = cv2.INTER_AREA if is_large else cv2.INTER_CUBIC
+    first = cv2.INTER_AREA if is_large else cv2.INTER_CUBIC  # INTER_AREA cannot enlarge
     double = cv2.resize(image, (2 * width, 2 * height), interpolation=first)
     sharp = cv2.sepFilter2D(double, -1, HALVING_TAPS, HALVING_TAPS, borderType=cv2.BORDER_REPLICATE)
-    return cast(Image, cv2.resize(sharp, (width, height), interpolation=cv2.INTER_AREA))
+    return cast(Image, cv2.resize(sharp, size, interpolation=cv2.INTER_AREA))
 
 
 def _check(image: Image, out: Image) -> None:

@@ -32,6 +32,7 @@ from mod_edge.runtime.events import (
 )
 from mod_edge.runtime.preprocess import letterbox
 from mod_edge.runtime.protocol import Decision, Protocol
+from mod_edge.runtime.queries import Query
 from mod_edge.runtime.runner import Float32Array, Runner
 from mod_edge.runtime.stats import Latencies
 from mod_edge.runtime.stepper import Stepper
@@ -45,14 +46,6 @@ class Source(TypingProtocol):
     warnings: list[str]
 
     def __iter__(self) -> Iterator[Frame]: ...
-
-
-@dataclass(frozen=True)
-class Query:
-    """A question or instruction to put to the model at `time_s` seconds of video."""
-
-    text: str
-    time_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -99,7 +92,7 @@ class Session:
         self.options = options
         self.window = KvWindow(plan.capacity, evict_fraction=options.evict_fraction)
         self._stepper = Stepper(runner, config, self.window, options.max_step_tokens)
-        self._config = config
+        self.config = config
         self._tokenizer = tokenizer
         self._protocol = Protocol(config.stream_config, tokenizer, options.threshold)
         side = config.vision_config.image_size
@@ -139,7 +132,7 @@ class Session:
         while batch := list(islice(frames, frames_at_once)):
             self._started_s = self._started_s or time.perf_counter()
             yield from self._watch(batch, queue)
-        end_s = self._time_s + 1 / self._config.stream_config.frame_fps
+        end_s = self._time_s + 1 / self.config.stream_config.frame_fps
         while self._num_frames and queue and queue[0].time_s <= end_s:
             yield from self._answer(queue.popleft())
 
@@ -244,7 +237,7 @@ class Session:
         if self.window.sink_is_open:  # the standing instruction ends it
             self.window.close_sink()
         decoder = DecodeStream(skip_special_tokens=True)
-        eos, ids, pieces = self._config.stream_config.eos_token_id, list[int](), list[str]()
+        eos, ids, pieces = self.config.stream_config.eos_token_id, list[int](), list[str]()
         first_s = 0.0
         while (token_id := int(logits.argmax())) != eos:
             first_s = first_s or time.perf_counter()
@@ -289,7 +282,7 @@ class Session:
             prompt = len(self._protocol.query_ids(query.text))
             text = opening + prompt + self.options.max_new_tokens + 1
             # In the sink or behind it: the reply needs the sink, its prompt and one more frame.
-            needed = rows_of(self._config, text, 2)
+            needed = rows_of(self.config, text, 2)
             if not needed.fits(self.plan.capacity):
                 raise ConfigError(
                     f"the query {query.text[:40]!r} takes {prompt} tokens: with the system prompt "

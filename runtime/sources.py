@@ -1,17 +1,13 @@
 """Opening a video file, camera or stream with OpenCV: errors that say why, nothing printed."""
 
-import os
 import re
-import tempfile
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import cv2
 
 from mod_edge.errors import SourceError
+from mod_edge.runtime.noise import captured_noise
 
 OPEN_TIMEOUT_S = 10.0
 
@@ -103,37 +99,14 @@ def without_password(address: str) -> str:
     return re.sub(r"//[^/]*@", "//***@", address)
 
 
-_OPENING = threading.Lock()  # one diversion of standard error at a time
-
-
 def _open_quietly(*arguments: Any) -> tuple[cv2.VideoCapture, str]:
     """The capture, open or not, and FFmpeg's reason as ` (reason)`, or an empty string.
 
-    OpenCV tries one backend after the other and each prints its failure to standard error, where
-    it buries our message. FFmpeg's share can only be silenced by a variable of the environment,
-    which belongs to the command line, and the calls for OpenCV's share differ from 4.8 to 5.0. So
-    standard error goes to a file while opening; other threads' output of these moments with it.
+    OpenCV tries one backend after the other and each prints its failure, which buries our message.
+    FFmpeg's share can only be silenced by a variable of the environment, which belongs to the
+    command line, and the calls that silence OpenCV's share differ from 4.8 to 5.0.
     """
-    with _OPENING, tempfile.TemporaryFile() as sink:
-        with _standard_error_to(sink):
-            capture = cv2.VideoCapture(*arguments)
-        sink.seek(0)
-        noise = sink.read().decode(errors="replace")
-    reasons = re.findall(r"^\[[^\]]+ @ 0x[0-9a-f]+\] (.+)$", noise, re.MULTILINE)
+    with captured_noise() as noise:
+        capture = cv2.VideoCapture(*arguments)
+    reasons = re.findall(r"^\[[^\]]+ @ 0x[0-9a-f]+\] (.+)$", noise.text, re.MULTILINE)
     return capture, f" ({reasons[-1].strip()})" if reasons else ""
-
-
-@contextmanager
-def _standard_error_to(sink: IO[bytes]) -> Iterator[None]:
-    """Divert file descriptor 2, where C++ writes; sys.stderr alone would not reach it."""
-    try:
-        saved = os.dup(2)
-    except OSError:  # a process without standard error has nothing to keep quiet
-        yield
-        return
-    try:
-        os.dup2(sink.fileno(), 2)
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)

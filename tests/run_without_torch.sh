@@ -33,7 +33,10 @@ trap 'rm -rf "$temp"' EXIT
 cd "$temp"  # so that no checkout is on the path
 
 # by way of the source archive: a file missing from it would be missing for users too
-"$builder" -m build --no-isolation --outdir dist "$root" >build.log 2>&1 || { cat build.log >&2; exit 1; }
+if ! "$builder" -m build --no-isolation --outdir dist "$root" >build.log 2>&1; then
+    cat build.log >&2
+    exit 1
+fi
 wheel=$(echo dist/*.whl)
 
 for python in "${pythons[@]}"; do
@@ -48,7 +51,7 @@ found = [name for name in ("torch", "onnx", "onnxscript", "polygraphy") if find_
 if found:
     raise SystemExit(f"error: the device install pulled in {', '.join(found)}")
 PY
-    venv/bin/mod-edge run "$bundle" --source "$root/tests/data/pedestrians.mp4" \
+    venv/bin/mod-edge run "$bundle" --source "$root/tests/data/box.mp4" \
         --max-frames 20 --json >events.jsonl
     venv/bin/python - events.jsonl <<'PY'
 import json

@@ -1,0 +1,201 @@
+"""The `mod-edge` command: parses, calls one library function, prints. Exit codes: see `EXIT_CODES`."""
+
+import importlib.util
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mod_edge import __version__
+from mod_edge.console import out, print_json, progress, reports_errors, si
+from mod_edge.errors import BackendError
+
+EXIT_CODES = (
+    "Exit codes: 0 done (also when Ctrl-C or the end of the video ended a run), 1 an error that is "
+    "explained in one line, 2 wrong usage, 130 Ctrl-C before a command was done."
+)
+
+app = typer.Typer(
+    name="mod-edge",
+    help="Export VideoLLM-MoD checkpoints to ONNX and stream video through them on the device.",
+    epilog=EXIT_CODES,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+BundleArgument = Annotated[Path, typer.Argument(help="Bundle folder.", show_default=True)]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace what is there already.")]
+DEFAULT_BUNDLE = Path("bundle")
+EXPORT_PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "safetensors")
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)
+    ] = False,
+) -> None:
+    """Export VideoLLM-MoD checkpoints to ONNX and stream video through them on the device."""
+    if version:
+        out.print(f"mod-edge {__version__}")
+        raise typer.Exit
+
+
+@app.command(epilog=EXIT_CODES)
+@reports_errors
+def init(
+    preset: Annotated[str, typer.Argument(help="tiny, 135m, 1b or 8b.")],
+    folder: Annotated[Path, typer.Argument(help="Checkpoint folder to make.")],
+    seed: Annotated[int, typer.Option(help="Seed of the random weights.")] = 0,
+    force: ForceOption = False,
+) -> None:
+    """Write a checkpoint with random weights: to measure and to try with, not to understand video."""
+    _require_export_extra()
+    from mod_edge.presets import init_checkpoint
+
+    with progress("init") as show:
+        size = init_checkpoint(preset, folder, seed=seed, force=force, on_progress=show)
+    out.print(f"wrote {folder}: preset {preset}, {si(size, 'B')} of random weights, seed {seed}")
+
+
+@app.command(epilog=EXIT_CODES)
+@reports_errors
+def inspect(
+    target: Annotated[str, typer.Argument(help="Checkpoint, bundle or preset.")],
+    frames: Annotated[int, typer.Option(help="Length of the stream costs are taken over.")] = 600,
+    json: JsonOption = False,
+) -> None:
+    """Show what a model is made of and what a frame costs, beside the full-computation model."""
+    _require_export_extra()
+    from mod_edge.inspection import inspect as inspect_target
+    from mod_edge.inspection_view import print_inspection
+
+    inspection = inspect_target(target, frames)
+    if json:
+        print_json(inspection.to_json())
+    else:
+        print_inspection(inspection)
+
+
+@app.command(epilog=EXIT_CODES)
+@reports_errors
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Bundle folder.")] = DEFAULT_BUNDLE,
+    layers: Annotated[
+        str | None, typer.Option(help="Only these decoder layers, like 0-1 or 0,5.")
+    ] = None,
+    force: ForceOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Cut a checkpoint into ONNX graphs, each held against PyTorch as it is written."""
+    _require_export_extra()
+    from mod_edge.checkpoint import Checkpoint
+    from mod_edge.export.bundle import export_bundle, parse_layers
+
+    with progress("export") as show:
+        manifest = export_bundle(
+            Checkpoint(checkpoint),
+            output,
+            layers=None if layers is None else parse_layers(layers),
+            force=force,
+            on_step=show,
+        )
+    if json:
+        parity = {name: graph.parity for name, graph in manifest.graphs.items()}
+        print_json({"bundle": str(output), "parity": parity})
+        return
+    worst = max(manifest.graphs.values(), key=lambda graph: graph.parity["max_relative_error"])
+    size = sum(record.size_bytes for record in manifest.files.values())
+    out.print(
+        f"wrote {output}: {len(manifest.graphs)} graphs, {si(size, 'B')}; largest error against "
+        f"PyTorch {worst.parity['max_relative_error']:.1e} ({worst.file}), "
+        f"allowed {worst.parity['allowed']:.0e}"
+    )
+
+
+@app.command(epilog=EXIT_CODES)
+@reports_errors
+def run(
+    bundle: BundleArgument = DEFAULT_BUNDLE,
+    source: Annotated[str | None, typer.Option(help="Video file.")] = None,
+    camera: Annotated[int | None, typer.Option(help="Camera number.")] = None,
+    query: Annotated[
+        list[str] | None,
+        typer.Option(help='Instruction or question; "text@12.5" asks at 12.5 s. Repeatable.'),
+    ] = None,
+    window: Annotated[
+        str | None, typer.Option(help="What to remember: seconds (120s) or tokens (4096).")
+    ] = None,
+    kv_budget: Annotated[
+        float | None, typer.Option(help="Instead: MiB for all keys and values.")
+    ] = None,
+    max_frames: Annotated[int | None, typer.Option(help="Stop after so many frames.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(help="Longest reply.")] = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="Silent probabilities below it count as zero.")
+    ] = None,
+    frames_per_step: Annotated[
+        int | None, typer.Option(help="Frames of a file fed in one decoder step.")
+    ] = None,
+    profile: Annotated[str, typer.Option(help="Profile name or TOML file.")] = "cpu",
+    backend: Annotated[str, typer.Option(help="auto, onnx or torch (the reference).")] = "auto",
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="The bundle's checkpoint, for --backend torch.")
+    ] = None,
+    check: Annotated[bool, typer.Option("--check", help="Hash every file first.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show every frame and roll.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+) -> None:
+    """Stream a video file or a camera through a bundle; Ctrl-C ends it with the summary."""
+    from mod_edge.runtime.open_session import open_session
+    from mod_edge.runtime.queries import parse_query
+    from mod_edge.runtime.capture import open_source
+    from mod_edge.stream_view import show_stream
+
+    if (source is None) == (camera is None):
+        raise typer.BadParameter("give one of --source FILE and --camera NUMBER")
+    queries = [parse_query(text) for text in query or ()]
+    session = open_session(
+        bundle,
+        backend=backend,
+        checkpoint=checkpoint,
+        profile=profile,
+        window=window,
+        kv_budget_mib=kv_budget,
+        threshold=threshold,
+        max_new_tokens=max_new_tokens,
+        frames_per_step=frames_per_step,
+        check_all=check,
+    )
+    fps = session.config.stream_config.frame_fps
+    with session, open_source(source, camera, fps=fps, max_frames=max_frames) as frames:
+        show_stream(session, frames, queries, as_json=json, is_verbose=verbose)
+
+
+@app.command(epilog=EXIT_CODES)
+@reports_errors
+def doctor(json: JsonOption = False) -> None:
+    """Show what this machine has, what is missing, and how to get it."""
+    from mod_edge.doctor import diagnose
+    from mod_edge.doctor_view import print_report
+
+    report = diagnose()
+    if json:
+        print_json(report.to_json())
+    else:
+        print_report(report)
+    if any(finding.severity == "error" for finding in report.findings):
+        raise typer.Exit(1)
+
+
+def _require_export_extra() -> None:
+    """Name what is missing of the extra that only a workstation needs."""
+    missing = [name for name in EXPORT_PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise BackendError(
+            f"this command needs {', '.join(missing)}, not installed here; on the machine where "
+            'checkpoints are exported: pip install "mod-edge[cpu,export]"'
+        )

@@ -1,0 +1,103 @@
+"""What commands print: results on stdout, progress and errors on stderr.
+
+On a terminal: bars, colours and a live view. Elsewhere: plain lines. NO_COLOR is kept (by rich).
+"""
+
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, ParamSpec, TypeVar
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from mod_edge.errors import ModEdgeError
+
+EXIT_ERROR = 1
+EXIT_INTERRUPTED = 130  # what shells give a process that Ctrl-C ended
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+
+
+def reports_errors(command: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """The command with our errors printed as one line and exit code 1, without a traceback."""
+
+    @functools.wraps(command)
+    def run(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        try:
+            return command(*args, **kwargs)
+        except ModEdgeError as exc:
+            err.print("error:", style="bold red", end=" ")
+            err.print(str(exc), markup=False)
+            raise typer.Exit(EXIT_ERROR) from exc
+        except KeyboardInterrupt as exc:
+            err.print("stopped; nothing was left half-made")
+            raise typer.Exit(EXIT_INTERRUPTED) from exc
+
+    return run
+
+
+@contextmanager
+def progress(title: str) -> Iterator[Callable[[str, float, float], None]]:
+    """A function (name of the part, done, of total) that shows how far a long command is."""
+    if not err.is_terminal:
+        last = [""]
+
+        def line(name: str, done: float, total: float) -> None:
+            if name != last[0]:
+                last[0] = name
+                err.print(f"{title}: {name} ({100 * done / total:.0f}%)", markup=False)
+
+        yield line
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=err, transient=True) as bar:
+        task = bar.add_task(title)
+        yield lambda name, done, total: bar.update(
+            task, description=f"{title}: {name}", completed=done, total=total
+        )
+
+
+def print_json(document: dict[str, Any]) -> None:
+    """One JSON document or line on stdout, flushed, so that a reader sees it at once."""
+    import json
+
+    sys.stdout.write(json.dumps(document) + "\n")
+    sys.stdout.flush()
+
+
+def table(*columns: str, rows: list[tuple[str, ...]]) -> Table:
+    """A borderless table whose columns after the first are aligned right."""
+    grid = Table(box=None, pad_edge=False, header_style="bold")
+    for number, column in enumerate(columns):
+        grid.add_column(column, justify="right" if number else "left", no_wrap=True)
+    for row in rows:
+        grid.add_row(*row)
+    return grid
+
+
+def printable(text: str) -> str:
+    """`text` on one line without control characters: a model's words must not move the cursor."""
+    return "".join(char if char.isprintable() else " " for char in text)
+
+
+def si(number: float, unit: str) -> str:
+    """A number with k, M, G or T: 107934121984 FLOPs is "107.9 GFLOPs"."""
+    for prefix in ("", "k", "M", "G", "T"):
+        if abs(number) < 1000 or prefix == "T":
+            break
+        number /= 1000
+    digits = 0 if prefix == "" and float(number).is_integer() else 1
+    return f"{number:.{digits}f} {prefix}{unit}"

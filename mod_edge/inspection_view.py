@@ -1,0 +1,72 @@
+"""`mod-edge inspect` on the screen."""
+
+from mod_edge.console import out, si, table
+from mod_edge.costs import Comparison
+from mod_edge.inspection import Inspection
+
+
+def print_inspection(inspection: Inspection) -> None:
+    """Print layers, parameters and costs, each cost beside the full-computation model's."""
+    config = inspection.config
+    text, vision, mod = config.text_config, config.vision_config, config.mod_config
+    out.print(f"{inspection.name}: {si(inspection.parameters['total'], 'parameters')}")
+    num_mod = len(config.mod_layers)
+    rows = [
+        (
+            "decoder",
+            f"{text.num_hidden_layers} layers of {text.hidden_size}: "
+            f"{text.num_hidden_layers - num_mod} dense, {num_mod} MoD",
+        ),
+        (
+            "routing",
+            f"{mod.insertion}, {mod.selection}, keep_ratio {mod.keep_ratio:g}, "
+            f"router_scaling {mod.router_scaling}"
+            if mod
+            else "none: full computation",
+        ),
+        (
+            "vision",
+            f"{vision.image_size} pixels, {vision.num_patches} patches, "
+            f"{vision.num_hidden_layers} layers of {vision.hidden_size}",
+        ),
+        (
+            "frame",
+            f"{config.frame_num_tokens} tokens, {config.num_kept} computed in a MoD layer, "
+            f"{config.stream_config.frame_fps:g} frames/s",
+        ),
+    ]
+    rows += [
+        (f"{part} weights", si(count, ""))
+        for part, count in inspection.parameters.items()
+        if part != "total"
+    ]
+    grid = table("", "", rows=rows)
+    grid.show_header = False
+    grid.columns[1].justify = "left"
+    out.print(grid)
+    out.print()
+    cost_rows = [
+        *_cost_rows("with the interval token", inspection.with_interval),
+        *_cost_rows("frame tokens only", inspection.frames_only),
+        ("vision FLOPs", si(inspection.vision_flops, ""), si(inspection.vision_flops, ""), "1.000"),
+    ]
+    header = f"a frame, mean of {inspection.num_frames}"
+    out.print(table(header, "this model", "full computation", "ratio", rows=cost_rows))
+
+
+def _cost_rows(title: str, comparison: Comparison) -> list[tuple[str, ...]]:
+    model, full = comparison.model, comparison.full
+    return [
+        (
+            f"decoder FLOPs, {title}",
+            si(model.flops, ""),
+            si(full.flops, ""),
+            f"{comparison.flops_ratio:.3f}",
+        ),
+        (
+            f"KV cache (float32), {title}",
+            si(model.kv_bytes, "B"),
+            si(full.kv_bytes, "B"),
+            f"{comparison.kv_ratio:.3f}",
+        ),
+    ]

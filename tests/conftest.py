@@ -1,0 +1,85 @@
+"""What several tests need: small odd-sized models, the tiny checkpoint, its bundle and the clip."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mod_edge.config import ModelConfig, MoDConfig, StreamConfig, TextConfig, VisionConfig
+
+# Before torch is imported. Models this small only lose by sharing their work out: the tests of
+# test_model.py take 67 s with two threads on two busy cores, and 17 s with one.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+CLIP = Path(__file__).resolve().parent / "data" / "pedestrians.mp4"
+INTERLEAVED = MoDConfig()
+
+
+@pytest.fixture(scope="session")
+def clip() -> Path:
+    """A minute of a real street: 600 frames of 384 x 288 pixels, 10 a second."""
+    return CLIP
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory) -> Path:
+    """The tiny preset's checkpoint; shared by all tests, so copy it before changing it."""
+    from mod_edge.presets import preset_config, write_checkpoint
+
+    folder = tmp_path_factory.mktemp("tiny") / "checkpoint"
+    folder.mkdir()
+    write_checkpoint(preset_config("tiny"), folder, seed=0, on_bytes=lambda _size_bytes: None)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_checkpoint) -> Path:
+    """The tiny checkpoint's bundle (25 s, once a run); copy it before changing it."""
+    from mod_edge.checkpoint import Checkpoint
+    from mod_edge.export.bundle import export_bundle
+
+    folder = tiny_checkpoint.parent / "bundle"
+    export_bundle(Checkpoint(tiny_checkpoint), folder)
+    return folder
+
+
+def odd_config(
+    *,
+    num_layers: int = 4,
+    num_key_value_heads: int = 2,
+    mod: MoDConfig | None = INTERLEAVED,
+    **text: object,
+) -> ModelConfig:
+    """A config in which no two sizes are equal, so that a swapped axis shows.
+
+    D=48, H=6, G=`num_key_value_heads` (2 or 3), E=16, so that H*E is not D; N=10 tokens a frame,
+    pooled from 4 x 4 patches (which 3 does not divide); `text` are further fields of `TextConfig`.
+    """
+    return ModelConfig(
+        TextConfig(48, 80, num_layers, 6, num_key_value_heads, 16, 67, **text),
+        VisionConfig(32, 40, 2, 4, image_size=59, patch_size=14),  # three pixels are cut off
+        StreamConfig("You watch.", 0, 1, ",", 2, "]\n", 3),
+        mod,
+    )
+
+
+@pytest.fixture(scope="session")
+def make_config() -> Callable[..., ModelConfig]:
+    """The function `odd_config`."""
+    return odd_config
+
+
+@pytest.fixture(scope="session")
+def make_model():
+    """`make_model(config, seed=0, dtype=None)`: the reference model with seeded random weights."""
+    from mod_edge.model import VideoLLM
+    from mod_edge.presets import random_tensor
+
+    def make(config, *, seed=0, dtype=None):
+        model = VideoLLM(config).eval().requires_grad_(False)
+        for name, parameter in model.named_parameters():
+            parameter.copy_(random_tensor(config, name, tuple(parameter.shape), seed))
+        return model if dtype is None else model.to(dtype)
+
+    return make

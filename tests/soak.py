@@ -1,0 +1,105 @@
+"""A long stream, watched for memory that grows and steps that slow down.
+
+    python tests/soak.py BUNDLE [--frames 20000] [--window 1024]
+
+Prints one JSON object: resident bytes a frame gained after warm-up, and the median step time (of
+vision and of the decoder) of the first 1,000 frames after the window filled and of the last 1,000.
+The clip's frames are held in memory and repeated, so that only the session is measured.
+"""
+
+import argparse
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+
+from mod_edge.runtime.capture import Frame, VideoFile
+from mod_edge.runtime.events import FrameEvent
+from mod_edge.runtime.open_session import open_session
+from mod_edge.runtime.queries import Query
+from mod_edge.runtime.session import Session
+
+CLIP = Path(__file__).parent / "data" / "box.mp4"
+SPAN = 1000  # frames at either end that step times are compared over
+# Arenas, caches of step shapes and interned numbers still grow while all shapes are met for the
+# first time; that ends, which is what the span after it shows.
+WARM_UP_FRAMES = 2000
+
+
+class LoopedClip:
+    """The clip's frames over and over, as one file of `num_frames`."""
+
+    is_live = False
+    num_dropped = 0
+
+    def __init__(self, num_frames: int, fps: float) -> None:
+        self.warnings: list[str] = []
+        self._num_frames, self._fps = num_frames, fps
+        with VideoFile(CLIP, fps=fps) as video:
+            self._images = [frame.image for frame in video]
+
+    def __iter__(self) -> Iterator[Frame]:
+        for index in range(self._num_frames):
+            yield Frame(index, index / self._fps, self._images[index % len(self._images)])
+
+
+def resident_bytes() -> int:
+    """Resident memory of this process (Linux)."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def soak(
+    session: Session,
+    num_frames: int,
+    *,
+    span: int = SPAN,
+    warm_up: int = WARM_UP_FRAMES,
+    on_frame: Callable[[FrameEvent], None] = lambda _event: None,
+) -> dict[str, float]:
+    """Stream `num_frames` and report growth and step times."""
+    source = LoopedClip(num_frames, session.config.stream_config.frame_fps)
+    first: list[float] = []
+    last: list[float] = []
+    start_bytes = end_bytes = 0
+    for event in session.stream(source, [Query("Please narrate the video in real time.")]):
+        if not isinstance(event, FrameEvent):
+            continue
+        on_frame(event)
+        if event.index == warm_up:
+            assert session.window.num_evicted, "the window must be full before the warm-up ends"
+            start_bytes = resident_bytes()
+        if warm_up <= event.index < warm_up + span:
+            first.append(event.vision_ms + event.decoder_ms)
+        if event.index >= num_frames - span:
+            last.append(event.vision_ms + event.decoder_ms)
+        if event.index == num_frames - 1:
+            end_bytes = resident_bytes()  # the summary's own first use of percentiles takes a MiB
+    summary = session.summary()
+    return {
+        "num_frames": summary.num_frames,
+        "num_rolls": summary.num_rolls,
+        "num_tokens": summary.num_tokens,
+        "bytes_per_frame": (end_bytes - start_bytes) / (num_frames - warm_up),
+        "resident_mib": end_bytes / 2**20,
+        "first_step_ms": median(first),
+        "last_step_ms": median(last),
+        "last_to_first": median(last) / median(first),
+        "wall_s": summary.wall_s,
+    }
+
+
+def main() -> None:
+    """Run the soak from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--frames", type=int, default=20000)
+    parser.add_argument("--window", default="1024")
+    arguments = parser.parse_args()
+    with open_session(arguments.bundle, window=arguments.window, max_new_tokens=16) as session:
+        print(json.dumps(soak(session, arguments.frames), indent=1))
+
+
+if __name__ == "__main__":
+    main()
