@@ -58,11 +58,16 @@ def export_bundle(
         on_step: told the name of the part that begins, how many parts are done, and of how many.
 
     Raises:
-        ExportError: an unknown layer, a broken promise, or numbers that differ.
+        ExportError: an unknown layer, a broken promise, numbers that differ, or a target that
+            holds the checkpoint.
         ConfigError: `target` exists and `force` is not given.
     """
     config = checkpoint.config
     indices = _checked_layers(config, layers)
+    if checkpoint.path.resolve().is_relative_to(target.resolve()):
+        raise ExportError(
+            f"{target} would replace the checkpoint {checkpoint.path}; export into another folder"
+        )
     signatures = [
         vision_signature(config),
         *(layer_signature(config, index) for index in indices),
@@ -172,9 +177,10 @@ def parse_layers(text: str) -> list[int]:
     """
     layers: list[int] = []
     for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
-        if match is None:
+        # Four digits: no model has more layers, and a longer range would only fill the memory.
+        match = re.fullmatch(r"\s*(\d{1,4})(?:-(\d{1,4}))?\s*", part)
+        indices = range(int(match[1]), int(match[2] or match[1]) + 1) if match else ()
+        if not indices:
             raise ExportError(f"layers={text!r}, wanted numbers and ranges like 0-1 or 0,5")
-        first, last = int(match[1]), int(match[2] or match[1])
-        layers += range(first, last + 1)
+        layers += indices
     return layers

@@ -159,6 +159,8 @@ def _reference_step(
         return {"frames": frames.numpy()}, {"frame_embeds": reference(frames).numpy()}
     size = config.text_config.hidden_size
     hidden = torch.randn(layout.num_tokens, size, generator=generator)
+    # From 0.01 to 1, row by row: only in small rows does a norm's epsilon show.
+    hidden *= torch.logspace(-2, 0, layout.num_tokens)[:, None]
     if signature.kind == "head":
         return {"hidden": hidden[None].numpy()}, {"logits": reference(hidden)[None].numpy()}
     return _layer_step(reference, config, hidden, layout, generator)

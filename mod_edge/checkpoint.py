@@ -120,9 +120,16 @@ def _weight_files(path: Path) -> list[Path]:
     else:
         try:
             names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-        except (ValueError, KeyError, AttributeError) as exc:
+            files = [path / name for name in sorted(set(names))]
+        except (ValueError, KeyError, TypeError, AttributeError) as exc:
             raise CheckpointError(f"{index} is no safetensors index: {exc!r}") from exc
-        files = [path / name for name in sorted(set(names))]
+        # By name alone: a downloaded checkpoint may hold links into the hub's cache.
+        outside = [str(file) for file in files if file.parent != path]
+        if outside:
+            raise CheckpointError(
+                f"{index} names {', '.join(outside)}, outside the checkpoint's folder; "
+                "do not trust this checkpoint"
+            )
     missing = [file.name for file in files if not file.is_file()]
     if missing:
         raise CheckpointError(f"{path} lacks {', '.join(missing)}; copy the checkpoint again")

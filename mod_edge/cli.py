@@ -1,13 +1,14 @@
-"""The `mod-edge` command: parses, calls one library function, prints. Exit codes: see `EXIT_CODES`."""
+"""The `mod-edge` command: parses, calls one library function, prints. How it ends: `EXIT_CODES`."""
 
 import importlib.util
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from mod_edge import __version__
-from mod_edge.console import out, print_json, progress, reports_errors, si
+from mod_edge.console import EXIT_ERROR, out, print_json, printable, progress, reports_errors, si
 from mod_edge.errors import BackendError
 
 EXIT_CODES = (
@@ -31,16 +32,25 @@ DEFAULT_BUNDLE = Path("bundle")
 EXPORT_PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "safetensors")
 
 
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        out.print(f"mod-edge {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def main(
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)
+        bool,
+        typer.Option(
+            "--version",
+            help="Print the version and exit.",
+            callback=_print_version,
+            is_eager=True,  # before a command is found missing
+        ),
     ] = False,
 ) -> None:
     """Export VideoLLM-MoD checkpoints to ONNX and stream video through them on the device."""
-    if version:
-        out.print(f"mod-edge {__version__}")
-        raise typer.Exit
 
 
 @app.command(epilog=EXIT_CODES)
@@ -51,20 +61,25 @@ def init(
     seed: Annotated[int, typer.Option(help="Seed of the random weights.")] = 0,
     force: ForceOption = False,
 ) -> None:
-    """Write a checkpoint with random weights: to measure and to try with, not to understand video."""
+    """Write a checkpoint with random weights: to measure and try with, it has learned nothing."""
     _require_export_extra()
     from mod_edge.presets import init_checkpoint
 
     with progress("init") as show:
         size = init_checkpoint(preset, folder, seed=seed, force=force, on_progress=show)
-    out.print(f"wrote {folder}: preset {preset}, {si(size, 'B')} of random weights, seed {seed}")
+    out.print(
+        f"wrote {printable(str(folder))}: preset {preset}, {si(size, 'B')} of random weights, "
+        f"seed {seed}"
+    )
 
 
 @app.command(epilog=EXIT_CODES)
 @reports_errors
 def inspect(
     target: Annotated[str, typer.Argument(help="Checkpoint, bundle or preset.")],
-    frames: Annotated[int, typer.Option(help="Length of the stream costs are taken over.")] = 600,
+    frames: Annotated[
+        int, typer.Option(min=1, help="Length of the stream costs are taken over.")
+    ] = 600,
     json: JsonOption = False,
 ) -> None:
     """Show what a model is made of and what a frame costs, beside the full-computation model."""
@@ -110,8 +125,8 @@ def export(
     worst = max(manifest.graphs.values(), key=lambda graph: graph.parity["max_relative_error"])
     size = sum(record.size_bytes for record in manifest.files.values())
     out.print(
-        f"wrote {output}: {len(manifest.graphs)} graphs, {si(size, 'B')}; largest error against "
-        f"PyTorch {worst.parity['max_relative_error']:.1e} ({worst.file}), "
+        f"wrote {printable(str(output))}: {len(manifest.graphs)} graphs, {si(size, 'B')}; "
+        f"largest error against PyTorch {worst.parity['max_relative_error']:.1e} ({worst.file}), "
         f"allowed {worst.parity['allowed']:.0e}"
     )
 
@@ -121,7 +136,7 @@ def export(
 def run(
     bundle: BundleArgument = DEFAULT_BUNDLE,
     source: Annotated[str | None, typer.Option(help="Video file.")] = None,
-    camera: Annotated[int | None, typer.Option(help="Camera number.")] = None,
+    camera: Annotated[int | None, typer.Option(min=0, help="Camera number.")] = None,
     query: Annotated[
         list[str] | None,
         typer.Option(help='Instruction or question; "text@12.5" asks at 12.5 s. Repeatable.'),
@@ -150,13 +165,15 @@ def run(
     json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
 ) -> None:
     """Stream a video file or a camera through a bundle; Ctrl-C ends it with the summary."""
-    from mod_edge.runtime.open_session import open_session
-    from mod_edge.runtime.queries import parse_query
-    from mod_edge.runtime.capture import open_source
-    from mod_edge.stream_view import show_stream
-
     if (source is None) == (camera is None):
         raise typer.BadParameter("give one of --source FILE and --camera NUMBER")
+    if not verbose:
+        _quiet_decoders()
+    from mod_edge.runtime.capture import open_source
+    from mod_edge.runtime.open_session import open_session
+    from mod_edge.runtime.queries import parse_query
+    from mod_edge.stream_view import show_stream
+
     queries = [parse_query(text) for text in query or ()]
     session = open_session(
         bundle,
@@ -184,11 +201,17 @@ def doctor(json: JsonOption = False) -> None:
 
     report = diagnose()
     if json:
-        print_json(report.to_json())
+        print_json(report.to_dict())
     else:
         print_report(report)
-    if any(finding.severity == "error" for finding in report.findings):
-        raise typer.Exit(1)
+    if not report.is_healthy:
+        raise typer.Exit(EXIT_ERROR)
+
+
+def _quiet_decoders() -> None:
+    """Keep what OpenCV and FFmpeg think of a damaged video off the screen; read at cv2's import."""
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 
 
 def _require_export_extra() -> None:

@@ -4,6 +4,8 @@ On a terminal: bars, colours and a live view. Elsewhere: plain lines. NO_COLOR i
 """
 
 import functools
+import io
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,29 +21,44 @@ from mod_edge.errors import ModEdgeError
 EXIT_ERROR = 1
 EXIT_INTERRUPTED = 130  # what shells give a process that Ctrl-C ended
 
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+# Neither markup nor emoji: a folder may be called "a[/b]" or ":car:".
+out = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
 
 def reports_errors(command: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
-    """The command with our errors printed as one line and exit code 1, without a traceback."""
+    """The command with our errors printed as one line and exit code 1, without a traceback.
+
+    SIGTERM ends it as Ctrl-C does: a service is stopped so, and it too must clean up.
+    """
 
     @functools.wraps(command)
     def run(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        _show_what_cannot_be_encoded()
         try:
             return command(*args, **kwargs)
         except ModEdgeError as exc:
             err.print("error:", style="bold red", end=" ")
-            err.print(str(exc), markup=False)
+            err.print(printable(str(exc)))
             raise typer.Exit(EXIT_ERROR) from exc
         except KeyboardInterrupt as exc:
             err.print("stopped; nothing was left half-made")
             raise typer.Exit(EXIT_INTERRUPTED) from exc
+        finally:
+            signal.signal(signal.SIGTERM, previous)
 
     return run
+
+
+def _show_what_cannot_be_encoded() -> None:
+    """Let a terminal that is not UTF-8 show a reply's foreign characters by their codes."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 @contextmanager
@@ -53,7 +70,7 @@ def progress(title: str) -> Iterator[Callable[[str, float, float], None]]:
         def line(name: str, done: float, total: float) -> None:
             if name != last[0]:
                 last[0] = name
-                err.print(f"{title}: {name} ({100 * done / total:.0f}%)", markup=False)
+                err.print(f"{title}: {name} ({100 * done / total:.0f}%)")
 
         yield line
         return
@@ -86,6 +103,13 @@ def table(*columns: str, rows: list[tuple[str, ...]]) -> Table:
     for row in rows:
         grid.add_row(*row)
     return grid
+
+
+def print_pairs(rows: list[tuple[str, str]]) -> None:
+    """Names and values as lines, the values below one another."""
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        out.print(f"{name:<{width}}  {value}")
 
 
 def printable(text: str) -> str:

@@ -128,7 +128,7 @@ class Report:
         return all(finding.severity != "error" for finding in self.findings)
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as plain dicts, lists and scalars, for JSON."""
+        """The report as plain dicts, tuples and scalars, for JSON."""
         return asdict(self)
 
 
@@ -137,18 +137,19 @@ def diagnose() -> Report:
     versions = {name: installed_version(name) for name in (*PACKAGES, *ONNXRUNTIME_PACKAGES)}
     versions["python"] = platform.python_version()
     machine = _look_at_machine()
-    providers, onnxruntime_fault = _attempt(_look_at_providers, ())
-    (versions["opencv"], video_backends), opencv_fault = _attempt(_look_at_opencv, (None, {}))
-    cameras, _ = _attempt(_look_at_cameras, ())  # fails only where OpenCV did
+    providers, onnxruntime_fault = _attempt(_look_at_providers)
+    opencv, opencv_fault = _attempt(_look_at_opencv)
+    versions["opencv"], video_backends = opencv or (None, {})
+    cameras = _attempt(_look_at_cameras)[0] or ()  # fails only where OpenCV did
     findings = (
         *_judge_packages(versions),
         *_judge_onnxruntime(versions, onnxruntime_fault),
-        *(_judge_provider(provider) for provider in providers),
+        *(_judge_provider(provider) for provider in providers or ()),
         _judge_video(versions["opencv"], video_backends, opencv_fault),
         _judge_cameras(cameras),
         *_judge_machine(machine, versions),
     )
-    return Report(versions, machine, providers, video_backends, cameras, findings)
+    return Report(versions, machine, providers or (), video_backends, cameras, findings)
 
 
 def installed_version(package: str) -> str | None:
@@ -162,13 +163,13 @@ def installed_version(package: str) -> str | None:
 Result = TypeVar("Result")
 
 
-def _attempt(look: Callable[[], Result], otherwise: Result) -> tuple[Result, str]:
-    """What `look` returns, or `otherwise` and the reason why it failed."""
+def _attempt(look: Callable[[], Result]) -> tuple[Result | None, str]:
+    """What `look` returns and "", or None and the reason why it failed."""
     try:
         with captured_noise():
             return look(), ""
     except Exception as exc:  # a broken native library raises anything from ImportError on
-        return otherwise, _last_line(str(exc)) or type(exc).__name__
+        return None, _last_line(str(exc)) or type(exc).__name__
 
 
 def _last_line(text: str) -> str:
@@ -238,7 +239,14 @@ def _try_provider(name: str) -> Provider:
             failure = ""
         except Exception as exc:  # each provider has exceptions of its own
             loads, failure = False, str(exc)
-    return Provider(name, loads, "" if loads else _last_line(failure or noise.text))
+    return Provider(name, loads, "" if loads else _library_fault(failure or noise.text))
+
+
+def _library_fault(log: str) -> str:
+    """The missing library in ONNX Runtime's log, which ends with general advice, else its end."""
+    log = re.sub(r"\x1b\[[0-9;]*m", "", log)  # it colours its log wherever it goes
+    fault = re.search(r"with error: (.+)$", log, re.MULTILINE)
+    return fault.group(1).strip() if fault else _last_line(log)
 
 
 def _look_at_opencv() -> tuple[str | None, dict[str, bool]]:
@@ -282,7 +290,7 @@ def _judge_onnxruntime(versions: dict[str, str | None], fault: str) -> list[Find
         return [
             Finding(
                 "error",
-                f"{' and '.join(found)} are all installed and overwrite each other's files",
+                f"{' and '.join(found)} are installed side by side and own the same files",
                 f"pip uninstall -y {' '.join(found)}, then {INSTALL_ONNXRUNTIME}",
             )
         ]

@@ -1,6 +1,6 @@
 """`mod-edge inspect` on the screen."""
 
-from mod_edge.console import out, si, table
+from mod_edge.console import out, print_pairs, printable, si, table
 from mod_edge.costs import Comparison
 from mod_edge.inspection import Inspection
 
@@ -9,7 +9,8 @@ def print_inspection(inspection: Inspection) -> None:
     """Print layers, parameters and costs, each cost beside the full-computation model's."""
     config = inspection.config
     text, vision, mod = config.text_config, config.vision_config, config.mod_config
-    out.print(f"{inspection.name}: {si(inspection.parameters['total'], 'parameters')}")
+    total = si(inspection.parameters["total"], "parameters")
+    out.print(f"{printable(inspection.name)}: {total}")
     num_mod = len(config.mod_layers)
     rows = [
         (
@@ -40,10 +41,7 @@ def print_inspection(inspection: Inspection) -> None:
         for part, count in inspection.parameters.items()
         if part != "total"
     ]
-    grid = table("", "", rows=rows)
-    grid.show_header = False
-    grid.columns[1].justify = "left"
-    out.print(grid)
+    print_pairs(rows)
     out.print()
     cost_rows = [
         *_cost_rows("with the interval token", inspection.with_interval),

@@ -55,12 +55,16 @@ def plan_window(config: ModelConfig, window: str, text_minimum: int) -> KvPlan:
         ConfigError: not such a number, or too small.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)(s?)", window.strip())
-    if match is None or (not match[2] and "." in match[1]):
+    if (
+        match is None
+        or (not match[2] and "." in match[1])  # tokens are whole
+        or (match[2] and float(match[1]) == 0)
+    ):
         raise ConfigError(f"window={window!r}, wanted seconds like 120s or tokens like 4096")
     if match[2]:
         num_frames = math.ceil(float(match[1]) * config.stream_config.frame_fps)
-        capacity = _capacity(config, max(num_frames, 1), text_minimum)
-        return _plan(config, capacity, max(num_frames, 1), text_minimum)
+        capacity = _capacity(config, num_frames, text_minimum)
+        return _plan(config, capacity, num_frames, text_minimum)
     num_tokens = int(match[1])
     num_frames = _most_frames(
         lambda frames: _capacity(config, frames, text_minimum).dense <= num_tokens
@@ -80,17 +84,20 @@ def plan_budget(config: ModelConfig, budget_mib: float, text_minimum: int) -> Kv
     """The plan for the largest window whose keys and values take at most `budget_mib`.
 
     Raises:
-        ConfigError: not even one frame fits.
+        ConfigError: not a finite number, or not even one frame fits.
     """
+    if not math.isfinite(budget_mib):
+        raise ConfigError(f"kv-budget={budget_mib:g} MiB, wanted a finite number")
     budget = budget_mib * BYTES_PER_MIB
     num_frames = _most_frames(
         lambda frames: _size_bytes(config, _capacity(config, frames, text_minimum)) <= budget
     )
     if num_frames < 1:
         least = _size_bytes(config, _capacity(config, 1, text_minimum)) / BYTES_PER_MIB
+        enough = math.ceil(10 * least) / 10  # as printed: rounded down, it would not do
         raise ConfigError(
             f"kv-budget={budget_mib:g} MiB is too small: the sink, one frame and the longest reply "
-            f"take {least:.1f} MiB; take a larger --kv-budget or a smaller --max-new-tokens"
+            f"take {enough:.1f} MiB; take a larger --kv-budget or a smaller --max-new-tokens"
         )
     return _plan(config, _capacity(config, num_frames, text_minimum), num_frames, text_minimum)
 

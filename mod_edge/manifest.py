@@ -111,10 +111,13 @@ def read_manifest(folder: Path) -> Manifest:
         graphs = {name: GraphRecord(**record) for name, record in data.pop("graphs").items()}
         files = {name: FileRecord(**record) for name, record in data.pop("files").items()}
         manifest = Manifest(graphs=graphs, files=files, **data)
+        paths = [
+            PurePosixPath(name) for name in (*files, *(graph.file for graph in graphs.values()))
+        ]
     except (KeyError, TypeError, AttributeError) as exc:
         raise BundleError(f"{path} is damaged ({exc}); export the checkpoint again") from exc
-    for name in (*files, *(graph.file for graph in graphs.values())):
-        _refuse_escape(folder, name)
+    for relative in paths:
+        _refuse_escape(folder, relative)
     return manifest
 
 
@@ -153,10 +156,12 @@ def _wrong_version(path: Path, version: object) -> str:
     return f"{path} has format {version!r}, {known}; export the checkpoint again"
 
 
-def _refuse_escape(folder: Path, name: str) -> None:
-    relative = PurePosixPath(name)
-    root = folder.resolve()
-    is_inside = not relative.is_absolute() and (root / relative).resolve().is_relative_to(root)
+def _refuse_escape(folder: Path, relative: PurePosixPath) -> None:
+    name, root = str(relative), folder.resolve()
+    try:
+        is_inside = not relative.is_absolute() and (root / relative).resolve().is_relative_to(root)
+    except (ValueError, OSError, RuntimeError):  # a null byte, a circle of links
+        is_inside = False
     if not is_inside or "\\" in name:
         raise BundleError(
             f"{folder / MANIFEST_FILE} names {name!r}, which leaves the bundle's folder; "

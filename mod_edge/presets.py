@@ -66,6 +66,7 @@ GEOMETRIES: Mapping[str, tuple[TextConfig, VisionConfig, str]] = {
 # replies end: see `_protocol_rows`.
 BRANCH_GAIN = 2.0
 ROUTER_GAIN = 0.3
+NUM_TINY_LAYERS = 6
 FRAME_BIAS = 3.0
 PROTOCOL_GAIN = 6.0
 EOS_GAIN = 3.0
@@ -171,10 +172,16 @@ def random_tensor(
     if name in ("model.embed_tokens.weight", "lm_head.weight"):
         return _protocol_rows(config, noise / math.sqrt(shape[1]), seed)
     fan_in = math.prod(shape[1:])
-    gain = BRANCH_GAIN if name.startswith("model.layers") else 1.0
+    return noise * (_gain(name, config.text_config.num_hidden_layers) / math.sqrt(fan_in))
+
+
+def _gain(name: str, num_layers: int) -> float:
     if "router" in name:
-        gain = ROUTER_GAIN
-    return noise * (gain / math.sqrt(fan_in))
+        return ROUTER_GAIN
+    if name.endswith(("o_proj.weight", "down_proj.weight")):
+        # What all layers together add to the residual stream is the same for any depth.
+        return BRANCH_GAIN * math.sqrt(NUM_TINY_LAYERS / num_layers)
+    return BRANCH_GAIN if name.startswith("model.layers") else 1.0
 
 
 def _protocol_rows(config: ModelConfig, head: Tensor, seed: int) -> Tensor:

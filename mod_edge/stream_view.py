@@ -1,6 +1,5 @@
 """A stream on the screen: a live view on a terminal, plain lines elsewhere, or JSON lines."""
 
-import signal
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
@@ -8,7 +7,7 @@ from rich.console import Group
 from rich.live import Live
 from rich.text import Text
 
-from mod_edge.console import err, out, print_json, printable, table
+from mod_edge.console import err, out, print_json, print_pairs, printable
 from mod_edge.runtime.events import (
     Event,
     FrameEvent,
@@ -38,7 +37,7 @@ def show_stream(
     as_json: bool,
     is_verbose: bool,
 ) -> None:
-    """Stream `source` to its end, to Ctrl-C or to SIGTERM, showing events and then the summary."""
+    """Stream `source` to its end or to Ctrl-C, showing events and then the summary."""
     view: StreamView
     if as_json:
         view = JsonView(session)
@@ -46,17 +45,13 @@ def show_stream(
         view = LiveView(session, is_verbose=is_verbose)
     else:
         view = PlainView(session, is_verbose=is_verbose)
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service is stopped so
-    try:
-        with view:
-            try:
-                for event in session.stream(source, queries):
-                    view.show(event)
-            except KeyboardInterrupt:
-                pass  # the usual way to end a camera's stream
-            view.finish(session.summary())
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+    with view:
+        try:
+            for event in session.stream(source, queries):
+                view.show(event)
+        except KeyboardInterrupt:
+            pass  # the usual way to end a camera's stream
+        view.finish(session.summary())
 
 
 class StreamView(ABC):
@@ -155,12 +150,11 @@ class LiveView(StreamView):
 
 def _print_header(session: Session) -> None:
     plan = session.plan
-    err.print(f"backend {session.runner.name}", markup=False)
+    err.print(f"backend {session.runner.name}")
     err.print(
         f"window {plan.capacity.dense} tokens ({plan.capacity.mod} rows in MoD layers), "
         f"{plan.size_bytes / 2**20:.1f} MiB: {plan.num_seconds:g} s of video, "
-        f"{plan.num_seconds_full:g} s for a full-computation model",
-        markup=False,
+        f"{plan.num_seconds_full:g} s for a full-computation model"
     )
 
 
@@ -202,12 +196,10 @@ def _print_summary(summary: Summary) -> None:
             f"{summary.num_evicted} of {summary.num_tokens} tokens",
         ),
     ]
-    grid = table("summary", "", rows=rows)
-    grid.columns[1].justify = "left"
-    out.print(grid)
+    print_pairs(rows)
     for warning in summary.warnings:
         err.print("warning:", style="yellow", end=" ")
-        err.print(printable(warning), markup=False)
+        err.print(printable(warning))
 
 
 def _times(percentiles: dict[str, float]) -> str:

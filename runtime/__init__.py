@@ -1,1 +1,39 @@
-"""A bundle at work: video in, words out, over a rolling KV cache."""
+"""A bundle at work: video in, words out, over a rolling KV cache.
+
+from mod_edge.runtime import Query, VideoFile, open_session
+
+with open_session("bundle", window="120s") as session, VideoFile("clip.mp4", fps=2) as source:
+    for event in session.stream(source, [Query("Please narrate the video in real time.")]):
+        print(event)
+    print(session.summary())
+"""
+
+from mod_edge.runtime.capture import Frame, LiveCapture, VideoFile
+from mod_edge.runtime.events import (
+    Event,
+    FrameEvent,
+    QueryEvent,
+    ReplyEvent,
+    RollEvent,
+    Summary,
+    TextEvent,
+)
+from mod_edge.runtime.open_session import open_session
+from mod_edge.runtime.queries import Query
+from mod_edge.runtime.session import Session
+
+__all__ = [
+    "Event",
+    "Frame",
+    "FrameEvent",
+    "LiveCapture",
+    "Query",
+    "QueryEvent",
+    "ReplyEvent",
+    "RollEvent",
+    "Session",
+    "Summary",
+    "TextEvent",
+    "VideoFile",
+    "open_session",
+]

@@ -219,7 +219,7 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
         self._is_closing = False
         self._num_seen = 0  # number of the arrival that was handed out last
         self._start_s = -math.inf
-        self._instant = -1  # the k of the grid instant k / fps handed out last
+        self._due = 0  # the k of the next grid instant k / fps
         self._reader = threading.Thread(target=self._read, name="mod-edge capture", daemon=True)
         self._reader.start()
 
@@ -233,7 +233,7 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
         if self.num_frames == self._max_frames or self._is_closing:
             raise StopIteration
         with self._changed:
-            if self._instant < 0:
+            if self._due == 0:
                 self._wait_for_first_frame()
             else:
                 self._wait_for_instant()
@@ -299,9 +299,10 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
     def _wait_for_instant(self) -> None:
         """Sleep until the next instant that has not passed; count those that have."""
         passed = int((time.monotonic() - self._start_s) * self._fps)
-        if passed > self._instant:  # the newest passed instant is served now, not dropped
-            self.num_dropped += passed - self._instant - 1
-        due_s = self._start_s + max(self._instant + 1, passed) / self._fps
+        if passed > self._due:  # the newest passed instant is served now, not dropped
+            self.num_dropped += passed - self._due
+            self._due = passed
+        due_s = self._start_s + self._due / self._fps
         while (left_s := due_s - time.monotonic()) > 0:
             if self._has_ended and self._num_arrived == self._num_seen:
                 return
@@ -322,11 +323,12 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
 
     def _take_newest(self) -> Frame:
         assert self._newest is not None
-        passed = int((time.monotonic() - self._start_s) * self._fps)
-        self._instant = max(self._instant + 1, passed)
-        self._num_seen = self._num_arrived
-        frame = Frame(self.num_frames, self._instant / self._fps, self._newest)
+        # a frame that was waited for may belong to a later instant: the source's delay, not a drop
+        instant = max(self._due, int((self._arrived_s - self._start_s) * self._fps))
+        frame = Frame(self.num_frames, instant / self._fps, self._newest)
         self.num_frames += 1
+        self._num_seen = self._num_arrived
+        self._due = instant + 1
         return frame
 
     def _finish(self) -> None:
@@ -342,10 +344,12 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
 def open_source(
     path: str | None, camera: int | None, *, fps: float, max_frames: int | None = None
 ) -> VideoFile | LiveCapture:
-    """The video file at `path` or the camera of this number; exactly one of the two is given."""
+    """The video file or stream address `path`, or the camera of this number; one of the two."""
     if camera is not None:
         return LiveCapture(camera, fps=fps, max_frames=max_frames)
     assert path is not None
+    if is_address(path):
+        return LiveCapture(path, fps=fps, max_frames=max_frames)
     return VideoFile(path, fps=fps, max_frames=max_frames)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mod_edge.config import ModelConfig
+from mod_edge.errors import CacheError
 from mod_edge.kv_window import Eviction, Rows
 from mod_edge.rope import inverse_frequencies
 
@@ -31,7 +32,11 @@ class KvCache:
     """All layers' buffers; which rows are in use is the `KvWindow`'s knowledge."""
 
     def __init__(self, config: ModelConfig, capacity: Rows) -> None:
-        """Allocate zeroed buffers: a NaN in a masked row would poison the attention."""
+        """Allocate zeroed buffers: a NaN in a masked row would poison the attention.
+
+        Raises:
+            CacheError: there is not so much memory.
+        """
         text = config.text_config
         heads = (text.num_key_value_heads, text.head_dim)
         self.capacity = capacity
@@ -41,7 +46,13 @@ class KvCache:
         for index in range(text.num_hidden_layers):
             is_mod = index in config.mod_layers
             shape = (capacity.mod if is_mod else capacity.dense, *heads)
-            key, value = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+            try:
+                key, value = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+            except (MemoryError, ValueError, OverflowError) as exc:  # ValueError: beyond 2**63
+                raise CacheError(
+                    f"a KV cache of {capacity.dense} tokens does not fit in this machine's memory; "
+                    "take a smaller --window or --kv-budget"
+                ) from exc
             self.layers.append(LayerBuffers(key, value, is_mod))
 
     @property

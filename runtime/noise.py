@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-_DIVERTING = threading.Lock()  # there is one standard error: one diversion at a time
+_DIVERTING = threading.RLock()  # there is one standard error: one thread diverts it, nested or not
 
 
 @dataclass

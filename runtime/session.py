@@ -174,7 +174,8 @@ class Session:
             while self._num_frames and queue and queue[0].time_s < batch[first].time_s:
                 yield from self._answer(queue.popleft())
             last = first + 1
-            while last < len(batch) and not (queue and queue[0].time_s <= batch[last - 1].time_s):
+            # A query that is due before a frame is answered before it, so that frame must wait.
+            while last < len(batch) and not (queue and queue[0].time_s < batch[last].time_s):
                 last += 1
             first += yield from self._feed(
                 batch[first:last], embeds[first:last], queue, vision_ms

@@ -8,8 +8,9 @@ from torch.nn.functional import adaptive_avg_pool2d
 from mod_edge.config import RopeScaling
 from mod_edge.layout import step_layout
 
-# Relative to the largest value of the output. TODO
-RTOL_FP32 = 1e-5
+# Relative to the largest value of the output, over five seeds on x86-64.
+RTOL_LLAMA = 1e-5  # measured 4.9e-6; one position off gives 0.4, norms swapped 0.4, eps 1e-6 9e-5
+RTOL_SIGLIP = 5e-6  # measured 9.6e-7, the tower alone 2.4e-7; exact GELU gives 2e-4, eps 1e-5 1e-5
 
 LLAMA3_SCALING = RopeScaling(8.0, 1.0, 4.0, 32)  # 32: so short that all three ranges are in use
 
@@ -91,8 +92,7 @@ def test_the_decoder_without_mod_is_hugging_faces_llama(
     theirs = hugging_face_llama(model)(ids[None]).logits[0]
     embeds = model.model.embed_tokens(ids)
     ours = model.full_forward(embeds, step_layout((len(ids),), 10, 10))
-    print("ERR", relative_error(ours, theirs))
-    assert relative_error(ours, theirs) <= RTOL_FP32
+    assert relative_error(ours, theirs) <= RTOL_LLAMA
 
 
 def test_the_vision_tower_is_hugging_faces_siglip(make_config, make_model):
@@ -101,10 +101,8 @@ def test_the_vision_tower_is_hugging_faces_siglip(make_config, make_model):
     pixel_values = torch.rand(2, 3, 59, 59, generator=generator) * 2 - 1
     theirs = hugging_face_siglip(model)(pixel_values)
     hidden, cls = model.vision_model(pixel_values)
-    print("ERR", relative_error(hidden, theirs.last_hidden_state))
-    print("ERR", relative_error(cls[:, 0], theirs.pooler_output))
-    assert relative_error(hidden, theirs.last_hidden_state) <= RTOL_FP32
-    assert relative_error(cls[:, 0], theirs.pooler_output) <= RTOL_FP32
+    assert relative_error(hidden, theirs.last_hidden_state) <= RTOL_SIGLIP
+    assert relative_error(cls[:, 0], theirs.pooler_output) <= RTOL_SIGLIP
 
 
 def test_frame_tokens_are_siglips_pooler_output_and_its_pooled_grid(make_config, make_model):
@@ -118,5 +116,4 @@ def test_frame_tokens_are_siglips_pooler_output_and_its_pooled_grid(make_config,
     pooled = adaptive_avg_pool2d(grid, (3, 3)).flatten(2).transpose(1, 2)
     theirs = torch.cat([output.pooler_output[:, None], pooled], dim=1)
     ours = model(frames)
-    print("ERR", relative_error(ours, theirs))
-    assert relative_error(ours, theirs) <= RTOL_FP32
+    assert relative_error(ours, theirs) <= RTOL_SIGLIP

@@ -9,7 +9,8 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from mod_edge.vision import FrameEncoder, pooling_matrix
 
-ATOL_FP32 = 1e-5  # measured 5e-7; a cell that is one patch too wide gives 0.1
+ATOL_POOLING = 1e-6  # measured 1e-7; a cell one patch too wide gives over 0.1
+RTOL_FRAMES = 5e-6  # measured 3e-7 of the largest value
 
 
 class NumberedPatches(nn.Module):
@@ -52,7 +53,7 @@ def test_pooling_equals_adaptive_average_pooling(grid_size, pooled):
     theirs = adaptive_avg_pool2d(grid, pooled).flatten(2).transpose(1, 2)
     ours = pooling_matrix(grid_size, pooled) @ grid.flatten(2).transpose(1, 2)
     assert ours.shape == (2, pooled[0] * pooled[1], 6)
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=ATOL_FP32)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=ATOL_POOLING)
 
 
 def test_a_frames_tokens_are_cls_first_then_the_grid_row_by_row(numbered):
@@ -86,4 +87,5 @@ def test_frames_do_not_see_each_other(make_config, make_model):
     together = model(frames)
     assert together.shape == (3, 10, 48)
     alone = torch.cat([model(frame[None]) for frame in frames])
-    torch.testing.assert_close(together, alone, rtol=0, atol=ATOL_FP32)
+    assert (together - alone).abs().max() <= RTOL_FRAMES * alone.abs().max()
+    assert (alone[0] - alone[1]).abs().max() > 0.1 * alone.abs().max()  # frames do differ

@@ -16,7 +16,7 @@ from mod_edge.errors import ConfigError, SourceError
 from mod_edge.runtime.capture import LiveCapture, VideoFile
 from mod_edge.runtime.frame_clock import FrameClock
 
-CLIP = Path(__file__).resolve().parent.parent / "data" / "pedestrians.mp4"  # 600 frames, 10/s
+CLIP = Path(__file__).resolve().parent.parent / "data" / "box.mp4"  # 457 frames, 29.97/s
 NTSC_FPS = 30000 / 1001
 VIDEO_CAPTURE = cv2.VideoCapture
 BLOCK = 16  # pixels a side of one bit: JPEG at 4:2:0 leaves it black or white
@@ -108,9 +108,9 @@ def test_only_the_frames_handed_out_are_converted(tmp_path, monkeypatch):
 def test_the_clip_gives_two_frames_a_second_and_drops_none():
     with VideoFile(CLIP, fps=2) as video:
         frames = list(video)
-        assert [frame.time_s for frame in frames] == [k / 2 for k in range(120)]
+        assert [frame.time_s for frame in frames] == [k / 2 for k in range(31)]
         assert frames[0].image.shape == (288, 384, 3)
-        assert (video.num_frames, video.num_dropped, video.warnings) == (120, 0, [])
+        assert (video.num_frames, video.num_dropped, video.warnings) == (31, 0, [])
 
 
 def test_max_frames_ends_without_a_warning(tmp_path):
@@ -140,7 +140,7 @@ def test_damage_in_the_middle_costs_only_the_damaged_frames(tmp_path, capfd):
     with VideoFile(path, fps=2) as video:
         times_s = [frame.time_s for frame in video]
         (warning,) = video.warnings
-    assert times_s == [k / 2 for k in range(120)]  # 45 when the first failed grab() was the end
+    assert times_s == [k / 2 for k in range(31)]  # 13 when the first failed grab() was the end
     assert "is damaged" in warning
     capfd.readouterr()  # FFmpeg's remarks on the damage
 

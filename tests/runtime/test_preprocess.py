@@ -11,7 +11,7 @@ from mod_edge.runtime.preprocess import letterbox
 
 torch = pytest.importorskip("torch")
 
-CLIP = Path(__file__).resolve().parent.parent / "data" / "pedestrians.mp4"
+CLIP = Path(__file__).resolve().parent.parent / "data" / "box.mp4"
 
 # Mean and largest difference in levels of 255, measured with OpenCV 5.0.0 and 4.8.1 alike:
 # 0.77 and 16.5 at 384, 0.85 and 13.3 at 224. INTER_AREA gives 1.67 and 54, INTER_CUBIC and

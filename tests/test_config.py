@@ -1,0 +1,240 @@
+"""config.json: read back as written, refused with every fault of a section named."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from mod_edge.config import (
+    ROUTER_SCALINGS,
+    SELECTIONS,
+    MoDConfig,
+    ModelConfig,
+    RopeScaling,
+    StreamConfig,
+    TextConfig,
+    VisionConfig,
+    config_from_dict,
+    config_to_dict,
+    read_config,
+    write_config,
+)
+from mod_edge.errors import ConfigError
+
+
+@pytest.fixture
+def document(make_config):
+    """A config.json of the odd config, parsed, to be changed."""
+    return json.loads(json.dumps(config_to_dict(make_config())))
+
+
+def message_of(document):
+    with pytest.raises(ConfigError) as caught:
+        config_from_dict(document, "my/config.json")
+    message = str(caught.value)
+    assert message.startswith("my/config.json: ")
+    return message
+
+
+@pytest.mark.parametrize("mod", [None, MoDConfig("all_deep", 0.3, "uniform", "delta")])
+@pytest.mark.parametrize("rope_scaling", [None, RopeScaling(32.0, 1.0, 4.0, 8192)])
+def test_a_written_config_reads_back_equal(make_config, tmp_path, mod, rope_scaling):
+    config = make_config(mod=mod, rope_scaling=rope_scaling, tie_word_embeddings=True)
+    config = replace(config, frame_token_pooled=(2, 3), frame_token_cls=False, dtype="bfloat16")
+    path = tmp_path / "config.json"
+    write_config(config, path)
+    assert read_config(path) == config
+    assert path.read_text().endswith("}\n")
+
+
+def test_fields_with_a_default_may_be_left_out(document):
+    document["mod_config"] = {}
+    del document["text_config"]["rope_theta"], document["dtype"]
+    config = config_from_dict(document)
+    assert config.mod_config == MoDConfig("interleaved", 0.2, "learned", "full")
+    assert config.text_config.rope_theta == 500000.0
+
+
+def test_whole_numbers_are_floats_too(document):
+    document["stream_config"]["frame_fps"] = 2
+    document["mod_config"]["keep_ratio"] = 1
+    config = config_from_dict(document)
+    assert config.stream_config.frame_fps == 2.0
+    assert config.num_kept == 10
+
+
+def test_all_faults_of_a_section_are_in_one_message(document):
+    text = document["text_config"]
+    text["hidden_sizes"] = text.pop("hidden_size")
+    text["colour"] = "red"
+    text["num_attention_heads"] = "six"
+    text["tie_word_embeddings"] = 1
+    text["vocab_size"] = True
+    message = message_of(document)
+    for fault in (
+        "text_config: ",
+        "unknown field 'hidden_sizes', did you mean 'hidden_size'?",
+        "unknown field 'colour'; known are hidden_size, intermediate_size,",
+        "missing field 'hidden_size'",
+        "num_attention_heads='six' is no int",
+        "tie_word_embeddings=1 is no bool",
+        "vocab_size=True is no int",
+    ):
+        assert fault in message
+    assert "intermediate_size=" not in message
+
+
+def test_an_unknown_name_gets_the_nearest_known_one(document):
+    document["mod_config"]["insertion"] = "interleave"
+    message = message_of(document)
+    assert "mod_config.insertion='interleave'" in message
+    assert "one of interleaved, all, interleaved_deep, all_deep" in message
+    assert "did you mean 'interleaved'?" in message
+    document["mod_config"]["insertion"] = "xyz"
+    assert "did you mean" not in message_of(document)
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value", "fault"),
+    [
+        (None, "model_type", "llama", "model_type='llama', wanted videollm_mod"),
+        (None, "dtype", "fp16", "dtype='fp16', wanted one of float32, bfloat16, float16"),
+        (None, "text_config", None, "text_config=None is no TextConfig"),
+        (None, "vision_config", [1], "vision_config is a list, wanted an object"),
+        (None, "frame_token_pooled", [3, 5], r"frame_token_pooled=.*each 1 to 4"),
+        (None, "frame_token_pooled", [3], r"frame_token_pooled=.*two sides"),
+        (None, "frame_token_pooled", "3x3", "frame_token_pooled='3x3' is no pair of integers"),
+        ("mod_config", "keep_ratio", 0, r"keep_ratio=0, wanted in \(0, 1\]"),
+        ("mod_config", "keep_ratio", 1.01, r"keep_ratio=1\.01"),
+        ("mod_config", "keep_ratio", float("nan"), "keep_ratio=nan"),
+        ("mod_config", "selection", "random", "one of learned, uniform"),
+        ("mod_config", "router_scaling", "none", "one of full, delta"),
+        ("text_config", "num_key_value_heads", 4, "a multiple of num_key_value_heads=4"),
+        ("text_config", "head_dim", 15, "head_dim=15, wanted even"),
+        ("text_config", "num_hidden_layers", 0, "num_hidden_layers=0, wanted above 0"),
+        ("text_config", "rope_theta", float("inf"), "rope_theta=inf, wanted above 0"),
+        ("text_config", "rope_scaling", {"factor": 8}, "text_config.rope_scaling: missing field"),
+        ("vision_config", "num_attention_heads", 5, "a multiple of num_attention_heads=5"),
+        ("vision_config", "patch_size", 60, "at least patch_size=60"),
+        ("stream_config", "frame_fps", 0, "frame_fps=0, wanted above 0"),
+        ("stream_config", "frame_token_interval_threshold", 1.5, "a probability, 0 to 1"),
+        ("stream_config", "stream_end_id", 2, "silent and speak are the same"),
+        ("stream_config", "eos_token_id", 67, r"0 to 66 \(vocab_size is 67\)"),
+        ("stream_config", "bos_token_id", -1, "bos_token_id=-1, wanted 0 to 66"),
+    ],
+)
+def test_a_value_that_is_not_allowed_is_named_with_what_is(document, section, field, value, fault):
+    (document if section is None else document[section])[field] = value
+    with pytest.raises(ConfigError, match=fault):
+        config_from_dict(document)
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"rope_type": "yarn"}, "rope_type='yarn', wanted llama3"),
+        ({"factor": 0.5}, "factor=0.5, wanted at least 1"),
+        ({"low_freq_factor": 4.0}, "below high_freq_factor=4.0"),
+    ],
+)
+def test_an_unknown_or_impossible_rope_scaling_is_refused(document, changes, fault):
+    scaling = {
+        "factor": 32.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
+    document["text_config"]["rope_scaling"] = {**scaling, **changes}
+    with pytest.raises(ConfigError, match=fault):
+        config_from_dict(document)
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        (b"{", r"config\.json is not valid JSON"),
+        (b"\xff\xfe{}", r"config\.json is not valid JSON"),
+        (b"[1]", "holds a list, wanted one JSON object"),
+    ],
+)
+def test_a_file_that_is_no_json_object_is_refused_by_name(tmp_path, content, fault):
+    path = tmp_path / "config.json"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=fault):
+        read_config(path)
+
+
+@pytest.mark.parametrize(
+    ("keep_ratio", "num_kept"),
+    [
+        (0.1, 1),
+        (0.2, 2),
+        (0.3, 3),
+        (0.5, 5),
+        (0.7, 7),  # 0.7 * 10 is 7.000000000000001: a bare ceiling gives 8
+        (0.21, 3),
+        (0.01, 1),
+        (1e-9, 1),  # rounding comes before the ceiling, and must not leave nothing to keep
+        (1.0, 10),
+    ],
+)
+def test_num_kept_is_the_ceiling_of_the_ratio(make_config, keep_ratio, num_kept):
+    assert make_config(mod=MoDConfig(keep_ratio=keep_ratio)).num_kept == num_kept
+
+
+def test_every_whole_share_of_every_frame_size_is_exact(make_config):
+    config = make_config()
+    vision = replace(config.vision_config, image_size=14 * 36)
+    for columns in range(1, 36):
+        frame = replace(config, vision_config=vision, frame_token_pooled=(1, columns))
+        num_tokens = columns + 1
+        for num_kept in range(1, num_tokens + 1):
+            mod = MoDConfig(keep_ratio=num_kept / num_tokens)
+            assert replace(frame, mod_config=mod).num_kept == num_kept
+
+
+@pytest.mark.parametrize(
+    ("insertion", "layers"),
+    [
+        ("interleaved", range(1, 32, 2)),  # 16 layers, the last one among them
+        ("all", range(32)),
+        ("interleaved_deep", range(3, 32, 2)),  # 15
+        ("all_deep", range(2, 32)),  # 30
+    ],
+)
+def test_the_insertions_of_32_layers_are_the_papers(make_config, insertion, layers):
+    config = make_config(num_layers=32, mod=MoDConfig(insertion))
+    assert config.mod_layers == tuple(layers)
+
+
+def test_a_frame_has_the_cls_token_and_the_grid(make_config):
+    config = make_config()
+    assert config.frame_num_tokens == 1 + 3 * 3
+    assert replace(config, frame_token_cls=False, frame_token_pooled=(2, 4)).frame_num_tokens == 8
+
+
+def test_the_full_computation_model_keeps_all_and_has_no_router(make_config):
+    config = make_config(mod=None)
+    assert config.mod_layers == ()
+    assert config.num_kept == config.frame_num_tokens == 10
+    assert not config.has_router
+
+
+@pytest.mark.parametrize("selection", SELECTIONS)
+@pytest.mark.parametrize("router_scaling", ROUTER_SCALINGS)
+def test_only_the_learned_selection_has_a_router(make_config, selection, router_scaling):
+    mod = MoDConfig(selection=selection, router_scaling=router_scaling)
+    assert make_config(mod=mod).has_router == (selection == "learned")
+
+
+def test_pixels_beyond_the_last_whole_patch_are_not_counted(make_config):
+    vision = make_config().vision_config
+    assert (vision.image_size, vision.patch_size) == (59, 14)
+    assert (vision.grid_size, vision.num_patches) == (4, 16)
+
+
+@pytest.mark.parametrize(
+    "section", [ModelConfig, TextConfig, VisionConfig, StreamConfig, MoDConfig]
+)
+def test_a_config_cannot_be_changed_after_it_was_checked(section):
+    assert section.__dataclass_params__.frozen
