@@ -4,7 +4,7 @@ The numbers come from the reference's own layers (keys unrotated, selection by m
 inputs in the three shapes of step that a stream has: one frame, many frames, text only.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from mod_edge.config import ModelConfig
 from mod_edge.errors import ExportError
 from mod_edge.layers import DecoderLayer, LayerCache, MoDDecoderLayer, RMSNorm, rotate
 from mod_edge.layout import FRAME, StepLayout, step_layout
+from mod_edge.rope import inverse_frequencies
 from mod_edge.signature import GraphSignature, TensorSpec
 from mod_edge.vision import FrameEncoder
 
@@ -33,8 +34,9 @@ REQUIRED_ROUTER_OPS = ("TopK",)
 Arrays = dict[str, np.ndarray]
 
 
-def check_structure(path: Path, signature: GraphSignature, weight_names: Mapping[str, object],
-                    *, has_router: bool) -> None:
+def check_structure(
+    path: Path, signature: GraphSignature, weight_names: Mapping[str, object], *, has_router: bool
+) -> None:
     """Hold the graph file against what its signature and kind promise.
 
     Raises:
@@ -46,8 +48,9 @@ def check_structure(path: Path, signature: GraphSignature, weight_names: Mapping
     used = {name for node in graph.node for name in node.input}
     used |= {value.name for value in graph.output}
     faults = [f"it holds {op}" for op in sorted(ops & FORBIDDEN_OPS)]
-    required = REQUIRED_MOD_OPS if signature.kind == "mod" else ()
-    required += REQUIRED_ROUTER_OPS if signature.kind == "mod" and has_router else ()
+    required: tuple[str, ...] = ()
+    if signature.kind == "mod":
+        required = REQUIRED_MOD_OPS + (REQUIRED_ROUTER_OPS if has_router else ())
     faults += [f"it lacks {op}" for op in required if op not in ops]
     faults += [f"input {value.name!r} is unused" for value in graph.input if value.name not in used]
     for values, specs in ((graph.input, signature.inputs), (graph.output, signature.outputs)):
@@ -116,14 +119,14 @@ def relative_error(ours: np.ndarray, theirs: np.ndarray) -> float:
 def _reference(
     config: ModelConfig, signature: GraphSignature, weights: dict[str, Tensor]
 ) -> nn.Module:
-    makers = {
-        "vision": lambda: FrameEncoder(config),
-        "dense": lambda: DecoderLayer(config),
-        "mod": lambda: MoDDecoderLayer(config),
-        "head": lambda: ReferenceHead(config),
+    makers: dict[str, Callable[[ModelConfig], nn.Module]] = {
+        "vision": FrameEncoder,
+        "dense": DecoderLayer,
+        "mod": MoDDecoderLayer,
+        "head": ReferenceHead,
     }
     with torch.device("meta"):
-        module = makers[signature.kind]()
+        module = makers[signature.kind](config)
     module.load_state_dict(weights, assign=True)
     return module.eval()
 
@@ -173,8 +176,8 @@ def _layer_step(
     layout: StepLayout,
     generator: torch.Generator,
 ) -> tuple[Arrays, Arrays]:
-    frequencies = reference.self_attn.frequencies
     text = config.text_config
+    frequencies = torch.tensor(inverse_frequencies(text))
     past_shape = (NUM_PAST, text.num_key_value_heads, text.head_dim)
     past_key = torch.randn(past_shape, generator=generator)
     past_value = torch.randn(past_shape, generator=generator)

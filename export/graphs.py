@@ -123,7 +123,7 @@ class DenseLayerGraph(nn.Module):
 
     def forward(
         self, hidden: Tensor, cos: Tensor, sin: Tensor, *past: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         branch, key, value = self.branch(hidden[0], cos[0], sin[0], *past)
         return hidden + branch[None], key, value
 

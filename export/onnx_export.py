@@ -83,7 +83,7 @@ def trace(config: ModelConfig, signature: GraphSignature) -> Topology:
             (weights, inputs),
             dynamo=True,
             opset_version=OPSET,
-            dynamic_shapes=({name: None for name in weights}, dynamic),
+            dynamic_shapes=(dict.fromkeys(weights), dynamic),
             input_names=[*weights, *(spec.name for spec in signature.inputs)],
             output_names=[spec.name for spec in signature.outputs],
             verbose=False,

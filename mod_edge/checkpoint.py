@@ -93,7 +93,9 @@ class Checkpoint:
         if faults:
             faults.sort()
             more = len(faults) - NUM_FAULTS_SHOWN
-            shown = "; ".join(faults[:NUM_FAULTS_SHOWN]) + (f"; and {more} more" if more > 0 else "")
+            shown = "; ".join(faults[:NUM_FAULTS_SHOWN]) + (
+                f"; and {more} more" if more > 0 else ""
+            )
             raise CheckpointError(
                 f"{self.path}: tensors do not fit config.json: {shown}; "
                 "mend config.json or write the checkpoint again"
@@ -139,7 +141,8 @@ def _weight_files(path: Path) -> list[Path]:
 def _header(path: Path) -> dict[str, tuple[int, ...]]:
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+            names = file.keys()
+            return {name: tuple(file.get_slice(name).get_shape()) for name in names}
     except (SafetensorError, OSError) as exc:
         raise CheckpointError(
             f"{path} is damaged or cut off ({exc}); copy or download the checkpoint again"

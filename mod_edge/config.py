@@ -104,7 +104,7 @@ class VisionConfig:
 
     @property
     def grid_size(self) -> int:
-        """Patches along one side; a remainder of pixels is cut off, as the valid convolution does."""
+        """Patches along one side; a remainder of pixels is cut off, as by SigLIP."""
         return self.image_size // self.patch_size
 
     @property

@@ -51,10 +51,8 @@ def inspect(target: str, num_frames: int) -> Inspection:
     Raises:
         CheckpointError: neither a preset nor a folder that can be read, or a damaged checkpoint.
     """
-    if target in GEOMETRIES:
-        config = preset_config(target)
-    else:
-        config = _config_of_folder(Path(target))
+    is_preset = target in GEOMETRIES
+    config = preset_config(target) if is_preset else _config_of_folder(Path(target))
     return Inspection(
         name=target,
         config=config,

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from mod_edge.checkpoint import INDEX_FILE, WEIGHTS_FILE, tensor_shapes
 from mod_edge.config import (
-    ModelConfig,
     MoDConfig,
+    ModelConfig,
     RopeScaling,
     StreamConfig,
     TextConfig,
@@ -112,7 +112,7 @@ def init_checkpoint(
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         raise ConfigError(f"preset={preset!r}, wanted one of {', '.join(GEOMETRIES)}{hint}")
     config = preset_config(preset)
-    dtype = getattr(torch, config.dtype)
+    dtype: torch.dtype = getattr(torch, config.dtype)
     total = sum(map(math.prod, tensor_shapes(config).values())) * dtype.itemsize
     done = 0
 
@@ -149,16 +149,16 @@ def write_checkpoint(
             file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         weight_map.update(dict.fromkeys(names, file))
         tensors = (random_tensor(config, name, shapes[name], seed).to(dtype) for name in names)
-        _write_shard(folder / file, {name: shapes[name] for name in names}, dtype, tensors, on_bytes)
+        _write_shard(
+            folder / file, {name: shapes[name] for name in names}, dtype, tensors, on_bytes
+        )
     if len(shards) > 1:
         total = sum(map(math.prod, shapes.values())) * dtype.itemsize
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (folder / INDEX_FILE).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
 
 
-def random_tensor(
-    config: ModelConfig, name: str, shape: tuple[int, ...], seed: int
-) -> Tensor:
+def random_tensor(config: ModelConfig, name: str, shape: tuple[int, ...], seed: int) -> Tensor:
     """One float32 tensor of a random checkpoint; the same for the same seed and name."""
     generator = _generator(seed, name)
     noise = torch.randn(shape, generator=generator)
@@ -200,7 +200,9 @@ def _protocol_rows(config: ModelConfig, head: Tensor, seed: int) -> Tensor:
 
 
 def _frame_direction(config: ModelConfig, seed: int) -> Tensor:
-    return torch.randn(config.text_config.hidden_size, generator=_generator(seed, "frame direction"))
+    return torch.randn(
+        config.text_config.hidden_size, generator=_generator(seed, "frame direction")
+    )
 
 
 def _generator(seed: int, name: str) -> torch.Generator:

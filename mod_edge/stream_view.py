@@ -72,7 +72,7 @@ class StreamView(ABC):
         return self
 
     def __exit__(self, *_exc: object) -> None:
-        pass
+        return None
 
 
 class JsonView(StreamView):

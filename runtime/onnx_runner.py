@@ -144,7 +144,7 @@ class OnnxRunner(Runner):
         return {index: kept[:num_frames] for index, kept in self._kept.items()}
 
     def _write_angles(self, num_tokens: int, position: int) -> None:
-        """cos and sin of the step's absolute positions, by way of float64."""
+        """Cos and sin of the step's absolute positions, by way of float64."""
         positions = np.arange(position, position + num_tokens, dtype=np.float64)
         angles = self._angles[:num_tokens]
         np.multiply(positions[:, None], self._frequencies, out=angles)
@@ -180,9 +180,7 @@ class _Graph:
         options.enable_mem_pattern = False
         options.log_severity_level = 3
         try:
-            self._session = onnxruntime.InferenceSession(
-                str(path), options, providers=[PROVIDER]
-            )
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=[PROVIDER])
         except Exception as exc:  # onnxruntime raises bare pybind exceptions of many types
             raise BackendError(
                 f"onnxruntime cannot load {path}: {exc}; export the checkpoint again"

@@ -125,14 +125,12 @@ def _open_runner(
                 f"backend torch needs {exc.name}, which is not installed; "
                 'install it with: pip install "mod-edge[export]"'
             ) from exc
-        return torch_runner_from_checkpoint(
-            Path(checkpoint), manifest.checkpoint["fingerprint"]
-        )
+        return torch_runner_from_checkpoint(Path(checkpoint), manifest.checkpoint["fingerprint"])
     try:
         from mod_edge.runtime.onnx_runner import OnnxRunner
     except ModuleNotFoundError as exc:
         raise BackendError(
-            'backend onnx needs onnxruntime, which is not installed; install it with: pip install '
+            "backend onnx needs onnxruntime, which is not installed; install it with: pip install "
             '"mod-edge[cpu]"'
         ) from exc
     return OnnxRunner(

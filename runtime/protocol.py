@@ -1,7 +1,7 @@
-"""The streaming protocol of VideoLLM-online: what is fed between frames, and what an answer means.
+r"""The streaming protocol of VideoLLM-online: what is fed between frames, and what an answer means.
 
-    <bos>{system}\\n\\n[FRAME,FRAME,...FRAME]\\nUser: {query}\\nAssistant: {reply}<eos>
-    \\n[FRAME,...FRAME]\\nAssistant: {reply}<eos>\\n[FRAME,...
+    <bos>{system}\n\n[FRAME,FRAME,...FRAME]\nUser: {query}\nAssistant: {reply}<eos>
+    \n[FRAME,...FRAME]\nAssistant: {reply}<eos>\n[FRAME,...
 
 At a frame's last token the model predicts either the interval (stay silent) or the end of the
 frames (speak). Two rules are ours where the published code stops or drops a token: any other most

@@ -1,8 +1,8 @@
-"""A stream from frames to events: capture, vision, decoder steps, decisions, replies, rolling cache.
+"""A stream from frames to events: capture, vision, decoder steps, decisions and replies.
 
-    with open_session("bundle", window="120s") as session, VideoFile("clip.mp4", fps=2) as source:
-        for event in session.stream(source, [Query("Please narrate the video in real time.")]):
-            print(event)
+with open_session("bundle", window="120s") as session, VideoFile("clip.mp4", fps=2) as source:
+for event in session.stream(source, [Query("Please narrate the video in real time.")]):
+print(event)
 """
 
 import time
@@ -177,9 +177,7 @@ class Session:
             # A query that is due before a frame is answered before it, so that frame must wait.
             while last < len(batch) and not (queue and queue[0].time_s < batch[last].time_s):
                 last += 1
-            first += yield from self._feed(
-                batch[first:last], embeds[first:last], queue, vision_ms
-            )
+            first += yield from self._feed(batch[first:last], embeds[first:last], queue, vision_ms)
 
     def _feed(
         self, frames: list[Frame], embeds: Float32Array, queue: deque[Query], vision_ms: float

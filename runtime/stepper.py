@@ -51,7 +51,8 @@ class Stepper:
             self.window.append(added, continues=continues)
             continues = True
         assert layout is not None, "text has at least one token"
-        return self.runner.logits([layout.num_tokens - 1])[0]
+        logits: Float32Array = self.runner.logits([layout.num_tokens - 1])[0]
+        return logits
 
     def feed_frames(
         self, prefix: Sequence[int], embeds: Float32Array, *, closes_sink: bool

@@ -10,6 +10,7 @@ The clip's frames are held in memory and repeated, so that only the session is m
 import argparse
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
@@ -98,7 +99,7 @@ def main() -> None:
     parser.add_argument("--window", default="1024")
     arguments = parser.parse_args()
     with open_session(arguments.bundle, window=arguments.window, max_new_tokens=16) as session:
-        print(json.dumps(soak(session, arguments.frames), indent=1))
+        json.dump(soak(session, arguments.frames), sys.stdout, indent=1)
 
 
 if __name__ == "__main__":

@@ -114,6 +114,16 @@ def test_the_comparison_is_the_most_video_that_full_computation_holds_in_the_sam
     assert plan.num_seconds > plan.num_seconds_full
 
 
+def test_rows_that_no_frame_fills_are_not_counted_as_video_of_either_model(make_config):
+    config, full = make_config(mod=MoDConfig("all")), make_config(mod=None)
+    for num_tokens in range(71, 400, 7):
+        plan = plan_window(config, str(num_tokens), TEXT_MINIMUM)
+        spare = num_tokens - rows_for(config, frames_of(config, plan)).dense
+        most_bytes = plan.size_bytes - spare * bytes_for(full, 0, 1)
+        num_frames = round(plan.num_seconds_full * 2)
+        assert bytes_for(full, num_frames) <= most_bytes < bytes_for(full, num_frames + 1)
+
+
 def test_a_larger_sink_or_reply_leaves_less_video(make_config):
     seconds = [plan_budget(make_config(), 1, text).num_seconds for text in (60, 200, 500)]
     assert seconds == sorted(set(seconds), reverse=True)

@@ -165,14 +165,16 @@ def rolls_within_a_reply(events):
     """Rolls with tokens of one reply on either side."""
     neighbours = zip(events, events[1:], events[2:], strict=False)
     return sum(
-        isinstance(before, TextEvent) and isinstance(event, RollEvent) and isinstance(after, TextEvent)
+        isinstance(before, TextEvent)
+        and isinstance(event, RollEvent)
+        and isinstance(after, TextEvent)
         for before, event, after in neighbours
     )
 
 
 @pytest.mark.parametrize("frames_per_step", [1, 3])
 def test_the_rolling_twin_agrees_across_rolls(tiny_bundle, reference, clip, frames_per_step):
-    """The twin keeps unrotated keys and positions lowered by what was evicted (design of caches)."""
+    """The twin keeps unrotated keys, and positions lowered by what was evicted."""
     session = make_session(
         tiny_bundle,
         lambda *args: Lockstep(onnx_runner(*args), TorchRunner(reference)),
