@@ -17,6 +17,7 @@ from mod_edge.config import ModelConfig
 from mod_edge.errors import ExportError
 from mod_edge.layers import DecoderLayer, LayerCache, MoDDecoderLayer, RMSNorm, rotate
 from mod_edge.layout import FRAME, StepLayout, step_layout
+from mod_edge.onnx_session import session_options
 from mod_edge.rope import inverse_frequencies
 from mod_edge.signature import GraphSignature, TensorSpec
 from mod_edge.vision import FrameEncoder
@@ -81,9 +82,9 @@ def check_numbers(
     Raises:
         ExportError: the error exceeds `ALLOWED_RELATIVE_ERROR`, or another selection was made.
     """
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        str(path), session_options(), providers=["CPUExecutionProvider"]
+    )
     reference = _reference(config, signature, weights)
     worst = 0.0
     for shape, pieces in STEP_SHAPES.items():

@@ -6,7 +6,6 @@ packages (torch, onnx, tensorrt) are looked up in the installed metadata, never 
 
 import contextlib
 import io
-import os
 import platform
 import re
 import shutil
@@ -16,6 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from mod_edge.onnx_session import session_options, usable_cores
 from mod_edge.runtime.noise import captured_noise
 
 Severity = Literal["ok", "warning", "error"]
@@ -51,6 +51,7 @@ MEMORY_INFO = Path("/proc/meminfo")
 # y = x + x on two floats, IR version 8 and opset 13, so that every onnxruntime in use reads it:
 # onnx.helper.make_model(make_graph([make_node("Add", ["x", "x"], ["y"])], "probe", [x], [y]),
 # opset_imports=[make_opsetid("", 13)], ir_version=8).SerializeToString()
+LOG_WARNINGS = 2  # onnxruntime's severity; the reason why a provider does not load is logged
 PROBE_MODEL = (
     b'\x08\x08:9\n\x0e\n\x01x\n\x01x\x12\x01y"\x03Add\x12\x05probe'
     b"Z\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x02"
@@ -182,7 +183,6 @@ def _last_line(text: str) -> str:
 
 def _look_at_machine() -> Machine:
     memory = _memory_bytes()
-    can_ask = hasattr(os, "sched_getaffinity")
     try:
         disk_free_bytes = shutil.disk_usage(".").free
     except OSError:  # the current folder was deleted
@@ -192,7 +192,7 @@ def _look_at_machine() -> Machine:
         architecture=platform.machine(),
         system=platform.platform(terse=True),
         jetson_release=_read(JETSON_RELEASE).partition("\n")[0] or None,
-        num_cores=len(os.sched_getaffinity(0)) if can_ask else os.cpu_count() or 1,
+        num_cores=usable_cores(),
         memory_total_bytes=memory.get("MemTotal"),
         memory_available_bytes=memory.get("MemAvailable"),
         disk_free_bytes=disk_free_bytes,
@@ -234,7 +234,9 @@ def _try_provider(name: str) -> Provider:
 
     with captured_noise() as noise, contextlib.redirect_stdout(io.StringIO()):  # prints both ways
         try:
-            session = onnxruntime.InferenceSession(PROBE_MODEL, providers=[name])
+            options = session_options()
+            options.log_severity_level = LOG_WARNINGS
+            session = onnxruntime.InferenceSession(PROBE_MODEL, options, providers=[name])
             loads = session.get_providers()[0] == name
             failure = ""
         except Exception as exc:  # each provider has exceptions of its own

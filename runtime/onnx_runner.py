@@ -1,10 +1,8 @@
 """ONNX Runtime on the CPU, one session a graph, everything bound to buffers made at the start.
 
-A step binds views of the cache (past in, new rows out), never copies it. All sessions share one
-thread pool: with a pool each, a chain of layers ran 4.5 times slower.
+A step binds views of the cache (past in, new rows out), never copies it.
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,10 +15,16 @@ from mod_edge.errors import BackendError, CacheError
 from mod_edge.kv_window import Eviction, Rows
 from mod_edge.layout import StepLayout
 from mod_edge.manifest import EMBEDDING_FILE
+from mod_edge.onnx_session import session_options
 from mod_edge.rope import inverse_frequencies
 from mod_edge.runtime.kv_cache import KvCache
 from mod_edge.runtime.runner import Float32Array, Int64Array, Runner, UInt8Array
-from mod_edge.signature import head_signature, layer_signature, vision_signature
+from mod_edge.signature import (
+    GraphSignature,
+    head_signature,
+    layer_signature,
+    vision_signature,
+)
 
 PROVIDER = "CPUExecutionProvider"
 
@@ -47,15 +51,16 @@ class OnnxRunner(Runner):
             frames_per_step: F at most, in a step and in `encode`.
 
         Raises:
-            BackendError: a graph does not load, or not on the provider it was meant for.
+            BackendError: a graph does not load, not on the provider it was meant for, or is not
+                the config's; likewise the embedding table.
+            CacheError: there is not so much memory.
         """
-        _use_global_thread_pool()
         text = config.text_config
         self.name = f"onnx (onnxruntime {onnxruntime.__version__}, CPU)"
         self._config = config
         self._max_step_tokens = max_step_tokens
         self._cache = KvCache(config, capacity)
-        self._embedding = np.load(folder / EMBEDDING_FILE, mmap_mode="r")
+        self._embedding = _read_embedding(folder / EMBEDDING_FILE, config)
         self._frequencies = inverse_frequencies(text)
         self._angles = np.empty((max_step_tokens, text.head_dim // 2))
         self._cos = np.empty(self._angles.shape, np.float32)
@@ -74,12 +79,12 @@ class OnnxRunner(Runner):
         )
         self._head_rows = np.empty((frames_per_step, text.hidden_size), np.float32)
         self._logits = np.empty((frames_per_step, text.vocab_size), np.float32)
-        self._vision = _Graph(folder / vision_signature(config).file)
+        self._vision = _Graph(folder, vision_signature(config))
         self._layers = [
-            _Graph(folder / layer_signature(config, index).file)
+            _Graph(folder, layer_signature(config, index))
             for index in range(text.num_hidden_layers)
         ]
-        self._head = _Graph(folder / head_signature(config).file)
+        self._head = _Graph(folder, head_signature(config))
         self._layout: StepLayout | None = None
 
     def encode(self, frames: UInt8Array) -> Float32Array:
@@ -173,12 +178,12 @@ class OnnxRunner(Runner):
 class _Graph:
     """One session with its bindings; bound arrays must stay alive and contiguous."""
 
-    def __init__(self, path: Path) -> None:
-        options = onnxruntime.SessionOptions()
-        options.use_per_session_threads = False
+    def __init__(self, folder: Path, signature: GraphSignature) -> None:
+        path = folder / signature.file
+        options = session_options()
         # Its patterns are kept for every shape seen: with a past that grows, one a step, for ever.
         options.enable_mem_pattern = False
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # what fails is raised, and would be printed besides
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=[PROVIDER])
         except Exception as exc:  # onnxruntime raises bare pybind exceptions of many types
@@ -188,6 +193,7 @@ class _Graph:
         found = self._session.get_providers()[0]
         if found != PROVIDER:
             raise BackendError(f"{path.name} runs on {found}, wanted {PROVIDER}")
+        self._check_signature(path, signature)
         self._binding = self._session.io_binding()
 
     def bind_input(self, name: str, array: np.ndarray[Any, Any]) -> None:
@@ -199,22 +205,37 @@ class _Graph:
     def run(self) -> None:
         self._session.run_with_iobinding(self._binding)
 
+    def _check_signature(self, path: Path, signature: GraphSignature) -> None:
+        """Addresses are bound by the signature: a graph of other dims would read or write amiss."""
+        for values, specs in (
+            (self._session.get_inputs(), signature.inputs),
+            (self._session.get_outputs(), signature.outputs),
+        ):
+            found = [(value.name, _dtype_name(value.type), tuple(value.shape)) for value in values]
+            wanted = [(spec.name, spec.dtype, spec.dims) for spec in specs]
+            if found != wanted:
+                raise BackendError(
+                    f"{path} has {found}, the bundle's config.json wants {wanted}; "
+                    "export the checkpoint again"
+                )
 
-_has_global_thread_pool = False
+
+def _dtype_name(onnx_type: str) -> str:
+    """Numpy's name of ONNX Runtime's: "tensor(float)" is "float32"."""
+    name = onnx_type.removeprefix("tensor(").removesuffix(")")
+    return {"float": "float32"}.get(name, name)
 
 
-def _use_global_thread_pool() -> None:
-    """Make the process's one thread pool, before its first session; it cannot be changed later."""
-    global _has_global_thread_pool
-    if _has_global_thread_pool:
-        return
-    num_threads = usable_cores()
-    onnxruntime.set_global_thread_pool_sizes(num_threads, 1)
-    _has_global_thread_pool = True
-
-
-def usable_cores() -> int:
-    """Cores that this process may use, which a container can make fewer than there are."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def _read_embedding(path: Path, config: ModelConfig) -> Float32Array:
+    """The embedding table (V, D), mapped into memory."""
+    wanted = (config.text_config.vocab_size, config.text_config.hidden_size)
+    try:
+        table: Float32Array = np.load(path, mmap_mode="r")
+    except (OSError, ValueError, EOFError) as exc:
+        raise BackendError(f"{path} cannot be read: {exc}; export the checkpoint again") from exc
+    if table.shape != wanted or table.dtype != np.float32:
+        raise BackendError(
+            f"{path} holds {table.dtype} {table.shape}, the bundle's config.json wants float32 "
+            f"{wanted}; export the checkpoint again"
+        )
+    return table

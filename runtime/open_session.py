@@ -9,6 +9,8 @@ from mod_edge.errors import BackendError, BundleError, ConfigError
 from mod_edge.kv_budget import KvPlan, plan_budget, plan_window
 from mod_edge.manifest import (
     CONFIG_FILE,
+    EMBEDDING_FILE,
+    MANIFEST_FILE,
     TOKENIZER_FILE,
     Manifest,
     check_files,
@@ -89,16 +91,30 @@ def open_session(
 
 def _read_bundle(folder: Path, *, check_all: bool) -> tuple[Manifest, ModelConfig, Tokenizer]:
     manifest = read_manifest(folder)
+    needed = {CONFIG_FILE, TOKENIZER_FILE, EMBEDDING_FILE}
+    unlisted = (
+        needed.union(graph.file for graph in manifest.graphs.values()) - manifest.files.keys()
+    )
+    if unlisted:
+        raise BundleError(
+            f"{folder / MANIFEST_FILE} does not list {', '.join(sorted(unlisted))}; "
+            "export the checkpoint again"
+        )
     check_files(folder, manifest, hash_all=check_all)
     config = read_config(folder / CONFIG_FILE)
     num_layers = config.text_config.num_hidden_layers
-    missing = sorted(set(range(num_layers)) - set(manifest.layers))
-    if missing:
+    if manifest.layers != list(range(num_layers)):
         raise BundleError(
             f"bundle {folder} holds {len(manifest.layers)} of {num_layers} layers; "
             "export the checkpoint without --layers to run it"
         )
-    return manifest, config, Tokenizer.from_file(str(folder / TOKENIZER_FILE))
+    try:
+        tokenizer = Tokenizer.from_file(str(folder / TOKENIZER_FILE))
+    except Exception as exc:  # the library raises bare Exception for every fault
+        raise BundleError(
+            f"{folder / TOKENIZER_FILE} cannot be read: {exc}; export the checkpoint again"
+        ) from exc
+    return manifest, config, tokenizer
 
 
 def _open_runner(

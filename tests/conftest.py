@@ -21,7 +21,7 @@ INTERLEAVED = MoDConfig()
 def one_thread():
     """ONNX Runtime with one thread too: a second one spins, and on a busy machine steals."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mod_edge.runtime.onnx_runner.usable_cores", lambda: 1)
+        patch.setattr("mod_edge.onnx_session.usable_cores", lambda: 1)
         yield
 
 

@@ -93,7 +93,7 @@ def test_an_onnxruntime_without_metadata_was_built_from_source_and_is_fine(insta
 
 def test_a_provider_that_falls_back_is_a_warning_with_the_missing_library(installed, monkeypatch):
     class FallsBack:
-        def __init__(self, model, providers):
+        def __init__(self, model, options, providers):
             if providers == ["CUDAExecutionProvider"]:
                 os.write(2, PROVIDER_LOG.encode())
 

@@ -19,8 +19,8 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = {"mod_edge": 0, "export": 2, "runtime": 3, "profiles": 0}  # floor of a folder's files
 FILES_OF_FLOOR = {  # of mod_edge/, the folder that holds several floors
     0: (
-        "__init__ config costs errors kv_budget kv_window layout manifest metrics rope signature "
-        "staging"
+        "__init__ config costs errors kv_budget kv_window layout manifest metrics onnx_session "
+        "rope signature staging"
     ),
     1: "checkpoint layers model presets routing tokenizer vision",
     4: (
@@ -108,7 +108,8 @@ def test_only_functions_import_the_torch_runner(path):
 def test_the_ground_floor_needs_only_the_standard_library_and_numpy(path):
     if floor_of(path) != 0:
         return
-    allowed = F0_PACKAGES | ({"tomli", "tomllib"} if path.parent.name == "profiles" else set())
+    more = {"profiles": {"tomli", "tomllib"}}.get(path.parent.name, set())
+    allowed = F0_PACKAGES | more | {"onnx_session": {"onnxruntime"}}.get(path.stem, set())
     packages = {module.split(".")[0] for module, _ in imports_of(path)}
     assert packages <= allowed
 

@@ -23,6 +23,7 @@ from mod_edge.export.check import (
     relative_error,
 )
 from mod_edge.layout import step_layout
+from mod_edge.onnx_session import session_options
 from mod_edge.presets import preset_config
 from mod_edge.signature import head_signature, layer_signature, vision_signature
 
@@ -441,7 +442,9 @@ def test_onnx_own_evaluator_reads_the_layers_as_onnxruntime_does(tiny_bundle, si
     inputs = random_step(signature, STEP_SHAPES[shape])
     names = [spec.name for spec in signature.outputs]
     theirs = ReferenceEvaluator(onnx.load(str(path))).run(names, inputs)
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        str(path), session_options(), providers=["CPUExecutionProvider"]
+    )
     for name, a, b in zip(names, session.run(names, inputs), theirs, strict=True):
         assert a.dtype == b.dtype, name
         assert relative_error(a, b) <= JUDGE_ERROR, name
