@@ -18,6 +18,7 @@ from mod_edge.export.onnx_export import OPSET, Topology, trace, write_graph
 from mod_edge.manifest import (
     CONFIG_FILE,
     EMBEDDING_FILE,
+    MANIFEST_FILE,
     TOKENIZER_FILE,
     GraphRecord,
     Manifest,
@@ -74,7 +75,7 @@ def export_bundle(
         head_signature(config),
     ]
     total = len(signatures) + 2
-    with staged_folder(target, force=force) as folder:
+    with staged_folder(target, marker=MANIFEST_FILE, force=force) as folder:
         (folder / "layers").mkdir()
         graphs: dict[str, GraphRecord] = {}
         topologies: dict[str, Topology] = {}

@@ -170,11 +170,15 @@ class MoDLayerGraph(DenseLayerGraph):
         if self.router is None:
             columns = torch.tensor(uniform_tokens(self.frame_num_tokens, self.num_kept))
             return columns.expand(frame_index.shape[0], -1).contiguous(), None
-        frames = states.index_select(0, frame_index.flatten())  # (F*N, D)
-        router_logits = self.router(frames).unflatten(0, (-1, self.frame_num_tokens))[..., 0]
+        all_logits = self.router(states)[:, 0]  # (T,); no dearer than gathering the frames first
+        router_logits = all_logits.index_select(0, frame_index.flatten())
+        router_logits = router_logits.unflatten(0, (-1, self.frame_num_tokens))  # (F, N)
         # TopK gives the heaviest first; the positions themselves are sorted back into time order.
         # By logits, not weights: many sigmoids round to 1, and ties have no defined order.
-        kept = router_logits.topk(self.num_kept, dim=1).indices.sort(dim=1).values
+        # One frame of zeros is put behind and taken off again: TopK over no frames stops
+        # onnxruntime 1.23, the last for Python 3.10, with a floating point exception.
+        padded = torch.cat([router_logits, router_logits.new_zeros(1, self.frame_num_tokens)])
+        kept = padded.topk(self.num_kept, dim=1).indices.sort(dim=1).values[:-1]
         kept_weights = router_logits.gather(1, kept).flatten().sigmoid()
         weights = torch.cat([torch.ones_like(text_index, dtype=states.dtype), kept_weights])
         return kept, weights.index_select(0, row_order)[:, None]

@@ -224,7 +224,7 @@ class ModelConfig:
         """K: tokens of a frame that a MoD layer computes; N in the full-computation model."""
         if self.mod_config is None:
             return self.frame_num_tokens
-        # Rounded before the ceiling: 0.7 * 10 is 7.000000000000001 in binary floating point. What
+        # Rounded before the ceiling: 0.28 * 25 is 7.000000000000001 in binary floating point. What
         # rounds to nothing still keeps one, as the ceiling says.
         return max(1, math.ceil(round(self.mod_config.keep_ratio * self.frame_num_tokens, 6)))
 

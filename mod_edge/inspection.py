@@ -8,7 +8,7 @@ from typing import Any
 from mod_edge.checkpoint import Checkpoint, tensor_shapes
 from mod_edge.config import ModelConfig, read_config
 from mod_edge.costs import Comparison, compare_with_full, vision_flops
-from mod_edge.errors import CheckpointError
+from mod_edge.errors import BundleError, CheckpointError
 from mod_edge.manifest import CONFIG_FILE, MANIFEST_FILE
 from mod_edge.presets import GEOMETRIES, preset_config
 
@@ -50,6 +50,7 @@ def inspect(target: str, num_frames: int) -> Inspection:
 
     Raises:
         CheckpointError: neither a preset nor a folder that can be read, or a damaged checkpoint.
+        BundleError: a damaged bundle.
     """
     is_preset = target in GEOMETRIES
     config = preset_config(target) if is_preset else _config_of_folder(Path(target))
@@ -70,6 +71,8 @@ def _config_of_folder(path: Path) -> ModelConfig:
             f"{path} is neither a folder nor a preset; presets are {', '.join(GEOMETRIES)}"
         )
     if (path / MANIFEST_FILE).is_file():
+        if not (path / CONFIG_FILE).is_file():
+            raise BundleError(f"bundle {path} has no {CONFIG_FILE}; copy or export it again")
         return read_config(path / CONFIG_FILE)
     return Checkpoint(path).config
 

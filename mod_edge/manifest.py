@@ -111,6 +111,8 @@ def read_manifest(folder: Path) -> Manifest:
         graphs = {name: GraphRecord(**record) for name, record in data.pop("graphs").items()}
         files = {name: FileRecord(**record) for name, record in data.pop("files").items()}
         manifest = Manifest(graphs=graphs, files=files, **data)
+        if not all(isinstance(layer, int) for layer in manifest.layers):
+            raise TypeError(f"layers={manifest.layers!r} are no integers")
         paths = [
             PurePosixPath(name) for name in (*files, *(graph.file for graph in graphs.values()))
         ]

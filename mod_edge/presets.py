@@ -121,7 +121,7 @@ def init_checkpoint(
         done += nbytes
         on_progress("weights", done, total)
 
-    with staged_folder(folder, force=force) as staging:
+    with staged_folder(folder, marker=CONFIG_FILE, force=force) as staging:
         write_checkpoint(config, staging, seed, on_bytes)
     return total
 

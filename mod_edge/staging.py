@@ -10,7 +10,7 @@ from mod_edge.errors import ConfigError
 
 
 @contextmanager
-def staged_folder(target: Path, *, force: bool) -> Iterator[Path]:
+def staged_folder(target: Path, *, marker: str, force: bool) -> Iterator[Path]:
     """A temporary folder beside `target` that takes its place when the block ends without error.
 
     Whatever ends the block early, Ctrl-C included, removes the temporary folder and leaves `target`
@@ -18,13 +18,21 @@ def staged_folder(target: Path, *, force: bool) -> Iterator[Path]:
 
     Args:
         target: the folder to make.
-        force: replace what is there already.
+        marker: the file by which a folder of this kind is known.
+        force: replace such a folder, or an empty one, if it is there already. Never any other: a
+            mistyped path must not cost somebody's home.
 
     Raises:
-        ConfigError: `target` exists and `force` is not given.
+        ConfigError: `target` exists and `force` is not given, or it is something else.
     """
+    target = target.resolve()
     if target.exists() and not force:
         raise ConfigError(f"{target} exists already; use --force to replace it, or another folder")
+    if target.exists() and not _is_replaceable(target, marker):
+        raise ConfigError(
+            f"{target} is there and holds no {marker}, so it is nothing that this command made; "
+            "--force does not replace it: remove it yourself or name another folder"
+        )
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     content, replaced = staging / "new", staging / "old"
@@ -38,3 +46,7 @@ def staged_folder(target: Path, *, force: bool) -> Iterator[Path]:
         if replaced.exists() and not target.exists():
             replaced.rename(target)  # ended between the two renames
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _is_replaceable(target: Path, marker: str) -> bool:
+    return target.is_dir() and ((target / marker).is_file() or not any(target.iterdir()))

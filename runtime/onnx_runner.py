@@ -211,12 +211,12 @@ class _Graph:
             (self._session.get_inputs(), signature.inputs),
             (self._session.get_outputs(), signature.outputs),
         ):
-            found = [(value.name, _dtype_name(value.type), tuple(value.shape)) for value in values]
-            wanted = [(spec.name, spec.dtype, spec.dims) for spec in specs]
+            found = {(value.name, _dtype_name(value.type), tuple(value.shape)) for value in values}
+            wanted = {(spec.name, spec.dtype, spec.dims) for spec in specs}
             if found != wanted:
                 raise BackendError(
-                    f"{path} has {found}, the bundle's config.json wants {wanted}; "
-                    "export the checkpoint again"
+                    f"{path} has {sorted(found - wanted)}, the bundle's config.json wants "
+                    f"{sorted(wanted - found)}; export the checkpoint again"
                 )
 
 

@@ -10,7 +10,7 @@ import pytest
 from mod_edge.config import MoDConfig, ModelConfig, StreamConfig, TextConfig, VisionConfig
 
 # Before torch is imported. Models this small only lose by sharing their work out: the tests of
-# test_model.py take 67 s with two threads on two busy cores, and 17 s with one.
+# test_model.py take 60 s with two threads on two busy cores, and 16 s with one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 CLIP = Path(__file__).resolve().parent / "data" / "box.mp4"

@@ -171,7 +171,7 @@ def test_a_file_that_is_no_json_object_is_refused_by_name(tmp_path, content, fau
         (0.2, 2),
         (0.3, 3),
         (0.5, 5),
-        (0.7, 7),  # 0.7 * 10 is 7.000000000000001: a bare ceiling gives 8
+        (0.7, 7),
         (0.21, 3),
         (0.01, 1),
         (1e-9, 1),  # rounding comes before the ceiling, and must not leave nothing to keep
@@ -183,6 +183,7 @@ def test_num_kept_is_the_ceiling_of_the_ratio(make_config, keep_ratio, num_kept)
 
 
 def test_every_whole_share_of_every_frame_size_is_exact(make_config):
+    """In floating point 0.28 * 25 is 7.000000000000001, and a bare ceiling gives 8."""
     config = make_config()
     vision = replace(config.vision_config, image_size=14 * 36)
     for columns in range(1, 36):

@@ -26,7 +26,7 @@ def tree_of(folder):
 
 def test_the_folder_appears_when_the_block_ends(tmp_path):
     target = tmp_path / "not yet" / "bundle"
-    with staged_folder(target, force=False) as folder:
+    with staged_folder(target, marker="old", force=False) as folder:
         (folder / "new").write_text("new")
         assert not target.exists()
         assert folder.parent.parent == target.parent  # the same disk: a rename, not a copy
@@ -39,14 +39,14 @@ def test_the_folder_appears_when_the_block_ends(tmp_path):
 
 def test_the_folder_may_be_read_by_others_as_any_new_folder(tmp_path):
     (tmp_path / "ordinary").mkdir()
-    with staged_folder(tmp_path / "bundle", force=False):
+    with staged_folder(tmp_path / "bundle", marker="old", force=False):
         pass
     modes = [(tmp_path / name).stat().st_mode for name in ("ordinary", "bundle")]
     assert modes[0] == modes[1]  # tempfile's own are closed to others
 
 
 def end_half_way(target, error, *, force):
-    with staged_folder(target, force=force) as folder:
+    with staged_folder(target, marker="old", force=force) as folder:
         (folder / "half").write_text("half")
         raise error
 
@@ -68,14 +68,14 @@ def test_an_interrupted_block_leaves_the_old_folder_as_it_was(tmp_path, target, 
 def test_what_is_there_is_not_replaced_unasked(tmp_path, target):
     with (
         pytest.raises(ConfigError, match=r"bundle exists already; use --force"),
-        staged_folder(target, force=False),
+        staged_folder(target, marker="old", force=False),
     ):
         pytest.fail("the block must not begin")
     assert tree_of(tmp_path) == {"bundle": None, "bundle/old": "old"}
 
 
 def test_force_replaces_the_whole_folder(tmp_path, target):
-    with staged_folder(target, force=True) as folder:
+    with staged_folder(target, marker="old", force=True) as folder:
         (folder / "new").write_text("new")
         assert (target / "old").exists()  # until the very end
     assert tree_of(tmp_path) == {"bundle": None, "bundle/new": "new"}
@@ -93,6 +93,25 @@ def test_an_interrupt_amid_the_exchange_loses_nothing_old(tmp_path, target, monk
         return rename(self, other)
 
     monkeypatch.setattr(Path, "rename", interrupted)
-    with pytest.raises(KeyboardInterrupt), staged_folder(target, force=True) as folder:
+    with (
+        pytest.raises(KeyboardInterrupt),
+        staged_folder(target, marker="old", force=True) as folder,
+    ):
         (folder / "new").write_text("new")
     assert tree_of(tmp_path) == {"bundle": None, "bundle/old": "old"}
+
+
+def test_force_never_replaces_what_is_not_of_the_kind(tmp_path, target):
+    with (
+        pytest.raises(ConfigError, match=r"holds no manifest.json.*remove it yourself"),
+        staged_folder(target, marker="manifest.json", force=True),
+    ):
+        pytest.fail("the block must not begin")
+    assert tree_of(tmp_path) == {"bundle": None, "bundle/old": "old"}
+
+
+def test_force_fills_an_empty_folder(tmp_path):
+    (tmp_path / "bundle").mkdir()
+    with staged_folder(tmp_path / "bundle", marker="old", force=True) as folder:
+        (folder / "new").write_text("new")
+    assert tree_of(tmp_path) == {"bundle": None, "bundle/new": "new"}
