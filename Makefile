@@ -28,11 +28,11 @@ demo: bundle
 	@echo "== run: watch the video frame by frame and decide at each one whether to speak"
 	@echo "   The weights are random until a trained checkpoint lands: the words mean nothing."
 	$(MOD_EDGE) run $(DEMO)/bundle --source $(CLIP) --query "What is happening?" \
-		--window 120s --max-new-tokens 20
+		--query "What is in the box?@7" --window 260 --max-new-tokens 12
 
 bundle: $(INSTALLED)
 	@echo "== init: write a small checkpoint of the VideoLLM-MoD kind, with random weights"
-	$(MOD_EDGE) init tiny $(DEMO)/checkpoint --force
+	$(MOD_EDGE) init tiny $(DEMO)/checkpoint --seed 1 --force
 	@echo "== export: cut it into ONNX graphs and hold each against PyTorch"
 	$(MOD_EDGE) export $(DEMO)/checkpoint -o $(DEMO)/bundle --force
 

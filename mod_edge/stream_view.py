@@ -130,6 +130,7 @@ class LiveView(StreamView):
             self._live.console.print(_line(event))
         if isinstance(event, ReplyEvent):
             self._spoken = ""
+            self._live.refresh()
 
     def finish(self, summary: Summary) -> None:
         self._live.stop()

@@ -155,25 +155,16 @@ def ordering(cut):
     return cut.find("TopK", largest=0)[0]
 
 
+def without_padding(cut, name):
+    """`name`, one row more than there are frames, cut down as the sorted positions are."""
+    slicing = cut.producer("kept")
+    cut.insert_before(slicing, helper.make_node("Slice", [name, *slicing.input[1:]], ["planted"]))
+    return "planted"
+
+
 def unsorted_selection(cut):
     """The heaviest first, as TopK gives them."""
-    sort, raw = ordering(cut), selection(cut)
-    cut.graph.node.remove(sort)
-    last_slice(cut).input[0] = raw.output[1]
-
-
-def last_slice(cut):
-    """Takes the frame of zeros behind the step's own off again."""
-    return next(node for node in cut.graph.node if "kept" in node.output)
-
-
-def of_frames(cut, padded, consumer):
-    """`padded` (F + 1, K) without the frame of zeros, made right before `consumer`."""
-    name = f"{padded}_of_frames"
-    cut.insert_before(
-        consumer, helper.make_node("Slice", [padded, *last_slice(cut).input[1:]], [name])
-    )
-    return name
+    cut.bypass(ordering(cut), ordering(cut).input[0])
 
 
 def ranks_for_positions(cut):
@@ -184,15 +175,14 @@ def ranks_for_positions(cut):
 
 def hidden_ranks(cut):
     """Ranks are gathered, while the output `kept` still tells the right positions."""
-    sort = ordering(cut)
     (gather,) = [node for node in cut.consumers("kept") if node.input[0] == "frame_index"]
-    cut.replace_input(gather, "kept", of_frames(cut, sort.output[1], gather))
+    cut.replace_input(gather, "kept", without_padding(cut, ordering(cut).output[1]))
 
 
 def weights_of_another_order(cut):
     """Router weights in the order of weight, rows in the order of time."""
     (gather,) = [node for node in cut.consumers("kept") if node.input[0] != "frame_index"]
-    cut.replace_input(gather, "kept", of_frames(cut, ordering(cut).input[0], gather))
+    cut.replace_input(gather, "kept", without_padding(cut, ordering(cut).input[0]))
 
 
 def forgotten_row_order(cut):

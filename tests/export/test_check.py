@@ -6,7 +6,6 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from mod_edge.checkpoint import Checkpoint
@@ -22,6 +21,7 @@ from mod_edge.layout import step_layout
 from mod_edge.onnx_session import session_options
 from mod_edge.presets import preset_config
 from mod_edge.signature import head_signature, layer_signature, vision_signature
+from tests.export import graph_faults as faults
 
 CONFIG = preset_config("tiny")
 DENSE, MOD = layer_signature(CONFIG, 0), layer_signature(CONFIG, 1)
@@ -32,6 +32,13 @@ VISION, HEAD = vision_signature(CONFIG), head_signature(CONFIG)
 HEALTHY_ERROR = 2e-6
 # onnx's evaluator against ONNX Runtime: 5.7e-7 measured; a wrong op gives what the faults do.
 JUDGE_ERROR = 2e-6
+
+FAULTS = [
+    *((DENSE, fault) for fault in faults.ATTENTION_FAULTS),
+    *((MOD, fault) for fault in faults.ATTENTION_FAULTS + faults.ROUTING_FAULTS),
+    *((VISION, fault) for fault in faults.VISION_FAULTS),
+    *((HEAD, fault) for fault in faults.HEAD_FAULTS),
+]
 
 
 @pytest.fixture
@@ -45,7 +52,7 @@ def copy_of(tiny_bundle, tmp_path):
         model = onnx.load(str(source), load_external_data=False)
         if fault is not None:
             before = model.SerializeToString(deterministic=True)
-            fault(Surgery(model))
+            fault(faults.Surgery(model))
             assert model.SerializeToString(deterministic=True) != before, "nothing was cut"
         target.write_bytes(model.SerializeToString())
         return target
@@ -92,7 +99,7 @@ def test_every_planted_fault_is_an_export_error(copy_of, weights_of, signature, 
 
 def test_a_norms_epsilon_shows_although_it_is_small(copy_of, weights_of):
     # with hidden states of one size, 1, a tenth of the epsilon gives 5e-6: less than is allowed
-    path = copy_of(DENSE, smaller_eps)
+    path = copy_of(DENSE, faults.smaller_eps)
     with pytest.raises(ExportError, match=r"differs from the reference by [0-9.]+e-0[12]"):
         check_numbers(path, CONFIG, DENSE, weights_of(DENSE))
 
@@ -170,14 +177,14 @@ def test_a_healthy_graph_keeps_its_promises(copy_of, weights_of, signature):
 @pytest.mark.parametrize(
     ("fault", "says"),
     [
-        (with_a_branch, "it holds If"),
-        (without_scatter, "it lacks ScatterND"),
-        (renamed_dim, "it has .*'R'"),
-        (fixed_dim, "it has .*29"),
-        (other_dtype, "it has .*int32"),
-        (unread_past_length, "input 'past_length' is unused"),
-        (renamed_weight, "weight 'mlp.up_proj.weight' is there 0 times"),
-        (merged_weight, "weight 'input_layernorm.weight'"),
+        (faults.with_a_branch, "it holds If"),
+        (faults.without_scatter, "it lacks ScatterND"),
+        (faults.renamed_dim, "it has .*'R'"),
+        (faults.fixed_dim, "it has .*29"),
+        (faults.other_dtype, "it has .*int32"),
+        (faults.unread_past_length, "input 'past_length' is unused"),
+        (faults.renamed_weight, "weight 'mlp.up_proj.weight' is there 0 times"),
+        (faults.merged_weight, "weight 'input_layernorm.weight'"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )

@@ -1,0 +1,39 @@
+"""Topologies of the tiny geometry, read back from its bundle, so that no test traces them anew."""
+
+import onnx
+from onnx import TensorProto, helper
+
+from mod_edge.export.onnx_export import Topology, graph_module, linear_weight_names
+from mod_edge.signature import head_signature, layer_signature, vision_signature
+
+
+def read_topologies(bundle, config):
+    """By kind, the traced topology that the bundle's graphs were written from."""
+    signatures = (
+        vision_signature(config),
+        layer_signature(config, 0),
+        layer_signature(config, 1),
+        head_signature(config),
+    )
+    return {
+        signature.kind: topology_from_file(bundle / signature.file, config, signature)
+        for signature in signatures
+    }
+
+
+def topology_from_file(path, config, signature):
+    """The graph at `path` with its external weights turned back into inputs."""
+    proto = onnx.load(str(path), load_external_data=False)
+    inner = []
+    shapes = {}
+    for tensor in proto.graph.initializer:
+        if tensor.data_location == TensorProto.EXTERNAL:
+            shapes[tensor.name] = tuple(tensor.dims)
+            proto.graph.input.append(
+                helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+            )
+        else:
+            inner.append(tensor)
+    del proto.graph.initializer[:]
+    proto.graph.initializer.extend(inner)
+    return Topology(proto, shapes, linear_weight_names(graph_module(config, signature.kind)))
