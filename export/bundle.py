@@ -3,7 +3,7 @@
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from importlib.metadata import version
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +18,10 @@ from mod_edge.export.onnx_export import OPSET, Topology, trace, write_graph
 from mod_edge.manifest import (
     CONFIG_FILE,
     EMBEDDING_FILE,
-    MANIFEST_FILE,
     TOKENIZER_FILE,
     GraphRecord,
     Manifest,
+    is_bundle,
     record_file,
     write_manifest,
 )
@@ -75,7 +75,7 @@ def export_bundle(
         head_signature(config),
     ]
     total = len(signatures) + 2
-    with staged_folder(target, marker=MANIFEST_FILE, force=force) as folder:
+    with staged_folder(target, is_ours=is_bundle, force=force) as folder:
         (folder / "layers").mkdir()
         graphs: dict[str, GraphRecord] = {}
         topologies: dict[str, Topology] = {}
@@ -102,7 +102,7 @@ def export_bundle(
             layers=list(indices),
             graphs=graphs,
             files={path.relative_to(folder).as_posix(): record_file(path) for path in files},
-            tools={name: version(name) for name in TOOLS},
+            tools={name: import_module(name.replace("-", "_")).__version__ for name in TOOLS},
         )
         write_manifest(manifest, folder)
     return manifest

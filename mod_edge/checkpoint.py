@@ -16,13 +16,14 @@ from torch import Tensor
 
 from mod_edge.config import ModelConfig, read_config
 from mod_edge.errors import CheckpointError, ConfigError
-from mod_edge.manifest import CONFIG_FILE, TOKENIZER_FILE, file_sha256
+from mod_edge.manifest import CONFIG_FILE, MANIFEST_FILE, TOKENIZER_FILE, file_sha256
 from mod_edge.model import VideoLLM
 from mod_edge.tokenizer import read_tokenizer
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 NUM_FAULTS_SHOWN = 12
+FLOAT_DTYPES = ("F32", "BF16", "F16")
 
 
 def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -30,6 +31,17 @@ def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):
         model = VideoLLM(config)
     return {name: tuple(param.shape) for name, param in model.named_parameters()}
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether `folder` holds a VideoLLM-MoD checkpoint's config, and no bundle."""
+    if (folder / MANIFEST_FILE).exists():
+        return False
+    try:
+        read_config(folder / CONFIG_FILE)
+    except (OSError, ConfigError):
+        return False
+    return True
 
 
 class Checkpoint:
@@ -82,8 +94,14 @@ class Checkpoint:
         file_of: dict[str, Path] = {}
         faults: list[str] = []
         for path in self._files:
-            for name, shape in _header(path).items():
+            for name, (shape, dtype) in _header(path).items():
                 wanted = self._shapes.get(name)
+                if name == "lm_head.weight" and self.config.text_config.tie_word_embeddings:
+                    continue  # some tools write a tied head as well: it is the embedding
+                if name in file_of:
+                    faults.append(f"{name!r} is in {file_of[name].name} and in {path.name}")
+                if dtype not in FLOAT_DTYPES:
+                    faults.append(f"{name!r} is {dtype}, wanted one of {', '.join(FLOAT_DTYPES)}")
                 if wanted is None:
                     faults.append(f"unknown tensor {name!r}")
                 elif shape != wanted:
@@ -138,11 +156,16 @@ def _weight_files(path: Path) -> list[Path]:
     return files
 
 
-def _header(path: Path) -> dict[str, tuple[int, ...]]:
+def _header(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape and dtype of each tensor in the file."""
     try:
         with safe_open(path, framework="pt") as file:
             names = file.keys()
-            return {name: tuple(file.get_slice(name).get_shape()) for name in names}
+            slices = {name: file.get_slice(name) for name in names}
+            return {
+                name: (tuple(each.get_shape()), str(each.get_dtype()))
+                for name, each in slices.items()
+            }
     except (SafetensorError, OSError) as exc:
         raise CheckpointError(
             f"{path} is damaged or cut off ({exc}); copy or download the checkpoint again"

@@ -169,10 +169,13 @@ def run(
         raise typer.BadParameter("give one of --source FILE and --camera NUMBER")
     if not verbose:
         _quiet_decoders()
-    from mod_edge.runtime.capture import open_source
-    from mod_edge.runtime.open_session import open_session
-    from mod_edge.runtime.queries import parse_query
-    from mod_edge.stream_view import show_stream
+    try:
+        from mod_edge.runtime.capture import open_source
+        from mod_edge.runtime.open_session import open_session
+        from mod_edge.runtime.queries import parse_query
+        from mod_edge.stream_view import show_stream
+    except ImportError as exc:  # a native library of OpenCV's, most often
+        raise BackendError(f"a package does not load: {exc}; see: mod-edge doctor") from exc
 
     queries = [parse_query(text) for text in query or ()]
     session = open_session(

@@ -5,6 +5,7 @@ On a terminal: bars, colours and a live view. Elsewhere: plain lines. NO_COLOR i
 
 import functools
 import io
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -42,6 +43,13 @@ def reports_errors(command: Callable[Parameters, Result]) -> Callable[Parameters
         try:
             return command(*args, **kwargs)
         except ModEdgeError as exc:
+            err.print("error:", style="bold red", end=" ")
+            err.print(printable(str(exc)))
+            raise typer.Exit(EXIT_ERROR) from exc
+        except BrokenPipeError as exc:  # `| head` has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(EXIT_ERROR) from exc
+        except OSError as exc:  # a full disk, a file that may not be read: it names the file
             err.print("error:", style="bold red", end=" ")
             err.print(printable(str(exc)))
             raise typer.Exit(EXIT_ERROR) from exc

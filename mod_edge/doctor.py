@@ -15,8 +15,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from mod_edge.noise import captured_noise
 from mod_edge.onnx_session import session_options, usable_cores
-from mod_edge.runtime.noise import captured_noise
 
 Severity = Literal["ok", "warning", "error"]
 

@@ -85,16 +85,6 @@ class KvWindow:
         """Whether appended rows still join the sink."""
         return self._sink_is_open
 
-    @property
-    def room(self) -> Rows:
-        """Rows free without an eviction."""
-        return self.capacity.minus(self.length)
-
-    @property
-    def room_for_segment(self) -> Rows:
-        """Rows that one segment can ever have: all that the sink leaves."""
-        return self.capacity.minus(self.sink)
-
     def make_room(self, needed: Rows, *, continues: bool) -> Eviction | None:
         """Drop the oldest segments if `needed` rows do not fit; None if they do.
 

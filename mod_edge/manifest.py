@@ -123,6 +123,15 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
+def is_bundle(folder: Path) -> bool:
+    """Whether `folder` holds a manifest that this module could have written, of any format."""
+    try:
+        data = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(data, dict) and {"format_version", "checkpoint", "graphs"} <= data.keys()
+
+
 def check_files(folder: Path, manifest: Manifest, *, hash_all: bool) -> None:
     """Hold the folder's files against the manifest, sizes always, hashes as asked.
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mod_edge.checkpoint import INDEX_FILE, WEIGHTS_FILE, tensor_shapes
+from mod_edge.checkpoint import INDEX_FILE, WEIGHTS_FILE, is_checkpoint, tensor_shapes
 from mod_edge.config import (
     MoDConfig,
     ModelConfig,
@@ -121,7 +121,7 @@ def init_checkpoint(
         done += nbytes
         on_progress("weights", done, total)
 
-    with staged_folder(folder, marker=CONFIG_FILE, force=force) as staging:
+    with staged_folder(folder, is_ours=is_checkpoint, force=force) as staging:
         write_checkpoint(config, staging, seed, on_bytes)
     return total
 

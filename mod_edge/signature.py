@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from mod_edge.config import ModelConfig
 
 Dims = tuple[str | int, ...]  # a letter is dynamic, a number static
-DYNAMIC_DIMS = frozenset("TXFRS")
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from mod_edge.errors import ConfigError
 
 
 @contextmanager
-def staged_folder(target: Path, *, marker: str, force: bool) -> Iterator[Path]:
+def staged_folder(target: Path, *, is_ours: Callable[[Path], bool], force: bool) -> Iterator[Path]:
     """A temporary folder beside `target` that takes its place when the block ends without error.
 
     Whatever ends the block early, Ctrl-C included, removes the temporary folder and leaves `target`
@@ -18,23 +18,29 @@ def staged_folder(target: Path, *, marker: str, force: bool) -> Iterator[Path]:
 
     Args:
         target: the folder to make.
-        marker: the file by which a folder of this kind is known.
+        is_ours: whether a folder is one that this command makes.
         force: replace such a folder, or an empty one, if it is there already. Never any other: a
             mistyped path must not cost somebody's home.
 
     Raises:
-        ConfigError: `target` exists and `force` is not given, or it is something else.
+        ConfigError: `target` exists and `force` is not given, it is something else, or nothing
+            can be written there.
     """
     target = target.resolve()
     if target.exists() and not force:
         raise ConfigError(f"{target} exists already; use --force to replace it, or another folder")
-    if target.exists() and not _is_replaceable(target, marker):
+    if target.exists() and not _is_replaceable(target, is_ours):
         raise ConfigError(
-            f"{target} is there and holds no {marker}, so it is nothing that this command made; "
+            f"{target} is there and is nothing that this command makes; "
             "--force does not replace it: remove it yourself or name another folder"
         )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    except OSError as exc:
+        raise ConfigError(
+            f"{target} cannot be written: {exc.strerror}; name a folder that can be"
+        ) from exc
     content, replaced = staging / "new", staging / "old"
     try:
         content.mkdir()
@@ -48,5 +54,5 @@ def staged_folder(target: Path, *, marker: str, force: bool) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _is_replaceable(target: Path, marker: str) -> bool:
-    return target.is_dir() and ((target / marker).is_file() or not any(target.iterdir()))
+def _is_replaceable(target: Path, is_ours: Callable[[Path], bool]) -> bool:
+    return target.is_dir() and (not any(target.iterdir()) or is_ours(target))

@@ -8,6 +8,7 @@ from rich.live import Live
 from rich.text import Text
 
 from mod_edge.console import err, out, print_json, print_pairs, printable
+from mod_edge.errors import ModEdgeError
 from mod_edge.runtime.events import (
     Event,
     FrameEvent,
@@ -37,7 +38,12 @@ def show_stream(
     as_json: bool,
     is_verbose: bool,
 ) -> None:
-    """Stream `source` to its end or to Ctrl-C, showing events and then the summary."""
+    """Stream `source` to its end or to Ctrl-C, showing events and then the summary.
+
+    Raises:
+        ModEdgeError: the source broke off or a text did not fit, after the summary of what was
+            watched until then.
+    """
     view: StreamView
     if as_json:
         view = JsonView(session)
@@ -51,6 +57,10 @@ def show_stream(
                 view.show(event)
         except KeyboardInterrupt:
             pass  # the usual way to end a camera's stream
+        except ModEdgeError:
+            if session.summary().num_frames:  # the camera broke off, maybe after hours
+                view.finish(session.summary())
+            raise
         view.finish(session.summary())
 
 

@@ -68,7 +68,7 @@ class ReplyEvent(Event):
         token_ids: its tokens, without the end token.
         is_cut: whether `max_new_tokens` ended it.
         first_token_ms: from the decision to the first token.
-        token_ms: mean time of the tokens after the first.
+        token_ms: mean time of the steps after the first token, printing left out.
     """
 
     kind = "reply"

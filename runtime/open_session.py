@@ -1,6 +1,6 @@
 """From a bundle folder to a ready session: check, plan the window, choose the backend."""
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from tokenizers import Tokenizer
 
@@ -20,7 +20,9 @@ from mod_edge.profiles import load_profile
 from mod_edge.runtime.protocol import Protocol
 from mod_edge.runtime.runner import Runner
 from mod_edge.runtime.session import Session, SessionOptions
+from mod_edge.signature import head_signature, layer_signature, vision_signature
 
+DIALECT, PRECISION = "delta", "fp32"
 BACKENDS = ("auto", "onnx", "torch")
 # Text tokens that a window always leaves room for, beside the system prompt and one reply: an
 # instruction of some sentences. Longer ones are refused when they are asked, with the numbers.
@@ -91,23 +93,25 @@ def open_session(
 
 def _read_bundle(folder: Path, *, check_all: bool) -> tuple[Manifest, ModelConfig, Tokenizer]:
     manifest = read_manifest(folder)
-    needed = {CONFIG_FILE, TOKENIZER_FILE, EMBEDDING_FILE}
-    unlisted = (
-        needed.union(graph.file for graph in manifest.graphs.values()) - manifest.files.keys()
-    )
-    if unlisted:
-        raise BundleError(
-            f"{folder / MANIFEST_FILE} does not list {', '.join(sorted(unlisted))}; "
-            "export the checkpoint again"
-        )
     check_files(folder, manifest, hash_all=check_all)
+    _require_listed(folder, manifest, {CONFIG_FILE, TOKENIZER_FILE, EMBEDDING_FILE})
     config = read_config(folder / CONFIG_FILE)
     num_layers = config.text_config.num_hidden_layers
+    if (manifest.dialect, manifest.precision) != (DIALECT, PRECISION):
+        raise BundleError(
+            f"bundle {folder} is {manifest.dialect} in {manifest.precision}, this mod-edge runs "
+            f"{DIALECT} in {PRECISION}; export the checkpoint again"
+        )
     if manifest.layers != list(range(num_layers)):
         raise BundleError(
             f"bundle {folder} holds {len(manifest.layers)} of {num_layers} layers; "
             "export the checkpoint without --layers to run it"
         )
+    graphs = [vision_signature(config), head_signature(config)]
+    graphs += [layer_signature(config, index) for index in range(num_layers)]
+    files = {graph.file for graph in graphs}
+    data_files = {str(PurePosixPath(file).with_suffix(".data")) for file in files}
+    _require_listed(folder, manifest, files | data_files)
     try:
         tokenizer = Tokenizer.from_file(str(folder / TOKENIZER_FILE))
     except Exception as exc:  # the library raises bare Exception for every fault
@@ -115,6 +119,16 @@ def _read_bundle(folder: Path, *, check_all: bool) -> tuple[Manifest, ModelConfi
             f"{folder / TOKENIZER_FILE} cannot be read: {exc}; export the checkpoint again"
         ) from exc
     return manifest, config, tokenizer
+
+
+def _require_listed(folder: Path, manifest: Manifest, needed: set[str]) -> None:
+    """Nothing is loaded that the manifest does not vouch for."""
+    unlisted = needed - manifest.files.keys()
+    if unlisted:
+        raise BundleError(
+            f"{folder / MANIFEST_FILE} does not list {', '.join(sorted(unlisted))}; "
+            "export the checkpoint again"
+        )
 
 
 def _open_runner(

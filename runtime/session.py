@@ -1,9 +1,4 @@
-"""A stream from frames to events: capture, vision, decoder steps, decisions and replies.
-
-with open_session("bundle", window="120s") as session, VideoFile("clip.mp4", fps=2) as source:
-for event in session.stream(source, [Query("Please narrate the video in real time.")]):
-print(event)
-"""
+"""A stream from frames to events: capture, vision, decoder steps, decisions and replies."""
 
 import time
 from collections import Counter, deque
@@ -19,7 +14,7 @@ from tokenizers.decoders import DecodeStream
 from mod_edge.config import ModelConfig
 from mod_edge.errors import ConfigError
 from mod_edge.kv_budget import KvPlan, rows_of
-from mod_edge.kv_window import KvWindow
+from mod_edge.kv_window import KvWindow, Rows
 from mod_edge.runtime.capture import Frame
 from mod_edge.runtime.events import (
     Event,
@@ -36,6 +31,10 @@ from mod_edge.runtime.queries import Query
 from mod_edge.runtime.runner import Float32Array, Runner
 from mod_edge.runtime.stats import Latencies
 from mod_edge.runtime.stepper import Stepper
+
+# Ids fed before a frame or a prompt in the middle of a stream: a cut reply's last token, the end
+# token, and the start of the frames.
+LONGEST_PREFIX = 4
 
 
 class Source(TypingProtocol):
@@ -121,10 +120,13 @@ class Session:
                 instruction: it is never evicted.
 
         Raises:
-            CacheError: a text does not fit in the window.
+            ConfigError: queries, replies or frames a step do not fit in the window, or the session
+                has streamed already; raised when the first event is asked for.
             SourceError: the source broke off.
         """
-        self._check_queries(queries)
+        if self._source is not None:
+            raise ConfigError("a session streams once; open another for another stream")
+        self._check_window(queries)
         self._source = source
         self._unanswered = queue = deque(sorted(queries, key=lambda query: query.time_s))
         frames_at_once = 1 if source.is_live else self.options.frames_per_step
@@ -142,7 +144,7 @@ class Session:
         warnings = list(self._source.warnings) if self._source else []
         warnings += [
             f"the query {query.text!r} at {query.time_s:g} s was not reached"
-            for query in self._unanswered
+            for query in tuple(self._unanswered)  # the live view asks from its own thread
         ]
         return Summary(
             time_s=self._time_s,
@@ -190,21 +192,24 @@ class Session:
             embeds,
             closes_sink=self.window.sink_is_open and not is_standing,
         )
-        decisions = [self._protocol.decide(row) for row in logits]
-        decoder_ms = 1000 * (time.perf_counter() - started) / len(frames)
+        decisions: list[Decision] = []
+        for frame, row in zip(frames, logits, strict=True):
+            is_asked = bool(queue) and queue[0].time_s <= frame.time_s
+            decisions.append(Decision.ASKED if is_asked else self._protocol.decide(row))
+            if decisions[-1] in (Decision.ASKED, Decision.SPEAK):
+                break
+        # The frames that are taken back cost time too: those that stand bear it.
+        num_standing = len(decisions)
+        self._stepper.take_back_frames(len(frames) - num_standing)
+        decoder_ms = 1000 * (time.perf_counter() - started) / num_standing
         yield from self._take_rolls()
-        for number, (frame, decision) in enumerate(zip(frames, decisions, strict=True)):
-            query = queue.popleft() if queue and queue[0].time_s <= frame.time_s else None
-            if query is not None:
-                decision = Decision.ASKED
-            answers = decision in (Decision.ASKED, Decision.SPEAK)
-            if answers:
-                self._stepper.take_back_frames(len(frames) - number - 1)
+        for frame, decision in zip(frames, decisions, strict=False):
             yield self._note_frame(frame, decision, vision_ms, decoder_ms)
-            if answers:
-                yield from self._answer(query)
-                return number + 1
-        return len(frames)
+        if decisions[-1] is Decision.ASKED:
+            yield from self._answer(queue.popleft())
+        elif decisions[-1] is Decision.SPEAK:
+            yield from self._answer(None)
+        return num_standing
 
     def _note_frame(
         self, frame: Frame, decision: Decision, vision_ms: float, decoder_ms: float
@@ -236,18 +241,19 @@ class Session:
         if self.window.sink_is_open:  # the standing instruction ends it
             self.window.close_sink()
         decoder = DecodeStream(skip_special_tokens=True)
-        eos, ids, pieces = self.config.stream_config.eos_token_id, list[int](), list[str]()
-        first_s = 0.0
-        while (token_id := int(logits.argmax())) != eos:
-            first_s = first_s or time.perf_counter()
+        eos, ids = self.config.stream_config.eos_token_id, list[int]()
+        token_id = int(logits.argmax())
+        first_token_ms = 1000 * (time.perf_counter() - started)
+        tokens_ms = 0.0  # only what the tokens took, not what is done with the events between
+        while token_id != eos:
             ids.append(token_id)
-            pieces.append(decoder.step(self._tokenizer, token_id) or "")
             yield from self._take_rolls()
-            yield TextEvent(self._time_s, pieces[-1], token_id)
+            yield TextEvent(self._time_s, decoder.step(self._tokenizer, token_id) or "", token_id)
             if len(ids) == self.options.max_new_tokens:
                 break
-            logits = self._stepper.feed_text([token_id], continues=True)
-        ended = time.perf_counter()
+            started = time.perf_counter()
+            token_id = int(self._stepper.feed_text([token_id], continues=True).argmax())
+            tokens_ms += 1000 * (time.perf_counter() - started)
         is_cut = token_id != eos
         self._protocol.note_reply([token_id, eos] if is_cut else [eos])
         self._num_replies += 1
@@ -256,11 +262,11 @@ class Session:
         yield ReplyEvent(
             time_s=self._time_s,
             query=query.text if query else None,
-            text="".join(pieces).strip(),
+            text=self._tokenizer.decode(ids, skip_special_tokens=True).strip(),
             token_ids=ids,
             is_cut=is_cut,
-            first_token_ms=round(1000 * ((first_s or ended) - started), 3),
-            token_ms=round(1000 * (ended - first_s) / (len(ids) - 1), 3) if len(ids) > 1 else 0.0,
+            first_token_ms=round(first_token_ms, 3),
+            token_ms=round(tokens_ms / max(len(ids) - is_cut, 1), 3),
         )
 
     def _take_rolls(self) -> Iterator[Event]:
@@ -274,18 +280,31 @@ class Session:
         length, capacity = self.window.length, self.window.capacity
         return max(length.dense / capacity.dense, length.mod / capacity.mod)
 
-    def _check_queries(self, queries: Sequence[Query]) -> None:
-        """Refuse a query now that could not be answered in this window later."""
-        opening = len(self._protocol.opening_ids())
-        for query in queries:
-            prompt = len(self._protocol.query_ids(query.text))
-            text = opening + prompt + self.options.max_new_tokens + 1
-            # In the sink or behind it: the reply needs the sink, its prompt and one more frame.
-            needed = rows_of(self.config, text, 2)
-            if not needed.fits(self.plan.capacity):
-                raise ConfigError(
-                    f"the query {query.text[:40]!r} takes {prompt} tokens: with the system prompt "
-                    f"and a reply of {self.options.max_new_tokens} that is {needed.dense}, the "
-                    f"window has {self.plan.capacity.dense}; take a larger --window or "
-                    "--kv-budget, a shorter query or a smaller --max-new-tokens"
-                )
+    def _check_window(self, queries: Sequence[Query]) -> None:
+        """Refuse now what would not fit in this window beside the sink later."""
+        protocol, limit = self._protocol, self.plan.capacity
+        standing = [query for query in queries if query.time_s <= 0][:1]
+        prompts = {query.text: len(protocol.query_ids(query.text)) for query in queries}
+        sink = rows_of(self.config, len(protocol.opening_ids()), 0)
+        for query in standing:  # behind the first frame, which the sink then holds
+            sink = sink.plus(rows_of(self.config, prompts[query.text], 1))
+        num_frames = self.options.frames_per_step
+        step = rows_of(self.config, LONGEST_PREFIX + num_frames - 1, num_frames)
+        if not sink.plus(step).fits(limit):
+            raise ConfigError(
+                f"frames_per_step={num_frames} takes {step.dense} tokens a step: with the system "
+                f"prompt and the standing instruction that is {sink.plus(step).dense}, the window "
+                f"has {limit.dense}; take a larger --window or --kv-budget, or fewer frames a step"
+            )
+        longest = max(prompts, key=lambda text: prompts[text], default="")
+        prompt = max(prompts.get(longest, 0), len(protocol.response_prompt(None)) + 1)
+        reply = LONGEST_PREFIX + prompt + self.options.max_new_tokens
+        needed = sink.plus(Rows(reply, reply))
+        if not needed.fits(limit):
+            raise ConfigError(
+                f"a reply to {longest[:40]!r} takes {reply} tokens, {prompt} of them the question: "
+                f"with the system prompt and the standing instruction that is {needed.dense} "
+                f"({needed.mod} rows in MoD layers), the window has {limit.dense} ({limit.mod}); "
+                "take a larger --window or --kv-budget, shorter queries or a smaller "
+                "--max-new-tokens"
+            )

@@ -7,7 +7,7 @@ from typing import Any
 import cv2
 
 from mod_edge.errors import SourceError
-from mod_edge.runtime.noise import captured_noise
+from mod_edge.noise import captured_noise
 
 OPEN_TIMEOUT_S = 10.0
 

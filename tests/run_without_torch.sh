@@ -59,8 +59,8 @@ import sys
 
 with open(sys.argv[1], encoding="utf-8") as lines:
     events = [json.loads(line) for line in lines]
-if not events:
-    raise SystemExit("error: mod-edge run wrote no event")
+if not events or events[-1]["event"] != "summary" or events[-1]["num_frames"] != 20:
+    raise SystemExit("error: mod-edge run did not end with the summary of 20 frames")
 PY
     venv/bin/mod-edge doctor
 done

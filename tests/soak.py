@@ -60,6 +60,8 @@ def soak(
     on_frame: Callable[[FrameEvent], None] = lambda _event: None,
 ) -> dict[str, float]:
     """Stream `num_frames` and report growth and step times."""
+    if num_frames < warm_up + span:
+        raise ValueError(f"num_frames={num_frames}, wanted at least {warm_up + span}")
     source = LoopedClip(num_frames, session.config.stream_config.frame_fps)
     first: list[float] = []
     last: list[float] = []
@@ -71,7 +73,7 @@ def soak(
         if event.index == warm_up:
             assert session.window.num_evicted, "the window must be full before the warm-up ends"
             start_bytes = resident_bytes()
-        if warm_up <= event.index < warm_up + span:
+        if session.window.num_evicted and len(first) < span:
             first.append(event.vision_ms + event.decoder_ms)
         if event.index >= num_frames - span:
             last.append(event.vision_ms + event.decoder_ms)

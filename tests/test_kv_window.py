@@ -170,7 +170,7 @@ class WindowMachine(RuleBasedStateMachine):
     @precondition(lambda self: not self.twin.sink_is_open)
     def take_back_undoes_append(self, rows):
         needed = Rows(rows + 1, rows)
-        if fits(needed, self.window.room):
+        if fits(needed, self.window.capacity.minus(self.window.length)):
             before = state_of(self.window)
             self.window.append(needed, continues=False)
             assert state_of(self.window) != before
@@ -183,8 +183,6 @@ class WindowMachine(RuleBasedStateMachine):
         assert window.length == Rows(len(twin.dense), len(twin.mod))
         assert fits(window.length, window.capacity)
         assert window.sink == twin.rows([SINK])  # never dropped
-        assert window.room == window.capacity.minus(window.length)
-        assert window.room_for_segment == window.capacity.minus(window.sink)
         assert window.num_tokens == twin.num_fed
         assert window.num_evicted == twin.num_dropped
         assert window.sink_is_open == twin.sink_is_open
@@ -264,7 +262,7 @@ def test_the_segment_in_progress_stays_and_may_take_all_the_room():
     eviction = window.make_room(Rows(27, 27), continues=True)
     assert eviction.dropped == Rows(22, 6)
     window.append(Rows(27, 27), continues=True)
-    assert window.room.dense == 0
+    assert window.length.dense == window.capacity.dense
     with pytest.raises(
         CacheError, match=r"1 tokens more \(1 rows in a MoD layer\).*sink of 5 \(5\)"
     ):

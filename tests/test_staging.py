@@ -17,6 +17,10 @@ def target(tmp_path):
     return folder
 
 
+def has_old(folder):
+    return (folder / "old").is_file()
+
+
 def tree_of(folder):
     return {
         path.relative_to(folder).as_posix(): path.read_text() if path.is_file() else None
@@ -26,7 +30,7 @@ def tree_of(folder):
 
 def test_the_folder_appears_when_the_block_ends(tmp_path):
     target = tmp_path / "not yet" / "bundle"
-    with staged_folder(target, marker="old", force=False) as folder:
+    with staged_folder(target, is_ours=has_old, force=False) as folder:
         (folder / "new").write_text("new")
         assert not target.exists()
         assert folder.parent.parent == target.parent  # the same disk: a rename, not a copy
@@ -39,14 +43,14 @@ def test_the_folder_appears_when_the_block_ends(tmp_path):
 
 def test_the_folder_may_be_read_by_others_as_any_new_folder(tmp_path):
     (tmp_path / "ordinary").mkdir()
-    with staged_folder(tmp_path / "bundle", marker="old", force=False):
+    with staged_folder(tmp_path / "bundle", is_ours=has_old, force=False):
         pass
     modes = [(tmp_path / name).stat().st_mode for name in ("ordinary", "bundle")]
     assert modes[0] == modes[1]  # tempfile's own are closed to others
 
 
 def end_half_way(target, error, *, force):
-    with staged_folder(target, marker="old", force=force) as folder:
+    with staged_folder(target, is_ours=has_old, force=force) as folder:
         (folder / "half").write_text("half")
         raise error
 
@@ -68,14 +72,14 @@ def test_an_interrupted_block_leaves_the_old_folder_as_it_was(tmp_path, target, 
 def test_what_is_there_is_not_replaced_unasked(tmp_path, target):
     with (
         pytest.raises(ConfigError, match=r"bundle exists already; use --force"),
-        staged_folder(target, marker="old", force=False),
+        staged_folder(target, is_ours=has_old, force=False),
     ):
         pytest.fail("the block must not begin")
     assert tree_of(tmp_path) == {"bundle": None, "bundle/old": "old"}
 
 
 def test_force_replaces_the_whole_folder(tmp_path, target):
-    with staged_folder(target, marker="old", force=True) as folder:
+    with staged_folder(target, is_ours=has_old, force=True) as folder:
         (folder / "new").write_text("new")
         assert (target / "old").exists()  # until the very end
     assert tree_of(tmp_path) == {"bundle": None, "bundle/new": "new"}
@@ -95,7 +99,7 @@ def test_an_interrupt_amid_the_exchange_loses_nothing_old(tmp_path, target, monk
     monkeypatch.setattr(Path, "rename", interrupted)
     with (
         pytest.raises(KeyboardInterrupt),
-        staged_folder(target, marker="old", force=True) as folder,
+        staged_folder(target, is_ours=has_old, force=True) as folder,
     ):
         (folder / "new").write_text("new")
     assert tree_of(tmp_path) == {"bundle": None, "bundle/old": "old"}
@@ -103,8 +107,8 @@ def test_an_interrupt_amid_the_exchange_loses_nothing_old(tmp_path, target, monk
 
 def test_force_never_replaces_what_is_not_of_the_kind(tmp_path, target):
     with (
-        pytest.raises(ConfigError, match=r"holds no manifest.json.*remove it yourself"),
-        staged_folder(target, marker="manifest.json", force=True),
+        pytest.raises(ConfigError, match=r"nothing that this command makes.*remove it yourself"),
+        staged_folder(target, is_ours=lambda _folder: False, force=True),
     ):
         pytest.fail("the block must not begin")
     assert tree_of(tmp_path) == {"bundle": None, "bundle/old": "old"}
@@ -112,6 +116,6 @@ def test_force_never_replaces_what_is_not_of_the_kind(tmp_path, target):
 
 def test_force_fills_an_empty_folder(tmp_path):
     (tmp_path / "bundle").mkdir()
-    with staged_folder(tmp_path / "bundle", marker="old", force=True) as folder:
+    with staged_folder(tmp_path / "bundle", is_ours=has_old, force=True) as folder:
         (folder / "new").write_text("new")
     assert tree_of(tmp_path) == {"bundle": None, "bundle/new": "new"}

@@ -124,6 +124,7 @@ def test_uniform_selection_exports_without_router_or_topk(
         check_structure(path, signature, {}, has_router=True)
 
 
+@pytest.mark.slow
 def test_delta_scaling_exports(checkpoint_with, tracing_mod_layers_only, tmp_path):
     checkpoint = checkpoint_with(router_scaling="delta")
     export_bundle(checkpoint, tmp_path / "bundle", layers=[1])
