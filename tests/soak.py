@@ -1,6 +1,6 @@
 """A long stream, watched for memory that grows and steps that slow down.
 
-    python tests/soak.py BUNDLE [--frames 20000] [--window 1024]
+    python tests/soak.py BUNDLE [--frames 20000] [--window 1024] [--warm-up 2000]
 
 Prints one JSON object: resident bytes a frame gained after warm-up, and the median step time (of
 vision and of the decoder) of the first 1,000 frames after the window filled and of the last 1,000.
@@ -55,13 +55,12 @@ def soak(
     session: Session,
     num_frames: int,
     *,
-    span: int = SPAN,
-    warm_up: int = WARM_UP_FRAMES,
-    on_frame: Callable[[FrameEvent], None] = lambda _event: None,
+    warm_up: int,
+    on_frame: Callable[[FrameEvent], None],
 ) -> dict[str, float]:
     """Stream `num_frames` and report growth and step times."""
-    if num_frames < warm_up + span:
-        raise ValueError(f"num_frames={num_frames}, wanted at least {warm_up + span}")
+    if num_frames < warm_up + SPAN:
+        raise ValueError(f"num_frames={num_frames}, wanted at least {warm_up + SPAN}")
     source = LoopedClip(num_frames, session.config.stream_config.frame_fps)
     first: list[float] = []
     last: list[float] = []
@@ -73,9 +72,9 @@ def soak(
         if event.index == warm_up:
             assert session.window.num_evicted, "the window must be full before the warm-up ends"
             start_bytes = resident_bytes()
-        if session.window.num_evicted and len(first) < span:
+        if session.window.num_evicted and len(first) < SPAN:
             first.append(event.vision_ms + event.decoder_ms)
-        if event.index >= num_frames - span:
+        if event.index >= num_frames - SPAN:
             last.append(event.vision_ms + event.decoder_ms)
         if event.index == num_frames - 1:
             end_bytes = resident_bytes()  # the summary's own first use of percentiles takes a MiB
@@ -99,9 +98,18 @@ def main() -> None:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--frames", type=int, default=20000)
     parser.add_argument("--window", default="1024")
+    parser.add_argument("--warm-up", type=int, default=WARM_UP_FRAMES)
+    parser.add_argument("--leak-bytes", type=int, help="leak so much a frame, to see it reported")
     arguments = parser.parse_args()
+    leaked: list[bytearray] = []
+
+    def on_frame(_event: FrameEvent) -> None:
+        if arguments.leak_bytes:
+            leaked.append(bytearray(arguments.leak_bytes))
+
     with open_session(arguments.bundle, window=arguments.window, max_new_tokens=16) as session:
-        json.dump(soak(session, arguments.frames), sys.stdout, indent=1)
+        figures = soak(session, arguments.frames, warm_up=arguments.warm_up, on_frame=on_frame)
+    json.dump(figures, sys.stdout, indent=1)
 
 
 if __name__ == "__main__":
