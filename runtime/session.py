@@ -294,8 +294,8 @@ class Session:
             raise ConfigError(
                 f"frames_per_step={num_frames} takes {step.dense} tokens a step: with the system "
                 f"prompt and the standing instruction that is {sink.plus(step).dense}, the window "
-                f"has {limit.dense}; take a larger --window or --kv-budget, a shorter instruction or "
-                "fewer frames a step"
+                f"has {limit.dense}; take a larger --window or --kv-budget, a shorter instruction, "
+                "or fewer frames a step"
             )
         longest = max(prompts, key=lambda text: prompts[text], default="")
         prompt = max(prompts.get(longest, 0), len(protocol.response_prompt(None)) + 1)
