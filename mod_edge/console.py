@@ -5,6 +5,7 @@ On a terminal: bars, colours and a live view. Elsewhere: plain lines. NO_COLOR i
 
 import functools
 import io
+import json
 import os
 import signal
 import sys
@@ -42,14 +43,11 @@ def reports_errors(command: Callable[Parameters, Result]) -> Callable[Parameters
         _show_what_cannot_be_encoded()
         try:
             return command(*args, **kwargs)
-        except ModEdgeError as exc:
-            err.print("error:", style="bold red", end=" ")
-            err.print(printable(str(exc)))
-            raise typer.Exit(EXIT_ERROR) from exc
         except BrokenPipeError as exc:  # `| head` has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(EXIT_ERROR) from exc
-        except OSError as exc:  # a full disk, a file that may not be read: it names the file
+        # An OSError is a full disk or a file that may not be read, and names the file.
+        except (ModEdgeError, OSError) as exc:
             err.print("error:", style="bold red", end=" ")
             err.print(printable(str(exc)))
             raise typer.Exit(EXIT_ERROR) from exc
@@ -97,8 +95,6 @@ def progress(title: str) -> Iterator[Callable[[str, float, float], None]]:
 
 def print_json(document: dict[str, Any]) -> None:
     """One JSON document or line on stdout, flushed, so that a reader sees it at once."""
-    import json
-
     sys.stdout.write(json.dumps(document) + "\n")
     sys.stdout.flush()
 
