@@ -25,13 +25,9 @@ from mod_edge.manifest import (
     record_file,
     write_manifest,
 )
-from mod_edge.signature import (
-    GraphSignature,
-    head_signature,
-    layer_signature,
-    vision_signature,
-)
+from mod_edge.signature import GraphSignature, bundle_signatures
 from mod_edge.staging import staged_folder
+from mod_edge.targets import CPU_FP32
 
 TOOLS = ("mod-edge", "torch", "onnx", "onnxscript", "onnxruntime", "numpy")
 EMBEDDING_CHUNK_ROWS = 8192
@@ -69,11 +65,7 @@ def export_bundle(
         raise ExportError(
             f"{target} would replace the checkpoint {checkpoint.path}; export into another folder"
         )
-    signatures = [
-        vision_signature(config),
-        *(layer_signature(config, index) for index in indices),
-        head_signature(config),
-    ]
+    signatures = bundle_signatures(config, CPU_FP32, indices)
     total = len(signatures) + 2
     with staged_folder(target, is_ours=is_bundle, force=force) as folder:
         (folder / "layers").mkdir()
@@ -97,8 +89,7 @@ def export_bundle(
                 "fingerprint": checkpoint.fingerprint(),
                 "name": checkpoint.path.resolve().name,
             },
-            dialect="delta",
-            precision="fp32",
+            lowering=CPU_FP32,
             layers=list(indices),
             graphs=graphs,
             files={path.relative_to(folder).as_posix(): record_file(path) for path in files},

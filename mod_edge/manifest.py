@@ -1,10 +1,10 @@
 """The bundle's manifest.json: what is in the folder, and whether it is still that.
 
-Format 1, one JSON object:
+Format 2, one JSON object:
 
-    format_version       1
+    format_version       2
     checkpoint           {"fingerprint": sha256 over the checkpoint's files, "name": folder name}
-    dialect, precision   "delta", "fp32"
+    lowering             {"target", "precision", "capacity": [dense, mod] rows or null}
     layers               indices of the decoder layers that were exported, rising
     graphs               {name: {"file", "kind", "opset", "inputs", "outputs", "parity"}}; inputs
                          and outputs as [name, dtype, dims] with dims as in `signature`; parity as
@@ -22,9 +22,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from mod_edge.errors import BundleError
+from mod_edge.errors import BundleError, ConfigError
+from mod_edge.kv_window import Rows
+from mod_edge.targets import Lowering
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST_FILE = "manifest.json"
 CONFIG_FILE = "config.json"
 TOKENIZER_FILE = "tokenizer.json"
@@ -59,8 +61,7 @@ class Manifest:
     """The parsed manifest; the fields are those of the module's format."""
 
     checkpoint: dict[str, str]
-    dialect: str
-    precision: str
+    lowering: Lowering
     layers: list[int]
     graphs: dict[str, GraphRecord]
     files: dict[str, FileRecord]
@@ -110,13 +111,15 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         graphs = {name: GraphRecord(**record) for name, record in data.pop("graphs").items()}
         files = {name: FileRecord(**record) for name, record in data.pop("files").items()}
-        manifest = Manifest(graphs=graphs, files=files, **data)
+        manifest = Manifest(
+            graphs=graphs, files=files, lowering=_lowering(data.pop("lowering")), **data
+        )
         if not all(isinstance(layer, int) for layer in manifest.layers):
             raise TypeError(f"layers={manifest.layers!r} are no integers")
         paths = [
             PurePosixPath(name) for name in (*files, *(graph.file for graph in graphs.values()))
         ]
-    except (KeyError, TypeError, AttributeError) as exc:
+    except (KeyError, TypeError, AttributeError, ConfigError) as exc:
         raise BundleError(f"{path} is damaged ({exc}); export the checkpoint again") from exc
     for relative in paths:
         _refuse_escape(folder, relative)
@@ -158,6 +161,11 @@ def check_files(folder: Path, manifest: Manifest, *, hash_all: bool) -> None:
         raise BundleError(
             f"bundle {folder} is damaged: {'; '.join(faults)}; copy or export it again"
         )
+
+
+def _lowering(data: dict[str, Any]) -> Lowering:
+    capacity = data["capacity"]
+    return Lowering(data["target"], data["precision"], capacity and Rows(*capacity))
 
 
 def _wrong_version(path: Path, version: object) -> str:

@@ -25,6 +25,7 @@ from mod_edge.signature import (
     layer_signature,
     vision_signature,
 )
+from mod_edge.targets import CPU_FP32
 
 PROVIDER = "CPUExecutionProvider"
 
@@ -79,12 +80,12 @@ class OnnxRunner(Runner):
         )
         self._head_rows = np.empty((frames_per_step, text.hidden_size), np.float32)
         self._logits = np.empty((frames_per_step, text.vocab_size), np.float32)
-        self._vision = _Graph(folder, vision_signature(config))
+        self._vision = _Graph(folder, vision_signature(config, CPU_FP32))
         self._layers = [
-            _Graph(folder, layer_signature(config, index))
+            _Graph(folder, layer_signature(config, index, CPU_FP32))
             for index in range(text.num_hidden_layers)
         ]
-        self._head = _Graph(folder, head_signature(config))
+        self._head = _Graph(folder, head_signature(config, CPU_FP32))
         self._layout: StepLayout | None = None
 
     def encode(self, frames: UInt8Array) -> Float32Array:

@@ -1,6 +1,6 @@
 """From a bundle folder to a ready session: check, plan the window, choose the backend."""
 
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from tokenizers import Tokenizer
 
@@ -20,9 +20,9 @@ from mod_edge.profiles import load_profile
 from mod_edge.runtime.protocol import Protocol
 from mod_edge.runtime.runner import Runner
 from mod_edge.runtime.session import Session, SessionOptions
-from mod_edge.signature import head_signature, layer_signature, vision_signature
+from mod_edge.signature import bundle_signatures
+from mod_edge.targets import CPU_FP32
 
-DIALECT, PRECISION = "delta", "fp32"
 BACKENDS = ("auto", "onnx", "torch")
 # Text tokens that a window always leaves room for, beside the system prompt and one reply: an
 # instruction of some sentences. Longer ones are refused when they are asked, with the numbers.
@@ -97,21 +97,19 @@ def _read_bundle(folder: Path, *, check_all: bool) -> tuple[Manifest, ModelConfi
     _require_listed(folder, manifest, {CONFIG_FILE, TOKENIZER_FILE, EMBEDDING_FILE})
     config = read_config(folder / CONFIG_FILE)
     num_layers = config.text_config.num_hidden_layers
-    if (manifest.dialect, manifest.precision) != (DIALECT, PRECISION):
+    if manifest.lowering != CPU_FP32:
         raise BundleError(
-            f"bundle {folder} is {manifest.dialect} in {manifest.precision}, this mod-edge runs "
-            f"{DIALECT} in {PRECISION}; export the checkpoint again"
+            f"bundle {folder} is for {manifest.lowering}, this mod-edge runs "
+            f"{CPU_FP32}; export the checkpoint again"
         )
     if manifest.layers != list(range(num_layers)):
         raise BundleError(
             f"bundle {folder} holds {len(manifest.layers)} of {num_layers} layers; "
             "export the checkpoint without --layers to run it"
         )
-    graphs = [vision_signature(config), head_signature(config)]
-    graphs += [layer_signature(config, index) for index in range(num_layers)]
-    files = {graph.file for graph in graphs}
-    data_files = {str(PurePosixPath(file).with_suffix(".data")) for file in files}
-    _require_listed(folder, manifest, files | data_files)
+    graphs = bundle_signatures(config, manifest.lowering)
+    files = {file for graph in graphs for file in (graph.file, graph.data_file) if file}
+    _require_listed(folder, manifest, files)
     try:
         tokenizer = Tokenizer.from_file(str(folder / TOKENIZER_FILE))
     except Exception as exc:  # the library raises bare Exception for every fault

@@ -227,9 +227,9 @@ def test_all_damaged_files_are_named_at_once(bundle, clip):
 
 
 def test_a_newer_format_says_to_upgrade(bundle, clip):
-    change_json(bundle / "manifest.json", "format_version", value=2)
+    change_json(bundle / "manifest.json", "format_version", value=3)
     line = fails("run", bundle, "--source", clip)
-    assert "has format 2, this mod-edge reads format 1; upgrade with: pip install -U" in line
+    assert "has format 3, this mod-edge reads format 2; upgrade with: pip install -U" in line
 
 
 @pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "a/../../b"])

@@ -19,8 +19,8 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = {"mod_edge": 0, "export": 2, "runtime": 3, "profiles": 0}  # floor of a folder's files
 FILES_OF_FLOOR = {  # of mod_edge/, the folder that holds several floors
     0: (
-        "__init__ config costs errors kv_budget kv_window layout manifest metrics noise "
-        "onnx_session rope signature staging"
+        "__init__ config costs engine_manifest errors kv_budget kv_window layout manifest metrics "
+        "noise onnx_session rope shape_ranges signature staging targets"
     ),
     1: "checkpoint layers model presets routing tokenizer vision",
     4: (

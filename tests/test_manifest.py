@@ -18,6 +18,7 @@ from mod_edge.manifest import (
     record_file,
     write_manifest,
 )
+from mod_edge.targets import CPU_FP32
 
 CONTENTS = {"vision.onnx": b"vision graph", "layers/00.onnx": b"layer", "config.json": b"{}"}
 
@@ -39,8 +40,7 @@ def bundle(tmp_path):
     )
     manifest = Manifest(
         checkpoint={"fingerprint": "0" * 64, "name": "tiny"},
-        dialect="delta",
-        precision="fp32",
+        lowering=CPU_FP32,
         layers=[0],
         graphs={"vision": graph},
         files={name: record_file(folder / name) for name in CONTENTS},
@@ -129,7 +129,7 @@ def test_a_folder_without_a_manifest_says_how_to_make_one(tmp_path):
 
 def test_a_newer_format_is_refused_with_what_to_do(bundle):
     change(bundle, format_version=FORMAT_VERSION + 1, something_new=1)
-    with pytest.raises(BundleError, match="has format 2, this mod-edge reads format 1; upgrade"):
+    with pytest.raises(BundleError, match="has format 3, this mod-edge reads format 2; upgrade"):
         read_manifest(bundle)
 
 
@@ -142,7 +142,7 @@ def test_any_other_format_is_refused_by_name(bundle, version):
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", b"\xff\xfe", b"[]", b"null", b"{}", b'{"format_version": 1}', b'"format_version"'],
+    [b"", b"{", b"\xff\xfe", b"[]", b"null", b"{}", b'{"format_version": 2}', b'"format_version"'],
 )
 def test_a_damaged_manifest_is_refused(bundle, content):
     (bundle / MANIFEST_FILE).write_bytes(content)

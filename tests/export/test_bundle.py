@@ -17,6 +17,7 @@ from mod_edge.manifest import check_files, read_manifest
 from mod_edge.presets import random_tensor
 from mod_edge.runtime.open_session import open_session
 from mod_edge.signature import layer_signature
+from mod_edge.targets import CPU_FP32
 
 NUM_LAYERS = 6
 
@@ -42,14 +43,14 @@ def test_the_manifest_says_what_the_bundle_is(tiny_bundle, tiny_checkpoint, tiny
     manifest = read_manifest(tiny_bundle)
     checkpoint = Checkpoint(tiny_checkpoint)
     assert manifest.checkpoint == {"fingerprint": checkpoint.fingerprint(), "name": "checkpoint"}
-    assert (manifest.dialect, manifest.precision) == ("delta", "fp32")
+    assert manifest.lowering == CPU_FP32
     assert manifest.layers == list(range(NUM_LAYERS))
     assert [*manifest.graphs] == ["vision", *(f"layer-0{n}" for n in range(NUM_LAYERS)), "head"]
     assert manifest.tools.keys() >= {"mod-edge", "torch", "onnx", "onnxruntime"}
     for graph in manifest.graphs.values():
         assert 0 < graph.parity["max_relative_error"] < graph.parity["allowed"]
         assert graph.parity["allowed"] == ALLOWED_RELATIVE_ERROR
-    signature = layer_signature(tiny_config, 1)
+    signature = layer_signature(tiny_config, 1, CPU_FP32)
     assert manifest.graphs["layer-01"].inputs == [
         [spec.name, spec.dtype, list(spec.dims)] for spec in signature.inputs
     ]
@@ -119,7 +120,7 @@ def test_uniform_selection_exports_without_router_or_topk(
     assert {"Gather", "ScatterND"} <= ops_of(path)
     model = onnx.load(str(path), load_external_data=False)
     assert not [tensor for tensor in model.graph.initializer if "router" in tensor.name]
-    signature = layer_signature(checkpoint.config, 1)
+    signature = layer_signature(checkpoint.config, 1, CPU_FP32)
     with pytest.raises(ExportError, match="it lacks TopK"):
         check_structure(path, signature, {}, has_router=True)
 
@@ -152,7 +153,7 @@ def test_a_geometry_in_which_no_two_sizes_are_equal_exports(
     make_config, tmp_path, index, num_groups
 ):
     config = make_config(num_key_value_heads=num_groups)
-    signature = layer_signature(config, index)
+    signature = layer_signature(config, index, CPU_FP32)
     prefix, shapes = f"model.layers.{index}.", tensor_shapes(config)
     weights = {
         name.removeprefix(prefix): random_tensor(config, name, shape, 0)
@@ -303,5 +304,5 @@ def test_progress_counts_every_part_once(tiny_checkpoint, no_tracing, tmp_path):
 
 def test_the_manifest_is_plain_json(tiny_bundle):
     text = (tiny_bundle / "manifest.json").read_text(encoding="utf-8")
-    assert json.loads(text)["format_version"] == 1
+    assert json.loads(text)["format_version"] == 2
     assert text.endswith("}\n")

@@ -21,11 +21,12 @@ from mod_edge.layout import step_layout
 from mod_edge.onnx_session import session_options
 from mod_edge.presets import preset_config
 from mod_edge.signature import head_signature, layer_signature, vision_signature
+from mod_edge.targets import CPU_FP32
 from tests.export import graph_faults as faults
 
 CONFIG = preset_config("tiny")
-DENSE, MOD = layer_signature(CONFIG, 0), layer_signature(CONFIG, 1)
-VISION, HEAD = vision_signature(CONFIG), head_signature(CONFIG)
+DENSE, MOD = layer_signature(CONFIG, 0, CPU_FP32), layer_signature(CONFIG, 1, CPU_FP32)
+VISION, HEAD = vision_signature(CONFIG, CPU_FP32), head_signature(CONFIG, CPU_FP32)
 
 # Measured on the healthy tiny graphs: 1.0e-6 (MoD layer) at most. Of the faults below, the exact
 # GELU in the vision tower is the mildest with 3.9e-5; the rest give 0.03 to 1.6.

@@ -15,11 +15,12 @@ from mod_edge.errors import ExportError
 from mod_edge.export.onnx_export import DATA_ALIGNMENT, write_graph
 from mod_edge.manifest import EMBEDDING_FILE
 from mod_edge.presets import preset_config
-from mod_edge.signature import head_signature, layer_signature, vision_signature
+from mod_edge.signature import bundle_signatures
+from mod_edge.targets import CPU_FP32
 
 CONFIG = preset_config("tiny")
-LAYERS = [layer_signature(CONFIG, index) for index in range(CONFIG.text_config.num_hidden_layers)]
-GRAPHS = [vision_signature(CONFIG), *LAYERS, head_signature(CONFIG)]
+GRAPHS = bundle_signatures(CONFIG, CPU_FP32)
+LAYERS = GRAPHS[1:-1]
 MOD = [signature for signature in LAYERS if signature.kind == "mod"]
 MAX_CONSTANT_SIZE = 4  # numbers of a shape; a folded weight has D at least
 

@@ -5,15 +5,16 @@ from onnx import TensorProto, helper
 
 from mod_edge.export.onnx_export import Topology, graph_module, linear_weight_names
 from mod_edge.signature import head_signature, layer_signature, vision_signature
+from mod_edge.targets import CPU_FP32
 
 
 def read_topologies(bundle, config):
     """By kind, the traced topology that the bundle's graphs were written from."""
     signatures = (
-        vision_signature(config),
-        layer_signature(config, 0),
-        layer_signature(config, 1),
-        head_signature(config),
+        vision_signature(config, CPU_FP32),
+        layer_signature(config, 0, CPU_FP32),
+        layer_signature(config, 1, CPU_FP32),
+        head_signature(config, CPU_FP32),
     )
     return {
         signature.kind: topology_from_file(bundle / signature.file, config, signature)

@@ -1,0 +1,160 @@
+"""What lies under a bundle's `engines/`: which compiler made which engine, from what, for what.
+
+    engines/<target>-<8 hex>/   one folder a set of settings; the hex is the settings' key
+        manifest.json           format 1: {"format_version", "settings": `EngineSettings`,
+                                "engines": {graph name: `EngineRecord`}}
+        *.engine                one a graph
+        timing.cache            TensorRT's, kept from build to build
+        runtime.cache           TensorRT-RTX's, written by the first run on a device
+
+An engine is fresh while its key is the one that its graph, its weights and the settings give today.
+No key covers what a driver does: an engine is for one compute capability, and says so.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mod_edge.config import ModelConfig
+from mod_edge.errors import BundleError
+from mod_edge.kv_window import Rows
+from mod_edge.manifest import MANIFEST_FILE, Manifest
+from mod_edge.shape_ranges import StepLimits, optimization_profiles
+from mod_edge.signature import GraphSignature
+
+FORMAT_VERSION = 1
+ENGINES_FOLDER = "engines"
+TIMING_CACHE_FILE = "timing.cache"
+RUNTIME_CACHE_FILE = "runtime.cache"
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """Everything but the graph that decides what an engine is.
+
+    Attributes:
+        target: the bundle's.
+        compiler: Python module, "tensorrt" or "tensorrt_rtx".
+        version: of the compiler, in full: engines of another version do not load.
+        compute_capability: of the GPU, "89" for 8.9.
+        precision: the bundle's.
+        profile: name of the profile; the values that matter are the fields below.
+        limits: the largest steps.
+        workspace_mib: memory that a kernel may ask for while it runs.
+        builder_optimization_level: 0 (fast build) to 5 (fast engine).
+    """
+
+    target: str
+    compiler: str
+    version: str
+    compute_capability: str
+    precision: str
+    profile: str
+    limits: StepLimits
+    workspace_mib: int
+    builder_optimization_level: int
+
+    @property
+    def key(self) -> str:
+        """Hexadecimal; equal exactly where all fields are."""
+        return _digest(asdict(self))
+
+    @property
+    def folder(self) -> str:
+        """Path of these settings' engines inside a bundle."""
+        return f"{ENGINES_FOLDER}/{self.target}-{self.key[:8]}"
+
+
+@dataclass(frozen=True)
+class EngineRecord:
+    """One engine file beside the manifest; `build_s` seconds to compile."""
+
+    file: str
+    key: str
+    sha256: str
+    size_bytes: int
+    build_s: float
+
+
+@dataclass(frozen=True)
+class EngineManifest:
+    """The engines of one folder."""
+
+    settings: EngineSettings
+    engines: dict[str, EngineRecord]
+    format_version: int = FORMAT_VERSION
+
+
+def engine_file(signature: GraphSignature) -> str:
+    """The engine's file name."""
+    return f"{signature.name}.engine"
+
+
+def engine_key(
+    manifest: Manifest, config: ModelConfig, signature: GraphSignature, settings: EngineSettings
+) -> str:
+    """What an engine of this graph must carry to be fresh.
+
+    Hashes of the graph and its weights come from the bundle's manifest, so hold the files against
+    it first (`check_files`).
+    """
+    files = [signature.file] + ([signature.data_file] if signature.data_file else [])
+    ranges = optimization_profiles(signature, config, settings.limits)
+    return _digest(
+        {
+            "settings": settings.key,
+            "files": [manifest.files[file].sha256 for file in files],
+            "ranges": {
+                name: {tensor: asdict(shapes) for tensor, shapes in inputs.items()}
+                for name, inputs in ranges.items()
+            },
+        }
+    )
+
+
+def write_engine_manifest(engines: EngineManifest, bundle: Path) -> None:
+    """Write into the settings' folder, whole or not at all."""
+    path = bundle / engines.settings.folder / MANIFEST_FILE
+    staging = path.with_suffix(".new")
+    staging.write_text(json.dumps(asdict(engines), indent=1) + "\n", encoding="utf-8")
+    staging.replace(path)
+
+
+def read_engine_manifests(bundle: Path) -> list[EngineManifest]:
+    """All engine manifests of the bundle, by folder name; empty where nothing was built.
+
+    Raises:
+        BundleError: a manifest is damaged or of another format, or names a file elsewhere.
+    """
+    paths = sorted((bundle / ENGINES_FOLDER).glob(f"*/{MANIFEST_FILE}"))
+    return [_read(path) for path in paths]
+
+
+def _read(path: Path) -> EngineManifest:
+    advice = f"remove {path.parent} and build again"
+    try:
+        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        version = data["format_version"]
+        if version != FORMAT_VERSION:
+            raise BundleError(
+                f"{path} has format {version!r}, this mod-edge reads {FORMAT_VERSION}; {advice}"
+            )
+        settings = dict(data["settings"])
+        limits = dict(settings.pop("limits"))
+        limits["capacity"] = Rows(*limits["capacity"])
+        engines = {name: EngineRecord(**record) for name, record in data["engines"].items()}
+        manifest = EngineManifest(
+            EngineSettings(limits=StepLimits(**limits), **settings), engines, version
+        )
+        if any(Path(record.file).name != record.file for record in engines.values()):
+            raise BundleError(f"{path} names a file outside its folder; {advice}")
+    except (ValueError, KeyError, TypeError, AttributeError) as exc:
+        raise BundleError(f"{path} is damaged ({exc!r}); {advice}") from exc
+    return manifest
+
+
+def _digest(document: object) -> str:
+    text = json.dumps(document, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
