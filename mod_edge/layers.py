@@ -1,5 +1,8 @@
 """The decoder's layers in plain PyTorch: slow, obvious, and the judge of every graph.
 
+In any dtype of weights; norms, rotation, softmax and router compute in at least float32, as the
+graphs do.
+
 Keys are cached unrotated together with their positions and rotated anew in every step. That costs
 time and nothing else: evicting tokens then only means to lower the positions of those that follow,
 which is the definition that the runtime's cheaper rule has to meet.
@@ -9,10 +12,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import silu, softmax
+from torch.nn.functional import linear, silu, softmax
 
 from mod_edge.config import ModelConfig, TextConfig
 from mod_edge.layout import StepLayout
+from mod_edge.precision import widened
 from mod_edge.rope import inverse_frequencies
 from mod_edge.routing import keep_top_tokens, rows_to_compute, uniform_tokens
 
@@ -32,9 +36,9 @@ class LayerCache:
         return LayerCache(rows, rows, torch.zeros(0, dtype=torch.int64))
 
     def append(self, key: Tensor, value: Tensor, positions: Tensor) -> None:
-        """Add rows at the end."""
-        self.key = torch.cat([self.key, key])
-        self.value = torch.cat([self.value, value])
+        """Add rows at the end, in their dtype."""
+        self.key = torch.cat([self.key.to(key.dtype), key])
+        self.value = torch.cat([self.value.to(value.dtype), value])
         self.positions = torch.cat([self.positions, positions])
 
     def keep(self, rows: Tensor) -> None:
@@ -45,10 +49,12 @@ class LayerCache:
 
 def rotate(states: Tensor, positions: Tensor, frequencies: Tensor) -> Tensor:
     """`states` (S, heads, E) with RoPE at `positions` (S,); `frequencies` (E/2,) float64."""
+    wide = widened(states)
     angles = positions.to(torch.float64)[:, None, None] * frequencies  # (S, 1, E/2)
-    cos, sin = angles.cos().to(states.dtype), angles.sin().to(states.dtype)
-    first, second = states.chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+    cos, sin = angles.cos().to(wide.dtype), angles.sin().to(wide.dtype)
+    first, second = wide.chunk(2, dim=-1)
+    rotated = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+    return rotated.to(states.dtype)
 
 
 class RMSNorm(nn.Module):
@@ -60,9 +66,9 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, hidden: Tensor) -> Tensor:
-        wide = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
+        wide = widened(hidden)
         scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return self.weight * (wide * scale).to(hidden.dtype)
+        return (self.weight * (wide * scale)).to(hidden.dtype)
 
 
 class Attention(nn.Module):
@@ -95,8 +101,8 @@ class Attention(nn.Module):
         values = cache.value.repeat_interleave(group, dim=1).transpose(0, 1)  # (H, S, E)
         scores = query @ keys / self.head_dim**0.5  # (H, R, S)
         is_future = torch.ones(scores.shape[1:], dtype=torch.bool).triu(num_past + 1)
-        probabilities = softmax(scores.masked_fill(is_future, -torch.inf), dim=-1)
-        mixed = (probabilities @ values).transpose(0, 1).reshape(rows, -1)  # (R, H*E)
+        probabilities = softmax(widened(scores).masked_fill(is_future, -torch.inf), dim=-1)
+        mixed = (probabilities.to(values.dtype) @ values).transpose(0, 1).reshape(rows, -1)  # (R, H*E)
         return self.o_proj(mixed)
 
 
@@ -150,29 +156,43 @@ class MoDDecoderLayer(DecoderLayer):
         self.router = nn.Linear(config.text_config.hidden_size, 1) if config.has_router else None
 
     def forward(
-        self, hidden: Tensor, layout: StepLayout, positions: Tensor, cache: LayerCache
+        self,
+        hidden: Tensor,
+        layout: StepLayout,
+        positions: Tensor,
+        cache: LayerCache,
+        forced_kept: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """New hidden states (T, D), and the kept positions (F, K) within each frame."""
+        """New hidden states (T, D), and the kept positions (F, K) within each frame.
+
+        `forced_kept` (F, K) is computed instead of the router's own choice, where a judge follows
+        another's selection among ties.
+        """
         frame_index = torch.tensor(layout.frame_index)
         kept, token_weights = self.select(hidden, frame_index)
+        if forced_kept is not None:
+            kept = forced_kept
         rows = rows_to_compute(len(hidden), frame_index, kept)
         inputs, weights = hidden[rows], token_weights[rows, None]
         branch = self.branch(inputs, positions[rows], cache)
         new_hidden = hidden.clone()
         if self.router_scaling == "full":
-            new_hidden[rows] = weights * (inputs + branch)
+            computed = weights * widened(inputs + branch)
         else:
-            new_hidden[rows] = inputs + weights * branch
+            computed = widened(inputs) + weights * widened(branch)
+        new_hidden[rows] = computed.to(hidden.dtype)
         return new_hidden, kept
 
     def select(self, hidden: Tensor, frame_index: Tensor) -> tuple[Tensor, Tensor]:
         """The kept positions (F, K), and each token's weight (T,): 1 for text, always."""
+        hidden = widened(hidden)
         token_weights = hidden.new_ones(len(hidden))
         if self.router is None:
             num_frames, num_tokens = frame_index.shape
             kept = torch.tensor(uniform_tokens(num_tokens, self.num_kept))
             return kept.expand(num_frames, -1), token_weights
-        router_logits = self.router(hidden[frame_index])[..., 0]  # (F, N)
+        weight, bias = widened(self.router.weight), widened(self.router.bias)
+        router_logits = linear(hidden[frame_index], weight, bias)[..., 0]  # (F, N)
         token_weights[frame_index] = router_logits.sigmoid()
         # The heaviest weights are those of the largest logits, but sigmoids round to 1 and tie.
         return keep_top_tokens(router_logits, self.num_kept), token_weights

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mod_edge.config import ModelConfig
 from mod_edge.layers import DecoderLayer, LayerCache, MoDDecoderLayer, RMSNorm
 from mod_edge.layout import StepLayout
+from mod_edge.precision import widened
 from mod_edge.vision import FrameEncoder
 
 
@@ -73,9 +74,8 @@ class VideoLLM(FrameEncoder):
         return StepOutput(hidden, kept)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """(rows, V) from final hidden states (rows, D)."""
-        logits: Tensor = self.lm_head(self.model.norm(hidden))
-        return logits
+        """(rows, V), in at least float32, from final hidden states (rows, D)."""
+        return widened(self.lm_head(self.model.norm(hidden)))
 
     def full_forward(self, embeds: Tensor, layout: StepLayout) -> Tensor:
         """Logits (T, V) of a whole stream at once, without a past."""

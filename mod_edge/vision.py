@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, linear, softmax
 
 from mod_edge.config import ModelConfig, VisionConfig
+from mod_edge.precision import widened
 
 PIXEL_MAX = 255.0
 PIXEL_MEAN = 0.5  # of every channel, and its standard deviation likewise (SigLIP's processor)
@@ -106,6 +107,7 @@ class VisionEmbeddings(nn.Module):
         self.position_embedding = nn.Embedding(config.num_patches, size)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
+        pixel_values = pixel_values.to(self.patch_embedding.weight.dtype)
         patches = self.patch_embedding(pixel_values)  # (F, Dv, rows, columns)
         return patches.flatten(2).transpose(1, 2) + self.position_embedding.weight
 
@@ -154,9 +156,10 @@ class FrameEncoder(nn.Module):
 
     def forward(self, frames: Tensor) -> Tensor:
         """(F, N, D) from (F, I, I, 3) uint8 RGB."""
-        pixels = frames.permute(0, 3, 1, 2).to(self.pooling.dtype)
+        # TensorRT takes bytes into a cast and nowhere else, so the cast comes first.
+        pixels = frames.to(torch.float32).permute(0, 3, 1, 2)
         hidden, cls = self.vision_model((pixels / PIXEL_MAX - PIXEL_MEAN) / PIXEL_MEAN)
-        pooled = self.pooling @ hidden  # (F, rows*columns, Dv)
+        pooled = (self.pooling @ widened(hidden)).to(hidden.dtype)  # (F, rows*columns, Dv)
         tokens = torch.cat([cls, pooled], dim=1) if self.has_cls else pooled
         return self.connector(tokens)
 
@@ -169,7 +172,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> Tensor:
 
     query, key, value = split(query), split(key), split(value)
     scores = query @ key.transpose(2, 3) * query.shape[-1] ** -0.5
-    return (softmax(scores, dim=-1) @ value).transpose(1, 2).flatten(2)
+    return (softmax(widened(scores), dim=-1).to(value.dtype) @ value).transpose(1, 2).flatten(2)
 
 
 def pooling_matrix(grid_size: int, pooled: tuple[int, int]) -> Tensor:

@@ -32,7 +32,7 @@ class TorchRunner(Runner):
 
     @torch.inference_mode()
     def encode(self, frames: UInt8Array) -> Float32Array:
-        embeds: Float32Array = self._model(torch.from_numpy(frames)).numpy()
+        embeds: Float32Array = self._model(torch.from_numpy(frames)).float().numpy()
         return embeds
 
     @torch.inference_mode()
@@ -47,12 +47,12 @@ class TorchRunner(Runner):
     ) -> None:
         for index, cache in enumerate(self._caches):
             cache.keep(torch.arange(self._rows(past, index)))
-        hidden = torch.empty(layout.num_tokens, self._model.config.text_config.hidden_size)
-        hidden[torch.tensor(layout.text_index)] = self._model.model.embed_tokens(
-            torch.tensor(list(token_ids))
-        )
+        text = self._model.model.embed_tokens(torch.tensor(list(token_ids)))
+        hidden = text.new_empty(layout.num_tokens, text.shape[1])
+        hidden[torch.tensor(layout.text_index)] = text
         if frame_embeds is not None:
-            hidden[torch.tensor(layout.frame_index)] = torch.from_numpy(frame_embeds)
+            frames = torch.from_numpy(frame_embeds).to(hidden.dtype)
+            hidden[torch.tensor(layout.frame_index)] = frames
         positions = torch.arange(layout.num_tokens) + (position - self._num_evicted)
         output = self._model.step(hidden, layout, positions, self._caches)
         self._hidden, self._kept = output.hidden, output.kept

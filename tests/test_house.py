@@ -22,7 +22,7 @@ FILES_OF_FLOOR = {  # of mod_edge/, the folder that holds several floors
         "__init__ config costs engine_manifest errors kv_budget kv_window layout manifest metrics "
         "noise onnx_session rope shape_ranges signature staging targets"
     ),
-    1: "checkpoint layers model presets routing tokenizer vision",
+    1: "checkpoint layers model precision presets routing tokenizer vision",
     4: (
         "__main__ bench cli console doctor doctor_view evaluate inspection inspection_view "
         "stream_view verify"
