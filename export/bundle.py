@@ -12,9 +12,12 @@ from torch import Tensor
 
 from mod_edge.checkpoint import Checkpoint
 from mod_edge.config import ModelConfig, write_config
+from mod_edge.engine_manifest import ENGINES_FOLDER
 from mod_edge.errors import ExportError
 from mod_edge.export.check import ALLOWED_RELATIVE_ERROR, check_numbers, check_structure
-from mod_edge.export.onnx_export import OPSET, Topology, trace, write_graph
+from mod_edge.export.lower import lower_file
+from mod_edge.export.onnx_export import Topology, raw_array, rounded, trace, write_graph
+from mod_edge.export.reference_step import reference_module
 from mod_edge.manifest import (
     CONFIG_FILE,
     EMBEDDING_FILE,
@@ -27,9 +30,9 @@ from mod_edge.manifest import (
 )
 from mod_edge.signature import GraphSignature, bundle_signatures
 from mod_edge.staging import staged_folder
-from mod_edge.targets import CPU_FP32
+from mod_edge.targets import CPU_FP32, Lowering
 
-TOOLS = ("mod-edge", "torch", "onnx", "onnxscript", "onnxruntime", "numpy")
+TOOLS = ("mod-edge", "torch", "onnx", "onnxscript", "onnxruntime", "numpy", "onnx_graphsurgeon")
 EMBEDDING_CHUNK_ROWS = 8192
 
 OnStep = Callable[[str, int, int], None]
@@ -39,6 +42,7 @@ def export_bundle(
     checkpoint: Checkpoint,
     target: Path,
     *,
+    lowering: Lowering = CPU_FP32,
     layers: Sequence[int] | None = None,
     force: bool = False,
     on_step: OnStep = lambda _name, _done, _total: None,
@@ -49,7 +53,9 @@ def export_bundle(
 
     Args:
         checkpoint: an open checkpoint.
-        target: the folder to make.
+        target: the folder to make. Engines in a bundle that is replaced stay, for `build` to tell
+            which are still fresh.
+        lowering: what the graphs are for.
         layers: decoder layers to export, None for all; a bundle that lacks some cannot be run.
         force: replace `target` if it exists.
         on_step: told the name of the part that begins, how many parts are done, and of how many.
@@ -65,21 +71,21 @@ def export_bundle(
         raise ExportError(
             f"{target} would replace the checkpoint {checkpoint.path}; export into another folder"
         )
-    signatures = bundle_signatures(config, CPU_FP32, indices)
+    signatures = bundle_signatures(config, lowering, indices)
     total = len(signatures) + 2
-    with staged_folder(target, is_ours=is_bundle, force=force) as folder:
+    with staged_folder(target, is_ours=is_bundle, force=force, carried=(ENGINES_FOLDER,)) as folder:
         (folder / "layers").mkdir()
         graphs: dict[str, GraphRecord] = {}
         topologies: dict[str, Topology] = {}
         for done, signature in enumerate(signatures):
             on_step(signature.name, done, total)
             if signature.kind not in topologies:
-                topologies[signature.kind] = trace(config, signature)
+                topologies[signature.kind] = trace(config, signature, lowering)
             graphs[signature.name] = _export_graph(
-                checkpoint, signature, topologies[signature.kind], folder
+                checkpoint, signature, lowering, topologies[signature.kind], folder
             )
         on_step("embedding", total - 2, total)
-        _write_embedding(checkpoint, folder / EMBEDDING_FILE)
+        _write_embedding(checkpoint, getattr(torch, lowering.dtype), folder / EMBEDDING_FILE)
         write_config(config, folder / CONFIG_FILE)
         shutil.copyfile(checkpoint.path / TOKENIZER_FILE, folder / TOKENIZER_FILE)
         on_step("manifest", total - 1, total)
@@ -89,7 +95,7 @@ def export_bundle(
                 "fingerprint": checkpoint.fingerprint(),
                 "name": checkpoint.path.resolve().name,
             },
-            lowering=CPU_FP32,
+            lowering=lowering,
             layers=list(indices),
             graphs=graphs,
             files={path.relative_to(folder).as_posix(): record_file(path) for path in files},
@@ -100,31 +106,39 @@ def export_bundle(
 
 
 def _export_graph(
-    checkpoint: Checkpoint, signature: GraphSignature, topology: Topology, folder: Path
+    checkpoint: Checkpoint,
+    signature: GraphSignature,
+    lowering: Lowering,
+    topology: Topology,
+    folder: Path,
 ) -> GraphRecord:
     config, path = checkpoint.config, folder / signature.file
-    write_graph(topology, _graph_weights(checkpoint, signature), path)
-    check_structure(
-        path, signature, topology.weight_shapes, has_router=checkpoint.config.has_router
-    )
-    weights = {
-        name: tensor.to(torch.float32) for name, tensor in _graph_weights(checkpoint, signature)
-    }
-    error = check_numbers(path, config, signature, weights)
+    write_graph(topology, graph_weights(checkpoint, signature), path)
+    check_structure(path, signature, topology.weight_shapes, has_router=config.has_router)
+    weights = graph_weights(checkpoint, signature)
+    reference = reference_module(config, signature.kind, weights, topology.weight_dtypes)
+    # Before it is lowered: ONNX Runtime does not read what only the target's compiler knows.
+    error = check_numbers(path, config, signature, lowering, reference)
+    lower_file(path, lowering)
     return GraphRecord(
         file=signature.file,
         kind=signature.kind,
-        opset=OPSET,
+        opset=lowering.opset,
         inputs=[[spec.name, spec.dtype, list(spec.dims)] for spec in signature.inputs],
         outputs=[[spec.name, spec.dtype, list(spec.dims)] for spec in signature.outputs],
-        parity={"max_relative_error": error, "allowed": ALLOWED_RELATIVE_ERROR},
+        parity={
+            "max_relative_error": error,
+            "allowed": ALLOWED_RELATIVE_ERROR[lowering.precision],
+        },
     )
 
 
-def _graph_weights(
+def graph_weights(
     checkpoint: Checkpoint, signature: GraphSignature
 ) -> Iterable[tuple[str, Tensor]]:
-    """The graph's weights under the names that its module gives them."""
+    """The graph's weights, from the checkpoint, under the names that its module gives them."""
+    if signature.kind == "rebase":
+        return ()
     if signature.kind == "vision":
         return checkpoint.tensors("vision_model.", "connector.")
     if signature.kind == "head":
@@ -142,12 +156,14 @@ def _head_weights(checkpoint: Checkpoint) -> Iterator[tuple[str, Tensor]]:
     )
 
 
-def _write_embedding(checkpoint: Checkpoint, path: Path) -> None:
-    table = checkpoint.tensor("model.embed_tokens.weight")
-    array = np.lib.format.open_memmap(path, "w+", np.float32, tuple(table.shape))
+def _write_embedding(checkpoint: Checkpoint, dtype: torch.dtype, path: Path) -> None:
+    name = "model.embed_tokens.weight"
+    table = checkpoint.tensor(name)
+    storage = raw_array(torch.empty(0, dtype=dtype)).dtype
+    array = np.lib.format.open_memmap(path, "w+", storage, tuple(table.shape))
     for start in range(0, len(table), EMBEDDING_CHUNK_ROWS):
         chunk = table[start : start + EMBEDDING_CHUNK_ROWS]
-        array[start : start + len(chunk)] = chunk.to(torch.float32).numpy()
+        array[start : start + len(chunk)] = raw_array(rounded(name, chunk, dtype))
     array.flush()
 
 

@@ -4,8 +4,9 @@ They hold no weights of their own: `export.trace` passes weights as graph inputs
 checkpoint's tensor names, so that nothing is folded, merged or renamed and one traced topology
 serves every layer of its kind. Linear weights are [in, out], multiplied without a Transpose.
 
-The `delta` dialect: a layer reads the past as token-major views and returns only the new rows, two
-score blocks under one softmax, plain ops only.
+One layer class, two attention modules, a dialect each (`targets`): `DeltaAttention` of plain ops and
+`InPlaceAttention` of TensorScatter and Attention. In half precision, norms, rotation, softmax and
+router are islands of float32, cast in the graph: strongly typed compilers obey what stands there.
 """
 
 import torch
@@ -14,11 +15,14 @@ from torch.nn.functional import silu
 
 from mod_edge.config import ModelConfig, TextConfig
 from mod_edge.layers import RMSNorm
+from mod_edge.precision import widened
 from mod_edge.routing import uniform_tokens
+from mod_edge.targets import Lowering
 from mod_edge.vision import FrameEncoder
 
 # Below every real score, yet finite: a row whose whole past is masked must not become NaN.
 MASKED_SCORE = -1e9
+CACHE_OPS_OPSET = 24  # TensorScatter is new in it
 
 
 class GraphLinear(nn.Module):
@@ -34,19 +38,47 @@ class GraphLinear(nn.Module):
         return product if self.bias is None else product + self.bias
 
 
-class DeltaAttention(nn.Module):
-    """Grouped-query attention over a masked past and the new rows, without joining the two."""
+class GraphLayerNorm(nn.LayerNorm):
+    """A LayerNorm that computes in at least float32."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return super().forward(widened(hidden)).to(hidden.dtype)
+
+
+def turned(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """`states` (..., E) turned by angles whose cos and sin are (..., E/2), in their dtype."""
+    first, second = states.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
+class GraphAttention(nn.Module):
+    """Grouped-query attention's projections and RoPE; the dialects differ in the rest."""
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
-        self.num_key_value_heads, self.head_dim = config.num_key_value_heads, config.head_dim
-        self.group_size = config.num_attention_heads // config.num_key_value_heads
-        width = config.num_attention_heads * config.head_dim
+        self.num_heads, self.head_dim = config.num_attention_heads, config.head_dim
+        self.num_key_value_heads = config.num_key_value_heads
+        width = self.num_heads * config.head_dim
         kv_width = config.num_key_value_heads * config.head_dim
         self.q_proj = GraphLinear(config.hidden_size, width, bias=False)
         self.k_proj = GraphLinear(config.hidden_size, kv_width, bias=False)
         self.v_proj = GraphLinear(config.hidden_size, kv_width, bias=False)
         self.o_proj = GraphLinear(width, config.hidden_size, bias=False)
+
+    def project(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Query (R, H, E) turned and scaled, key (R, G, E) turned, value (R, G, E)."""
+        query = self.q_proj(hidden).unflatten(-1, (self.num_heads, self.head_dim))
+        key = self.k_proj(hidden).unflatten(-1, (self.num_key_value_heads, self.head_dim))
+        value = self.v_proj(hidden).unflatten(-1, (self.num_key_value_heads, self.head_dim))
+        cos, sin = cos[:, None], sin[:, None]  # over heads
+        # Scaled here, on the few new rows: TensorRT would scale the whole cached key instead.
+        query = turned(widened(query), cos, sin) * self.head_dim**-0.5
+        key = turned(widened(key), cos, sin)
+        return query.to(hidden.dtype), key.to(hidden.dtype), value
+
+
+class DeltaAttention(GraphAttention):
+    """Attention over a masked past and the new rows, without joining the two."""
 
     def forward(
         self,
@@ -58,35 +90,80 @@ class DeltaAttention(nn.Module):
         past_length: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Attention output (R, D), new keys rotated and new values, both (R, G, E)."""
-        groups, size = self.num_key_value_heads, self.head_dim
-        query = self._rotate(self.q_proj(hidden).unflatten(-1, (-1, size)), cos, sin)  # (R, H, E)
-        new_key = self._rotate(self.k_proj(hidden).unflatten(-1, (groups, size)), cos, sin)
-        new_value = self.v_proj(hidden).unflatten(-1, (groups, size))
+        query, new_key, new_value = self.project(hidden, cos, sin)
+        groups = self.num_key_value_heads
+        group_size = self.num_heads // groups
         # Query heads of a group become rows, so that K and V are never repeated: (G, H/G*R, E).
-        grouped = (query * size**-0.5).unflatten(1, (groups, -1)).permute(1, 2, 0, 3).flatten(1, 2)
-        past_scores = grouped @ past_key.permute(1, 2, 0)  # (G, H/G*R, S)
-        new_scores = grouped @ new_key.permute(1, 2, 0)  # (G, H/G*R, R)
+        grouped = query.unflatten(1, (groups, -1)).permute(1, 2, 0, 3).flatten(1, 2)
+        past_scores = widened(grouped @ past_key.permute(1, 2, 0))  # (G, H/G*R, S)
+        new_scores = widened(grouped @ new_key.permute(1, 2, 0))  # (G, H/G*R, R)
         past_scores = torch.where(
             torch.arange(past_key.shape[0]) < past_length, past_scores, MASKED_SCORE
         )
         rows = torch.arange(hidden.shape[0])
         new_scores = torch.where(
-            rows <= rows[:, None], new_scores.unflatten(1, (self.group_size, -1)), MASKED_SCORE
+            rows <= rows[:, None], new_scores.unflatten(1, (group_size, -1)), MASKED_SCORE
         ).flatten(1, 2)
         weights = torch.softmax(torch.cat([past_scores, new_scores], dim=-1), dim=-1)
+        weights = weights.to(hidden.dtype)
         past_weights = weights[..., : past_key.shape[0]]
         new_weights = weights[..., past_key.shape[0] :]
         mixed = past_weights @ past_value.permute(1, 0, 2) + new_weights @ new_value.permute(
             1, 0, 2
         )  # (G, H/G*R, E)
-        mixed = mixed.unflatten(1, (self.group_size, -1)).permute(2, 0, 1, 3).flatten(1)
+        mixed = mixed.unflatten(1, (group_size, -1)).permute(2, 0, 1, 3).flatten(1)
         return self.o_proj(mixed), new_key, new_value
 
-    def _rotate(self, states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """RoPE on (R, heads, E) with cos and sin (R, E/2)."""
-        cos, sin = cos[:, None], sin[:, None]
-        first, second = states[..., : self.head_dim // 2], states[..., self.head_dim // 2 :]
-        return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+class InPlaceAttention(GraphAttention):
+    """Attention over a cache of fixed size into which the new rows are written first.
+
+    ONNX TensorScatter-24 and Attention-24, the pair that TensorRT from 10.15 on turns into its KV
+    cache update and fused attention. The mask is explicit: TensorRT reads `is_causal` as top-left
+    and ignores `nonpad_kv_seqlen`, both without a word.
+    """
+
+    def forward(
+        self,
+        hidden: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        past_key: Tensor,
+        past_value: Tensor,
+        write_index: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Attention output (R, D), and the whole caches (1, G, S, E) with R rows written."""
+        query, key, value = (
+            states.transpose(0, 1)[None] for states in self.project(hidden, cos, sin)
+        )  # (1, heads, R, E)
+        present_key = _written(past_key, key, write_index)
+        present_value = _written(past_value, value, write_index)
+        last_seen = write_index + torch.arange(hidden.shape[0])  # (R,)
+        is_seen = torch.arange(past_key.shape[2]) <= last_seen[:, None]  # (R, S)
+        mixed = torch.onnx.ops.symbolic(
+            "Attention",
+            (query, present_key, present_value, is_seen[None, None]),
+            {"scale": 1.0},
+            dtype=query.dtype,
+            shape=query.shape,
+            version=CACHE_OPS_OPSET,
+        )
+        return self.o_proj(mixed[0].transpose(0, 1).flatten(1)), present_key, present_value
+
+
+def _written(cache: Tensor, rows: Tensor, write_index: Tensor) -> Tensor:
+    written: Tensor = torch.onnx.ops.symbolic(
+        "TensorScatter",
+        (cache, rows, write_index),
+        {"axis": -2, "mode": "linear"},
+        dtype=cache.dtype,
+        shape=cache.shape,
+        version=CACHE_OPS_OPSET,
+    )
+    return written
+
+
+ATTENTIONS = {"delta": DeltaAttention, "in_place": InPlaceAttention}
 
 
 class GraphMLP(nn.Module):
@@ -105,10 +182,10 @@ class GraphMLP(nn.Module):
 class DenseLayerGraph(nn.Module):
     """A decoder layer that computes every row; inputs and outputs as in `signature`."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, dialect: str) -> None:
         super().__init__()
         text = config.text_config
-        self.self_attn = DeltaAttention(text)
+        self.self_attn = ATTENTIONS[dialect](text)
         self.mlp = GraphMLP(text)
         self.input_layernorm = RMSNorm(text.hidden_size, text.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(text.hidden_size, text.rms_norm_eps)
@@ -116,7 +193,7 @@ class DenseLayerGraph(nn.Module):
     def branch(
         self, hidden: Tensor, cos: Tensor, sin: Tensor, *past: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """f(x) of x + f(x) for rows (R, D), and their keys and values."""
+        """f(x) of x + f(x) for rows (R, D), and what the attention gives for the cache."""
         attention, key, value = self.self_attn(self.input_layernorm(hidden), cos, sin, *past)
         mlp = self.mlp(self.post_attention_layernorm(hidden + attention))
         return attention + mlp, key, value
@@ -134,8 +211,8 @@ class MoDLayerGraph(DenseLayerGraph):
     Skipped tokens pass unchanged and give no key or value.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__(config)
+    def __init__(self, config: ModelConfig, dialect: str) -> None:
+        super().__init__(config, dialect)
         assert config.mod_config is not None
         self.frame_num_tokens, self.num_kept = config.frame_num_tokens, config.num_kept
         self.scales_whole_output = config.mod_config.router_scaling == "full"
@@ -157,10 +234,10 @@ class MoDLayerGraph(DenseLayerGraph):
         if row_weights is None:
             computed = inputs + branch
         elif self.scales_whole_output:
-            computed = row_weights * (inputs + branch)
+            computed = row_weights * widened(inputs + branch)
         else:
-            computed = inputs + row_weights * branch
-        new_hidden = states.index_put((rows,), computed)
+            computed = widened(inputs) + row_weights * widened(branch)
+        new_hidden = states.index_put((rows,), computed.to(states.dtype))
         return new_hidden[None], key, value, kept
 
     def select(
@@ -170,7 +247,8 @@ class MoDLayerGraph(DenseLayerGraph):
         if self.router is None:
             columns = torch.tensor(uniform_tokens(self.frame_num_tokens, self.num_kept))
             return columns.expand(frame_index.shape[0], -1).contiguous(), None
-        all_logits = self.router(states)[:, 0]  # (T,); no dearer than gathering the frames first
+        # (T,); no dearer than gathering the frames first
+        all_logits = self.router(widened(states))[:, 0]
         router_logits = all_logits.index_select(0, frame_index.flatten())
         router_logits = router_logits.unflatten(0, (-1, self.frame_num_tokens))  # (F, N)
         # TopK gives the heaviest first; the positions themselves are sorted back into time order.
@@ -180,7 +258,7 @@ class MoDLayerGraph(DenseLayerGraph):
         padded = torch.cat([router_logits, router_logits.new_zeros(1, self.frame_num_tokens)])
         kept = padded.topk(self.num_kept, dim=1).indices.sort(dim=1).values[:-1]
         kept_weights = router_logits.gather(1, kept).flatten().sigmoid()
-        weights = torch.cat([torch.ones_like(text_index, dtype=states.dtype), kept_weights])
+        weights = torch.cat([torch.ones_like(text_index, dtype=kept_weights.dtype), kept_weights])
         return kept, weights.index_select(0, row_order)[:, None]
 
 
@@ -194,17 +272,48 @@ class HeadGraph(nn.Module):
         self.lm_head = GraphLinear(text.hidden_size, text.vocab_size, bias=False)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return self.lm_head(self.norm(hidden))
+        return widened(self.lm_head(self.norm(hidden)))
+
+
+class RebaseGraph(nn.Module):
+    """The sink's keys, turned further by one angle a pair of dims for all rows."""
+
+    def forward(self, key: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        return turned(widened(key), cos, sin).to(key.dtype)
 
 
 def vision_graph(config: ModelConfig) -> nn.Module:
-    """The reference's frame encoder with its linear layers turned to [in, out]."""
+    """The reference's frame encoder, its linear layers turned to [in, out], its norms widened."""
     encoder = FrameEncoder(config)
     for path, module in list(encoder.named_modules()):
         if isinstance(module, nn.Linear):
             twin = GraphLinear(module.in_features, module.out_features, module.bias is not None)
             encoder.set_submodule(path, twin)
+        elif isinstance(module, nn.LayerNorm):
+            shape = list(module.normalized_shape)
+            encoder.set_submodule(path, GraphLayerNorm(shape, eps=module.eps))
     return encoder
+
+
+def graph_module(config: ModelConfig, kind: str, lowering: Lowering) -> nn.Module:
+    """The module behind the graphs of one kind, without weights (on the meta device).
+
+    Weights are of the lowering's dtype, but for those of float32 islands.
+    """
+    with torch.device("meta"):
+        module: nn.Module
+        if kind in ("dense", "mod"):
+            layer = MoDLayerGraph if kind == "mod" else DenseLayerGraph
+            module = layer(config, lowering.dialect)
+        elif kind == "vision":
+            module = vision_graph(config)
+        else:
+            module = RebaseGraph() if kind == "rebase" else HeadGraph(config)
+    module.to(getattr(torch, lowering.dtype))
+    for path, part in module.named_modules():
+        if isinstance(part, RMSNorm | nn.LayerNorm) or path == "router":
+            part.to(torch.float32)
+    return module.eval()
 
 
 def linear_weight_names(graph: nn.Module) -> frozenset[str]:

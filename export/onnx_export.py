@@ -15,26 +15,25 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
-from onnx import TensorProto, helper
+from onnx import TensorProto
 from torch import Tensor, nn
 
 from mod_edge.config import ModelConfig
 from mod_edge.errors import ExportError
-from mod_edge.export.graphs import (
-    DenseLayerGraph,
-    HeadGraph,
-    MoDLayerGraph,
-    linear_weight_names,
-    vision_graph,
-)
+from mod_edge.export.graphs import graph_module, linear_weight_names
 from mod_edge.signature import GraphSignature
+from mod_edge.targets import Lowering
 
-OPSET = 20  # the newest that TensorRT 10.3 (JetPack 6) reads
 # onnxruntime maps external data into memory where it starts on a page.
 DATA_ALIGNMENT = 4096
 # Example sizes for tracing: all above 1, because torch.export would bake a 0 or 1 in, and all
 # different, so that two dims are never taken for one.
-TRACE_SIZES = {"T": 29, "X": 5, "F": 2, "S": 7, "R": 11}
+TRACE_SIZES = {"T": 29, "X": 5, "F": 2, "S": 7, "R": 11, "B": 13}
+ONNX_DTYPES = {
+    torch.float32: TensorProto.FLOAT,
+    torch.float16: TensorProto.FLOAT16,
+    torch.bfloat16: TensorProto.BFLOAT16,
+}
 
 
 @dataclass(frozen=True)
@@ -44,31 +43,24 @@ class Topology:
     Attributes:
         proto: the ONNX model without weights.
         weight_shapes: shape of every weight as the graph holds it.
+        weight_dtypes: its dtype there.
         transposed: names of weights that the graph holds as [in, out].
     """
 
     proto: onnx.ModelProto
     weight_shapes: Mapping[str, tuple[int, ...]]
+    weight_dtypes: Mapping[str, torch.dtype]
     transposed: frozenset[str]
 
 
-def graph_module(config: ModelConfig, kind: str) -> nn.Module:
-    """The module behind the graphs of one kind, without weights (on the meta device)."""
-    makers = {
-        "vision": vision_graph,
-        "dense": DenseLayerGraph,
-        "mod": MoDLayerGraph,
-        "head": HeadGraph,
-    }
-    with torch.device("meta"):
-        return makers[kind](config).eval()
-
-
-def trace(config: ModelConfig, signature: GraphSignature) -> Topology:
+def trace(config: ModelConfig, signature: GraphSignature, lowering: Lowering) -> Topology:
     """The topology of `signature`'s kind of graph, traced at this config's sizes."""
-    module = graph_module(config, signature.kind)
+    module = graph_module(config, signature.kind, lowering)
     # Never filled and never read: torch.export only looks at shapes and dtypes.
-    weights = {name: torch.empty(param.shape) for name, param in module.named_parameters()}
+    weights = {
+        name: torch.empty(param.shape, dtype=param.dtype)
+        for name, param in module.named_parameters()
+    }
     inputs = [
         torch.zeros([_size(dim) for dim in spec.dims], dtype=getattr(torch, spec.dtype))
         for spec in signature.inputs
@@ -82,7 +74,7 @@ def trace(config: ModelConfig, signature: GraphSignature) -> Topology:
             _WeightsAsInputs(module),
             (weights, inputs),
             dynamo=True,
-            opset_version=OPSET,
+            opset_version=lowering.opset,
             dynamic_shapes=(dict.fromkeys(weights), dynamic),
             input_names=[*weights, *(spec.name for spec in signature.inputs)],
             output_names=[spec.name for spec in signature.outputs],
@@ -94,24 +86,22 @@ def trace(config: ModelConfig, signature: GraphSignature) -> Topology:
     return Topology(
         proto=proto,
         weight_shapes={name: tuple(weight.shape) for name, weight in weights.items()},
+        weight_dtypes={name: weight.dtype for name, weight in weights.items()},
         transposed=linear_weight_names(module),
     )
 
 
-def write_graph(topology: Topology, weights: Iterable[tuple[str, Tensor]], path: Path) -> Path:
+def write_graph(topology: Topology, weights: Iterable[tuple[str, Tensor]], path: Path) -> None:
     """Write `topology` with these weights as `path` and, beside it, one external data file.
 
     Args:
         topology: from `trace`.
         weights: names and tensors in the checkpoint's layout, each used and dropped in turn, so
             that one tensor is in memory at a time.
-        path: the .onnx file to write; the data file's suffix is .data.
-
-    Returns:
-        The data file's path.
+        path: the .onnx file to write; the data file's suffix is .data. No weights, no such file.
 
     Raises:
-        ExportError: a weight is missing, unknown, given twice or misshapen.
+        ExportError: a weight is missing, unknown, given twice, misshapen or too large for its dtype.
     """
     data_path = path.with_suffix(".data")
     initializers: dict[str, TensorProto] = {}
@@ -119,21 +109,44 @@ def write_graph(topology: Topology, weights: Iterable[tuple[str, Tensor]], path:
         for name, tensor in weights:
             if name in initializers or name not in topology.weight_shapes:
                 raise ExportError(f"{path.name}: weight {name!r} is unknown or given twice")
-            array = _graph_array(name, tensor, topology)
+            held = _graph_tensor(name, tensor, topology)
             data.write(b"\0" * (-data.tell() % DATA_ALIGNMENT))
-            initializers[name] = _external_tensor(name, array, data_path.name, data.tell())
-            array.tofile(data)
+            initializers[name] = _external_tensor(name, held, data_path.name, data.tell())
+            raw_array(held).tofile(data)
     missing = topology.weight_shapes.keys() - initializers.keys()
     if missing:
         raise ExportError(f"{path.name}: no weights for {', '.join(sorted(missing))}")
     model = onnx.ModelProto()
     model.CopyFrom(topology.proto)
+    if not initializers:
+        data_path.unlink()
     signature_inputs = [spec for spec in model.graph.input if spec.name not in initializers]
     del model.graph.input[:]
     model.graph.input.extend(signature_inputs)
     model.graph.initializer.extend(initializers.values())
     path.write_bytes(model.SerializeToString())
-    return data_path
+
+
+def rounded(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """`tensor` in `dtype`.
+
+    Raises:
+        ExportError: a value overflows.
+    """
+    result = tensor.to(dtype)
+    if not result.isfinite().all() and tensor.isfinite().all():
+        largest = float(tensor.abs().max())
+        raise ExportError(
+            f"weight {name!r} has values up to {largest:.3g}, {dtype} ends at "
+            f"{torch.finfo(dtype).max:.3g}; export with --precision bf16 or fp32"
+        )
+    return result
+
+
+def raw_array(tensor: Tensor) -> np.ndarray:
+    """The tensor's memory as numpy sees it; bfloat16, which numpy lacks, as its 16 bits."""
+    tensor = tensor.contiguous()
+    return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
 class _WeightsAsInputs(nn.Module):
@@ -172,26 +185,25 @@ def _clean(proto: onnx.ModelProto, signature: GraphSignature) -> None:
         item.doc_string = ""
 
 
-def _graph_array(name: str, tensor: Tensor, topology: Topology) -> np.ndarray:
-    tensor = tensor.to(torch.float32)
+def _graph_tensor(name: str, tensor: Tensor, topology: Topology) -> Tensor:
     if name in topology.transposed:
         tensor = tensor.T
     wanted = topology.weight_shapes[name]
     if tuple(tensor.shape) != wanted:
         raise ExportError(f"weight {name!r} is {tuple(tensor.shape)}, the graph wants {wanted}")
-    return tensor.contiguous().numpy()
+    return rounded(name, tensor, topology.weight_dtypes[name])
 
 
-def _external_tensor(name: str, array: np.ndarray, location: str, offset: int) -> TensorProto:
-    tensor = TensorProto(
+def _external_tensor(name: str, tensor: Tensor, location: str, offset: int) -> TensorProto:
+    proto = TensorProto(
         name=name,
-        data_type=helper.np_dtype_to_tensor_dtype(array.dtype),
-        dims=array.shape,
+        data_type=ONNX_DTYPES[tensor.dtype],
+        dims=tensor.shape,
         data_location=TensorProto.EXTERNAL,
     )
-    for key, value in (("location", location), ("offset", offset), ("length", array.nbytes)):
-        tensor.external_data.add(key=key, value=str(value))
-    return tensor
+    for key, value in (("location", location), ("offset", offset), ("length", tensor.nbytes)):
+        proto.external_data.add(key=key, value=str(value))
+    return proto
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -10,7 +10,13 @@ from mod_edge.errors import ConfigError
 
 
 @contextmanager
-def staged_folder(target: Path, *, is_ours: Callable[[Path], bool], force: bool) -> Iterator[Path]:
+def staged_folder(
+    target: Path,
+    *,
+    is_ours: Callable[[Path], bool],
+    force: bool,
+    carried: Sequence[str] = (),
+) -> Iterator[Path]:
     """A temporary folder beside `target` that takes its place when the block ends without error.
 
     Whatever ends the block early, Ctrl-C included, removes the temporary folder and leaves `target`
@@ -21,6 +27,7 @@ def staged_folder(target: Path, *, is_ours: Callable[[Path], bool], force: bool)
         is_ours: whether a folder is one that this command makes.
         force: replace such a folder, or an empty one, if it is there already. Never any other: a
             mistyped path must not cost somebody's home.
+        carried: folders in a replaced `target` that move into the new one.
 
     Raises:
         ConfigError: `target` exists and `force` is not given, it is something else, or nothing
@@ -48,6 +55,9 @@ def staged_folder(target: Path, *, is_ours: Callable[[Path], bool], force: bool)
         if target.exists():
             target.rename(replaced)
         content.rename(target)
+        for name in carried:
+            if (replaced / name).exists():
+                (replaced / name).rename(target / name)
     finally:
         if replaced.exists() and not target.exists():
             replaced.rename(target)  # ended between the two renames

@@ -1,5 +1,6 @@
 """What several tests need: small odd-sized models, the tiny checkpoint, its bundle and the clip."""
 
+import functools
 import os
 import zlib
 from collections.abc import Callable
@@ -8,11 +9,14 @@ from pathlib import Path
 import pytest
 
 from mod_edge.config import MoDConfig, ModelConfig, StreamConfig, TextConfig, VisionConfig
+from mod_edge.kv_window import Rows
 
 # Before torch is imported. Models this small only lose by sharing their work out: the tests of
 # test_model.py take 60 s with two threads on two busy cores, and 16 s with one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Rows of the in_place bundles' caches: small enough to roll within the clip.
+CAPACITY = Rows(dense=260, mod=148)
 CLIP = Path(__file__).resolve().parent / "data" / "box.mp4"
 INTERLEAVED = MoDConfig()
 
@@ -51,6 +55,39 @@ def tiny_bundle(tiny_checkpoint) -> Path:
     folder = tiny_checkpoint.parent / "bundle"
     export_bundle(Checkpoint(tiny_checkpoint), folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def bundle_for(tiny_checkpoint):
+    """`bundle_for(target, precision)`: the tiny checkpoint's bundle for a target, made once a run.
+
+    `in_place` buffers have `CAPACITY` rows. Targets of one dialect and precision share their traces
+    (10 s); all is written, checked and lowered for each. Copy a bundle before changing it.
+    """
+    from mod_edge.checkpoint import Checkpoint
+    from mod_edge.export import bundle as bundle_module
+    from mod_edge.export.bundle import export_bundle
+    from mod_edge.targets import Lowering, target_named
+
+    trace, topologies = bundle_module.trace, {}
+
+    def traced_once(config, signature, lowering):
+        key = (signature.kind, lowering.dialect, lowering.precision)
+        if key not in topologies:
+            topologies[key] = trace(config, signature, lowering)
+        return topologies[key]
+
+    @functools.cache
+    def make(target: str, precision: str) -> Path:
+        capacity = CAPACITY if target_named(target).dialect == "in_place" else None
+        folder = tiny_checkpoint.parent / f"{target}-{precision}"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(bundle_module, "trace", traced_once)
+            lowering = Lowering(target, precision, capacity)
+            export_bundle(Checkpoint(tiny_checkpoint), folder, lowering=lowering)
+        return folder
+
+    return make
 
 
 def odd_config(

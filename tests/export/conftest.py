@@ -26,7 +26,9 @@ def tiny_topologies(tiny_bundle, tiny_config):
 def no_tracing(monkeypatch, tiny_topologies):
     """`export_bundle` takes the tiny topologies instead of tracing (6 s each)."""
     monkeypatch.setattr(
-        bundle_module, "trace", lambda _config, signature: tiny_topologies[signature.kind]
+        bundle_module,
+        "trace",
+        lambda _config, signature, _lowering: tiny_topologies[signature.kind],
     )
 
 

@@ -13,6 +13,7 @@ from mod_edge.export import bundle as bundle_module
 from mod_edge.export.bundle import export_bundle, parse_layers
 from mod_edge.export.check import ALLOWED_RELATIVE_ERROR, check_numbers, check_structure
 from mod_edge.export.onnx_export import trace, write_graph
+from mod_edge.export.reference_step import reference_module
 from mod_edge.manifest import check_files, read_manifest
 from mod_edge.presets import random_tensor
 from mod_edge.runtime.open_session import open_session
@@ -49,7 +50,7 @@ def test_the_manifest_says_what_the_bundle_is(tiny_bundle, tiny_checkpoint, tiny
     assert manifest.tools.keys() >= {"mod-edge", "torch", "onnx", "onnxruntime"}
     for graph in manifest.graphs.values():
         assert 0 < graph.parity["max_relative_error"] < graph.parity["allowed"]
-        assert graph.parity["allowed"] == ALLOWED_RELATIVE_ERROR
+        assert graph.parity["allowed"] == ALLOWED_RELATIVE_ERROR["fp32"]
     signature = layer_signature(tiny_config, 1, CPU_FP32)
     assert manifest.graphs["layer-01"].inputs == [
         [spec.name, spec.dtype, list(spec.dims)] for spec in signature.inputs
@@ -104,8 +105,10 @@ def tracing_mod_layers_only(monkeypatch, tiny_topologies):
     monkeypatch.setattr(
         bundle_module,
         "trace",
-        lambda config, signature: (
-            trace(config, signature) if signature.kind == "mod" else tiny_topologies[signature.kind]
+        lambda config, signature, lowering: (
+            trace(config, signature, lowering)
+            if signature.kind == "mod"
+            else tiny_topologies[signature.kind]
         ),
     )
 
@@ -161,9 +164,12 @@ def test_a_geometry_in_which_no_two_sizes_are_equal_exports(
         if name.startswith(prefix)
     }
     path = tmp_path / "layer.onnx"
-    write_graph(trace(config, signature), weights.items(), path)
+    topology = trace(config, signature, CPU_FP32)
+    write_graph(topology, weights.items(), path)
     check_structure(path, signature, weights, has_router=True)
-    assert check_numbers(path, config, signature, weights) < ALLOWED_RELATIVE_ERROR
+    reference = reference_module(config, signature.kind, weights.items(), topology.weight_dtypes)
+    error = check_numbers(path, config, signature, CPU_FP32, reference)
+    assert error < ALLOWED_RELATIVE_ERROR["fp32"]
 
 
 # ---- parts of a model ----

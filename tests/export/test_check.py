@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 from onnx.reference import ReferenceEvaluator
 
 from mod_edge.checkpoint import Checkpoint
@@ -17,6 +18,7 @@ from mod_edge.export.check import (
     check_structure,
     relative_error,
 )
+from mod_edge.export.reference_step import reference_module
 from mod_edge.layout import step_layout
 from mod_edge.onnx_session import session_options
 from mod_edge.presets import preset_config
@@ -61,6 +63,13 @@ def copy_of(tiny_bundle, tmp_path):
     return make
 
 
+def numbers_of(path, signature, weights):
+    """The error of the graph at `path` against the reference with these weights."""
+    dtypes = dict.fromkeys(weights, torch.float32)
+    reference = reference_module(CONFIG, signature.kind, weights.items(), dtypes)
+    return check_numbers(path, CONFIG, signature, CPU_FP32, reference)
+
+
 @pytest.fixture(scope="session")
 def weights_of(tiny_checkpoint):
     """`weights_of(signature)`: the reference's weights under the graph's names."""
@@ -83,8 +92,8 @@ def weights_of(tiny_checkpoint):
 
 @pytest.mark.parametrize("signature", [VISION, DENSE, MOD, HEAD], ids=lambda graph: graph.kind)
 def test_a_healthy_graph_passes_far_below_what_is_allowed(copy_of, weights_of, signature):
-    error = check_numbers(copy_of(signature), CONFIG, signature, weights_of(signature))
-    assert error <= HEALTHY_ERROR <= ALLOWED_RELATIVE_ERROR / 10
+    error = numbers_of(copy_of(signature), signature, weights_of(signature))
+    assert error <= HEALTHY_ERROR <= ALLOWED_RELATIVE_ERROR["fp32"] / 10
 
 
 @pytest.mark.parametrize(
@@ -95,21 +104,21 @@ def test_a_healthy_graph_passes_far_below_what_is_allowed(copy_of, weights_of, s
 def test_every_planted_fault_is_an_export_error(copy_of, weights_of, signature, fault):
     path = copy_of(signature, fault)
     with pytest.raises(ExportError, match="differs from the reference"):
-        check_numbers(path, CONFIG, signature, weights_of(signature))
+        numbers_of(path, signature, weights_of(signature))
 
 
 def test_a_norms_epsilon_shows_although_it_is_small(copy_of, weights_of):
     # with hidden states of one size, 1, a tenth of the epsilon gives 5e-6: less than is allowed
     path = copy_of(DENSE, faults.smaller_eps)
     with pytest.raises(ExportError, match=r"differs from the reference by [0-9.]+e-0[12]"):
-        check_numbers(path, CONFIG, DENSE, weights_of(DENSE))
+        numbers_of(path, DENSE, weights_of(DENSE))
 
 
 def test_weights_that_are_no_numbers_are_an_export_error(copy_of, weights_of):
     weights = weights_of(HEAD)
     weights["norm.weight"] = weights["norm.weight"] * float("nan")
     with pytest.raises(ExportError, match="differs from the reference by nan"):
-        check_numbers(copy_of(HEAD), CONFIG, HEAD, weights)
+        numbers_of(copy_of(HEAD), HEAD, weights)
 
 
 def test_other_shapes_are_an_infinite_error():

@@ -3,7 +3,8 @@
 import onnx
 from onnx import TensorProto, helper
 
-from mod_edge.export.onnx_export import Topology, graph_module, linear_weight_names
+from mod_edge.export.graphs import graph_module, linear_weight_names
+from mod_edge.export.onnx_export import ONNX_DTYPES, Topology
 from mod_edge.signature import head_signature, layer_signature, vision_signature
 from mod_edge.targets import CPU_FP32
 
@@ -26,10 +27,12 @@ def topology_from_file(path, config, signature):
     """The graph at `path` with its external weights turned back into inputs."""
     proto = onnx.load(str(path), load_external_data=False)
     inner = []
-    shapes = {}
+    shapes, dtypes = {}, {}
+    torch_dtypes = {onnx_dtype: dtype for dtype, onnx_dtype in ONNX_DTYPES.items()}
     for tensor in proto.graph.initializer:
         if tensor.data_location == TensorProto.EXTERNAL:
             shapes[tensor.name] = tuple(tensor.dims)
+            dtypes[tensor.name] = torch_dtypes[tensor.data_type]
             proto.graph.input.append(
                 helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
             )
@@ -37,4 +40,5 @@ def topology_from_file(path, config, signature):
             inner.append(tensor)
     del proto.graph.initializer[:]
     proto.graph.initializer.extend(inner)
-    return Topology(proto, shapes, linear_weight_names(graph_module(config, signature.kind)))
+    module = graph_module(config, signature.kind, CPU_FP32)
+    return Topology(proto, shapes, dtypes, linear_weight_names(module))

@@ -1,0 +1,84 @@
+"""What a target's compiler wants of a graph beyond its dialect, as passes over the traced graph.
+
+All lowering happens here, at export: building an engine needs the compiler alone. Each pass says
+what it expects to find and what it leaves behind, and raises where that is not so.
+"""
+
+from pathlib import Path
+
+import onnx
+import onnx_graphsurgeon as gs
+
+from mod_edge.errors import ExportError
+from mod_edge.targets import TARGETS, Lowering
+
+DECOMPOSABLE = "TRT_decomposable"
+
+
+def lower(proto: onnx.ModelProto, lowering: Lowering) -> onnx.ModelProto:
+    """`proto` as the target's compiler wants it; unchanged where it wants nothing more.
+
+    Raises:
+        ExportError: a pass did not find what it expects.
+    """
+    target = TARGETS[lowering.target]
+    has_attention = any(node.op_type == "Attention" for node in proto.graph.node)
+    if target.compiler and has_attention and lowering.precision == "fp32":
+        return mark_attention_decomposable(proto)
+    return proto
+
+
+def lower_file(path: Path, lowering: Lowering) -> None:
+    """Lower the graph at `path`, whose weights stay in their file.
+
+    Raises:
+        ExportError: a pass did not find what it expects.
+    """
+    proto = onnx.load(str(path), load_external_data=False)
+    lowered = lower(proto, lowering)
+    if lowered is not proto:
+        path.write_bytes(lowered.SerializeToString())
+
+
+def mark_attention_decomposable(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Allow TensorRT to take Attention apart: it has no fused kernel for float32.
+
+    Before: each Attention lacks the attribute. After: each has it. ONNX Runtime refuses such a
+    graph, see `without_decomposable`.
+    """
+    graph = gs.import_onnx(proto)
+    for node in _attentions(graph):
+        if DECOMPOSABLE in node.attrs:
+            raise ExportError(f"{proto.graph.name}: {node.name} is marked already")
+        node.attrs[DECOMPOSABLE] = 1
+    return _exported(graph, proto)
+
+
+def without_decomposable(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The graph that ONNX Runtime and onnx's own tools can read, otherwise the same."""
+    proto_copy = onnx.ModelProto()
+    proto_copy.CopyFrom(proto)
+    for node in proto_copy.graph.node:
+        kept = [attribute for attribute in node.attribute if attribute.name != DECOMPOSABLE]
+        del node.attribute[:]
+        node.attribute.extend(kept)
+    return proto_copy
+
+
+def _attentions(graph: gs.Graph) -> list[gs.Node]:
+    found = [node for node in graph.nodes if node.op == "Attention"]
+    if not found:
+        raise ExportError(f"{graph.name} has no Attention to mark")
+    return found
+
+
+def _exported(graph: gs.Graph, before: onnx.ModelProto) -> onnx.ModelProto:
+    """The graph as a model again, with the same inputs, outputs and opset."""
+    after: onnx.ModelProto = gs.export_onnx(graph, do_type_check=False)
+    for values, wanted in (
+        (after.graph.input, before.graph.input),
+        (after.graph.output, before.graph.output),
+    ):
+        if [value.name for value in values] != [value.name for value in wanted]:
+            raise ExportError(f"{before.graph.name}: a pass changed inputs or outputs")
+    return after
