@@ -4,9 +4,9 @@ They hold no weights of their own: `export.trace` passes weights as graph inputs
 checkpoint's tensor names, so that nothing is folded, merged or renamed and one traced topology
 serves every layer of its kind. Linear weights are [in, out], multiplied without a Transpose.
 
-One layer class, two attention modules, a dialect each (`targets`): `DeltaAttention` of plain ops and
-`InPlaceAttention` of TensorScatter and Attention. In half precision, norms, rotation, softmax and
-router are islands of float32, cast in the graph: strongly typed compilers obey what stands there.
+One layer class, two attention modules, a dialect each (`targets`): `DeltaAttention` of plain ops
+and `InPlaceAttention` of TensorScatter and Attention. In half precision, norms, rotation, softmax
+and router are islands of float32, cast in the graph: strongly typed compilers obey what stands.
 """
 
 import torch

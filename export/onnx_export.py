@@ -101,7 +101,8 @@ def write_graph(topology: Topology, weights: Iterable[tuple[str, Tensor]], path:
         path: the .onnx file to write; the data file's suffix is .data. No weights, no such file.
 
     Raises:
-        ExportError: a weight is missing, unknown, given twice, misshapen or too large for its dtype.
+        ExportError: a weight is missing, unknown, given twice, misshapen, or too large
+            for its dtype.
     """
     data_path = path.with_suffix(".data")
     initializers: dict[str, TensorProto] = {}

@@ -8,7 +8,7 @@ decided or said) are left out of the decoder's figure, and vision stands on a li
 from dataclasses import dataclass, replace
 
 from mod_edge.config import ModelConfig
-from mod_edge.kv_budget import CACHE_ITEM_BYTES
+from mod_edge.targets import ITEM_BYTES
 
 # The paper profiles 600 frames: five minutes at two a second.
 PAPER_NUM_FRAMES = 600
@@ -85,5 +85,5 @@ def _stream_cost(config: ModelConfig, num_frames: int, num_intervals: int) -> St
         attention = 2.0 * rows * (rows * num_frames) * width
         flops += num_layers * (2.0 * rows * layer_parameters(config) + attention)
         kv_rows += num_layers * rows
-    row_bytes = 2 * text.num_key_value_heads * text.head_dim * CACHE_ITEM_BYTES
+    row_bytes = 2 * text.num_key_value_heads * text.head_dim * ITEM_BYTES["float32"]
     return StreamCost(tokens, flops, kv_rows * row_bytes)

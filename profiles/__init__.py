@@ -1,4 +1,4 @@
-"""Run profiles: how far to look back, how much to feed a step, how long to answer.
+"""Profiles by device: what graphs and engines are made for there, and how a stream is run.
 
 A profile is a TOML file whose keys are the fields of `Profile`. The files that stand beside this
 one ship with the package and are known by name; any other profile is given by its path.
@@ -14,48 +14,114 @@ from pathlib import Path
 from typing import Any
 
 from mod_edge.errors import ConfigError
+from mod_edge.targets import DTYPES, TARGETS
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
+BUILDER_LEVELS = range(6)  # TensorRT's, 0 (fast build) to 5 (fast engine)
+
+
+@dataclass(frozen=True)
+class FrameRange:
+    """Frames in one step: engines take `min` to `max`, `run` feeds `opt` where nobody says else."""
+
+    min: int
+    opt: int
+    max: int
+
+
+@dataclass(frozen=True)
+class Camera:
+    """What a camera is asked for: pixels and frames a second."""
+
+    width: int = 640
+    height: int = 480
+    fps: float = 30.0
+
 
 @dataclass(frozen=True)
 class Profile:
-    """Settings of one run: those that the device decides, not the checkpoint.
+    """What a device decides, not the checkpoint.
 
     Attributes:
         name: the name of its file without `.toml`; messages use it.
+        targets: that such a device can have, best first; of `TARGETS`.
+        precision: one that at least one of these takes.
         window: how much stream the KV cache holds, "120s" of video or "4096" tokens.
-        frames_per_step: frames fed in one step, at least 1.
+        frames_per_step: frames fed in one step; its `min` is 1, the step of a live stream.
         max_step_tokens: most tokens fed in one step, at least 1; a longer prefill is split.
         max_new_tokens: most tokens of one answer, at least 1.
         evict_fraction: part of the window that one eviction drops, between 0 and 1.
+        workspace_mib: memory that an engine's kernel may ask for while it runs, at least 1.
+        builder_optimization_level: how long TensorRT looks for fast kernels, 0 to 5.
+        compute_capabilities: of the GPUs, "89" for 8.9; empty where no engine is compiled.
+        camera: what a camera is asked for; files and streams come as they are.
     """
 
     name: str
+    targets: tuple[str, ...]
+    precision: str
     window: str
-    frames_per_step: int
+    frames_per_step: FrameRange
     max_step_tokens: int
     max_new_tokens: int
     evict_fraction: float = 0.125
+    workspace_mib: int = 1024
+    builder_optimization_level: int = 3
+    compute_capabilities: tuple[str, ...] = ()
+    camera: Camera = Camera()
 
     def __post_init__(self) -> None:
+        frames = self.frames_per_step
         faults = [
             f"{key} = {value}: wanted at least 1"
             for key, value in (
-                ("frames_per_step", self.frames_per_step),
                 ("max_step_tokens", self.max_step_tokens),
                 ("max_new_tokens", self.max_new_tokens),
+                ("workspace_mib", self.workspace_mib),
+                ("camera.width", self.camera.width),
+                ("camera.height", self.camera.height),
+                ("camera.fps", self.camera.fps),
             )
-            if value < 1
+            if not value >= 1
         ]
+        if not frames.min == 1 <= frames.opt <= frames.max:
+            faults.append(
+                f"frames_per_step = {frames.min}, {frames.opt}, {frames.max}: "
+                "wanted min = 1 <= opt <= max"
+            )
         if not 0 < self.evict_fraction < 1:
             faults.append(f"evict_fraction = {self.evict_fraction}: wanted between 0 and 1")
         if not _is_window(self.window):
             faults.append(f'window = "{self.window}": wanted seconds as "120s" or tokens as "4096"')
-        _raise_faults(f'profile "{self.name}"', faults)
+        if self.builder_optimization_level not in BUILDER_LEVELS:
+            faults.append(
+                f"builder_optimization_level = {self.builder_optimization_level}: wanted 0 to 5"
+            )
+        _raise_faults(f'profile "{self.name}"', faults + self._target_faults())
+
+    def _target_faults(self) -> list[str]:
+        faults = [
+            f"targets: {name!r} is none{_nearest(name, TARGETS)}, known are {', '.join(TARGETS)}"
+            for name in self.targets
+            if name not in TARGETS
+        ]
+        if not self.targets:
+            faults.append(f"targets is empty: wanted one or more of {', '.join(TARGETS)}")
+        known = [TARGETS[name] for name in self.targets if name in TARGETS]
+        if self.precision not in DTYPES:
+            faults.append(f'precision = "{self.precision}": wanted one of {", ".join(DTYPES)}')
+        elif known and not any(self.precision in target.precisions for target in known):
+            faults.append(f'precision = "{self.precision}": taken by none of its targets')
+        faults += [
+            f'compute_capabilities: "{capability}": wanted digits, "89" for 8.9'
+            for capability in self.compute_capabilities
+            if not re.fullmatch(r"\d{2,3}", capability)
+        ]
+        return faults
 
 
 def load_profile(name_or_path: str | Path) -> Profile:
@@ -95,27 +161,51 @@ def profile_names() -> list[str]:
 def _profile_from_toml(text: str, *, name: str, source: str) -> Profile:
     """Checks keys and types, all faults at once; `Profile` itself checks the ranges."""
     try:
-        values: dict[str, Any] = tomllib.loads(text)
+        table: dict[str, Any] = tomllib.loads(text)
     except tomllib.TOMLDecodeError as exc:
         raise ConfigError(f"{source} is not valid TOML: {exc}") from exc
-    fields = {field.name: field for field in dataclasses.fields(Profile) if field.name != "name"}
-    faults = [f"unknown key {key}{_nearest(key, fields)}" for key in values if key not in fields]
+    faults = ["unknown key name (it is the file's)"] if "name" in table else []
+    values, more = _fields_from_table(Profile, table | {"name": name}, prefix="")
+    _raise_faults(source, faults + more)
+    return Profile(**values)
+
+
+def _fields_from_table(
+    kind: type[Any], table: dict[str, Any], *, prefix: str
+) -> tuple[dict[str, Any], list[str]]:
+    """Arguments for the dataclass `kind`, and every fault of keys and types."""
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    faults = [
+        f"unknown key {prefix}{key}{_nearest(key, fields)}" for key in table if key not in fields
+    ]
+    values: dict[str, Any] = {}
     for key, field in fields.items():
-        if key in values:
-            faults += _type_faults(key, values[key], field.type)
+        if key in table:
+            values[key], more = _value_from_toml(prefix + key, table[key], field.type)
+            faults += more
         elif field.default is dataclasses.MISSING:
-            faults.append(f"missing key {key}")
-    _raise_faults(source, faults)
-    return Profile(name=name, **values)
+            faults.append(f"missing key {prefix}{key}")
+    return values, faults
 
 
-def _type_faults(key: str, value: object, wanted: object) -> list[str]:
+def _value_from_toml(key: str, value: Any, wanted: Any) -> tuple[Any, list[str]]:
+    if dataclasses.is_dataclass(wanted):
+        assert isinstance(wanted, type)
+        if not isinstance(value, dict):
+            keys = ", ".join(f"{field.name} = ..." for field in dataclasses.fields(wanted))
+            return None, [f"{key} = {value!r}: wanted a table, write {key} = {{ {keys} }}"]
+        values, faults = _fields_from_table(wanted, value, prefix=f"{key}.")
+        return (None if faults else wanted(**values)), faults
+    if wanted == tuple[str, ...]:
+        if isinstance(value, list) and all(type(item) is str for item in value):
+            return tuple(value), []
+        return None, [f'{key} = {value!r}: wanted a list of str, write {key} = ["..."]']
     # by type() and not isinstance(): TOML's true is an int to Python
     allowed = (int, float) if wanted is float else (wanted,)
     if type(value) in allowed:
-        return []
+        return value, []
     hint = f', write {key} = "{value}"' if wanted is str else ""
-    return [f"{key} = {value!r}: wanted {getattr(wanted, '__name__', wanted)}{hint}"]
+    return None, [f"{key} = {value!r}: wanted {getattr(wanted, '__name__', wanted)}{hint}"]
 
 
 def _nearest(key: str, known: dict[str, Any]) -> str:

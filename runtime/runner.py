@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from types import TracebackType
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,17 @@ Int64Array = npt.NDArray[np.int64]
 UInt8Array = npt.NDArray[np.uint8]
 
 
+class FrameEmbeds(Protocol):
+    """Frame embeddings (F, N, D) wherever the runner keeps them; a slice is a run of frames.
+
+    Only the runner that made them reads them. A numpy array is one.
+    """
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, frames: slice, /) -> "FrameEmbeds": ...
+
+
 class Runner(ABC):
     """Computes what a session asks for and holds the KV cache; a context manager.
 
@@ -25,15 +37,15 @@ class Runner(ABC):
     """Backend and device, for the one line that says which is used."""
 
     @abstractmethod
-    def encode(self, frames: UInt8Array) -> Float32Array:
-        """Frame embeddings (F, N, D) of RGB frames (F, I, I, 3)."""
+    def encode(self, frames: UInt8Array) -> FrameEmbeds:
+        """Frame embeddings (F, N, D) of RGB frames (F, I, I, 3), computed when this returns."""
 
     @abstractmethod
     def step(
         self,
         layout: StepLayout,
         token_ids: Sequence[int],
-        frame_embeds: Float32Array | None,
+        frame_embeds: FrameEmbeds | None,
         *,
         position: int,
         past: Rows,
@@ -43,7 +55,7 @@ class Runner(ABC):
         Args:
             layout: the step's shape.
             token_ids: X ids of the text tokens, in stream order.
-            frame_embeds: (F, N, D), or None where F is 0.
+            frame_embeds: of F frames, from `encode`, or None where F is 0.
             position: stream position of the step's first token.
             past: rows of the cache that hold the past; what a taken-back step wrote behind them
                 is overwritten.
@@ -64,6 +76,11 @@ class Runner(ABC):
     @abstractmethod
     def kept(self) -> Mapping[int, Int64Array]:
         """By MoD layer, the positions (F, K) within each frame that the last step computed."""
+
+    @property
+    def warnings(self) -> list[str]:
+        """What the user should know of how it runs, one sentence each."""
+        return []
 
     def close(self) -> None:  # noqa: B027 - most runners hold nothing to release
         """Release what the runner holds; it cannot be used afterwards."""

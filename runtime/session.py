@@ -28,7 +28,7 @@ from mod_edge.runtime.events import (
 from mod_edge.runtime.preprocess import letterbox
 from mod_edge.runtime.protocol import Decision, Protocol
 from mod_edge.runtime.queries import Query
-from mod_edge.runtime.runner import Float32Array, Runner
+from mod_edge.runtime.runner import FrameEmbeds, Runner
 from mod_edge.runtime.stats import Latencies
 from mod_edge.runtime.stepper import Stepper
 
@@ -142,6 +142,7 @@ class Session:
         """What happened so far."""
         wall_s = time.perf_counter() - self._started_s if self._started_s else 0.0
         warnings = list(self._source.warnings) if self._source else []
+        warnings += self.runner.warnings
         warnings += [
             f"the query {query.text!r} at {query.time_s:g} s was not reached"
             for query in tuple(self._unanswered)  # the live view asks from its own thread
@@ -182,7 +183,7 @@ class Session:
             first += yield from self._feed(batch[first:last], embeds[first:last], queue, vision_ms)
 
     def _feed(
-        self, frames: list[Frame], embeds: Float32Array, queue: deque[Query], vision_ms: float
+        self, frames: list[Frame], embeds: FrameEmbeds, queue: deque[Query], vision_ms: float
     ) -> Generator[Event, None, int]:
         """Feed frames in one step; returns how many stand, the rest having been taken back."""
         started = time.perf_counter()

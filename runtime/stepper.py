@@ -8,7 +8,7 @@ from mod_edge.config import ModelConfig
 from mod_edge.kv_budget import rows_of
 from mod_edge.kv_window import Eviction, KvWindow, Rows
 from mod_edge.layout import FRAME, StepLayout, step_layout
-from mod_edge.runtime.runner import Float32Array, Runner
+from mod_edge.runtime.runner import Float32Array, FrameEmbeds, Runner
 
 
 @dataclass(frozen=True)
@@ -55,13 +55,13 @@ class Stepper:
         return logits
 
     def feed_frames(
-        self, prefix: Sequence[int], embeds: Float32Array, *, closes_sink: bool
+        self, prefix: Sequence[int], embeds: FrameEmbeds, *, closes_sink: bool
     ) -> Float32Array:
         """Feed `prefix` and frames with interval tokens between them, each frame a segment.
 
         Args:
             prefix: ids right before the first frame, at least one.
-            embeds: (F, N, D).
+            embeds: (F, N, D), from the runner.
             closes_sink: the sink ends between the prefix and the first frame.
 
         Returns:
@@ -108,7 +108,7 @@ class Stepper:
         self.rolls.append(Roll(eviction, 1000 * (time.perf_counter() - started)))
 
     def _step(
-        self, layout: StepLayout, token_ids: Sequence[int], embeds: Float32Array | None
+        self, layout: StepLayout, token_ids: Sequence[int], embeds: FrameEmbeds | None
     ) -> None:
         self.runner.step(
             layout,

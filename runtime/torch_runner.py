@@ -15,7 +15,7 @@ from mod_edge.errors import BundleError
 from mod_edge.kv_window import Eviction, Rows
 from mod_edge.layout import StepLayout
 from mod_edge.model import VideoLLM
-from mod_edge.runtime.runner import Float32Array, Int64Array, Runner, UInt8Array
+from mod_edge.runtime.runner import Float32Array, FrameEmbeds, Int64Array, Runner, UInt8Array
 
 
 class TorchRunner(Runner):
@@ -40,7 +40,7 @@ class TorchRunner(Runner):
         self,
         layout: StepLayout,
         token_ids: Sequence[int],
-        frame_embeds: Float32Array | None,
+        frame_embeds: FrameEmbeds | None,
         *,
         position: int,
         past: Rows,
@@ -51,7 +51,7 @@ class TorchRunner(Runner):
         hidden = text.new_empty(layout.num_tokens, text.shape[1])
         hidden[torch.tensor(layout.text_index)] = text
         if frame_embeds is not None:
-            frames = torch.from_numpy(frame_embeds).to(hidden.dtype)
+            frames = torch.from_numpy(np.asarray(frame_embeds)).to(hidden.dtype)
             hidden[torch.tensor(layout.frame_index)] = frames
         positions = torch.arange(layout.num_tokens) + (position - self._num_evicted)
         output = self._model.step(hidden, layout, positions, self._caches)

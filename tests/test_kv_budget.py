@@ -2,16 +2,20 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
+from mod_edge import kv_budget
 from mod_edge.config import MoDConfig
 from mod_edge.errors import ConfigError
-from mod_edge.kv_budget import plan_budget, plan_window, rows_of
+from mod_edge.kv_budget import plan_capacity, rows_of
 from mod_edge.kv_window import Rows
 from mod_edge.runtime.kv_cache import KvCache
 
 TEXT_MINIMUM = 60
+plan_window = partial(kv_budget.plan_window, dtype="float32")
+plan_budget = partial(kv_budget.plan_budget, dtype="float32")
 
 
 def rows_for(config, num_frames, text_minimum=TEXT_MINIMUM):
@@ -57,6 +61,45 @@ def test_a_budget_is_kept_and_the_next_frame_would_exceed_it(config, budget_mib)
 def test_the_size_in_bytes_is_that_of_the_real_buffers(config, window):
     plan = plan_window(config, window, TEXT_MINIMUM)
     assert plan.size_bytes == KvCache(config, plan.capacity).size_bytes
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_the_bytes_a_number_are_half_the_cache_or_twice_the_video(config, dtype):
+    half = plan_window(config, "30s", TEXT_MINIMUM, dtype=dtype)
+    whole = plan_window(config, "30s", TEXT_MINIMUM)
+    assert replace(half, size_bytes=2 * half.size_bytes) == whole
+    assert plan_budget(config, 1, TEXT_MINIMUM, dtype=dtype) == replace(
+        (twice := plan_budget(config, 2, TEXT_MINIMUM)), size_bytes=twice.size_bytes // 2
+    )
+
+
+@pytest.mark.parametrize("window", ["0.5s", "30s", "300s", "71", "400", "4096"])
+@pytest.mark.parametrize("text_minimum", [60, 200])
+def test_the_rows_of_a_window_give_its_plan_back(config, window, text_minimum):
+    if window == "71" and text_minimum == 200:
+        pytest.skip("such a window is refused")
+    plan = kv_budget.plan_window(config, window, text_minimum, dtype="float16")
+    assert plan_capacity(config, plan.capacity, text_minimum, dtype="float16") == plan
+
+
+def test_rows_that_are_given_hold_less_video_beside_a_longer_reply(config):
+    capacity = plan_window(config, "30s", TEXT_MINIMUM).capacity
+    longer = plan_capacity(config, capacity, 150, dtype="float32")
+    assert longer.capacity == capacity
+    num_frames = frames_of(config, longer)
+    assert rows_for(config, num_frames, 150).fits(capacity)
+    assert not rows_for(config, num_frames + 1, 150).fits(capacity)
+    assert 0 < num_frames < 60
+
+
+def test_rows_that_are_too_few_in_either_geometry_say_how_many_it_takes(make_config):
+    config, least = make_config(), rows_for(make_config(), 1)
+    assert plan_capacity(config, least, TEXT_MINIMUM, dtype="float32").num_seconds == 0.5
+    for capacity in (least.minus(Rows(1, 0)), least.minus(Rows(0, 1))):
+        with pytest.raises(
+            ConfigError, match=r"longest reply take 71 \(63\); export with a larger"
+        ):
+            plan_capacity(config, capacity, TEXT_MINIMUM, dtype="float32")
 
 
 @pytest.mark.parametrize(

@@ -272,10 +272,10 @@ def swapped_red_and_blue(cut):
 
 def unscaled_pixels(cut):
     """0..255 instead of -1..1."""
-    (cast,) = cut.find("Cast")
+    (turned,) = cut.consumers(cut.find("Cast")[0].output[0])
     (subtract,) = cut.find("Sub")
     scaled = cut.consumers(subtract.output[0])[0]
-    cut.bypass(scaled, cast.output[0])
+    cut.bypass(scaled, turned.output[0])
 
 
 def unweighted_norm(cut):

@@ -268,12 +268,14 @@ def test_an_existing_folder_is_refused_without_force(tiny_checkpoint, no_tracing
     assert not list((tmp_path / "bundle").iterdir())
 
 
-def test_force_replaces_an_older_bundle_whole(tiny_bundle, tiny_checkpoint, no_tracing, tmp_path):
+def test_force_replaces_an_older_bundle_but_for_its_engines(
+    tiny_bundle, tiny_checkpoint, no_tracing, tmp_path
+):
     old = shutil.copytree(tiny_bundle, tmp_path / "bundle")
     (old / "engines").mkdir()
     (old / "engines" / "old.engine").write_bytes(b"built from the older graphs")
     export_bundle(Checkpoint(tiny_checkpoint), old, layers=[0], force=True)
-    assert not (old / "engines").exists()
+    assert (old / "engines" / "old.engine").read_bytes() == b"built from the older graphs"
     assert not (old / "layers" / "05.onnx").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
     check_files(old, read_manifest(old), hash_all=True)

@@ -91,7 +91,7 @@ class Lockstep(Recorder):
 
 def make_session(bundle, runner_of, *, window=WINDOW, **options):
     config = read_config(bundle / CONFIG_FILE)
-    plan = plan_window(config, window, text_minimum=80)
+    plan = plan_window(config, window, text_minimum=80, dtype="float32")
     session_options = SessionOptions(**{**OPTIONS, **options})
     tokenizer = Tokenizer.from_file(str(bundle / TOKENIZER_FILE))
     runner = runner_of(bundle, config, plan, session_options)
