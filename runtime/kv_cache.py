@@ -1,12 +1,14 @@
-"""The rolling KV cache's buffers in host memory: token-major, preallocated, appended by the graphs.
+"""The rolling KV cache's buffers in host memory, preallocated and appended by the graphs.
 
-A layer's keys and values are (S, G, E) each, so the rows of the past and the rows that a step adds
-are contiguous views of one buffer: graphs read the one and write the other, nothing is copied. An
-eviction moves the rest down with one memmove a buffer and rebases the sink.
+`delta` graphs take token-major buffers (S, G, E): the rows of the past and the rows that a step
+adds are contiguous views of one buffer, which the graph reads and writes. `in_place` graphs take
+head-major ones (1, G, S, E) whole, and write into them. Nothing is copied either way. An eviction
+moves the rest down with one memmove a contiguous block and rebases the sink.
 """
 
 import ctypes
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,39 +17,51 @@ from mod_edge.config import ModelConfig
 from mod_edge.errors import CacheError
 from mod_edge.kv_window import Eviction, Rows
 from mod_edge.rope import inverse_frequencies
+from mod_edge.targets import Lowering
 
-Float32Array = npt.NDArray[np.float32]
+Buffer = npt.NDArray[Any]  # of the lowering's dtype
 
 
 @dataclass(frozen=True)
 class LayerBuffers:
-    """One layer's keys, rotated at their positions, and values: (S, G, E) float32 views."""
+    """One layer's keys, rotated at their positions, and values, in the dialect's order of dims."""
 
-    key: Float32Array
-    value: Float32Array
+    key: Buffer
+    value: Buffer
     is_mod: bool
+
+    def blocks(self, buffer: Buffer) -> Buffer:
+        """`buffer` as (blocks, S, row): one block of all heads, or one a head."""
+        if buffer.ndim == 3:  # token-major
+            return buffer.reshape(1, len(buffer), -1)
+        return buffer[0]
+
+    def first_rows(self, buffer: Buffer, num_rows: int) -> Buffer:
+        """A view of its first rows, (num_rows, G, E) or (G, num_rows, E)."""
+        return buffer[:num_rows] if buffer.ndim == 3 else buffer[0, :, :num_rows]
 
 
 class KvCache:
     """All layers' buffers; which rows are in use is the `KvWindow`'s knowledge."""
 
-    def __init__(self, config: ModelConfig, capacity: Rows) -> None:
+    def __init__(self, config: ModelConfig, lowering: Lowering, capacity: Rows) -> None:
         """Allocate zeroed buffers: a NaN in a masked row would poison the attention.
 
         Raises:
             CacheError: there is not so much memory.
         """
         text = config.text_config
-        heads = (text.num_key_value_heads, text.head_dim)
+        groups, size = text.num_key_value_heads, text.head_dim
         self.capacity = capacity
         self._frequencies = inverse_frequencies(text)
-        self._first_sink_keys: list[Float32Array] = []
+        self._first_sink_keys: list[Buffer] = []
         self.layers: list[LayerBuffers] = []
         for index in range(text.num_hidden_layers):
             is_mod = index in config.mod_layers
-            shape = (capacity.mod if is_mod else capacity.dense, *heads)
+            rows = capacity.mod if is_mod else capacity.dense
+            shape = (rows, groups, size) if lowering.dialect == "delta" else (1, groups, rows, size)
             try:
-                key, value = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+                key, value = np.zeros(shape, lowering.dtype), np.zeros(shape, lowering.dtype)
             except (MemoryError, ValueError, OverflowError) as exc:  # ValueError: beyond 2**63
                 raise CacheError(
                     f"a KV cache of {capacity.dense} tokens does not fit in this machine's memory; "
@@ -69,7 +83,8 @@ class KvCache:
         """
         if not self._first_sink_keys:
             self._first_sink_keys = [
-                layer.key[: _rows(eviction.sink, layer)].copy() for layer in self.layers
+                layer.first_rows(layer.key, _rows(eviction.sink, layer)).astype(np.float32)
+                for layer in self.layers
             ]
         angles = eviction.num_evicted * self._frequencies
         cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
@@ -78,18 +93,20 @@ class KvCache:
             source = sink + _rows(eviction.dropped, layer)
             length = _rows(eviction.length, layer)
             for buffer in (layer.key, layer.value):
-                _move_rows(buffer, source, sink, length - source)
+                for block in layer.blocks(buffer):
+                    _move_rows(block, source, sink, length - source)
             half = first_keys.shape[-1] // 2
             first, second = first_keys[..., :half], first_keys[..., half:]
-            layer.key[:sink, :, :half] = first * cos - second * sin
-            layer.key[:sink, :, half:] = second * cos + first * sin
+            rebased = layer.first_rows(layer.key, sink)
+            rebased[..., :half] = first * cos - second * sin
+            rebased[..., half:] = second * cos + first * sin
 
 
 def _rows(rows: Rows, layer: LayerBuffers) -> int:
     return rows.mod if layer.is_mod else rows.dense
 
 
-def _move_rows(buffer: Float32Array, source: int, target: int, num_rows: int) -> None:
+def _move_rows(buffer: Buffer, source: int, target: int, num_rows: int) -> None:
     # numpy would go through a temporary copy, because the ranges overlap.
     row_bytes = buffer.strides[0]
     base = buffer.ctypes.data

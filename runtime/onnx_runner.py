@@ -1,6 +1,7 @@
 """ONNX Runtime on the CPU, one session a graph, everything bound to buffers made at the start.
 
-A step binds views of the cache (past in, new rows out), never copies it.
+The cache is never copied: a step of `delta` graphs binds views of it (past in, new rows out),
+`in_place` graphs get it whole, as input and output at one address, once for all steps.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from mod_edge.layout import StepLayout
 from mod_edge.manifest import EMBEDDING_FILE
 from mod_edge.onnx_session import session_options
 from mod_edge.rope import inverse_frequencies
+from mod_edge.runtime.embedding import read_embedding
 from mod_edge.runtime.kv_cache import KvCache
 from mod_edge.runtime.runner import Float32Array, Int64Array, Runner, UInt8Array
 from mod_edge.signature import (
@@ -25,18 +27,19 @@ from mod_edge.signature import (
     layer_signature,
     vision_signature,
 )
-from mod_edge.targets import CPU_FP32
+from mod_edge.targets import Lowering
 
 PROVIDER = "CPUExecutionProvider"
 
 
 class OnnxRunner(Runner):
-    """Runs a bundle's `delta` graphs."""
+    """Runs a bundle's graphs of either dialect."""
 
     def __init__(
         self,
         folder: Path,
         config: ModelConfig,
+        lowering: Lowering,
         capacity: Rows,
         *,
         max_step_tokens: int,
@@ -47,46 +50,55 @@ class OnnxRunner(Runner):
         Args:
             folder: a checked bundle with every layer.
             config: its config.
-            capacity: rows of the cache.
+            lowering: what its graphs were made for; not bf16, which this provider does not know.
+            capacity: rows of the cache; the lowering's own where it has one.
             max_step_tokens: T at most, the step's frames included.
             frames_per_step: F at most, in a step and in `encode`.
 
         Raises:
             BackendError: a graph does not load, not on the provider it was meant for, or is not
-                the config's; likewise the embedding table.
+                the config's; likewise the embedding table; or the precision is bf16.
             CacheError: there is not so much memory.
         """
-        text = config.text_config
+        if lowering.precision == "bf16":
+            raise BackendError(
+                f"{folder} is in bf16, which onnxruntime does not compute on a CPU; export with "
+                "--precision fp16 or fp32 to run it here"
+            )
+        text, dtype = config.text_config, lowering.dtype
         self.name = f"onnx (onnxruntime {onnxruntime.__version__}, CPU)"
         self._config = config
         self._max_step_tokens = max_step_tokens
-        self._cache = KvCache(config, capacity)
-        self._embedding = _read_embedding(folder / EMBEDDING_FILE, config)
+        self._is_in_place = lowering.dialect == "in_place"
+        self._cache = KvCache(config, lowering, lowering.capacity or capacity)
+        self._embedding = read_embedding(folder / EMBEDDING_FILE, config, dtype)
         self._frequencies = inverse_frequencies(text)
         self._angles = np.empty((max_step_tokens, text.head_dim // 2))
         self._cos = np.empty(self._angles.shape, np.float32)
         self._sin = np.empty(self._angles.shape, np.float32)
         # Layers read one and write the other in turn.
-        self._hidden = [np.empty((max_step_tokens, text.hidden_size), np.float32) for _ in range(2)]
+        self._hidden = [np.empty((max_step_tokens, text.hidden_size), dtype) for _ in range(2)]
         self._past_length = {is_mod: np.zeros(1, np.int64) for is_mod in (False, True)}
         # The first step has no past, but a graph cannot bind zero rows: it gets this masked one.
-        self._no_past = np.zeros((1, text.num_key_value_heads, text.head_dim), np.float32)
+        self._no_past = np.zeros((1, text.num_key_value_heads, text.head_dim), dtype)
         self._kept = {
             index: np.zeros((frames_per_step, config.num_kept), np.int64)
             for index in config.mod_layers
         }
         self._frame_embeds = np.empty(
-            (frames_per_step, config.frame_num_tokens, text.hidden_size), np.float32
+            (frames_per_step, config.frame_num_tokens, text.hidden_size), dtype
         )
-        self._head_rows = np.empty((frames_per_step, text.hidden_size), np.float32)
+        self._head_rows = np.empty((frames_per_step, text.hidden_size), dtype)
         self._logits = np.empty((frames_per_step, text.vocab_size), np.float32)
-        self._vision = _Graph(folder, vision_signature(config, CPU_FP32))
+        self._vision = _Graph(folder, vision_signature(config, lowering))
         self._layers = [
-            _Graph(folder, layer_signature(config, index, CPU_FP32))
+            _Graph(folder, layer_signature(config, index, lowering))
             for index in range(text.num_hidden_layers)
         ]
-        self._head = _Graph(folder, head_signature(config, CPU_FP32))
+        self._head = _Graph(folder, head_signature(config, lowering))
         self._layout: StepLayout | None = None
+        if self._is_in_place:
+            self._bind_whole_cache()
 
     def encode(self, frames: UInt8Array) -> Float32Array:
         num_frames = len(frames)
@@ -123,12 +135,9 @@ class OnnxRunner(Runner):
         if layout is not self._layout:
             self._bind_layout(layout)
         self._past_length[False][0], self._past_length[True][0] = past
-        for graph, buffers in zip(self._layers, self._cache.layers, strict=True):
-            num_past = past.mod if buffers.is_mod else past.dense
-            num_new = added.mod if buffers.is_mod else added.dense
-            for name, buffer in (("key", buffers.key), ("value", buffers.value)):
-                graph.bind_input(f"past_{name}", buffer[:num_past] if num_past else self._no_past)
-                graph.bind_output(f"new_{name}", buffer[num_past : num_past + num_new])
+        if not self._is_in_place:
+            self._bind_views(past, added)
+        for graph in self._layers:
             graph.run()
 
     def logits(self, rows: Sequence[int]) -> Float32Array:
@@ -149,6 +158,21 @@ class OnnxRunner(Runner):
         num_frames = self._layout.num_frames if self._layout else 0
         return {index: kept[:num_frames] for index, kept in self._kept.items()}
 
+    def _bind_whole_cache(self) -> None:
+        for graph, buffers in zip(self._layers, self._cache.layers, strict=True):
+            for name, buffer in (("key", buffers.key), ("value", buffers.value)):
+                # One address for both: else ONNX Runtime copies the whole cache in every step.
+                graph.bind_input(f"past_{name}", buffer)
+                graph.bind_output(f"present_{name}", buffer)
+
+    def _bind_views(self, past: Rows, added: Rows) -> None:
+        for graph, buffers in zip(self._layers, self._cache.layers, strict=True):
+            num_past = past.mod if buffers.is_mod else past.dense
+            num_new = added.mod if buffers.is_mod else added.dense
+            for name, buffer in (("key", buffers.key), ("value", buffers.value)):
+                graph.bind_input(f"past_{name}", buffer[:num_past] if num_past else self._no_past)
+                graph.bind_output(f"new_{name}", buffer[num_past : num_past + num_new])
+
     def _write_angles(self, num_tokens: int, position: int) -> None:
         """Cos and sin of the step's absolute positions, by way of float64."""
         positions = np.arange(position, position + num_tokens, dtype=np.float64)
@@ -165,7 +189,8 @@ class OnnxRunner(Runner):
             graph.bind_input("hidden", self._hidden[index % 2][None, tokens])
             graph.bind_input("cos", self._cos[None, tokens])
             graph.bind_input("sin", self._sin[None, tokens])
-            graph.bind_input("past_length", self._past_length[is_mod])
+            count = "write_index" if self._is_in_place else "past_length"
+            graph.bind_input(count, self._past_length[is_mod])
             graph.bind_output("new_hidden", self._hidden[(index + 1) % 2][None, tokens])
             if is_mod:
                 graph.bind_input("text_index", layout.text_index)
@@ -224,19 +249,4 @@ class _Graph:
 def _dtype_name(onnx_type: str) -> str:
     """Numpy's name of ONNX Runtime's: "tensor(float)" is "float32"."""
     name = onnx_type.removeprefix("tensor(").removesuffix(")")
-    return {"float": "float32"}.get(name, name)
-
-
-def _read_embedding(path: Path, config: ModelConfig) -> Float32Array:
-    """The embedding table (V, D), mapped into memory."""
-    wanted = (config.text_config.vocab_size, config.text_config.hidden_size)
-    try:
-        table: Float32Array = np.load(path, mmap_mode="r")
-    except (OSError, ValueError, EOFError) as exc:
-        raise BackendError(f"{path} cannot be read: {exc}; export the checkpoint again") from exc
-    if table.shape != wanted or table.dtype != np.float32:
-        raise BackendError(
-            f"{path} holds {table.dtype} {table.shape}, the bundle's config.json wants float32 "
-            f"{wanted}; export the checkpoint again"
-        )
-    return table
+    return {"float": "float32"}.get(name, name)  # "float16" is called so

@@ -5,8 +5,9 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from mod_edge.config import ModelConfig, read_config
+from mod_edge.engine_manifest import read_engine_manifests
 from mod_edge.errors import BackendError, BundleError, ConfigError
-from mod_edge.kv_budget import KvPlan, plan_budget, plan_window
+from mod_edge.kv_budget import KvPlan, plan_budget, plan_capacity, plan_window
 from mod_edge.manifest import (
     CONFIG_FILE,
     EMBEDDING_FILE,
@@ -16,17 +17,14 @@ from mod_edge.manifest import (
     check_files,
     read_manifest,
 )
-from mod_edge.profiles import load_profile
-from mod_edge.runtime.protocol import Protocol
+from mod_edge.profiles import Profile, load_profile, profile_names
+from mod_edge.runtime.protocol import text_minimum
 from mod_edge.runtime.runner import Runner
 from mod_edge.runtime.session import Session, SessionOptions
 from mod_edge.signature import bundle_signatures
-from mod_edge.targets import CPU_FP32
+from mod_edge.targets import Lowering
 
 BACKENDS = ("auto", "onnx", "torch")
-# Text tokens that a window always leaves room for, beside the system prompt and one reply: an
-# instruction of some sentences. Longer ones are refused when they are asked, with the numbers.
-QUERY_ALLOWANCE = 64
 
 
 def open_session(
@@ -34,7 +32,7 @@ def open_session(
     *,
     backend: str = "auto",
     checkpoint: str | Path | None = None,
-    profile: str = "cpu",
+    profile: str | Path | Profile | None = None,
     window: str | None = None,
     kv_budget_mib: float | None = None,
     threshold: float | None = None,
@@ -49,7 +47,8 @@ def open_session(
         backend: `onnx`, `torch` (the reference, needs `checkpoint`), or `auto`: the best that is
             there, today `onnx`.
         checkpoint: the checkpoint that the bundle was made from, for `torch` only.
-        profile: name or TOML path of the defaults for what is None below.
+        profile: the defaults for what is None below, or their name or TOML path; None takes the
+            bundle's own, see `profile_of_bundle`.
         window: seconds of video ("120s") or stream tokens ("4096") to remember.
         kv_budget_mib: instead of `window`, MiB for all keys and values.
         threshold: see `Protocol`; the checkpoint's own where None.
@@ -64,12 +63,14 @@ def open_session(
     """
     folder = Path(bundle)
     manifest, config, tokenizer = _read_bundle(folder, check_all=check_all)
-    defaults = load_profile(profile)
+    defaults = profile if isinstance(profile, Profile) else profile_of_bundle(folder, profile)
     stream = config.stream_config
     options = SessionOptions(
         threshold=stream.frame_token_interval_threshold if threshold is None else threshold,
         max_new_tokens=defaults.max_new_tokens if max_new_tokens is None else max_new_tokens,
-        frames_per_step=defaults.frames_per_step if frames_per_step is None else frames_per_step,
+        frames_per_step=(
+            defaults.frames_per_step.opt if frames_per_step is None else frames_per_step
+        ),
         max_step_tokens=defaults.max_step_tokens,
         evict_fraction=defaults.evict_fraction,
     )
@@ -77,18 +78,69 @@ def open_session(
     if options.max_step_tokens < least:
         raise ConfigError(
             f"frames_per_step={options.frames_per_step} takes {least} tokens a step, profile "
-            f"{profile!r} has max_step_tokens={options.max_step_tokens}; take fewer frames a step"
+            f"{defaults.name!r} has max_step_tokens={options.max_step_tokens}; "
+            "take fewer frames a step"
         )
-    opening = len(Protocol(stream, tokenizer, options.threshold).opening_ids())
-    text_minimum = opening + QUERY_ALLOWANCE + options.max_new_tokens
-    if window is not None and kv_budget_mib is not None:
-        raise ConfigError("window and kv_budget are two ways to say the same; give one")
-    if kv_budget_mib is not None:
-        plan = plan_budget(config, kv_budget_mib, text_minimum)
-    else:
-        plan = plan_window(config, window or defaults.window, text_minimum)
+    least_text = text_minimum(stream, tokenizer, options.max_new_tokens)
+    plan = _plan_cache(
+        config, manifest.lowering, least_text, defaults, window=window, kv_budget_mib=kv_budget_mib
+    )
     runner = _open_runner(folder, manifest, config, plan, options, backend, checkpoint)
     return Session(runner, config, tokenizer, plan, options)
+
+
+def profile_of_bundle(folder: Path, name: str | Path | None) -> Profile:
+    """The profile of that name or path, else the one that the bundle's engines were built with.
+
+    A bundle without engines takes `cpu` where it is for a CPU, and else the first shipped profile
+    that lists its target.
+
+    Raises:
+        BundleError: no bundle at `folder`, or damaged.
+        ConfigError: an unknown profile, or several that could be meant.
+    """
+    if name is not None:
+        return load_profile(name)
+    target = read_manifest(folder).lowering.target
+    built_with = sorted({engines.settings.profile for engines in read_engine_manifests(folder)})
+    if not built_with:
+        profiles = map(load_profile, profile_names())
+        return next(profile for profile in profiles if target in profile.targets)
+    if len(built_with) > 1:
+        raise ConfigError(
+            f"bundle {folder} has engines of the profiles {', '.join(built_with)}; "
+            "name one with --profile"
+        )
+    if built_with[0] not in profile_names():
+        raise ConfigError(
+            f"the engines of bundle {folder} were built with profile {built_with[0]!r}, which does "
+            f"not ship with mod-edge; give its file with --profile path/to/{built_with[0]}.toml"
+        )
+    return load_profile(built_with[0])
+
+
+def _plan_cache(
+    config: ModelConfig,
+    lowering: Lowering,
+    least_text: int,
+    defaults: Profile,
+    *,
+    window: str | None,
+    kv_budget_mib: float | None,
+) -> KvPlan:
+    if window is not None and kv_budget_mib is not None:
+        raise ConfigError("window and kv_budget are two ways to say the same; give one")
+    is_asked = window is not None or kv_budget_mib is not None
+    if lowering.capacity is not None and is_asked:
+        raise ConfigError(
+            f"the bundle's graphs are made for a window of {lowering.capacity.dense} tokens; run "
+            "without --window and --kv-budget, or export again with another --window"
+        )
+    if lowering.capacity is not None:
+        return plan_capacity(config, lowering.capacity, least_text, dtype=lowering.dtype)
+    if kv_budget_mib is not None:
+        return plan_budget(config, kv_budget_mib, least_text, dtype=lowering.dtype)
+    return plan_window(config, window or defaults.window, least_text, dtype=lowering.dtype)
 
 
 def _read_bundle(folder: Path, *, check_all: bool) -> tuple[Manifest, ModelConfig, Tokenizer]:
@@ -97,11 +149,6 @@ def _read_bundle(folder: Path, *, check_all: bool) -> tuple[Manifest, ModelConfi
     _require_listed(folder, manifest, {CONFIG_FILE, TOKENIZER_FILE, EMBEDDING_FILE})
     config = read_config(folder / CONFIG_FILE)
     num_layers = config.text_config.num_hidden_layers
-    if manifest.lowering != CPU_FP32:
-        raise BundleError(
-            f"bundle {folder} is for {manifest.lowering}, this mod-edge runs "
-            f"{CPU_FP32}; export the checkpoint again"
-        )
     if manifest.layers != list(range(num_layers)):
         raise BundleError(
             f"bundle {folder} holds {len(manifest.layers)} of {num_layers} layers; "
@@ -164,6 +211,7 @@ def _open_runner(
     return OnnxRunner(
         folder,
         config,
+        manifest.lowering,
         plan.capacity,
         max_step_tokens=options.max_step_tokens,
         frames_per_step=options.frames_per_step,

@@ -12,6 +12,7 @@ from mod_edge.errors import CacheError
 from mod_edge.kv_window import Eviction, Rows
 from mod_edge.rope import inverse_frequencies
 from mod_edge.runtime.kv_cache import KvCache
+from mod_edge.targets import CPU_FP32, Lowering
 
 # Error of the sink's keys after 1,000 evictions: measured 2.3e-7 (keys up to 4), float32's rounding
 # of a cosine and of two products. Turned in place each time, they are off by 3e-5 to 6e-5 (in half
@@ -27,14 +28,23 @@ def config(make_config):
     return make_config()
 
 
-def filled_cache(config, seed=0):
-    """A cache with random rows everywhere, and copies of all its buffers."""
-    cache = KvCache(config, CAPACITY)
-    generator = np.random.default_rng(seed)
+@pytest.fixture(params=[CPU_FP32, Lowering("cuda", "fp32", CAPACITY)], ids=["delta", "in_place"])
+def filled(config, request):
+    """A cache of either dialect, random rows everywhere, and its layers as `Seen` before."""
+    cache = KvCache(config, request.param, CAPACITY)
+    generator = np.random.default_rng(0)
     for layer in cache.layers:
         for buffer in (layer.key, layer.value):
             buffer[:] = generator.normal(size=buffer.shape)
-    return cache, [(layer.key.copy(), layer.value.copy()) for layer in cache.layers]
+    return cache, [(key.copy(), value.copy()) for key, value in map(rows_in, cache.layers)]
+
+
+def rows_in(layer):
+    """Keys and values token-major, (S, G, E) views, whatever order the dialect has."""
+    return [
+        buffer if buffer.ndim == 3 else buffer[0].swapaxes(0, 1)
+        for buffer in (layer.key, layer.value)
+    ]
 
 
 def rows_of(rows, layer):
@@ -53,7 +63,7 @@ def rotated(keys, num_tokens, config):
 
 
 def test_every_layer_has_zeroed_buffers_of_its_geometry(config):
-    cache = KvCache(config, CAPACITY)
+    cache = KvCache(config, CPU_FP32, CAPACITY)
     text = config.text_config
     for index, layer in enumerate(cache.layers):
         rows = CAPACITY.mod if index in config.mod_layers else CAPACITY.dense
@@ -68,7 +78,9 @@ def test_every_layer_has_zeroed_buffers_of_its_geometry(config):
 
 def test_no_two_buffers_share_memory(config):
     buffers = [
-        buffer for layer in KvCache(config, CAPACITY).layers for buffer in (layer.key, layer.value)
+        buffer
+        for layer in KvCache(config, CPU_FP32, CAPACITY).layers
+        for buffer in (layer.key, layer.value)
     ]
     starts = sorted((buffer.ctypes.data, buffer.nbytes) for buffer in buffers)
     for (start, size), (following, _) in pairwise(starts):
@@ -88,34 +100,37 @@ def test_no_two_buffers_share_memory(config):
         (Rows(20, 0), Rows(80, 40)),
     ],
 )
-def test_rows_after_the_dropped_ones_move_down_bit_by_bit(config, dropped, length):
-    cache, before = filled_cache(config)
+def test_rows_after_the_dropped_ones_move_down_bit_by_bit(filled, dropped, length):
+    cache, before = filled
     cache.evict(Eviction(SINK, dropped, length, num_evicted=dropped.dense))
     for layer, (key, value) in zip(cache.layers, before, strict=True):
+        now_key, now_value = rows_in(layer)
         sink, first = rows_of(SINK, layer), rows_of(SINK, layer) + rows_of(dropped, layer)
         end = rows_of(length, layer)
         left = end - rows_of(dropped, layer)
-        np.testing.assert_array_equal(layer.key[sink:left], key[first:end])
-        np.testing.assert_array_equal(layer.value[sink:left], value[first:end])
-        np.testing.assert_array_equal(layer.value[:sink], value[:sink])
+        np.testing.assert_array_equal(now_key[sink:left], key[first:end])
+        np.testing.assert_array_equal(now_value[sink:left], value[first:end])
+        np.testing.assert_array_equal(now_value[:sink], value[:sink])
 
 
-def test_rows_behind_the_length_stay_where_they_are(config):
-    cache, before = filled_cache(config)
+def test_rows_behind_the_length_stay_where_they_are(config, filled):
+    cache, before = filled
     cache.evict(Eviction(SINK, Rows(11, 3), Rows(60, 40), num_evicted=11))
     for layer, (key, value) in zip(cache.layers, before, strict=True):
+        now_key, now_value = rows_in(layer)
         end = rows_of(Rows(60, 40), layer)
-        np.testing.assert_array_equal(layer.key[end:], key[end:])
-        np.testing.assert_array_equal(layer.value[end:], value[end:])
+        np.testing.assert_array_equal(now_key[end:], key[end:])
+        np.testing.assert_array_equal(now_value[end:], value[end:])
 
 
-def test_the_sinks_keys_turn_by_the_stream_tokens_evicted_in_both_geometries(config):
-    cache, before = filled_cache(config)
+def test_the_sinks_keys_turn_by_the_stream_tokens_evicted_in_both_geometries(config, filled):
+    cache, before = filled
     cache.evict(Eviction(SINK, Rows(22, 6), Rows(90, 50), num_evicted=22))
     for layer, (key, _) in zip(cache.layers, before, strict=True):
+        now_key, _ = rows_in(layer)
         sink = rows_of(SINK, layer)
         wanted = rotated(key[:sink], 22, config)
-        np.testing.assert_allclose(layer.key[:sink], wanted, rtol=0, atol=ATOL_SINK)
+        np.testing.assert_allclose(now_key[:sink], wanted, rtol=0, atol=ATOL_SINK)
 
 
 def evictions(num_evictions):
@@ -129,41 +144,45 @@ def evictions(num_evictions):
         yield Eviction(SINK, dropped, Rows(90, 50), num_evicted)
 
 
-def test_a_thousand_evictions_leave_the_sink_as_exact_as_one(config):
-    cache, before = filled_cache(config)
+def test_a_thousand_evictions_leave_the_sink_as_exact_as_one(config, filled):
+    cache, before = filled
     for eviction in evictions(1000):
         cache.evict(eviction)
     assert eviction.num_evicted > 20_000
     for layer, (key, value) in zip(cache.layers, before, strict=True):
+        now_key, now_value = rows_in(layer)
         sink = rows_of(SINK, layer)
         wanted = rotated(key[:sink], eviction.num_evicted, config)
-        np.testing.assert_allclose(layer.key[:sink], wanted, rtol=0, atol=ATOL_SINK)
-        np.testing.assert_array_equal(layer.value[:sink], value[:sink])
+        np.testing.assert_allclose(now_key[:sink], wanted, rtol=0, atol=ATOL_SINK)
+        np.testing.assert_array_equal(now_value[:sink], value[:sink])
 
 
-def test_keys_that_are_turned_again_and_again_in_place_drift(config):
+def test_keys_that_are_turned_again_and_again_in_place_drift(config, filled):
     """Why the first copy is kept: the same thousand turns, each on top of the one before."""
-    cache, before = filled_cache(config)
+    cache, before = filled
     for eviction in evictions(1000):
         cache._first_sink_keys = []
         cache.evict(replace(eviction, num_evicted=eviction.dropped.dense))
     for layer, (key, _) in zip(cache.layers, before, strict=True):
+        now_key, _ = rows_in(layer)
         sink = rows_of(SINK, layer)
         wanted = rotated(key[:sink], eviction.num_evicted, config)
-        assert np.abs(layer.key[:sink] - wanted).max() > DRIFT
+        assert np.abs(now_key[:sink] - wanted).max() > DRIFT
 
 
 def test_llama_3s_stretched_frequencies_turn_the_sink_too(make_config):
     config = make_config(rope_scaling=RopeScaling(32.0, 1.0, 4.0, 8192))
-    cache, before = filled_cache(config)
+    cache = KvCache(config, CPU_FP32, CAPACITY)
+    first = np.random.default_rng(0).normal(size=cache.layers[0].key.shape)
+    cache.layers[0].key[:] = first
     cache.evict(Eviction(SINK, Rows(33, 9), Rows(90, 50), num_evicted=33))
-    wanted = rotated(before[0][0][: SINK.dense], 33, config)
+    wanted = rotated(first[: SINK.dense], 33, config)
     np.testing.assert_allclose(cache.layers[0].key[: SINK.dense], wanted, rtol=0, atol=ATOL_SINK)
 
 
 def test_evicting_allocates_no_second_cache(config):
     capacity = Rows(20_000, 10_000)
-    cache = KvCache(config, capacity)
+    cache = KvCache(config, CPU_FP32, capacity)
     eviction = Eviction(SINK, Rows(110, 30), capacity, num_evicted=110)
     cache.evict(eviction)  # the sink's first copy is made once
     tracemalloc.start()
@@ -176,4 +195,4 @@ def test_evicting_allocates_no_second_cache(config):
 @pytest.mark.parametrize("num_rows", [10**14, 10**18, 10**30])
 def test_a_window_that_no_memory_holds_is_an_error(config, num_rows):
     with pytest.raises(CacheError, match=rf"{num_rows} tokens does not fit .*smaller --window"):
-        KvCache(config, Rows(num_rows, num_rows))
+        KvCache(config, CPU_FP32, Rows(num_rows, num_rows))

@@ -13,6 +13,7 @@ from mod_edge.kv_window import Eviction, Rows
 from mod_edge.layout import FRAME, step_layout
 from mod_edge.manifest import CONFIG_FILE
 from mod_edge.runtime.onnx_runner import PROVIDER, OnnxRunner
+from mod_edge.targets import CPU_FP32
 
 CAPACITY = Rows(dense=200, mod=120)
 LIMITS = {"max_step_tokens": 40, "frames_per_step": 3}
@@ -29,7 +30,7 @@ def config(tiny_bundle):
 
 @pytest.fixture
 def runner(tiny_bundle, config):
-    return OnnxRunner(tiny_bundle, config, CAPACITY, **LIMITS)
+    return OnnxRunner(tiny_bundle, config, CPU_FP32, CAPACITY, **LIMITS)
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +80,7 @@ def test_a_graph_that_cannot_be_loaded_is_a_backend_error(tiny_bundle, config, t
     with pytest.raises(
         BackendError, match=r"cannot load .*03\.onnx: .*export the checkpoint again"
     ):
-        OnnxRunner(bundle, config, CAPACITY, **LIMITS)
+        OnnxRunner(bundle, config, CPU_FP32, CAPACITY, **LIMITS)
 
 
 def test_frames_are_encoded_one_by_one_or_together(runner, config):
@@ -139,7 +140,7 @@ def test_a_frame_taken_back_is_as_if_it_had_never_been_fed(tiny_bundle, config, 
     """Rows behind `past` are overwritten: bit by bit what a runner gives that never saw them."""
     results = []
     for takes_back in (True, False):
-        feeder = Feeder(OnnxRunner(tiny_bundle, config, CAPACITY, **LIMITS), config)
+        feeder = Feeder(OnnxRunner(tiny_bundle, config, CPU_FP32, CAPACITY, **LIMITS), config)
         feeder.feed((3, FRAME), [5, 6, 7], embeds[:1])
         if takes_back:
             past = feeder.past
@@ -257,7 +258,7 @@ def test_answers_are_views_of_the_runners_own_buffers(feeder, embeds):
 
 def test_a_step_allocates_nothing_of_the_caches_size(tiny_bundle, config, embeds):
     capacity = Rows(40_000, 30_000)
-    feeder = Feeder(OnnxRunner(tiny_bundle, config, capacity, **LIMITS), config)
+    feeder = Feeder(OnnxRunner(tiny_bundle, config, CPU_FP32, capacity, **LIMITS), config)
     feeder.past = Rows(30_000, 20_000)
     layout = step_layout((1, FRAME), config.frame_num_tokens, config.num_kept)
     smallest = min(layer.key.nbytes for layer in feeder.runner._cache.layers)

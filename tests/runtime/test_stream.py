@@ -18,6 +18,7 @@ from mod_edge.runtime.queries import Query
 from mod_edge.runtime.runner import Runner
 from mod_edge.runtime.session import Session, SessionOptions
 from mod_edge.runtime.torch_runner import TorchRunner
+from mod_edge.targets import CPU_FP32
 
 FPS = 8  # 122 frames of the clip
 WINDOW = "260"
@@ -102,6 +103,7 @@ def onnx_runner(bundle, config, plan, options):
     return OnnxRunner(
         bundle,
         config,
+        CPU_FP32,
         plan.capacity,
         max_step_tokens=options.max_step_tokens,
         frames_per_step=options.frames_per_step,
@@ -203,7 +205,9 @@ def test_a_sink_rebased_by_another_count_is_far_off(tiny_bundle, reference, clip
 
     def runner_of(bundle, config, plan, options):
         limits = {"max_step_tokens": 64, "frames_per_step": options.frames_per_step}
-        return Lockstep(Wrong(bundle, config, plan.capacity, **limits), TorchRunner(reference))
+        return Lockstep(
+            Wrong(bundle, config, CPU_FP32, plan.capacity, **limits), TorchRunner(reference)
+        )
 
     session = make_session(tiny_bundle, runner_of)
     stream(session, clip, max_frames=60)
