@@ -1,0 +1,93 @@
+"""The exporter's check on `in_place` layers: healthy ones pass, every planted fault raises."""
+
+import shutil
+
+import onnx
+import pytest
+import torch
+
+from mod_edge.checkpoint import Checkpoint
+from mod_edge.errors import ExportError
+from mod_edge.export.bundle import graph_weights
+from mod_edge.export.check import ALLOWED_RELATIVE_ERROR, check_numbers
+from mod_edge.export.reference_step import reference_module
+from mod_edge.presets import preset_config
+from mod_edge.signature import layer_signature
+from mod_edge.targets import Lowering
+from tests.conftest import CAPACITY
+from tests.export import graph_faults, in_place_faults
+
+CONFIG = preset_config("tiny")
+FP32, FP16 = (Lowering("cuda", precision, CAPACITY) for precision in ("fp32", "fp16"))
+# Of the faults of both dialects these are written against ops that in_place does not have.
+DELTA_ONLY = {
+    graph_faults.unmasked_past,
+    graph_faults.off_by_one_past,
+    graph_faults.unmasked_future,
+    graph_faults.other_groups,
+}
+# In half precision the same nodes stand behind casts, which these two do not look through.
+FP32_ONLY = {graph_faults.other_scaling, graph_faults.unscaled_kept_tokens}
+SHARED = [
+    fault
+    for fault in graph_faults.ATTENTION_FAULTS + graph_faults.ROUTING_FAULTS
+    if fault not in DELTA_ONLY
+]
+FAULTS = [
+    *((1, fault) for fault in SHARED),
+    *((0, fault) for fault in in_place_faults.CACHE_FAULTS),
+    *((1, fault) for fault in in_place_faults.CACHE_FAULTS + in_place_faults.SELECTION_FAULTS),
+]
+
+
+@pytest.fixture
+def error_of(bundle_for, tiny_checkpoint, tmp_path):
+    """`error_of(index, fault=None, lowering=FP32)`: the check's error of the layer, cut or not."""
+
+    def measure(index, fault=None, lowering=FP32):
+        signature = layer_signature(CONFIG, index, lowering)
+        source = bundle_for(lowering.target, lowering.precision) / signature.file
+        shutil.copy(source.with_suffix(".data"), tmp_path)
+        model = onnx.load(str(source), load_external_data=False)
+        if fault is not None:
+            fault(graph_faults.Surgery(model))
+        target = tmp_path / source.name
+        target.write_bytes(model.SerializeToString())
+        weights = list(graph_weights(Checkpoint(tiny_checkpoint), signature))
+        dtypes = {
+            name: torch.float32
+            if "norm" in name or "router" in name
+            else getattr(torch, lowering.dtype)
+            for name, _ in weights
+        }
+        reference = reference_module(CONFIG, signature.kind, weights, dtypes)
+        return check_numbers(target, CONFIG, signature, lowering, reference)
+
+    return measure
+
+
+@pytest.mark.parametrize("lowering", [FP32, FP16], ids=["fp32", "fp16"])
+@pytest.mark.parametrize("index", [0, 1], ids=["dense", "mod"])
+def test_a_healthy_layer_passes(error_of, index, lowering):
+    assert error_of(index, None, lowering) <= ALLOWED_RELATIVE_ERROR[lowering.precision] / 5
+
+
+CASES = [
+    (index, fault, lowering)
+    for lowering in (FP32, FP16)
+    for index, fault in FAULTS
+    if lowering is FP32 or fault not in FP32_ONLY
+]
+
+
+@pytest.mark.parametrize(
+    ("index", "fault", "lowering"),
+    CASES,
+    ids=[
+        f"{'mod' if index else 'dense'}-{fault.__name__}-{lowering.precision}"
+        for index, fault, lowering in CASES
+    ],
+)
+def test_every_planted_fault_is_an_export_error(error_of, index, fault, lowering):
+    with pytest.raises(ExportError, match="differs from the reference"):
+        error_of(index, fault, lowering)
