@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mod_edge.checkpoint import Checkpoint
 from mod_edge.config import ModelConfig, write_config
@@ -115,10 +115,13 @@ def _export_graph(
     config, path = checkpoint.config, folder / signature.file
     write_graph(topology, graph_weights(checkpoint, signature), path)
     check_structure(path, signature, topology.weight_shapes, has_router=config.has_router)
-    weights = graph_weights(checkpoint, signature)
-    reference = reference_module(config, signature.kind, weights, topology.weight_dtypes)
+
+    def make_reference() -> nn.Module:
+        weights = graph_weights(checkpoint, signature)
+        return reference_module(config, signature.kind, weights, topology.weight_dtypes)
+
     # Before it is lowered: ONNX Runtime does not read what only the target's compiler knows.
-    error = check_numbers(path, config, signature, lowering, reference)
+    error = check_numbers(path, config, signature, lowering, make_reference)
     lower_file(path, lowering)
     return GraphRecord(
         file=signature.file,

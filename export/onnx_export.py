@@ -135,13 +135,18 @@ def rounded(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
         ExportError: a value overflows.
     """
     result = tensor.to(dtype)
-    if not result.isfinite().all() and tensor.isfinite().all():
+    # aminmax, unlike isfinite, makes no second tensor of a head's size
+    if not _is_finite(result) and _is_finite(tensor):
         largest = float(tensor.abs().max())
         raise ExportError(
             f"weight {name!r} has values up to {largest:.3g}, {dtype} ends at "
             f"{torch.finfo(dtype).max:.3g}; export with --precision bf16 or fp32"
         )
     return result
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return not tensor.numel() or bool(torch.stack(tensor.aminmax()).isfinite().all())
 
 
 def raw_array(tensor: Tensor) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 import onnxruntime
 
 from mod_edge.config import ModelConfig
-from mod_edge.errors import BackendError, CacheError
+from mod_edge.errors import BackendError
 from mod_edge.kv_window import Eviction, Rows
 from mod_edge.layout import StepLayout
 from mod_edge.manifest import EMBEDDING_FILE
@@ -20,7 +20,14 @@ from mod_edge.onnx_session import session_options
 from mod_edge.rope import inverse_frequencies
 from mod_edge.runtime.embedding import read_embedding
 from mod_edge.runtime.kv_cache import KvCache
-from mod_edge.runtime.runner import Float32Array, Int64Array, Runner, UInt8Array
+from mod_edge.runtime.runner import (
+    Float32Array,
+    FrameEmbeds,
+    Int64Array,
+    Runner,
+    UInt8Array,
+    require_room,
+)
 from mod_edge.signature import (
     GraphSignature,
     head_signature,
@@ -100,7 +107,7 @@ class OnnxRunner(Runner):
         if self._is_in_place:
             self._bind_whole_cache()
 
-    def encode(self, frames: UInt8Array) -> Float32Array:
+    def encode(self, frames: UInt8Array) -> FrameEmbeds:
         num_frames = len(frames)
         embeds = self._frame_embeds[:num_frames]
         self._vision.bind_input("frames", frames)
@@ -112,25 +119,16 @@ class OnnxRunner(Runner):
         self,
         layout: StepLayout,
         token_ids: Sequence[int],
-        frame_embeds: Float32Array | None,
+        frame_embeds: FrameEmbeds | None,
         *,
         position: int,
         past: Rows,
     ) -> None:
-        added = Rows(layout.num_tokens, layout.num_rows)
-        if layout.num_tokens > self._max_step_tokens or not past.plus(added).fits(
-            self._cache.capacity
-        ):
-            raise CacheError(
-                f"a step of {added.dense} tokens ({added.mod} rows in MoD layers) behind "
-                f"{past.dense} ({past.mod}) does not fit: the cache has "
-                f"{self._cache.capacity.dense} ({self._cache.capacity.mod}) rows, "
-                f"a step at most {self._max_step_tokens} tokens"
-            )
+        added = require_room(layout, past, self._cache.capacity, self._max_step_tokens)
         hidden = self._hidden[0]
         hidden[layout.text_index] = self._embedding[list(token_ids)]
         if frame_embeds is not None:
-            hidden[layout.frame_index] = frame_embeds
+            hidden[layout.frame_index] = np.asarray(frame_embeds)
         self._write_angles(layout.num_tokens, position)
         if layout is not self._layout:
             self._bind_layout(layout)
