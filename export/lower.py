@@ -6,6 +6,7 @@ what it expects to find and what it leaves behind, and raises where that is not 
 
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
@@ -13,6 +14,8 @@ from mod_edge.errors import ExportError
 from mod_edge.targets import TARGETS, Lowering
 
 DECOMPOSABLE = "TRT_decomposable"
+UINT8 = onnx.TensorProto.UINT8
+READERS = ("Cast", "Shape")  # of an image's bytes, in the graphs that the exporter makes
 
 
 def lower(proto: onnx.ModelProto, lowering: Lowering) -> onnx.ModelProto:
@@ -21,10 +24,13 @@ def lower(proto: onnx.ModelProto, lowering: Lowering) -> onnx.ModelProto:
     Raises:
         ExportError: a pass did not find what it expects.
     """
-    target = TARGETS[lowering.target]
+    if not TARGETS[lowering.target].compiler:
+        return proto
     has_attention = any(node.op_type == "Attention" for node in proto.graph.node)
-    if target.compiler and has_attention and lowering.precision == "fp32":
+    if has_attention and lowering.precision == "fp32":
         return mark_attention_decomposable(proto)
+    if any(value.type.tensor_type.elem_type == UINT8 for value in proto.graph.input):
+        return read_sizes_behind_casts(proto)
     return proto
 
 
@@ -52,6 +58,29 @@ def mark_attention_decomposable(proto: onnx.ModelProto) -> onnx.ModelProto:
             raise ExportError(f"{proto.graph.name}: {node.name} is marked already")
         node.attrs[DECOMPOSABLE] = 1
     return _exported(graph, proto)
+
+
+def read_sizes_behind_casts(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Let TensorRT 10.3 read the vision graph: there uint8 is an input's type, and only Cast's.
+
+    The exporter asks the bytes themselves for their number. (Types of its layers: TensorRT's
+    operator documentation, Shape; RTX takes bytes there too.)
+
+    Before: a Cast reads each uint8 input, and besides only Shape does. After: the Cast alone.
+    """
+    graph = gs.import_onnx(proto)
+    for tensor in graph.inputs:
+        if tensor.dtype != np.uint8:
+            continue
+        readers = {op: [node for node in tensor.outputs if node.op == op] for op in READERS}
+        if len(readers["Cast"]) != 1 or sum(map(len, readers.values())) != len(tensor.outputs):
+            found = ", ".join(sorted(node.op for node in tensor.outputs))
+            raise ExportError(
+                f"{proto.graph.name}: {tensor.name} is read by {found}; wanted one Cast and Shape"
+            )
+        for node in readers["Shape"]:
+            node.inputs[0] = readers["Cast"][0].outputs[0]
+    return _exported(graph.toposort(), proto)
 
 
 def without_decomposable(proto: onnx.ModelProto) -> onnx.ModelProto:

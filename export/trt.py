@@ -211,6 +211,9 @@ def builder_config(tensorrt: TensorRT, builder: Any, settings: EngineSettings) -
     # float32 is there for what must not be rounded: with TF32's 10 bits of mantissa a router
     # would keep other tokens than the reference does.
     config.clear_flag(api.BuilderFlag.TF32)
+    if hasattr(api.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
+        # Memory that a context takes by itself while it runs cannot be part of a CUDA graph.
+        config.set_flag(api.BuilderFlag.REQUIRE_USER_ALLOCATION)
     if tensorrt.is_rtx:
         config.num_compute_capabilities = 1
         wanted = getattr(api.ComputeCapability, f"SM{settings.compute_capability}")
@@ -255,3 +258,61 @@ def progress_monitor(tensorrt: TensorRT, must_stop: Callable[[], bool]) -> Any:
 
 
 # ---- running ----
+# Engines and contexts are TensorRT's own objects.
+
+
+def is_aliased(engine: Any, output: str, past: str) -> bool:
+    """Whether the engine writes `output` into the buffer of its input `past`."""
+    asks = getattr(engine, "get_aliased_input_tensor", None)
+    return asks is not None and asks(output) == past
+
+
+def scratch_bytes(engine: Any) -> int:
+    """Device memory that a context of this engine wants while it runs, whatever its profile."""
+    if hasattr(engine, "device_memory_size_v2"):
+        return int(engine.device_memory_size_v2)
+    return int(engine.device_memory_size)
+
+
+def set_scratch(context: Any, address: int, size_bytes: int) -> None:
+    """Give a context that memory; contexts that never run at once may share it."""
+    if hasattr(context, "set_device_memory"):
+        context.set_device_memory(address, size_bytes)
+    else:
+        context.device_memory = address
+
+
+def is_capturable(context: Any, stream: int) -> bool:
+    """Whether a CUDA graph can hold what the context runs, as far as TensorRT says."""
+    asks = getattr(context, "is_stream_capturable", None)
+    return asks is None or bool(asks(stream))
+
+
+def new_context(tensorrt: TensorRT, engine: Any, kernels: Any, *, is_captured: bool) -> Any:
+    """A context that waits for its scratch memory; None where TensorRT cannot make it.
+
+    Args:
+        tensorrt: the engine's.
+        engine: the engine.
+        kernels: from `new_kernel_cache`, or None.
+        is_captured: whether a CUDA graph will hold what it runs. TensorRT-RTX starts a new shape
+            with general kernels and compiles better ones meanwhile; a graph would keep the general
+            ones for ever, so its context waits for the better ones.
+    """
+    api = tensorrt.api
+    strategy = api.ExecutionContextAllocationStrategy.USER_MANAGED
+    if kernels is None:
+        return engine.create_execution_context(strategy)
+    config = engine.create_runtime_config()
+    config.set_execution_context_allocation_strategy(strategy)
+    config.set_runtime_cache(kernels)
+    specialization = api.DynamicShapesKernelSpecializationStrategy
+    config.dynamic_shapes_kernel_specialization_strategy = (
+        specialization.EAGER if is_captured else specialization.LAZY
+    )
+    return engine.create_execution_context(config)
+
+
+def new_kernel_cache(tensorrt: TensorRT, engine: Any) -> Any:
+    """TensorRT-RTX's cache of the kernels that it compiles for this GPU; None for TensorRT."""
+    return engine.create_runtime_config().create_runtime_cache() if tensorrt.is_rtx else None

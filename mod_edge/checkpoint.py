@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mod_edge.config import ModelConfig, read_config
-from mod_edge.errors import CheckpointError, ConfigError
+from mod_edge.errors import BundleError, CheckpointError, ConfigError
 from mod_edge.manifest import CONFIG_FILE, MANIFEST_FILE, TOKENIZER_FILE, file_sha256
 from mod_edge.model import VideoLLM
 from mod_edge.tokenizer import read_tokenizer
@@ -119,6 +119,22 @@ class Checkpoint:
                 "mend config.json or write the checkpoint again"
             )
         return file_of
+
+
+def checkpoint_of_bundle(path: Path, fingerprint: str) -> Checkpoint:
+    """The checkpoint at `path`, which must be the one with the fingerprint in a bundle's manifest.
+
+    Raises:
+        CheckpointError: it is damaged.
+        BundleError: the bundle was made from another checkpoint.
+    """
+    checkpoint = Checkpoint(path)
+    if checkpoint.fingerprint() != fingerprint:
+        raise BundleError(
+            f"{path} is not the checkpoint that the bundle was made from (their fingerprints "
+            "differ); export it again, or give the right one"
+        )
+    return checkpoint
 
 
 def _read_config(path: Path) -> ModelConfig:

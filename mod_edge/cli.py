@@ -2,13 +2,24 @@
 
 import importlib.util
 import os
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from mod_edge import __version__
-from mod_edge.console import EXIT_ERROR, out, print_json, printable, progress, reports_errors, si
+from mod_edge.console import (
+    EXIT_ERROR,
+    err,
+    out,
+    print_json,
+    printable,
+    progress,
+    reports_errors,
+    si,
+)
 from mod_edge.errors import BackendError
 
 EXIT_CODES = (
@@ -30,6 +41,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace what is there already.")]
 DEFAULT_BUNDLE = Path("bundle")
 EXPORT_PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "safetensors")
+VERIFY_PACKAGES = ("polygraphy", "onnxruntime")
 
 
 def _print_version(is_asked: bool) -> None:
@@ -99,9 +111,23 @@ def inspect(
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Bundle folder.")] = DEFAULT_BUNDLE,
+    profile: Annotated[
+        str, typer.Option(help="Profile of the device it is for: name or TOML file.")
+    ] = "cpu",
+    target: Annotated[
+        str | None, typer.Option(help="One of the profile's targets; see mod-edge targets.")
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="fp32, fp16 or bf16 instead of the profile's.")
+    ] = None,
+    window: Annotated[
+        str | None,
+        typer.Option(help="Instead of the profile's, for graphs that have it in them: 120s, 4096."),
+    ] = None,
     layers: Annotated[
         str | None, typer.Option(help="Only these decoder layers, like 0-1 or 0,5.")
     ] = None,
+    build: Annotated[bool, typer.Option("--build", help="Compile the engines here too.")] = False,
     force: ForceOption = False,
     json: JsonOption = False,
 ) -> None:
@@ -109,18 +135,37 @@ def export(
     _require_export_extra()
     from mod_edge.checkpoint import Checkpoint
     from mod_edge.export.bundle import export_bundle, parse_layers
+    from mod_edge.export_plan import choose_lowering, require_compiler, summary
+    from mod_edge.profiles import load_profile
 
+    settings = load_profile(profile)
+    opened = Checkpoint(checkpoint)
+    lowering = choose_lowering(opened, settings, target=target, precision=precision, window=window)
+    if build:
+        require_compiler(lowering)
+    err.print(printable(summary(lowering)))
     with progress("export") as show:
         manifest = export_bundle(
-            Checkpoint(checkpoint),
+            opened,
             output,
+            lowering=lowering,
             layers=None if layers is None else parse_layers(layers),
             force=force,
             on_step=show,
         )
+    report = None
+    if build:
+        from mod_edge.build import build_bundle
+
+        with progress("build") as show:
+            report = build_bundle(output, settings, on_step=show)
     if json:
-        parity = {name: graph.parity for name, graph in manifest.graphs.items()}
-        print_json({"bundle": str(output), "parity": parity})
+        document = {
+            "bundle": str(output),
+            "lowering": asdict(lowering),
+            "parity": {name: graph.parity for name, graph in manifest.graphs.items()},
+        }
+        print_json(document | ({"build": report.to_json()} if report else {}))
         return
     worst = max(manifest.graphs.values(), key=lambda graph: graph.parity["max_relative_error"])
     size = sum(record.size_bytes for record in manifest.files.values())
@@ -129,13 +174,59 @@ def export(
         f"largest error against PyTorch {worst.parity['max_relative_error']:.1e} ({worst.file}), "
         f"allowed {worst.parity['allowed']:.0e}"
     )
+    if report:
+        from mod_edge.build_view import print_build
+
+        print_build(report)
+
+
+@app.command(epilog=EXIT_CODES)
+@reports_errors
+def targets(json: JsonOption = False) -> None:
+    """Show where graphs can run, in which precisions, and which of these are installed here."""
+    from mod_edge.installed import describe_targets
+    from mod_edge.targets_view import print_targets
+
+    if json:
+        print_json({"targets": describe_targets()})
+    else:
+        print_targets()
+
+
+@app.command(epilog=EXIT_CODES)
+@reports_errors
+def build(
+    profile: Annotated[str, typer.Option(help="Profile name or TOML file: shapes and device.")],
+    bundle: BundleArgument = DEFAULT_BUNDLE,
+    compute_capability: Annotated[
+        str | None, typer.Option(help="Of the GPU to compile for, like 8.9; default: this one's.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Build the fresh ones again.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Compile a bundle's graphs into TensorRT engines, those that are not fresh already."""
+    from mod_edge.build import build_bundle
+    from mod_edge.build_view import print_build
+    from mod_edge.profiles import load_profile
+
+    settings = load_profile(profile)
+    with progress("build") as show:
+        report = build_bundle(
+            bundle, settings, compute_capability=compute_capability, force=force, on_step=show
+        )
+    if json:
+        print_json(report.to_json())
+    else:
+        print_build(report)
 
 
 @app.command(epilog=EXIT_CODES)
 @reports_errors
 def run(
     bundle: BundleArgument = DEFAULT_BUNDLE,
-    source: Annotated[str | None, typer.Option(help="Video file.")] = None,
+    source: Annotated[
+        str | None, typer.Option(help="Video file, stream address or GStreamer pipeline.")
+    ] = None,
     camera: Annotated[int | None, typer.Option(min=0, help="Camera number.")] = None,
     query: Annotated[
         list[str] | None,
@@ -155,7 +246,10 @@ def run(
     frames_per_step: Annotated[
         int | None, typer.Option(help="Frames of a file fed in one decoder step.")
     ] = None,
-    profile: Annotated[str, typer.Option(help="Profile name or TOML file.")] = "cpu",
+    profile: Annotated[
+        str | None,
+        typer.Option(help="Profile name or TOML file; else the one that its engines have, or cpu."),
+    ] = None,
     backend: Annotated[str, typer.Option(help="auto, onnx or torch (the reference).")] = "auto",
     checkpoint: Annotated[
         Path | None, typer.Option(help="The bundle's checkpoint, for --backend torch.")
@@ -171,18 +265,19 @@ def run(
         _quiet_decoders()
     try:
         from mod_edge.runtime.capture import open_source
-        from mod_edge.runtime.open_session import open_session
+        from mod_edge.runtime.open_session import open_session, profile_of_bundle
         from mod_edge.runtime.queries import parse_query
         from mod_edge.stream_view import show_stream
     except ImportError as exc:  # a native library of OpenCV's, most often
         raise BackendError(f"a package does not load: {exc}; see: mod-edge doctor") from exc
 
     queries = [parse_query(text) for text in query or ()]
+    settings = profile_of_bundle(bundle, profile)
     session = open_session(
         bundle,
         backend=backend,
         checkpoint=checkpoint,
-        profile=profile,
+        profile=settings,
         window=window,
         kv_budget_mib=kv_budget,
         threshold=threshold,
@@ -190,9 +285,74 @@ def run(
         frames_per_step=frames_per_step,
         check_all=check,
     )
-    fps = session.config.stream_config.frame_fps
-    with session, open_source(source, camera, fps=fps, max_frames=max_frames) as frames:
+    fps, wanted = session.config.stream_config.frame_fps, settings.camera
+    with (
+        session,
+        open_source(source, camera, fps=fps, max_frames=max_frames, wanted=wanted) as frames,
+    ):
         show_stream(session, frames, queries, as_json=json, is_verbose=verbose)
+
+
+@app.command(epilog=EXIT_CODES)
+@reports_errors
+def verify(
+    bundle: BundleArgument = DEFAULT_BUNDLE,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="The bundle's checkpoint: PyTorch judges.")
+    ] = None,
+    golden: Annotated[
+        Path | None, typer.Option(help="Golden files judge instead, where there is no PyTorch.")
+    ] = None,
+    graph: Annotated[
+        str | None, typer.Option(help="Only this graph, without the stream: vision, layer-07, ...")
+    ] = None,
+    source: Annotated[
+        Path | None, typer.Option(help="Video file to record from; one is drawn otherwise.")
+    ] = None,
+    save_golden: Annotated[
+        Path | None, typer.Option(help="Folder to make: what was recorded, in Polygraphy's format.")
+    ] = None,
+    force: ForceOption = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Show every step, and which tokens were kept.")
+    ] = False,
+    json: JsonOption = False,
+) -> None:
+    """Hold every graph of a bundle, and the whole stream, against the PyTorch reference."""
+    if (checkpoint is None) == (golden is None):
+        raise typer.BadParameter("give one of --checkpoint CHECKPOINT and --golden FOLDER")
+    if golden is not None and (source is not None or save_golden is not None):
+        raise typer.BadParameter("--source and --save-golden go with --checkpoint")
+    if golden is None:
+        _require_export_extra()
+    _require(VERIFY_PACKAGES, "install them", "verify")
+    from mod_edge.verify import verify_bundle, verify_golden
+    from mod_edge.verify_view import print_failure, print_report
+
+    with progress("verify") as show:
+        if golden is not None:
+            report = verify_golden(bundle, golden, graph=graph, on_step=show)
+        else:
+            assert checkpoint is not None
+            report = verify_bundle(
+                bundle,
+                checkpoint,
+                graph=graph,
+                source=source,
+                golden=save_golden,
+                force=force,
+                on_step=show,
+            )
+    if json:
+        print_json(report.to_json())
+    else:
+        print_report(report, is_verbose=verbose)
+        if save_golden is not None:
+            out.print(f"wrote {printable(str(save_golden))}")
+    if not report.is_ok:
+        used = f"--golden {golden}" if golden else f"--checkpoint {checkpoint}"
+        print_failure(report, used)
+        raise typer.Exit(EXIT_ERROR)
 
 
 @app.command(epilog=EXIT_CODES)
@@ -219,9 +379,13 @@ def _quiet_decoders() -> None:
 
 def _require_export_extra() -> None:
     """Name what is missing of the extra that only a workstation needs."""
-    missing = [name for name in EXPORT_PACKAGES if importlib.util.find_spec(name) is None]
+    _require(EXPORT_PACKAGES, "on the machine where checkpoints are exported", "export")
+
+
+def _require(packages: Sequence[str], place: str, extras: str) -> None:
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
         raise BackendError(
-            f"this command needs {', '.join(missing)}, not installed here; on the machine where "
-            'checkpoints are exported: pip install "mod-edge[cpu,export]"'
+            f"this command needs {', '.join(missing)}, not installed here; {place}: "
+            f'pip install "mod-edge[cpu,{extras}]"'
         )

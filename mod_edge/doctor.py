@@ -1,7 +1,7 @@
 """What this machine can run and what it lacks: versions, backends, cameras, memory.
 
 Nothing here prints or raises: what does not work becomes a finding with the way to mend it. Heavy
-packages (torch, onnx, tensorrt) are looked up in the installed metadata, never imported.
+packages (torch, onnx) are looked up in the installed metadata, never imported.
 """
 
 import contextlib
@@ -13,12 +13,13 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
+from mod_edge.doctor_finding import Finding
+from mod_edge.doctor_gpu import Compiler, judge_engines, look_at_compilers, look_at_gpu
+from mod_edge.export.gpu import Gpu
 from mod_edge.noise import captured_noise
 from mod_edge.onnx_session import session_options, usable_cores
-
-Severity = Literal["ok", "warning", "error"]
 
 # All of these install one and the same module, `onnxruntime`.
 ONNXRUNTIME_PACKAGES = (
@@ -58,15 +59,6 @@ PROBE_MODEL = (
     b"b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x02"
     b"B\x04\n\x00\x10\r"
 )
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that is well or not, and what to do about it (empty when well)."""
-
-    severity: Severity
-    message: str
-    advice: str = ""
 
 
 @dataclass(frozen=True)
@@ -114,6 +106,8 @@ class Report:
         versions: of packages, None where not installed; `python`, `opencv` and `onnxruntime` too.
         providers: those that the installed onnxruntime offers.
         video_backends: whether OpenCV was built with `FFmpeg` and `GStreamer`.
+        compilers: the TensorRTs that are installed.
+        gpu: the first visible NVIDIA GPU; None where there is none that works.
     """
 
     versions: dict[str, str | None]
@@ -121,6 +115,8 @@ class Report:
     providers: tuple[Provider, ...]
     video_backends: dict[str, bool]
     cameras: tuple[Camera, ...]
+    compilers: tuple[Compiler, ...]
+    gpu: Gpu | None
     findings: tuple[Finding, ...]
 
     @property
@@ -142,15 +138,20 @@ def diagnose() -> Report:
     opencv, opencv_fault = _attempt(_look_at_opencv)
     versions["opencv"], video_backends = opencv or (None, {})
     cameras = _attempt(_look_at_cameras)[0] or ()  # fails only where OpenCV did
+    compilers = look_at_compilers(versions)
+    gpu, gpu_fault = look_at_gpu()
     findings = (
         *_judge_packages(versions),
         *_judge_onnxruntime(versions, onnxruntime_fault),
         *(_judge_provider(provider) for provider in providers or ()),
         _judge_video(versions["opencv"], video_backends, opencv_fault),
         _judge_cameras(cameras),
+        *judge_engines(compilers, gpu, gpu_fault),
         *_judge_machine(machine, versions),
     )
-    return Report(versions, machine, providers or (), video_backends, cameras, findings)
+    return Report(
+        versions, machine, providers or (), video_backends, cameras, compilers, gpu, findings
+    )
 
 
 def installed_version(package: str) -> str | None:

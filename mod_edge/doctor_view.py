@@ -31,6 +31,7 @@ def print_report(report: Report) -> None:
             )
             or "none found",
         ),
+        ("GPU", report.gpu.name if report.gpu else "none that works"),
         *(
             (f"onnxruntime {provider.name}", "loads" if provider.loads else provider.reason)
             for provider in report.providers

@@ -7,12 +7,14 @@
         timing.cache            TensorRT's, kept from build to build
         runtime.cache           TensorRT-RTX's, written by the first run on a device
 
-An engine is fresh while its key is the one that its graph, its weights and the settings give today.
-No key covers what a driver does: an engine is for one compute capability, and says so.
+An engine is fresh while its key is the one that its graph, its weights and the settings give today
+and its file is the one that was written. No key covers what a driver does: an engine is for one
+compute capability, and says so.
 """
 
 import hashlib
 import json
+import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,8 @@ from typing import Any
 from mod_edge.config import ModelConfig
 from mod_edge.errors import BundleError
 from mod_edge.kv_window import Rows
-from mod_edge.manifest import MANIFEST_FILE, Manifest
+from mod_edge.manifest import MANIFEST_FILE, Manifest, file_sha256
+from mod_edge.profiles import profile_names
 from mod_edge.shape_ranges import StepLimits, optimization_profiles
 from mod_edge.signature import GraphSignature
 
@@ -28,6 +31,9 @@ FORMAT_VERSION = 1
 ENGINES_FOLDER = "engines"
 TIMING_CACHE_FILE = "timing.cache"
 RUNTIME_CACHE_FILE = "runtime.cache"
+# Part of every key. Raise it when the compiler is told anything else than before (flags, streams):
+# engines from before are then built again.
+RECIPE = 1
 
 
 @dataclass(frozen=True)
@@ -104,6 +110,7 @@ def engine_key(
     ranges = optimization_profiles(signature, config, settings.limits)
     return _digest(
         {
+            "recipe": RECIPE,
             "settings": settings.key,
             "files": [manifest.files[file].sha256 for file in files],
             "ranges": {
@@ -112,6 +119,40 @@ def engine_key(
             },
         }
     )
+
+
+def engine_fault(folder: Path, record: EngineRecord | None, key: str, *, hash_all: bool) -> str:
+    """Why the engine is not fresh, for the end of a sentence about it; "" if it is.
+
+    Args:
+        folder: the settings' folder.
+        record: the engine's in the manifest there, if it has one.
+        key: from `engine_key`.
+        hash_all: compare the file's contents, not only its size.
+    """
+    if record is None:
+        return "was not built"
+    if record.key != key:
+        return "was built from another export of the graph, or by another mod-edge"
+    path = folder / record.file
+    if not path.is_file():
+        return "is missing"
+    if path.stat().st_size != record.size_bytes or (
+        hash_all and file_sha256(path) != record.sha256
+    ):
+        return "is damaged"
+    return ""
+
+
+def build_command(folder: Path, settings: EngineSettings) -> str:
+    """What to type so that the bundle at `folder` has the engines of these settings."""
+    profile = settings.profile
+    if profile not in profile_names():
+        profile += ".toml"  # a file of the user's, of which only the name is known
+    command = f"mod-edge build {shlex.quote(str(folder))} --profile {shlex.quote(profile)}"
+    if settings.compiler == "tensorrt":  # compiles for the GPU that it runs on
+        return command
+    return f"{command} --compute-capability {settings.compute_capability}"
 
 
 def write_engine_manifest(engines: EngineManifest, bundle: Path) -> None:
@@ -130,6 +171,21 @@ def read_engine_manifests(bundle: Path) -> list[EngineManifest]:
     """
     paths = sorted((bundle / ENGINES_FOLDER).glob(f"*/{MANIFEST_FILE}"))
     return [_read(path) for path in paths]
+
+
+def read_engine_manifest(bundle: Path, settings: EngineSettings) -> EngineManifest:
+    """The engines of these settings; empty where nothing was built.
+
+    Raises:
+        BundleError: as `read_engine_manifests`, or the folder is other settings'.
+    """
+    path = bundle / settings.folder / MANIFEST_FILE
+    if not path.is_file():
+        return EngineManifest(settings, {})
+    engines = _read(path)
+    if engines.settings != settings:
+        raise BundleError(f"{path} is of other settings; remove {path.parent} and build again")
+    return engines
 
 
 def _read(path: Path) -> EngineManifest:

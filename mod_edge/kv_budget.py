@@ -74,7 +74,7 @@ def plan_window(config: ModelConfig, window: str, text_minimum: int, *, dtype: s
         least = _capacity(config, 1, text_minimum).dense
         raise ConfigError(
             f"window={window} is too small: the sink, one frame and the longest reply take {least} "
-            "tokens; take a larger --window or a smaller --max-new-tokens"
+            "tokens; take a larger --window or a smaller max_new_tokens"
         )
     planned = _capacity(config, num_frames, text_minimum)
     spare = num_tokens - planned.dense

@@ -5,15 +5,10 @@ as in VideoLLM-MoD (arXiv:2408.16730); text is never skipped. The rule to keep: 
 positions in temporal order, so that RoPE and the causal order stay true.
 """
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from mod_edge.errors import ShapeError
-
-FloatArray = npt.NDArray[np.float32]
-IntArray = npt.NDArray[np.int64]
 
 
 def keep_top_tokens(router_weights: Tensor, num_kept: int) -> Tensor:
@@ -43,28 +38,6 @@ def uniform_tokens(num_tokens: int, num_kept: int) -> tuple[int, ...]:
     """
     _check_num_kept(num_kept, num_tokens)
     return tuple(kept * (num_tokens // num_kept) for kept in range(num_kept))
-
-
-def selection_gap(router_logits: FloatArray, kept: IntArray) -> float:
-    """How far a selection is from the right one, in router logits; 0 where it is right.
-
-    The largest amount by which a dropped token's logit exceeds a kept one's, over all frames.
-    Backends that round differently may swap tokens whose logits are all but equal; any other
-    selection has a gap.
-
-    Args:
-        router_logits: (F, N).
-        kept: (F, K) int, positions within each frame; infinite gap unless they rise.
-    """
-    if not (np.diff(kept, axis=1) > 0).all():
-        return float("inf")
-    if not kept.size or kept.shape[1] == router_logits.shape[1]:
-        return 0.0
-    is_kept = np.zeros(router_logits.shape, bool)
-    np.put_along_axis(is_kept, kept, values=True, axis=1)
-    least_kept = np.where(is_kept, router_logits, np.inf).min(axis=1)
-    most_dropped = np.where(is_kept, -np.inf, router_logits).max(axis=1)
-    return max(0.0, float((most_dropped - least_kept).max()))
 
 
 def rows_to_compute(num_tokens: int, frame_index: Tensor, kept: Tensor) -> Tensor:

@@ -21,8 +21,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mod_edge.errors import ConfigError, SourceError
+from mod_edge.profiles import Camera
 from mod_edge.runtime.frame_clock import FrameClock
-from mod_edge.runtime.sources import is_address, open_file, open_live, without_password
+from mod_edge.runtime.sources import (
+    ask_camera,
+    is_address,
+    is_pipeline,
+    name_of,
+    open_file,
+    open_live,
+)
 
 Image = NDArray[np.uint8]
 
@@ -170,16 +178,17 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
     handed out twice: a source slower than `fps` gives fewer frames, each with its own time.
 
     Args:
-        source: camera number or stream address (rtsp://, http://).
+        source: camera number, stream address (rtsp://, http://) or GStreamer pipeline.
         fps: frames/s of the grid, on time.monotonic().
         max_frames: end after so many frames.
         read_timeout_s: longest wait for a frame.
+        wanted: picture size and rate to ask a camera for; None leaves it as it is.
 
     Attributes:
         is_live: True.
         num_frames: handed out so far.
         num_dropped: grid instants that passed while the caller was busy, so far.
-        warnings: a sentence about a stream that ended.
+        warnings: sentences about a camera that gives something else, and a stream that ended.
 
     Raises:
         SourceError: the source cannot be opened; while iterating: it stopped delivering.
@@ -195,6 +204,7 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
         fps: float,
         max_frames: int | None = None,
         read_timeout_s: float = READ_TIMEOUT_S,
+        wanted: Camera | None = None,
     ) -> None:
         _check_pace(fps, max_frames)
         if not 0 < read_timeout_s < math.inf:
@@ -202,12 +212,14 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
         self.num_frames = 0
         self.num_dropped = 0
         self.warnings: list[str] = []
-        self._name = f"camera {source}" if isinstance(source, int) else without_password(source)
+        self._name = name_of(source)
         self._can_end = is_address(source)
         self._fps = fps
         self._max_frames = max_frames
         self._read_timeout_s = read_timeout_s
         self._capture = open_live(source, self._name, read_timeout_s)
+        if wanted is not None and isinstance(source, int):
+            self.warnings += ask_camera(self._capture, self._name, wanted)
 
         self._changed = threading.Condition()  # guards what both threads touch: these five
         self._newest: Image | None = None
@@ -217,6 +229,7 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
         self._failure: SourceError | None = None
 
         self._is_closing = False
+        self._is_finished = False
         self._num_seen = 0  # number of the arrival that was handed out last
         self._start_s = -math.inf
         self._due = 0  # the k of the next grid instant k / fps
@@ -334,7 +347,8 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
     def _finish(self) -> None:
         if self._failure is not None:
             raise self._failure
-        if not self.warnings:
+        if not self._is_finished:
+            self._is_finished = True
             lasted_s = self._arrived_s - self._start_s
             self.warnings.append(
                 f"{self._name} ended after {max(lasted_s, 0):.1f} s; {self.num_frames} frames used"
@@ -342,13 +356,21 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
 
 
 def open_source(
-    path: str | None, camera: int | None, *, fps: float, max_frames: int | None = None
+    path: str | None,
+    camera: int | None,
+    *,
+    fps: float,
+    max_frames: int | None = None,
+    wanted: Camera | None = None,
 ) -> VideoFile | LiveCapture:
-    """The video file or stream address `path`, or the camera of this number; one of the two."""
+    """What `path` names (file, stream address, pipeline), or the camera of this number.
+
+    One of the two is None; `wanted` is what a camera is asked for.
+    """
     if camera is not None:
-        return LiveCapture(camera, fps=fps, max_frames=max_frames)
+        return LiveCapture(camera, fps=fps, max_frames=max_frames, wanted=wanted)
     assert path is not None
-    if is_address(path):
+    if is_pipeline(path) or is_address(path):
         return LiveCapture(path, fps=fps, max_frames=max_frames)
     return VideoFile(path, fps=fps, max_frames=max_frames)
 

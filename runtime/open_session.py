@@ -1,5 +1,6 @@
 """From a bundle folder to a ready session: check, plan the window, choose the backend."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -104,19 +105,22 @@ def profile_of_bundle(folder: Path, name: str | Path | None) -> Profile:
     target = read_manifest(folder).lowering.target
     built_with = sorted({engines.settings.profile for engines in read_engine_manifests(folder)})
     if not built_with:
-        profiles = map(load_profile, profile_names())
-        return next(profile for profile in profiles if target in profile.targets)
-    if len(built_with) > 1:
+        shipped = map(load_profile, profile_names())
+        return next(profile for profile in shipped if target in profile.targets)
+    own = [built for built in built_with if built not in profile_names()]
+    if own:
+        raise ConfigError(
+            f"the engines of bundle {folder} were built with profile {own[0]!r}, which does not "
+            f"ship with mod-edge; give its file with --profile path/to/{own[0]}.toml"
+        )
+    profiles = [load_profile(built) for built in built_with]
+    # Engines for several GPUs may lie in one bundle; a run is the same on all of them.
+    if len({replace(profile, name="", compute_capabilities=()) for profile in profiles}) > 1:
         raise ConfigError(
             f"bundle {folder} has engines of the profiles {', '.join(built_with)}; "
             "name one with --profile"
         )
-    if built_with[0] not in profile_names():
-        raise ConfigError(
-            f"the engines of bundle {folder} were built with profile {built_with[0]!r}, which does "
-            f"not ship with mod-edge; give its file with --profile path/to/{built_with[0]}.toml"
-        )
-    return load_profile(built_with[0])
+    return profiles[0]
 
 
 def _plan_cache(

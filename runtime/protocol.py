@@ -21,6 +21,9 @@ SYSTEM_END = "\n"
 STREAM_START = "\n["
 QUERY = "\nUser: {query}"
 GENERATION = "\nAssistant:"
+# Text tokens that a window always leaves room for, beside the system prompt and one reply: an
+# instruction of some sentences. Longer ones are refused when they are asked, with the numbers.
+QUERY_ALLOWANCE = 64
 
 
 class Decision(str, Enum):
@@ -101,3 +104,9 @@ class Protocol:
     def _encode(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
+
+
+def text_minimum(config: StreamConfig, tokenizer: Tokenizer, max_new_tokens: int) -> int:
+    """Text tokens that every window must hold: system prompt, an instruction and a reply."""
+    opening = Protocol(config, tokenizer, threshold=0).opening_ids()
+    return len(opening) + QUERY_ALLOWANCE + max_new_tokens

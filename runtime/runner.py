@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from mod_edge.errors import CacheError
 from mod_edge.kv_window import Eviction, Rows
 from mod_edge.layout import StepLayout
 
@@ -95,3 +96,22 @@ class Runner(ABC):
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def require_room(layout: StepLayout, past: Rows, capacity: Rows, max_step_tokens: int) -> Rows:
+    """The rows that the step adds behind `past`.
+
+    Graphs write where they are told to, and what does not fit is dropped without an error, or
+    worse: so this comes before every step.
+
+    Raises:
+        CacheError: the step is longer than planned, or leaves the cache.
+    """
+    added = Rows(layout.num_tokens, layout.num_rows)
+    if layout.num_tokens > max_step_tokens or not past.plus(added).fits(capacity):
+        raise CacheError(
+            f"a step of {added.dense} tokens ({added.mod} rows in MoD layers) behind "
+            f"{past.dense} ({past.mod}) does not fit: the cache has {capacity.dense} "
+            f"({capacity.mod}) rows, a step at most {max_step_tokens} tokens"
+        )
+    return added

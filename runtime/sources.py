@@ -8,6 +8,7 @@ import cv2
 
 from mod_edge.errors import SourceError
 from mod_edge.noise import captured_noise
+from mod_edge.profiles import Camera
 
 OPEN_TIMEOUT_S = 10.0
 
@@ -46,14 +47,20 @@ def open_live(source: int | str, name: str, read_timeout_s: float) -> cv2.VideoC
     """The camera or stream, opened.
 
     Args:
-        source: camera number, device path or stream address.
+        source: camera number, device path, stream address or GStreamer pipeline.
         name: what messages call it.
         read_timeout_s: after which a silent stream's read() gives up; devices have their own.
 
     Raises:
         SourceError: it cannot be opened; says what to check.
     """
-    if is_address(source):
+    if is_pipeline(source):
+        capture, reason = _open_quietly(source, cv2.CAP_GSTREAMER)
+        advice = (
+            "try it with gst-launch-1.0 first; OpenCV must be built with GStreamer, as JetPack's "
+            "is and PyPI's is not (mod-edge doctor shows it)"
+        )
+    elif is_address(source):
         limits = [
             cv2.CAP_PROP_OPEN_TIMEOUT_MSEC,
             round(OPEN_TIMEOUT_S * 1000),
@@ -63,7 +70,10 @@ def open_live(source: int | str, name: str, read_timeout_s: float) -> cv2.VideoC
         capture, reason = _open_quietly(source, cv2.CAP_ANY, limits)
         advice = "check the address, user and password, and that the server answers from here"
     else:
-        capture, reason = _open_quietly(source)
+        # V4L2 first: GStreamer, where OpenCV has it, would come before it and change no size.
+        capture, reason = _open_quietly(source, cv2.CAP_V4L2)
+        if not capture.isOpened():
+            capture, reason = _open_quietly(source)
         devices = ", ".join(f"/dev/video{number}" for number in camera_numbers())
         advice = (
             f"this machine has {devices or 'no /dev/video*'}; check the number, that no other "
@@ -73,6 +83,23 @@ def open_live(source: int | str, name: str, read_timeout_s: float) -> cv2.VideoC
     if not capture.isOpened():
         raise SourceError(f"{name} cannot be opened{reason}; {advice}")
     return capture
+
+
+def ask_camera(capture: cv2.VideoCapture, name: str, wanted: Camera) -> list[str]:
+    """Ask for a picture size and a rate; a sentence about what the camera gives instead, if so."""
+    capture.set(cv2.CAP_PROP_FRAME_WIDTH, wanted.width)
+    capture.set(cv2.CAP_PROP_FRAME_HEIGHT, wanted.height)
+    capture.set(cv2.CAP_PROP_FPS, wanted.fps)
+    width = round(capture.get(cv2.CAP_PROP_FRAME_WIDTH))
+    height = round(capture.get(cv2.CAP_PROP_FRAME_HEIGHT))
+    fps = capture.get(cv2.CAP_PROP_FPS)  # 0 where it does not tell
+    is_rate = fps == 0 or abs(fps - wanted.fps) <= 1  # 29.97 is 30
+    if (width, height) == (wanted.width, wanted.height) and is_rate:
+        return []
+    return [
+        f"{name} gives {width} x {height} pixels at {fps:g} frames/s, the profile asks for "
+        f"{wanted.width} x {wanted.height} at {wanted.fps:g}"
+    ]
 
 
 def camera_numbers() -> list[int]:
@@ -92,6 +119,19 @@ def can_open_camera(number: int) -> bool:
 def is_address(source: int | str) -> bool:
     """Whether the source is a stream's address, not a device."""
     return isinstance(source, str) and "://" in source
+
+
+def is_pipeline(source: int | str) -> bool:
+    """Whether the source is a GStreamer pipeline that hands its pictures to an appsink."""
+    return isinstance(source, str) and "!" in source and "appsink" in source
+
+
+def name_of(source: int | str) -> str:
+    """The source as messages call it."""
+    if isinstance(source, int):
+        return f"camera {source}"
+    # a pipeline may hold a password anywhere
+    return "the GStreamer pipeline" if is_pipeline(source) else without_password(source)
 
 
 def without_password(address: str) -> str:

@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mod_edge.checkpoint import Checkpoint
-from mod_edge.errors import BundleError
+from mod_edge.checkpoint import checkpoint_of_bundle
 from mod_edge.kv_window import Eviction, Rows
 from mod_edge.layout import StepLayout
 from mod_edge.model import VideoLLM
@@ -86,10 +85,4 @@ def torch_runner_from_checkpoint(path: Path, fingerprint: str) -> TorchRunner:
         CheckpointError: the checkpoint is damaged.
         BundleError: the bundle was made from another checkpoint.
     """
-    checkpoint = Checkpoint(path)
-    if checkpoint.fingerprint() != fingerprint:
-        raise BundleError(
-            f"{path} is not the checkpoint that the bundle was made from (their fingerprints "
-            "differ); export it again, or give the right one"
-        )
-    return TorchRunner(checkpoint.load_model())
+    return TorchRunner(checkpoint_of_bundle(path, fingerprint).load_model())

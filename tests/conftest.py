@@ -2,6 +2,7 @@
 
 import functools
 import os
+import shutil
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -58,16 +59,15 @@ def tiny_bundle(tiny_checkpoint) -> Path:
 
 
 @pytest.fixture(scope="session")
-def bundle_for(tiny_checkpoint):
-    """`bundle_for(target, precision)`: the tiny checkpoint's bundle for a target, made once a run.
+def export_tiny():
+    """`export_tiny(checkpoint, folder, lowering, force=False)`: exports one of the tiny geometry.
 
-    `in_place` buffers have `CAPACITY` rows. Targets of one dialect and precision share their traces
-    (10 s); all is written, checked and lowered for each. Copy a bundle before changing it.
+    Targets of one dialect and precision share their traces (10 s, once a run); all is written,
+    checked and lowered each time.
     """
     from mod_edge.checkpoint import Checkpoint
     from mod_edge.export import bundle as bundle_module
     from mod_edge.export.bundle import export_bundle
-    from mod_edge.targets import Lowering, target_named
 
     trace, topologies = bundle_module.trace, {}
 
@@ -77,17 +77,43 @@ def bundle_for(tiny_checkpoint):
             topologies[key] = trace(config, signature, lowering)
         return topologies[key]
 
+    def export(checkpoint, folder, lowering, *, force=False):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(bundle_module, "trace", traced_once)
+            export_bundle(Checkpoint(checkpoint), folder, lowering=lowering, force=force)
+
+    return export
+
+
+@pytest.fixture(scope="session")
+def bundle_for(tiny_checkpoint, export_tiny):
+    """`bundle_for(target, precision)`: the tiny checkpoint's bundle for a target, made once a run.
+
+    `in_place` buffers have `CAPACITY` rows. Copy a bundle before changing it.
+    """
+    from mod_edge.targets import Lowering, target_named
+
     @functools.cache
     def make(target: str, precision: str) -> Path:
         capacity = CAPACITY if target_named(target).dialect == "in_place" else None
         folder = tiny_checkpoint.parent / f"{target}-{precision}"
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(bundle_module, "trace", traced_once)
-            lowering = Lowering(target, precision, capacity)
-            export_bundle(Checkpoint(tiny_checkpoint), folder, lowering=lowering)
+        export_tiny(tiny_checkpoint, folder, Lowering(target, precision, capacity))
         return folder
 
     return make
+
+
+@pytest.fixture(scope="session")
+def built_bundle(bundle_for, tmp_path_factory) -> Path:
+    """The `rtx` bundle in fp16 with engines for profile rtx-ada (8 s, once a run); copy it."""
+    pytest.importorskip("tensorrt_rtx")
+    from mod_edge.export.engine import build_engines
+    from mod_edge.profiles import load_profile
+
+    folder = tmp_path_factory.mktemp("built") / "bundle"
+    shutil.copytree(bundle_for("rtx", "fp16"), folder)
+    build_engines(folder, load_profile("rtx-ada"), compute_capability="89")
+    return folder
 
 
 def odd_config(

@@ -12,12 +12,14 @@ from mod_edge import __version__
 from mod_edge.checkpoint import Checkpoint
 from mod_edge.cli import app
 from mod_edge.console import printable, si
+from mod_edge.engine_manifest import read_engine_manifests
 from mod_edge.export import bundle as bundle_module
 from mod_edge.manifest import check_files, read_manifest
 from mod_edge.presets import GEOMETRIES, preset_config
+from mod_edge.targets import TARGETS
 from tests.export.topologies import read_topologies
 
-COMMANDS = ("init", "inspect", "export", "run", "doctor")
+COMMANDS = ("init", "inspect", "export", "targets", "run", "doctor")
 QUERY = "Please narrate the video in real time."
 
 
@@ -170,7 +172,7 @@ def no_tracing(monkeypatch, tiny_bundle):
     """Exports of the tiny checkpoint take its bundle's topologies instead of tracing (6 s each)."""
     topologies = read_topologies(tiny_bundle, preset_config("tiny"))
     monkeypatch.setattr(
-        bundle_module, "trace", lambda _config, signature: topologies[signature.kind]
+        bundle_module, "trace", lambda _config, signature, _lowering: topologies[signature.kind]
     )
 
 
@@ -182,7 +184,11 @@ def test_export_says_what_it_wrote_and_how_well_it_agrees(tiny_checkpoint, no_tr
         r"\d\.\de-0[67] \(layers/0\d\.onnx\), allowed 2e-05\n",
         result.stdout,
     )
-    assert result.stderr.splitlines()[:2] == ["export: vision (0%)", "export: layer-00 (10%)"]
+    assert re.fullmatch(
+        r"target cpu \(onnxruntime [\d.]+ here\), precision fp32\n"
+        r"export: vision \(0%\)\nexport: layer-00 \(10%\)\n(export: .*\n)+",
+        result.stderr,
+    )
     check_files(bundle, read_manifest(bundle), hash_all=True)
 
 
@@ -197,6 +203,41 @@ def test_export_json_gives_the_parity_of_every_graph(tiny_checkpoint, no_tracing
     result = invoke("run", bundle, "--source", tmp_path / "any.mp4")
     assert result.exit_code == 1
     assert "holds 2 of 6 layers" in result.stderr
+
+
+@pytest.mark.slow  # traces in bf16: 30 s
+def test_export_with_build_leaves_engines_for_the_profiles_gpu(tiny_checkpoint, tmp_path):
+    result = succeeds(
+        *("export", tiny_checkpoint, "-o", tmp_path / "bundle", "--layers", "0-1"),
+        *("--profile", "rtx-ampere", "--target", "rtx", "--window", "300", "--build"),
+    )
+    assert result.stderr.splitlines()[0].endswith(
+        "precision bf16, window 300 tokens (228 rows in MoD layers)"
+    )
+    assert "5 built, 0 fresh" in result.stdout
+    (engines,) = read_engine_manifests(tmp_path / "bundle")
+    assert (engines.settings.profile, engines.settings.compute_capability) == ("rtx-ampere", "86")
+    assert engines.engines.keys() == {"vision", "layer-00", "layer-01", "head", "rebase"}
+
+
+def test_targets_are_one_row_each_with_what_they_take_and_what_is_here():
+    header, *rows = succeeds("targets").stdout.splitlines()
+    assert re.split("  +", header) == [
+        *("target", "runs on", "dialect", "opset", "fp32", "fp16", "bf16", "found here")
+    ]
+    assert [row.split()[0] for row in rows] == list(TARGETS)
+    cpu, cuda = (re.split("  +", row) for row in rows[:2])
+    assert cpu[:-1] == ["cpu", "ONNX Runtime on a CPU", "delta", "20", "yes", "-", "-"]
+    assert cpu[-1].startswith("onnxruntime ")
+    assert cuda[2:-1] == ["in_place", "24", "yes", "yes", "-"]
+
+
+def test_targets_json_is_one_document():
+    document = json.loads(succeeds("targets", "--json").stdout)
+    assert [row["target"] for row in document["targets"]] == list(TARGETS)
+    assert {row["target"]: row["precisions"] for row in document["targets"]}["rtx"] == [
+        *("fp32", "fp16", "bf16")
+    ]
 
 
 # ---- run ----

@@ -11,7 +11,7 @@ from mod_edge import manifest as manifest_module
 from mod_edge.cli import app
 
 WEIGHTS = "model.safetensors"
-PROGRESS = ("export: ", "backend ", "window ")  # what may have been told before
+PROGRESS = ("export: ", "target ", "backend ", "window ")  # what may have been told before
 
 
 def fails(*arguments):
@@ -149,6 +149,27 @@ def test_layers_that_are_none_are_refused_before_anything_is_written(
 ):
     line = fails("export", tiny_checkpoint, "-o", tmp_path / "out", "--layers", layers)
     assert "numbers and ranges like 0-1" in line or "it has 0 to 5" in line
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--profile", "rtx-adda"), 'no profile is called "rtx-adda"; did you mean "rtx-ada"?'),
+        (("--target", "rtx"), "profile 'cpu' is for devices with cpu, not for target 'rtx'"),
+        (("--target", "cup"), "no target is called 'cup'; did you mean 'cpu'?"),
+        (("--precision", "fp16"), "target cpu takes fp32, not 'fp16'"),
+        (("--window", "60s"), "target cpu has no window in its graphs"),
+        (("--build",), "target cpu has no engines"),
+        (("--profile", "jetson-thor"), "say what the device has with --target"),
+    ],
+    ids=" ".join,
+)
+def test_what_cannot_be_exported_for_is_refused_before_anything_is_written(
+    tiny_checkpoint, tmp_path, options, says, monkeypatch
+):
+    monkeypatch.setattr("mod_edge.export_plan.installed_targets", lambda: {"cpu": "onnxruntime"})
+    assert says in fails("export", tiny_checkpoint, "-o", tmp_path / "out", *options)
     assert not list(tmp_path.iterdir())
 
 

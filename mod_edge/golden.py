@@ -1,0 +1,226 @@
+"""Golden files: recorded inputs and the reference's outputs, for devices without PyTorch.
+
+    manifest.json                       format 1, see `GoldenManifest`
+    layer-01/inputs.json, outputs.json  of every graph, as `polygraphy run` takes them with
+                                        --load-inputs and --load-outputs
+    stream.npz                          the whole stream, see `trace_file`
+
+Steps at whose cut the router's logits are too close to tell two tokens apart are left out: which of
+the two is kept could only be judged by running the reference.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from polygraphy.comparator import RunResults
+from polygraphy.exception import PolygraphyException
+from polygraphy.json import load_json, save_json
+from polygraphy.logger import G_LOGGER
+
+from mod_edge.errors import BundleError, ConfigError
+from mod_edge.graph_check import TIED_LOGITS
+from mod_edge.manifest import MANIFEST_FILE, FileRecord, Manifest, record_file
+from mod_edge.metrics import cut_margin
+from mod_edge.recording import (
+    AFTER_ROLL,
+    Arrays,
+    GraphRecording,
+    GraphStep,
+    Selections,
+    StreamTrace,
+)
+from mod_edge.reference import Reference
+from mod_edge.signature import GraphSignature
+from mod_edge.targets import Lowering
+from mod_edge.trace_file import read_trace, write_trace
+
+FORMAT_VERSION = 1
+INPUTS_FILE, OUTPUTS_FILE, STREAM_FILE = "inputs.json", "outputs.json", "stream.npz"
+LEAST_MARGIN = 10 * TIED_LOGITS
+ADVICE = "save the golden files anew, with: mod-edge verify BUNDLE --checkpoint CKPT --save-golden"
+
+
+@dataclass(frozen=True)
+class GoldenManifest:
+    """What the golden files are of.
+
+    Attributes:
+        reference: what gave the outputs.
+        graphs: by name, the hashes of the graph's files in the bundle, and the kinds of its steps.
+        files: the golden files themselves.
+    """
+
+    reference: str
+    graphs: dict[str, dict[str, Any]]
+    files: dict[str, FileRecord]
+    format_version: int = FORMAT_VERSION
+
+
+def is_golden(folder: Path) -> bool:
+    """Whether `folder` holds golden files, of any format."""
+    try:
+        data = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(data, dict) and {"format_version", "reference", "graphs"} <= data.keys()
+
+
+def require_numpy_dtypes(lowering: Lowering) -> None:
+    """Refuse what golden files cannot hold.
+
+    Raises:
+        ConfigError: the bundle is in bfloat16.
+    """
+    if lowering.precision == "bf16":
+        raise ConfigError(
+            "golden files hold numpy's arrays, which have no bfloat16; save those of the same "
+            "checkpoint's fp16 or fp32 bundle"
+        )
+
+
+class GoldenWriter:
+    """Writes golden files into an empty folder, graph by graph."""
+
+    def __init__(self, folder: Path, manifest: Manifest, reference: str) -> None:
+        """Begin.
+
+        Args:
+            folder: exists and is empty.
+            manifest: the bundle's, whose files were held against it.
+            reference: name of what gives the outputs.
+        """
+        self._folder, self._bundle = folder, manifest
+        self._graphs: dict[str, dict[str, Any]] = {}
+        self._reference = reference
+
+    def add_graph(self, recording: GraphRecording) -> None:
+        """Write one graph's steps and right outputs."""
+        outputs = recording.outputs({})
+        numbers = _telling_steps(recording.steps, outputs)
+        folder = self._folder / recording.signature.name
+        folder.mkdir()
+        results = RunResults()
+        chosen = [outputs[number] for number in numbers]
+        results.add(chosen, runtime=0.0, runner_name=self._reference)
+        with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
+            feeds = [recording.steps[number].inputs for number in numbers]
+            save_json(feeds, str(folder / INPUTS_FILE))
+            results.save(str(folder / OUTPUTS_FILE))
+        self._graphs[recording.signature.name] = {
+            "bundle_files": _bundle_files(self._bundle, recording.signature),
+            "steps": [recording.steps[number].kind for number in numbers],
+        }
+
+    def finish(self, trace: StreamTrace | None) -> None:
+        """Write the stream, where there is one, and the manifest."""
+        if trace is not None:
+            write_trace(trace, self._folder / STREAM_FILE)
+        files = sorted(path for path in self._folder.rglob("*") if path.is_file())
+        manifest = GoldenManifest(
+            self._reference,
+            self._graphs,
+            {path.relative_to(self._folder).as_posix(): record_file(path) for path in files},
+        )
+        text = json.dumps(asdict(manifest), indent=1) + "\n"
+        (self._folder / MANIFEST_FILE).write_text(text, encoding="utf-8")
+
+
+class Golden(Reference):
+    """Golden files that belong to a bundle."""
+
+    def __init__(self, folder: Path, bundle: Manifest) -> None:
+        """Open and check them.
+
+        Raises:
+            BundleError: no golden files there, damaged ones, or those of another bundle.
+        """
+        self._folder, self._bundle = folder, bundle
+        self._manifest = _read_manifest(folder)
+        _check_files(folder, self._manifest)
+        self.name = f"{folder} ({self._manifest.reference})"
+        has_stream = STREAM_FILE in self._manifest.files
+        self.trace = read_trace(folder / STREAM_FILE) if has_stream else None
+
+    def recording(self, signature: GraphSignature) -> GraphRecording | None:
+        """See `Reference`.
+
+        Raises:
+            BundleError: they are of another graph than the bundle's, or damaged.
+        """
+        entry = self._manifest.graphs.get(signature.name)
+        if entry is None:
+            return None
+        if entry["bundle_files"] != _bundle_files(self._bundle, signature):
+            raise BundleError(
+                f"{self._folder} has golden files of another {signature.file}; {ADVICE}"
+            )
+        folder = self._folder / signature.name
+        try:
+            with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
+                feeds: list[Mapping[str, Any]] = load_json(str(folder / INPUTS_FILE))
+                results = RunResults.load(str(folder / OUTPUTS_FILE))
+            steps = tuple(
+                GraphStep(kind, dict(feed))
+                for kind, feed in zip(entry["steps"], feeds, strict=True)
+            )
+            outputs = [dict(each.items()) for each in results[0][1]]
+        except (PolygraphyException, OSError, ValueError, KeyError, IndexError, TypeError) as exc:
+            raise BundleError(f"{folder} is damaged ({exc}); {ADVICE}") from exc
+        return GraphRecording(signature, self._bundle.lowering, steps, partial(_saved, outputs))
+
+
+def _saved(outputs: list[Arrays], selections: Selections) -> list[Arrays]:
+    assert not selections, "golden files follow no selections: without logits nothing is a tie"
+    return outputs
+
+
+def _telling_steps(steps: tuple[GraphStep, ...], outputs: list[Arrays]) -> list[int]:
+    """Numbers of the steps to save: no ties, and of each kind the one after a roll if there is."""
+    clear = {
+        step.kind: number
+        for number, step in enumerate(steps)
+        if step.router_logits is None
+        or cut_margin(step.router_logits, outputs[number]["kept"].shape[1])
+        > LEAST_MARGIN * float(np.abs(step.router_logits).max(initial=0))
+    }
+    return sorted(number for kind, number in clear.items() if kind + AFTER_ROLL not in clear)
+
+
+def _bundle_files(manifest: Manifest, signature: GraphSignature) -> dict[str, str]:
+    """Content hashes of the graph's files in the bundle."""
+    names = [signature.file] + ([signature.data_file] if signature.data_file else [])
+    return {name: manifest.files[name].sha256 for name in names if name in manifest.files}
+
+
+def _read_manifest(folder: Path) -> GoldenManifest:
+    path = folder / MANIFEST_FILE
+    if not is_golden(folder):
+        raise BundleError(f"{folder} holds no golden files; {ADVICE} {folder}")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if data["format_version"] != FORMAT_VERSION:
+            raise BundleError(
+                f"{path} has format {data['format_version']!r}, this mod-edge reads "
+                f"{FORMAT_VERSION}; {ADVICE} {folder}"
+            )
+        files = {name: FileRecord(**record) for name, record in data.pop("files").items()}
+        return GoldenManifest(files=files, **data)
+    except (KeyError, TypeError, AttributeError) as exc:
+        raise BundleError(f"{path} is damaged ({exc!r}); {ADVICE} {folder}") from exc
+
+
+def _check_files(folder: Path, manifest: GoldenManifest) -> None:
+    changed = [
+        name
+        for name, record in manifest.files.items()
+        if not (folder / name).is_file() or record_file(folder / name) != record
+    ]
+    if changed:
+        raise BundleError(
+            f"{folder} is damaged: {', '.join(changed)} missing or changed; copy it again"
+        )

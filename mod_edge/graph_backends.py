@@ -1,0 +1,164 @@
+"""Where one graph can be run alone to be judged: Polygraphy's runners over sessions of our own.
+
+No PyTorch here: a device that holds a bundle against golden files has none.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import onnxruntime
+from polygraphy.backend.base import BaseRunner
+from polygraphy.backend.onnxrt import OnnxrtRunner
+from polygraphy.common import TensorMetadata
+
+from mod_edge.errors import BackendError
+from mod_edge.onnx_session import session_options
+from mod_edge.recording import held_dtype
+from mod_edge.signature import GraphSignature, TensorSpec
+from mod_edge.targets import TARGETS, Lowering
+
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+# TF32 rounds float32 factors to 10 bits: a parity check must not measure that.
+PROVIDER_OPTIONS: dict[str, dict[str, str]] = {CPU: {}, CUDA: {"use_tf32": "0"}}
+WEIGHTS_FOLDER_KEY = "session.model_external_initializers_file_folder_path"
+# What may have to be done to a graph first: TensorRT's Attention of float32 has an attribute that
+# only TensorRT takes (`export.lower`), and ONNX Runtime's CPU has no bfloat16 arithmetic.
+UNMARKED, WIDENED = "TensorRT's attribute is taken off", "bfloat16 is widened to float32"
+NUMPY_DTYPES = {"float": "float32", "double": "float64"}  # where ONNX Runtime's names differ
+
+
+@dataclass(frozen=True)
+class GraphBackend:
+    """A way to run a graph: its name, and Polygraphy's runner for the file of a signature.
+
+    Activating the runner raises BackendError where the file does not load, or is not what the
+    signature says.
+    """
+
+    name: str
+    runner: Callable[[Path, GraphSignature], BaseRunner]
+
+
+@dataclass(frozen=True)
+class NotRun:
+    """A backend that was not run, and why."""
+
+    name: str
+    reason: str
+
+
+def graph_backends(lowering: Lowering) -> tuple[list[GraphBackend], list[NotRun]]:
+    """The backends that this machine has for a bundle's graphs, and those that it lacks."""
+    backends: list[GraphBackend] = []
+    lacking: list[NotRun] = []
+    rewritten = rewriting(lowering)
+    if rewritten and find_spec("onnx") is None:
+        lacking.append(NotRun("onnx CPU", f"{rewritten}, which needs the onnx package"))
+    else:
+        backends.append(onnx_backend(lowering, CPU))
+    if CUDA in onnxruntime.get_available_providers():
+        backends.append(onnx_backend(lowering, CUDA))
+    elif lowering.target == "cuda":
+        lacking.append(NotRun("onnx CUDA", "this onnxruntime has no CUDA provider"))
+    return backends, lacking
+
+
+def onnx_backend(lowering: Lowering, provider: str = CPU) -> GraphBackend:
+    """ONNX Runtime on one provider.
+
+    A bfloat16 graph widened for the CPU proves its nodes, wiring and weights, but not what rounding
+    in between costs.
+    """
+    place = "CPU" if provider == CPU else "CUDA"
+    is_widened = provider == CPU and rewriting(lowering) == WIDENED
+
+    def runner(path: Path, signature: GraphSignature) -> BaseRunner:
+        return OnnxGraphRunner(path, signature, lowering, provider)
+
+    return GraphBackend(f"onnx {place} (widened)" if is_widened else f"onnx {place}", runner)
+
+
+def rewriting(lowering: Lowering) -> str:
+    """What has to be done to a graph before ONNX Runtime's CPU takes it; "" for nothing."""
+    if lowering.precision == "bf16":
+        return WIDENED
+    is_marked = TARGETS[lowering.target].compiler and lowering.dialect == "in_place"
+    return UNMARKED if is_marked and lowering.precision == "fp32" else ""
+
+
+def input_metadata(signature: GraphSignature) -> TensorMetadata:
+    """The inputs as Polygraphy describes them, in the dtypes of what is fed."""
+    metadata = TensorMetadata()
+    for spec in signature.inputs:
+        shape = [dim if isinstance(dim, int) else None for dim in spec.dims]
+        metadata.add(spec.name, held_dtype(spec), shape)
+    return metadata
+
+
+class OnnxGraphRunner(OnnxrtRunner):  # type: ignore[misc] # Polygraphy ships no types
+    """Polygraphy's runner on the shared thread pool, and only for the graph that was promised."""
+
+    def __init__(
+        self,
+        path: Path,
+        signature: GraphSignature,
+        lowering: Lowering,
+        provider: str,
+    ) -> None:
+        super().__init__(sess=None, name=f"onnx {path.name}")
+        self._path, self._signature, self._provider = path, signature, provider
+        self._rewriting = rewriting(lowering)
+
+    def activate_impl(self) -> None:
+        """Open the session, and hold its inputs and outputs against the signature."""
+        with TemporaryDirectory() as folder:
+            try:
+                # On Linux the weights stay mapped when their file has gone.
+                self.sess = self._session(Path(folder))
+            except Exception as exc:  # onnxruntime raises bare pybind exceptions of many types
+                raise BackendError(f"it does not load: {exc}") from exc
+        found = self.sess.get_providers()[0]
+        if found != self._provider:
+            raise BackendError(f"it runs on {found}, wanted {self._provider}")
+        faults = self._differences("inputs", self.sess.get_inputs(), self._signature.inputs)
+        faults += self._differences("outputs", self.sess.get_outputs(), self._signature.outputs)
+        if faults:
+            raise BackendError("; ".join(faults))
+
+    def _session(self, folder: Path) -> Any:
+        options = session_options()
+        options.log_severity_level = 4  # what fails is raised, and would be printed besides
+        model: str | bytes = str(self._path)
+        if self._rewriting == WIDENED:
+            from mod_edge.export.widen import write_widened
+
+            model = str(write_widened(self._path, folder))
+        elif self._rewriting == UNMARKED:
+            import onnx
+
+            from mod_edge.export.lower import without_decomposable
+
+            proto = onnx.load(str(self._path), load_external_data=False)
+            model = without_decomposable(proto).SerializeToString()
+            options.add_session_config_entry(WEIGHTS_FOLDER_KEY, str(self._path.parent))
+        providers = [(self._provider, PROVIDER_OPTIONS[self._provider])]
+        return onnxruntime.InferenceSession(model, options, providers=providers)
+
+    def _differences(
+        self, title: str, values: Sequence[Any], specs: Sequence[TensorSpec]
+    ) -> list[str]:
+        found = {(value.name, _dtype_name(value.type), tuple(value.shape)) for value in values}
+        wanted = {(spec.name, held_dtype(spec).name, spec.dims) for spec in specs}
+        if found == wanted:
+            return []
+        return [f"its {title} are {sorted(found - wanted)}, wanted {sorted(wanted - found)}"]
+
+
+def _dtype_name(onnx_type: str) -> str:
+    """Numpy's name of ONNX Runtime's: "tensor(float)" is "float32"."""
+    name = onnx_type.removeprefix("tensor(").removesuffix(")")
+    return NUMPY_DTYPES.get(name, name)

@@ -1,0 +1,258 @@
+"""One graph on one backend against its recording: selections first, then Polygraphy's errors.
+
+What Polygraphy lets pass is refused before: outputs that are missing, renamed, empty, misshapen, of
+another dtype or no numbers. It is then asked about the largest error; a mean hides a wrong row.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from polygraphy import comparator
+from polygraphy.backend.base import BaseRunner
+from polygraphy.comparator import Comparator, IterationResult
+from polygraphy.logger import G_LOGGER
+
+from mod_edge.errors import BackendError
+from mod_edge.graph_backends import GraphBackend
+from mod_edge.metrics import cut_margin, row_scales, selection_gap, worst_row_cosine
+from mod_edge.recording import Arrays, GraphRecording, GraphStep, held_dtype
+from mod_edge.runtime.runner import Int64Array
+from mod_edge.signature import GraphSignature
+
+# Largest error of a value, relative to the largest value of its row in the reference.
+ALLOWED_ERROR = {"fp32": 2e-5, "fp16": 1e-2, "bf16": 1e-1}
+# Router logits this close, relative to the step's largest, are a tie: which of the two tokens is
+# kept is then nobody's fault.
+TIED_LOGITS = 1e-5
+QUANTILE = 0.999
+NUM_FAULTS_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class OutputError:
+    """One output of one step beside the reference's.
+
+    Attributes:
+        step: kind of the step.
+        output: its name.
+        largest, mean, quantile: error relative to the row's largest value; the quantile is 99.9 %.
+        cosine: of the row that points away the most.
+        shape: the output's.
+        first_bad_row: its place (one number a dim but the last), None where all rows are right.
+    """
+
+    step: str
+    output: str
+    largest: float
+    mean: float
+    quantile: float
+    cosine: float
+    shape: tuple[int, ...]
+    first_bad_row: tuple[int, ...] | None
+
+
+@dataclass(frozen=True)
+class Selection:
+    """One MoD step's kept tokens beside the reference's.
+
+    Attributes:
+        step: kind of the step.
+        ours, theirs: (F, K) as lists.
+        num_other: tokens kept here that the reference drops.
+        gap: by how much, in router logits, a dropped token outweighs a kept one; relative to the
+            step's largest logit, infinite where there is no router to ask.
+        margin: of the reference's own choice, by how much its last kept token outweighs the first
+            dropped one; relative likewise.
+    """
+
+    step: str
+    ours: list[list[int]]
+    theirs: list[list[int]]
+    num_other: int
+    gap: float
+    margin: float
+
+
+@dataclass(frozen=True)
+class GraphResult:
+    """How one graph fares on one backend.
+
+    Attributes:
+        graph: its name.
+        backend: the backend's.
+        status: "ok", "failed" or "not run".
+        reason: what is wrong, or why it was not run; "" where it is ok.
+        allowed: the largest relative error that is.
+        outputs: an error for every float output of every step; none where a fault came before.
+        selections: for every step with frames of a MoD layer.
+    """
+
+    graph: str
+    backend: str
+    status: str
+    reason: str = ""
+    allowed: float = 0.0
+    outputs: list[OutputError] = field(default_factory=list)
+    selections: list[Selection] = field(default_factory=list)
+
+    @property
+    def worst(self) -> OutputError | None:
+        """The output that is most in error."""
+        return max(self.outputs, key=lambda error: error.largest, default=None)
+
+    @property
+    def num_ties(self) -> int:
+        """Tokens kept that the reference, by less than it can tell, drops."""
+        return sum(selection.num_other for selection in self.selections)
+
+
+def check_graph(path: Path, recording: GraphRecording, backend: GraphBackend) -> GraphResult:
+    """Run the graph file at `path` on every recorded step and judge it.
+
+    Whatever is wrong with the graph stands in the result; nothing is raised for it.
+    """
+    runner = backend.runner(path, recording.signature)
+    return judge(recording, backend.name, lambda: run_steps(runner, recording.steps))
+
+
+def run_steps(runner: BaseRunner, steps: Sequence[GraphStep]) -> list[Arrays]:
+    """The outputs of a Polygraphy runner for every step.
+
+    Raises:
+        BackendError: it does not load or does not run.
+    """
+    try:
+        with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
+            results = Comparator.run([runner], data_loader=[step.inputs for step in steps])
+    except BackendError:
+        raise
+    except Exception as exc:  # of onnxruntime's, TensorRT's or Polygraphy's own types
+        raise BackendError(f"it does not run: {exc}") from exc
+    return [dict(outputs.items()) for outputs in results[0][1]]
+
+
+def judge(recording: GraphRecording, backend: str, run: Callable[[], list[Arrays]]) -> GraphResult:
+    """The verdict over the outputs of every step that `run` returns, in `held_dtype`.
+
+    Args:
+        recording: the graph's.
+        backend: name of what runs.
+        run: raises BackendError where it cannot.
+    """
+    allowed = ALLOWED_ERROR[recording.lowering.precision]
+    failed = partial(GraphResult, recording.signature.name, backend, "failed", allowed=allowed)
+    try:
+        ours = run()
+    except BackendError as exc:
+        return failed(str(exc))
+    theirs = recording.outputs({})
+    faults = [
+        f"{step.kind}: {fault}"
+        for step, our, their in zip(recording.steps, ours, theirs, strict=True)
+        for fault in _broken_promises(recording.signature, our, their)
+    ]
+    if faults:
+        return failed("; ".join(faults[:NUM_FAULTS_SHOWN]))
+    selections = {
+        number: _selection(step, our["kept"], their["kept"])
+        for number, (step, our, their) in enumerate(zip(recording.steps, ours, theirs, strict=True))
+        if "kept" in their and len(their["kept"])
+    }
+    chosen = list(selections.values())
+    if untied := [selection for selection in chosen if not selection.gap <= TIED_LOGITS]:
+        return failed(_untied(untied[0]), selections=chosen)
+    tied = {number: ours[number]["kept"] for number, made in selections.items() if made.num_other}
+    if tied:
+        theirs = recording.outputs(tied)
+    outputs = [
+        error
+        for step, our, their in zip(recording.steps, ours, theirs, strict=True)
+        for error in _output_errors(step.kind, our, their, allowed)
+    ]
+    bad = next((error for error in outputs if error.first_bad_row is not None), None)
+    if bad is not None:
+        place = f"{bad.output}[{', '.join(map(str, bad.first_bad_row or ()))}]"
+        return failed(f"{bad.step}: first bad row {place}", outputs=outputs, selections=chosen)
+    return GraphResult(recording.signature.name, backend, "ok", "", allowed, outputs, chosen)
+
+
+def _broken_promises(signature: GraphSignature, ours: Arrays, theirs: Arrays) -> list[str]:
+    specs = {spec.name: spec for spec in signature.outputs}
+    if ours.keys() != specs.keys():
+        return [f"its outputs are {sorted(ours)}, wanted {sorted(specs)}"]
+    faults = []
+    for name, spec in specs.items():
+        array, wanted = ours[name], theirs[name]
+        if array.dtype != held_dtype(spec) or array.shape != wanted.shape:
+            faults.append(
+                f"{name} is {array.dtype} {array.shape}, wanted {held_dtype(spec)} {wanted.shape}"
+            )
+        elif not np.isfinite(array).all():
+            count = array.size - int(np.isfinite(array).sum())
+            faults.append(f"{count} of {array.size} values of {name} are no finite numbers")
+    return faults
+
+
+def _selection(step: GraphStep, ours: Int64Array, theirs: Int64Array) -> Selection:
+    num_tokens = step.inputs["frame_index"].shape[1]
+    num_other = sum(
+        len(set(a) - set(b)) for a, b in zip(ours.tolist(), theirs.tolist(), strict=True)
+    )
+    gap, margin = 0.0 if np.array_equal(ours, theirs) else float("inf"), float("inf")
+    if step.router_logits is not None:
+        largest = float(np.abs(step.router_logits).max())
+        margin = cut_margin(step.router_logits, theirs.shape[1]) / largest
+        if ((ours >= 0) & (ours < num_tokens)).all():
+            gap = selection_gap(step.router_logits, ours) / largest
+    return Selection(step.kind, ours.tolist(), theirs.tolist(), num_other, gap, margin)
+
+
+def _untied(selection: Selection) -> str:
+    return (
+        f"{selection.step}: kept has {selection.num_other} other tokens than the reference, by a "
+        f"gap of {selection.gap:.1e} of the largest router logit, a tie being {TIED_LOGITS:.0e}"
+    )
+
+
+def _output_errors(step: str, ours: Arrays, theirs: Arrays, allowed: float) -> list[OutputError]:
+    names = [name for name, array in theirs.items() if array.dtype == np.float32]
+    scales = {name: row_scales(theirs[name]).astype(np.float64) for name in names}
+    # In this order Polygraphy measures the first against the second.
+    pair = [
+        IterationResult({name: arrays[name] / scales[name] for name in names})
+        for arrays in (ours, theirs)
+    ]
+    with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
+        verdicts = _simple("max", allowed)(*pair)
+        spread = _simple("quantile", allowed)(*pair)
+    errors = []
+    for name in names:
+        rows = np.abs(pair[0][name] - pair[1][name]).max(axis=-1)
+        bad = np.argwhere(~(rows <= allowed))
+        errors.append(
+            OutputError(
+                step=step,
+                output=name,
+                largest=verdicts[name].max_absdiff,
+                mean=spread[name].mean_absdiff,
+                quantile=spread[name].quantile_absdiff,
+                cosine=worst_row_cosine(ours[name], theirs[name]),
+                shape=theirs[name].shape,
+                first_bad_row=None if verdicts[name] else tuple(bad[0].tolist()),
+            )
+        )
+    return errors
+
+
+def _simple(statistic: str, allowed: float) -> Callable[..., Mapping[str, Any]]:
+    """Polygraphy's comparison by one statistic of the absolute error."""
+    # Called CompareFunc.simple until 0.53, which warns of that name.
+    simple = getattr(comparator, "SimpleCompareFunc", None) or comparator.CompareFunc.simple
+    made: Callable[..., Mapping[str, Any]] = simple(
+        check_error_stat=statistic, atol=allowed, rtol=0.0, error_quantile=QUANTILE
+    )
+    return made

@@ -1,0 +1,123 @@
+"""A short stream of the reference, recorded: every kind of step is in it, and rolls."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from tokenizers import Tokenizer
+
+from mod_edge.config import ModelConfig
+from mod_edge.errors import ConfigError
+from mod_edge.kv_budget import KvPlan, plan_capacity, rows_of
+from mod_edge.kv_window import Rows
+from mod_edge.model import VideoLLM
+from mod_edge.recording import AFTER_ROLL, EvictCall, StreamTrace
+from mod_edge.reference_recording import Recorder
+from mod_edge.runtime.events import FrameEvent
+from mod_edge.runtime.protocol import Protocol
+from mod_edge.runtime.queries import Query
+from mod_edge.runtime.runner import Int64Array
+from mod_edge.runtime.session import LONGEST_PREFIX, Session, SessionOptions, Source
+from mod_edge.stream_check import replay
+from mod_edge.targets import Lowering
+
+INSTRUCTION = "Please narrate the video in real time."
+QUESTION = "What is happening?"
+MIN_FRAMES, MAX_FRAMES = 16, 120
+MIN_ROLLS = 3
+FRAMES_PER_STEP = 3
+MAX_NEW_TOKENS = 8
+WINDOW_FRAMES = 6  # beside the text: so few that the window rolls soon
+MAX_STEP_TOKENS = 64
+EVICT_FRACTION = 0.125
+# A question falls between the second and the third frame of a batch, which therefore goes alone.
+FIRST_QUESTION_FRAME, FRAMES_A_QUESTION = 4.5, 9
+WANTED_KINDS = {"first", "prefill", "one frame", "many frames"}
+
+
+def record_stream(
+    model: VideoLLM, tokenizer: Tokenizer, source: Source, lowering: Lowering
+) -> tuple[Recorder, StreamTrace]:
+    """Watch `source` with the reference until enough was seen.
+
+    Args:
+        model: the reference in float32.
+        tokenizer: the checkpoint's.
+        source: `MAX_FRAMES` frames at most are taken.
+        lowering: the bundle's, whose cache may be smaller than the window would be.
+
+    Returns:
+        What was recorded, step by step of each kind, and call by call.
+
+    Raises:
+        ConfigError: the video ended before `MIN_ROLLS` rolls, or the bundle's cache is too small.
+    """
+    config = model.config
+    fps = config.stream_config.frame_fps
+    options = SessionOptions(
+        threshold=config.stream_config.frame_token_interval_threshold,
+        max_new_tokens=MAX_NEW_TOKENS,
+        frames_per_step=FRAMES_PER_STEP,
+        max_step_tokens=max(
+            MAX_STEP_TOKENS, LONGEST_PREFIX + FRAMES_PER_STEP * (config.frame_num_tokens + 1)
+        ),
+        evict_fraction=EVICT_FRACTION,
+    )
+    plan = _small_plan(config, tokenizer, lowering, options)
+    recorder = Recorder(model)
+    queries = [Query(INSTRUCTION)]
+    queries += [
+        Query(QUESTION, (FIRST_QUESTION_FRAME + first) / fps)
+        for first in range(0, MAX_FRAMES, FRAMES_A_QUESTION)
+    ]
+    num_frames = 0
+    with Session(recorder, config, tokenizer, plan, options) as session:
+        for event in session.stream(source, queries):
+            num_frames += isinstance(event, FrameEvent)
+            if num_frames == MAX_FRAMES or (num_frames >= MIN_FRAMES and _is_enough(recorder)):
+                break
+    trace = StreamTrace(
+        calls=tuple(recorder.calls),
+        capacity=plan.capacity,
+        max_step_tokens=options.max_step_tokens,
+        frames_per_step=options.frames_per_step,
+        threshold=options.threshold,
+    )
+    if trace.count(EvictCall) < MIN_ROLLS:
+        raise ConfigError(
+            f"the video has {num_frames} frames at {fps:g} frames/s, in which the cache rolled "
+            f"{trace.count(EvictCall)} times, wanted {MIN_ROLLS}; take a longer video, or none: "
+            "then one is drawn"
+        )
+    return recorder, trace
+
+
+def follow_stream(
+    model: VideoLLM, trace: StreamTrace, selections: Sequence[Mapping[int, Int64Array]]
+) -> StreamTrace:
+    """The trace with the reference's answers where it computes these selections, step by step."""
+    with Recorder(model, selections) as recorder:
+        replay(trace, recorder, model.config)
+    return replace(trace, calls=tuple(recorder.calls))
+
+
+def _small_plan(
+    config: ModelConfig, tokenizer: Tokenizer, lowering: Lowering, options: SessionOptions
+) -> KvPlan:
+    """A window that is as small as the session takes, so that it rolls often."""
+    protocol = Protocol(config.stream_config, tokenizer, options.threshold)
+    prompts = len(protocol.query_ids(INSTRUCTION)) + len(protocol.query_ids(QUESTION))
+    text = len(protocol.opening_ids()) + prompts + LONGEST_PREFIX + options.max_new_tokens
+    wanted = rows_of(config, text + WINDOW_FRAMES, WINDOW_FRAMES)
+    largest = lowering.capacity or wanted
+    capacity = Rows(min(wanted.dense, largest.dense), min(wanted.mod, largest.mod))
+    return plan_capacity(config, capacity, text, dtype="float32")
+
+
+def _is_enough(recorder: Recorder) -> bool:
+    num_rolls = sum(isinstance(call, EvictCall) for call in recorder.calls)
+    kinds = {kind.removesuffix(AFTER_ROLL) for kind in recorder.steps}
+    has_frames_after_roll = any(
+        kind.endswith(AFTER_ROLL) and step.layout.num_frames
+        for kind, step in recorder.steps.items()
+    )
+    return num_rolls >= MIN_ROLLS and has_frames_after_roll and kinds >= WANTED_KINDS

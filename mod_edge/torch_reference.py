@@ -1,0 +1,94 @@
+"""The running PyTorch model as what a bundle is held against."""
+
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from mod_edge.checkpoint import checkpoint_of_bundle
+from mod_edge.graph_check import GraphResult, judge, run_steps
+from mod_edge.opened_bundle import OpenedBundle
+from mod_edge.recording import Arrays, GraphRecording, StreamTrace, held_dtype
+from mod_edge.reference import Reference
+from mod_edge.reference_graph import ReferenceGraph, in_dtype
+from mod_edge.reference_stream import MAX_FRAMES, follow_stream, record_stream
+from mod_edge.runtime.capture import VideoFile
+from mod_edge.runtime.runner import Runner
+from mod_edge.sample_video import SampleVideo
+from mod_edge.signature import GraphSignature
+from mod_edge.stream_backends import check_backend
+from mod_edge.stream_check import StreamResult
+
+
+class TorchReference(Reference):
+    """The reference model in float32, and what a short stream through it gave."""
+
+    def __init__(self, bundle: OpenedBundle, checkpoint: Path, source: Path | None) -> None:
+        """Load the model and watch a video with it.
+
+        Args:
+            bundle: to be held against it.
+            checkpoint: that the bundle was made from.
+            source: video file; None draws one.
+
+        Raises:
+            CheckpointError: the checkpoint is damaged.
+            BundleError: the bundle was made from another checkpoint.
+            ConfigError: the video is too short, or the bundle's cache too small.
+            SourceError: the video cannot be read.
+        """
+        fingerprint = bundle.manifest.checkpoint["fingerprint"]
+        self._checkpoint = checkpoint_of_bundle(checkpoint, fingerprint)
+        self._bundle = bundle
+        self._model = self._checkpoint.load_model()
+        self.name = f"torch fp32 (torch {torch.__version__})"
+        fps = bundle.config.stream_config.frame_fps
+        record = partial(
+            record_stream, self._model, self._checkpoint.tokenizer, lowering=bundle.lowering
+        )
+        self.trace: StreamTrace
+        if source is None:
+            self._recorder, self.trace = record(SampleVideo(fps, MAX_FRAMES))
+        else:
+            with VideoFile(source, fps=fps, max_frames=MAX_FRAMES) as frames:
+                self._recorder, self.trace = record(frames)
+        self.follow = partial(follow_stream, self._model, self.trace)
+
+    def recording(self, signature: GraphSignature) -> GraphRecording:
+        """See `Reference`."""
+        return self._graph(signature).recording()
+
+    def graph_in_dtype(self, recording: GraphRecording) -> GraphResult | None:
+        """See `Reference`."""
+        lowering = recording.lowering
+        if lowering.precision == "fp32":
+            return None
+        graph = self._graph(recording.signature)
+        dtypes = {spec.name: held_dtype(spec) for spec in recording.signature.outputs}
+
+        def run() -> list[Arrays]:
+            runner = graph.runner(getattr(torch, lowering.dtype), {})
+            return [
+                {name: array.astype(dtypes[name]) for name, array in outputs.items()}
+                for outputs in run_steps(runner, recording.steps)
+            ]
+
+        return judge(recording, f"torch {lowering.precision}", run)
+
+    def stream_in_dtype(self) -> StreamResult | None:
+        """See `Reference`."""
+        precision = self._bundle.lowering.precision
+        if precision == "fp32":
+            return None
+        return check_backend(
+            self._bundle, self.trace, self.follow, f"torch {precision}", self._runner_in_dtype
+        )
+
+    def _runner_in_dtype(self, _trace: StreamTrace) -> Runner:
+        from mod_edge.runtime.torch_runner import TorchRunner
+
+        dtype = getattr(torch, self._bundle.lowering.dtype)
+        return TorchRunner(in_dtype(self._checkpoint.load_model(), dtype))
+
+    def _graph(self, signature: GraphSignature) -> ReferenceGraph:
+        return ReferenceGraph(self._model, signature, self._bundle.lowering, self._recorder)

@@ -1,0 +1,75 @@
+"""All engines of a bundle in device memory, their contexts, and the scratch memory they share."""
+
+from pathlib import Path
+from typing import Any
+
+from mod_edge.config import ModelConfig
+from mod_edge.engine_manifest import RUNTIME_CACHE_FILE, EngineManifest
+from mod_edge.export.trt import TensorRT, is_capturable, scratch_bytes, set_scratch
+from mod_edge.runtime.cuda_driver import CudaDriver
+from mod_edge.runtime.engine_context import EngineContext
+from mod_edge.runtime.engine_loader import EngineLoader
+from mod_edge.shape_ranges import optimization_profiles
+from mod_edge.signature import bundle_signatures
+from mod_edge.targets import Lowering
+
+
+class EngineSet:
+    """Loads every engine once; contexts are cheap beside them, and made as they are asked for."""
+
+    def __init__(
+        self,
+        driver: CudaDriver,
+        tensorrt: TensorRT,
+        bundle: Path,
+        config: ModelConfig,
+        lowering: Lowering,
+        engines: EngineManifest,
+    ) -> None:
+        """Load the engines, which are checked already.
+
+        Raises:
+            BackendError: one does not load.
+            CacheError: the device has not so much memory.
+        """
+        folder = bundle / engines.settings.folder
+        self._driver = driver
+        self._loader = EngineLoader(tensorrt, driver.stream, folder / RUNTIME_CACHE_FILE)
+        self._signatures = {
+            signature.name: signature for signature in bundle_signatures(config, lowering)
+        }
+        self._profiles: dict[str, list[str]] = {}
+        self._engines: dict[str, Any] = {}
+        for name, signature in self._signatures.items():
+            profiles = optimization_profiles(signature, config, engines.settings.limits)
+            self._profiles[name] = list(profiles)
+            path = folder / engines.engines[name].file
+            self._engines[name] = self._loader.engine(path, signature, len(profiles))
+        # Steps run one after another on one stream, so one block serves all.
+        self._scratch_bytes = max(map(scratch_bytes, self._engines.values()))
+        self._scratch = driver.malloc(self._scratch_bytes, "what engines need while they run")
+
+    @property
+    def warnings(self) -> list[str]:
+        """What TensorRT said about the engines."""
+        return self._loader.warnings
+
+    def context(self, name: str, profile: str, *, is_captured: bool = False) -> EngineContext:
+        """A new context of the graph `name`, see `EngineLoader.context`.
+
+        Raises:
+            BackendError: TensorRT cannot make it.
+        """
+        index = self._profiles[name].index(profile)
+        native = self._loader.context(self._engines[name], index, is_captured=is_captured)
+        set_scratch(native, self._scratch, self._scratch_bytes)
+        return EngineContext(self._signatures[name], native, self._driver.stream)
+
+    def is_capturable(self, contexts: list[EngineContext]) -> bool:
+        """Whether a CUDA graph can hold what they run, as far as TensorRT says."""
+        return all(is_capturable(context.native, self._driver.stream) for context in contexts)
+
+    def close(self) -> None:
+        """Keep what was compiled on the way, then let go of the engines."""
+        self._loader.save_cache()
+        self._engines.clear()

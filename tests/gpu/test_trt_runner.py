@@ -1,0 +1,92 @@
+"""Engines of the real compiler on a real GPU, against ONNX Runtime on the CPU."""
+
+import numpy as np
+import pytest
+
+from mod_edge.kv_window import Eviction, Rows
+from mod_edge.layout import FRAME
+from mod_edge.manifest import read_manifest
+from mod_edge.runtime import step_chain
+from mod_edge.runtime.onnx_runner import OnnxRunner
+from tests.runtime.stand_in_runner import Feeder
+
+BUNDLES = (
+    ("rtx", "fp32"),
+    ("rtx", "fp16"),
+    ("tensorrt", "fp32"),
+    ("tensorrt", "fp16"),
+    ("tensorrt-delta", "fp32"),
+)
+# Logits go up to 30. Estimates until a GPU has measured them: other kernels add in another order.
+ATOL_LOGITS = {"fp32": 1e-2, "fp16": 0.5}
+SINK = Rows(8, 8)
+
+every_bundle = pytest.mark.parametrize(("target", "precision"), BUNDLES)
+
+
+def run_script(runner, config, num_rounds=8):
+    """Logits of a prefill, frames one by one and together, replies, and rolls in between."""
+    generator = np.random.default_rng(0)
+    side = config.vision_config.image_size
+    frames = generator.integers(0, 256, (3, side, side, 3), dtype=np.uint8)
+    feeder = Feeder(runner, config)
+    logits = [feeder.feed((8,), list(range(5, 13)))]
+    num_evicted = 0
+    for number in range(num_rounds):
+        embeds = runner.encode(frames)
+        logits.append(feeder.feed((1, FRAME), [number + 20], embeds[:1]))
+        logits.append(feeder.feed((1, FRAME, 1, FRAME), [number + 30, 40], embeds[1:]))
+        logits += [feeder.feed((1,), [number + token]) for token in (50, 60)]
+        if number % 2:
+            dropped = Rows(2 * (config.frame_num_tokens + 1), 2 * (config.num_kept + 1))
+            num_evicted += dropped.dense
+            feeder.evict(Eviction(SINK, dropped, feeder.past, num_evicted))
+    return np.concatenate(logits)
+
+
+@every_bundle
+def test_logits_are_onnx_runtimes(open_runner, engines_for, bundle_for, target, precision):
+    runner, config = open_runner(target, precision)
+    bundle, limits = engines_for(target, precision)
+    in_place = target != "tensorrt-delta"
+    twin = bundle_for("cuda", precision) if in_place else bundle
+    reference = OnnxRunner(
+        twin,
+        config,
+        read_manifest(twin).lowering,
+        limits.capacity,
+        max_step_tokens=limits.max_step_tokens,
+        frames_per_step=limits.frames_per_step,
+    )
+    ours, theirs = run_script(runner, config), run_script(reference, config)
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=ATOL_LOGITS[precision])
+
+
+@every_bundle
+def test_repeated_steps_run_as_cuda_graphs(open_runner, target, precision):
+    runner, config = open_runner(target, precision)
+    run_script(runner, config)
+    counts = runner._chain.counts
+    assert counts.refused == 0
+    assert min(counts.captured, counts.launched) > 0
+    assert runner.warnings == []
+
+
+@every_bundle
+def test_cuda_graphs_change_no_bit(open_runner, monkeypatch, target, precision):
+    results = []
+    for has_room in (True, False):
+        monkeypatch.setattr(step_chain.StepChain, "_make_room", lambda _self, has=has_room: has)
+        results.append(run_script(*open_runner(target, precision)))
+    np.testing.assert_array_equal(*results)
+
+
+@every_bundle
+def test_runners_one_after_another_leave_no_memory_behind(open_runner, driver, target, precision):
+    free = []
+    for _ in range(3):
+        runner, config = open_runner(target, precision)
+        run_script(runner, config, num_rounds=2)
+        runner.close()
+        free.append(driver._cudart.cudaMemGetInfo()[1])
+    assert free[2] > free[1] - 2**20  # the first may leave what CUDA keeps for the process
