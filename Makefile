@@ -4,7 +4,7 @@
 #   make test         all tests but the slow ones and those that need a GPU
 #   make test-all     the slow ones too
 #   make check        lint, format, types
-#   make torch-free   a bundle runs where only the base and the `cpu` extra are installed
+#   make torch-free   a bundle runs, and is compiled, where neither torch nor onnx is installed
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -54,3 +54,6 @@ check: $(INSTALLED)
 
 torch-free: bundle
 	BUILDER=$(BIN)/python tests/run_without_torch.sh $(DEMO)/bundle
+	$(MOD_EDGE) export $(DEMO)/checkpoint -o $(DEMO)/rtx --profile rtx-ada --target rtx \
+		--window 260 --force
+	BUILDER=$(BIN)/python tests/build_without_torch.sh $(DEMO)/rtx

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
+from onnx_graphsurgeon.logger import G_LOGGER
 
 from mod_edge.errors import ExportError
 from mod_edge.targets import TARGETS, Lowering
@@ -52,7 +53,7 @@ def mark_attention_decomposable(proto: onnx.ModelProto) -> onnx.ModelProto:
     Before: each Attention lacks the attribute. After: each has it. ONNX Runtime refuses such a
     graph, see `without_decomposable`.
     """
-    graph = gs.import_onnx(proto)
+    graph = _imported(proto)
     for node in _attentions(graph):
         if DECOMPOSABLE in node.attrs:
             raise ExportError(f"{proto.graph.name}: {node.name} is marked already")
@@ -68,7 +69,7 @@ def read_sizes_behind_casts(proto: onnx.ModelProto) -> onnx.ModelProto:
 
     Before: a Cast reads each uint8 input, and besides only Shape does. After: the Cast alone.
     """
-    graph = gs.import_onnx(proto)
+    graph = _imported(proto)
     for tensor in graph.inputs:
         if tensor.dtype != np.uint8:
             continue
@@ -99,6 +100,15 @@ def _attentions(graph: gs.Graph) -> list[gs.Node]:
     if not found:
         raise ExportError(f"{graph.name} has no Attention to mark")
     return found
+
+
+def _imported(proto: onnx.ModelProto) -> gs.Graph:
+    """The graph, without graphsurgeon's remarks: it prints them among a command's results."""
+    severity, G_LOGGER.severity = G_LOGGER.severity, G_LOGGER.ERROR
+    try:
+        return gs.import_onnx(proto)
+    finally:
+        G_LOGGER.severity = severity
 
 
 def _exported(graph: gs.Graph, before: onnx.ModelProto) -> onnx.ModelProto:

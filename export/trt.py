@@ -288,21 +288,21 @@ def is_capturable(context: Any, stream: int) -> bool:
     return asks is None or bool(asks(stream))
 
 
-def new_context(tensorrt: TensorRT, engine: Any, kernels: Any, *, is_captured: bool) -> Any:
-    """A context that waits for its scratch memory; None where TensorRT cannot make it.
+def context_settings(tensorrt: TensorRT, engine: Any, kernels: Any, *, is_captured: bool) -> Any:
+    """What the engine's `create_execution_context` takes: scratch memory is the caller's to give.
 
     Args:
         tensorrt: the engine's.
         engine: the engine.
         kernels: from `new_kernel_cache`, or None.
-        is_captured: whether a CUDA graph will hold what it runs. TensorRT-RTX starts a new shape
-            with general kernels and compiles better ones meanwhile; a graph would keep the general
-            ones for ever, so its context waits for the better ones.
+        is_captured: whether a CUDA graph will hold what the context runs. TensorRT-RTX starts a new
+            shape with general kernels and compiles better ones meanwhile; a graph would keep the
+            general ones for ever, so its context waits for the better ones.
     """
     api = tensorrt.api
     strategy = api.ExecutionContextAllocationStrategy.USER_MANAGED
     if kernels is None:
-        return engine.create_execution_context(strategy)
+        return strategy
     config = engine.create_runtime_config()
     config.set_execution_context_allocation_strategy(strategy)
     config.set_runtime_cache(kernels)
@@ -310,7 +310,7 @@ def new_context(tensorrt: TensorRT, engine: Any, kernels: Any, *, is_captured: b
     config.dynamic_shapes_kernel_specialization_strategy = (
         specialization.EAGER if is_captured else specialization.LAZY
     )
-    return engine.create_execution_context(config)
+    return config
 
 
 def new_kernel_cache(tensorrt: TensorRT, engine: Any) -> Any:

@@ -250,7 +250,8 @@ def run(
         str | None,
         typer.Option(help="Profile name or TOML file; else the one that its engines have, or cpu."),
     ] = None,
-    backend: Annotated[str, typer.Option(help="auto, onnx or torch (the reference).")] = "auto",
+    backend: Annotated[str, typer.Option(help="auto, tensorrt, onnx or torch.")] = "auto",
+    device: Annotated[str, typer.Option(help="For onnx: auto, cpu or cuda.")] = "auto",
     checkpoint: Annotated[
         Path | None, typer.Option(help="The bundle's checkpoint, for --backend torch.")
     ] = None,
@@ -276,6 +277,7 @@ def run(
     session = open_session(
         bundle,
         backend=backend,
+        device=device,
         checkpoint=checkpoint,
         profile=settings,
         window=window,

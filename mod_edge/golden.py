@@ -10,7 +10,7 @@ the two is kept could only be judged by running the reference.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from polygraphy.json import load_json, save_json
 from polygraphy.logger import G_LOGGER
 
 from mod_edge.errors import BundleError, ConfigError
-from mod_edge.graph_check import TIED_LOGITS
+from mod_edge.graph_check import ALLOWED_ERROR, TIED_LOGITS
 from mod_edge.manifest import MANIFEST_FILE, FileRecord, Manifest, record_file
 from mod_edge.metrics import cut_margin
 from mod_edge.recording import (
@@ -51,7 +51,8 @@ class GoldenManifest:
 
     Attributes:
         reference: what gave the outputs.
-        graphs: by name, the hashes of the graph's files in the bundle, and the kinds of its steps.
+        graphs: by name, the hashes of the graph's files in the bundle, the kinds of its steps, and
+            the command that holds the graph against them with Polygraphy alone.
         files: the golden files themselves.
     """
 
@@ -114,6 +115,7 @@ class GoldenWriter:
         self._graphs[recording.signature.name] = {
             "bundle_files": _bundle_files(self._bundle, recording.signature),
             "steps": [recording.steps[number].kind for number in numbers],
+            "polygraphy": _command(recording, chosen),
         }
 
     def finish(self, trace: StreamTrace | None) -> None:
@@ -189,6 +191,27 @@ def _telling_steps(steps: tuple[GraphStep, ...], outputs: list[Arrays]) -> list[
         > LEAST_MARGIN * float(np.abs(step.router_logits).max(initial=0))
     }
     return sorted(number for kind, number in clear.items() if kind + AFTER_ROLL not in clear)
+
+
+def _command(recording: GraphRecording, outputs: Sequence[Arrays]) -> str:
+    """`polygraphy run`, from the golden folder; its own tolerance fails healthy graphs.
+
+    Polygraphy has one tolerance an output, so that is by the output's largest value, not each row's.
+    """
+    signature = recording.signature
+    allowed = ALLOWED_ERROR[recording.lowering.precision]
+    largest = {
+        spec.name: max(float(np.abs(each[spec.name]).max(initial=0)) for each in outputs)
+        for spec in signature.outputs
+        if spec.dtype != "int64"
+    }
+    tolerances = " ".join(f"{name}:{allowed * size:.1e}" for name, size in largest.items())
+    return (
+        f"polygraphy run BUNDLE/{signature.file} --onnxrt "
+        f"--load-inputs {signature.name}/{INPUTS_FILE} "
+        f"--load-outputs {signature.name}/{OUTPUTS_FILE} "
+        f"--check-error-stat max --atol {tolerances}"
+    )
 
 
 def _bundle_files(manifest: Manifest, signature: GraphSignature) -> dict[str, str]:

@@ -161,7 +161,7 @@ class LiveView(StreamView):
 
 def _print_header(session: Session) -> None:
     plan = session.plan
-    err.print(f"backend {session.runner.name}")
+    err.print(f"backend {session.backend}")
     err.print(
         f"window {plan.capacity.dense} tokens ({plan.capacity.mod} rows in MoD layers), "
         f"{plan.size_bytes / 2**20:.1f} MiB: {plan.num_seconds:g} s of video, "

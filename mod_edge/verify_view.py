@@ -1,13 +1,14 @@
 """`mod-edge verify` on the screen."""
 
-from mod_edge.console import err, out, print_pairs, printable, table
+from collections.abc import Sequence
+
+from mod_edge.console import err, out, print_pairs, printable
 from mod_edge.graph_check import GraphResult, OutputError
 from mod_edge.stream_check import STREAM, StreamResult
 from mod_edge.verify import VerifyReport
 
 COLUMNS = ("graph", "backend", "worst output", "max", "mean", "99.9 %", "cosine", "allowed", "")
-LEFT_COLUMNS = (1, 2, 8)
-TABLE_WIDTH = 160  # in a log, where no terminal says how wide it is, nothing must be cut off
+LEFT_COLUMNS = (0, 1, 2, 8)
 STYLES = {"ok": "green", "failed": "bold red", "not run": "yellow"}
 
 
@@ -21,12 +22,8 @@ def print_report(report: VerifyReport, *, is_verbose: bool) -> None:
         ]
     )
     results = [*report.graphs, *report.streams]
-    grid = table(*COLUMNS, rows=[_cells(result) for result in results])
-    for number in LEFT_COLUMNS:
-        grid.columns[number].justify = "left"
-    for row, result in zip(grid.rows, results, strict=True):
-        row.style = "" if result.status == "ok" else STYLES[result.status]
-    out.print(grid, width=TABLE_WIDTH)
+    styles = ["" if result.status == "ok" else STYLES[result.status] for result in results]
+    _print_table(COLUMNS, [_cells(result) for result in results], LEFT_COLUMNS, styles)
     for stream in report.streams:
         if stream.num_steps:
             out.print(_stream_sentence(stream))
@@ -111,10 +108,10 @@ def _print_steps(result: GraphResult) -> None:
         return
     out.print()
     rows = [(error.step, error.output, *_numbers(error), _place(error)) for error in result.outputs]
-    columns = ("output", "max", "mean", "99.9 %", "cosine", "first bad row")
-    grid = table(f"{result.graph}, {result.backend}", *columns, rows=rows)
-    grid.columns[1].justify = "left"
-    out.print(grid, width=TABLE_WIDTH)
+    title = f"{result.graph}, {result.backend}"
+    columns = (title, "output", "max", "mean", "99.9 %", "cosine", "first bad row")
+    styles = [STYLES["failed"] if error.first_bad_row else "" for error in result.outputs]
+    _print_table(columns, rows, (0, 1, 6), styles)
     for selection in result.selections:
         same = "as the reference" if selection.num_other == 0 else f"reference {selection.theirs}"
         gap = f", gap {selection.gap:.1e}" if selection.num_other else ""
@@ -129,3 +126,19 @@ def _place(error: OutputError) -> str:
         return ""
     row = ", ".join(map(str, error.first_bad_row))
     return f"[{row}] of {list(error.shape[:-1])}"
+
+
+def _print_table(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    left_columns: Sequence[int],
+    styles: Sequence[str],
+) -> None:
+    """Lines with aligned cells, never cut off: a log has no width to fit into."""
+    widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
+    for cells, style in zip((columns, *rows), ("bold", *styles), strict=True):
+        padded = [
+            cell.ljust(width) if number in left_columns else cell.rjust(width)
+            for number, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        ]
+        out.print("  ".join(padded).rstrip(), style=style or None)

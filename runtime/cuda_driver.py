@@ -1,8 +1,8 @@
 """One NVIDIA GPU through cuda-python: memory, one stream with its copies and events, graphs.
 
-The only file that touches cuda-python. All work goes to one stream, so it runs in the order in
-which it is asked for; only `synchronize` and `wait` let the host wait. Addresses are plain
-integers. Whatever CUDA refuses is a BackendError with CUDA's own name of the error.
+The only file of the runtime that touches cuda-python. All work goes to one stream, so it runs in
+the order in which it is asked for; only `synchronize` and `wait` let the host wait. Addresses are
+plain integers. Whatever CUDA refuses is a BackendError with CUDA's own name of the error.
 """
 
 import ctypes

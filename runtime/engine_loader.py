@@ -8,7 +8,13 @@ from typing import Any
 import numpy as np
 
 from mod_edge.errors import BackendError
-from mod_edge.export.trt import DATA_TYPES, TensorRT, is_aliased, new_context, new_kernel_cache
+from mod_edge.export.trt import (
+    DATA_TYPES,
+    TensorRT,
+    context_settings,
+    is_aliased,
+    new_kernel_cache,
+)
 from mod_edge.signature import GraphSignature, TensorSpec
 
 
@@ -32,6 +38,7 @@ class EngineLoader:
         self._cache_path = cache_path
         self._stored_cache = b""
         self._cache: Any = None
+        self._settings: dict[tuple[int, bool], Any] = {}  # contexts may not outlive theirs
         with self._reported("does not start here"):
             self._runtime = tensorrt.api.Runtime(tensorrt.native_logger)
 
@@ -62,7 +69,7 @@ class EngineLoader:
         Args:
             engine: from `engine`.
             profile_index: of the profile.
-            is_captured: see `new_context`.
+            is_captured: see `context_settings`.
 
         Raises:
             BackendError: TensorRT cannot make it.
@@ -71,14 +78,25 @@ class EngineLoader:
             if self._cache is None:
                 self._cache = new_kernel_cache(self._tensorrt, engine)
                 self._load_cache()
-            context = _required(
-                new_context(self._tensorrt, engine, self._cache, is_captured=is_captured)
-            )
+            kind = (id(engine), is_captured)
+            if kind not in self._settings:
+                self._settings[kind] = context_settings(
+                    self._tensorrt, engine, self._cache, is_captured=is_captured
+                )
+            context = _required(engine.create_execution_context(self._settings[kind]))
             _required(context.set_optimization_profile_async(profile_index, self._stream))
         return context
 
-    def save_cache(self) -> None:
-        """Keep what TensorRT-RTX compiled for the next run: whole or not at all, if it is new."""
+    def close(self) -> None:
+        """Keep what TensorRT-RTX compiled for the next run; all contexts are gone already."""
+        try:
+            self._save_cache()
+        finally:
+            self._settings.clear()
+            self._cache = None
+
+    def _save_cache(self) -> None:
+        """Write the file whole or not at all, and only where there is anything new."""
         if self._cache is None:
             return
         data = bytes(memoryview(self._cache.serialize()))

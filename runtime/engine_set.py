@@ -70,6 +70,8 @@ class EngineSet:
         return all(is_capturable(context.native, self._driver.stream) for context in contexts)
 
     def close(self) -> None:
-        """Keep what was compiled on the way, then let go of the engines."""
-        self._loader.save_cache()
-        self._engines.clear()
+        """Let go of the engines; all contexts are gone already."""
+        try:
+            self._loader.close()
+        finally:
+            self._engines.clear()

@@ -7,7 +7,7 @@ from tokenizers import Tokenizer
 
 from mod_edge.config import ModelConfig, read_config
 from mod_edge.engine_manifest import read_engine_manifests
-from mod_edge.errors import BackendError, BundleError, ConfigError
+from mod_edge.errors import BundleError, ConfigError
 from mod_edge.kv_budget import KvPlan, plan_budget, plan_capacity, plan_window
 from mod_edge.manifest import (
     CONFIG_FILE,
@@ -19,19 +19,19 @@ from mod_edge.manifest import (
     read_manifest,
 )
 from mod_edge.profiles import Profile, load_profile, profile_names
+from mod_edge.runtime.backends import BackendChoice, open_runner
+from mod_edge.runtime.engine_choice import SessionLimits
 from mod_edge.runtime.protocol import text_minimum
-from mod_edge.runtime.runner import Runner
 from mod_edge.runtime.session import Session, SessionOptions
 from mod_edge.signature import bundle_signatures
 from mod_edge.targets import Lowering
-
-BACKENDS = ("auto", "onnx", "torch")
 
 
 def open_session(
     bundle: str | Path,
     *,
     backend: str = "auto",
+    device: str = "auto",
     checkpoint: str | Path | None = None,
     profile: str | Path | Profile | None = None,
     window: str | None = None,
@@ -45,8 +45,9 @@ def open_session(
 
     Args:
         bundle: the folder that `mod-edge export` made.
-        backend: `onnx`, `torch` (the reference, needs `checkpoint`), or `auto`: the best that is
-            there, today `onnx`.
+        backend: `tensorrt`, `onnx`, `torch` (the reference, needs `checkpoint`), or `auto`, see
+            `backends.open_runner`.
+        device: where ONNX Runtime computes, `cpu` or `cuda`; `auto` goes by the bundle's target.
         checkpoint: the checkpoint that the bundle was made from, for `torch` only.
         profile: the defaults for what is None below, or their name or TOML path; None takes the
             bundle's own, see `profile_of_bundle`.
@@ -63,6 +64,7 @@ def open_session(
         BackendError: the backend cannot run here.
     """
     folder = Path(bundle)
+    choice = BackendChoice(backend, device, None if checkpoint is None else Path(checkpoint))
     manifest, config, tokenizer = _read_bundle(folder, check_all=check_all)
     defaults = profile if isinstance(profile, Profile) else profile_of_bundle(folder, profile)
     stream = config.stream_config
@@ -86,8 +88,9 @@ def open_session(
     plan = _plan_cache(
         config, manifest.lowering, least_text, defaults, window=window, kv_budget_mib=kv_budget_mib
     )
-    runner = _open_runner(folder, manifest, config, plan, options, backend, checkpoint)
-    return Session(runner, config, tokenizer, plan, options)
+    limits = SessionLimits(plan.capacity, options.max_step_tokens, options.frames_per_step)
+    runner, reason = open_runner(folder, manifest, config, limits, choice)
+    return Session(runner, config, tokenizer, plan, options, backend=f"{runner.name}: {reason}")
 
 
 def profile_of_bundle(folder: Path, name: str | Path | None) -> Profile:
@@ -178,45 +181,3 @@ def _require_listed(folder: Path, manifest: Manifest, needed: set[str]) -> None:
             f"{folder / MANIFEST_FILE} does not list {', '.join(sorted(unlisted))}; "
             "export the checkpoint again"
         )
-
-
-def _open_runner(
-    folder: Path,
-    manifest: Manifest,
-    config: ModelConfig,
-    plan: KvPlan,
-    options: SessionOptions,
-    backend: str,
-    checkpoint: str | Path | None,
-) -> Runner:
-    if backend not in BACKENDS:
-        raise ConfigError(f"backend={backend!r}, wanted one of {', '.join(BACKENDS)}")
-    if (backend == "torch") != (checkpoint is not None):
-        raise ConfigError(
-            "backend torch runs the checkpoint that the bundle was made from and no other backend "
-            "does; give --backend torch and --checkpoint CHECKPOINT together"
-        )
-    if checkpoint is not None:
-        try:
-            from mod_edge.runtime.torch_runner import torch_runner_from_checkpoint
-        except ModuleNotFoundError as exc:
-            raise BackendError(
-                f"backend torch needs {exc.name}, which is not installed; "
-                'install it with: pip install "mod-edge[export]"'
-            ) from exc
-        return torch_runner_from_checkpoint(Path(checkpoint), manifest.checkpoint["fingerprint"])
-    try:
-        from mod_edge.runtime.onnx_runner import OnnxRunner
-    except ModuleNotFoundError as exc:
-        raise BackendError(
-            "backend onnx needs onnxruntime, which is not installed; install it with: pip install "
-            '"mod-edge[cpu]"'
-        ) from exc
-    return OnnxRunner(
-        folder,
-        config,
-        manifest.lowering,
-        plan.capacity,
-        max_step_tokens=options.max_step_tokens,
-        frames_per_step=options.frames_per_step,
-    )

@@ -84,9 +84,15 @@ class Session:
         tokenizer: Tokenizer,
         plan: KvPlan,
         options: SessionOptions,
+        *,
+        backend: str = "",
     ) -> None:
-        """A session that owns `runner` and closes it. `open_session` makes one from a bundle."""
+        """A session that owns `runner` and closes it. `open_session` makes one from a bundle.
+
+        `backend` tells people which it is and why; the runner's name where nobody chose.
+        """
         self.runner = runner
+        self.backend = backend or runner.name
         self.plan = plan
         self.options = options
         self.window = KvWindow(plan.capacity, evict_fraction=options.evict_fraction)

@@ -104,6 +104,34 @@ def bundle_for(tiny_checkpoint, export_tiny):
 
 
 @pytest.fixture(scope="session")
+def recorded_stream(tiny_checkpoint):
+    """The tiny reference and what a drawn video gave through it (4 s): model, recorder, trace."""
+    from mod_edge.checkpoint import Checkpoint
+    from mod_edge.reference_stream import MAX_FRAMES, record_stream
+    from mod_edge.sample_video import SampleVideo
+    from mod_edge.targets import CPU_FP32
+
+    checkpoint = Checkpoint(tiny_checkpoint)
+    model = checkpoint.load_model()
+    video = SampleVideo(checkpoint.config.stream_config.frame_fps, MAX_FRAMES)
+    return model, *record_stream(model, checkpoint.tokenizer, video, CPU_FP32)
+
+
+@pytest.fixture(scope="session")
+def recording_of(recorded_stream):
+    """`recording_of(signature, lowering)`: that graph's steps of `recorded_stream`, for judging."""
+    from mod_edge.reference_graph import ReferenceGraph
+
+    model, recorder, _ = recorded_stream
+
+    @functools.cache
+    def make(signature, lowering):
+        return ReferenceGraph(model, signature, lowering, recorder).recording()
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def built_bundle(bundle_for, tmp_path_factory) -> Path:
     """The `rtx` bundle in fp16 with engines for profile rtx-ada (8 s, once a run); copy it."""
     pytest.importorskip("tensorrt_rtx")

@@ -58,10 +58,10 @@ def test_the_probe_model_is_what_its_comment_says():
     assert model.SerializeToString() == doctor.PROBE_MODEL
 
 
-def test_torch_onnx_and_tensorrt_are_looked_up_without_being_imported():
+def test_torch_onnx_and_polygraphy_are_looked_up_without_being_imported():
     code = (
         "import sys; from mod_edge.doctor import diagnose; diagnose(); "
-        "print({'torch', 'onnx', 'tensorrt', 'polygraphy'} & set(sys.modules))"
+        "print({'torch', 'onnx', 'polygraphy'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
@@ -150,7 +150,7 @@ def test_a_jetson_is_named_and_its_hidden_tensorrt_reported(installed, monkeypat
     assert (severity, "TensorRT is not visible" in message) == ("warning", True)
     assert "--system-site-packages" in advice
     installed["tensorrt"] = "10.3.0"
-    assert faults() == []
+    assert not [message for _, message, _ in faults() if "not visible" in message]
 
 
 def test_little_memory_is_a_warning_and_unknown_memory_is_none(installed, monkeypatch, tmp_path):

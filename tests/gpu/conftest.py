@@ -16,7 +16,12 @@ from mod_edge.runtime.cuda_driver import CudaDriver
 from mod_edge.runtime.engine_choice import SessionLimits
 from mod_edge.runtime.trt_runner import open_trt_runner
 from mod_edge.targets import TARGETS
-from tests.runtime.stand_in_runner import DELTA_CAPACITY, FRAMES_PER_STEP, MAX_STEP_TOKENS
+from tests.runtime.stand_in_runner import (
+    DELTA_CAPACITY,
+    FRAMES_PER_STEP,
+    MAX_STEP_TOKENS,
+    linked_copy,
+)
 
 FOLDER = Path(__file__).parent
 
@@ -47,7 +52,7 @@ def driver():
 
 
 @pytest.fixture(scope="session")
-def engines_for(bundle_for):
+def engines_for(bundle_for, tmp_path_factory):
     """`engines_for(target, precision)`: the tiny bundle with engines for this GPU, and limits."""
 
     @cache
@@ -66,7 +71,8 @@ def engines_for(bundle_for):
             frames_per_step=FrameRange(1, 2, FRAMES_PER_STEP),
             compute_capabilities=(),
         )
-        bundle = bundle_for(target, precision)
+        folder = tmp_path_factory.mktemp("gpu") / "bundle"
+        bundle = linked_copy(bundle_for(target, precision), folder)
         capacity = read_manifest(bundle).lowering.capacity
         build_engines(bundle, profile, capacity=None if capacity else DELTA_CAPACITY)
         return bundle, SessionLimits(capacity or DELTA_CAPACITY, MAX_STEP_TOKENS, FRAMES_PER_STEP)

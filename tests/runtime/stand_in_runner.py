@@ -1,5 +1,7 @@
 """A `TrtRunner` on the stand-ins, with everything that a test wants to look at."""
 
+import os
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -71,6 +73,12 @@ def stand_in_for(bundle: Path, **memory) -> StandIn:
     compilers = {"rtx": ("tensorrt_rtx", "1.7.1.116"), "tensorrt-delta": ("tensorrt", "10.3.0")}
     tensorrt = stand_in_tensorrt(cudart, *compilers[manifest.lowering.target])
     return StandIn(bundle, manifest, config, limits, cudart, tensorrt)
+
+
+def linked_copy(bundle: Path, folder: Path) -> Path:
+    """A copy of the bundle without engines; its files are the same ones, so write none anew."""
+    ignore = shutil.ignore_patterns("engines")
+    return shutil.copytree(bundle, folder, ignore=ignore, copy_function=os.link)
 
 
 class Feeder:

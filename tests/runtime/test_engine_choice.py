@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 from dataclasses import replace
 
 import pytest
@@ -12,18 +11,15 @@ from mod_edge.errors import BackendError
 from mod_edge.kv_window import Rows
 from mod_edge.runtime.engine_choice import find_engines
 from mod_edge.shape_ranges import StepLimits
-from tests.runtime.stand_in_runner import stand_in_for
+from tests.runtime.stand_in_runner import linked_copy, stand_in_for
 
 CAPACITY = Rows(260, 148)
 
 
 @pytest.fixture
 def machine(bundle_for, tmp_path):
-    """With a bundle of its own, hard links and all but engines."""
-    made = bundle_for("rtx", "fp16")
-    ignore = shutil.ignore_patterns("engines", "*.readable.onnx")
-    bundle = shutil.copytree(made, tmp_path / "bundle", ignore=ignore, copy_function=os.link)
-    return stand_in_for(bundle)
+    """With a bundle of its own, without engines."""
+    return stand_in_for(linked_copy(bundle_for("rtx", "fp16"), tmp_path / "bundle"))
 
 
 def find(machine, compute_capability="89", **limits):
@@ -134,9 +130,8 @@ def test_engines_for_smaller_steps_are_refused_with_both_numbers(machine):
     find(machine, max_step_tokens=40, frames_per_step=2)
 
 
-def test_engines_for_a_smaller_cache_are_refused(bundle_for):
-    machine = stand_in_for(bundle_for("tensorrt-delta", "fp32"))
-    machine.build()
+def test_engines_for_a_smaller_cache_are_refused(make_machine):
+    machine = make_machine("tensorrt-delta", "fp32")
     message = refusal(machine, capacity=Rows(300, 132))
     assert "take a cache of 260 rows (132 in MoD layers), wanted 300 (132)" in message
 

@@ -8,19 +8,21 @@ import pytest
 from mod_edge.engine_manifest import RUNTIME_CACHE_FILE
 from mod_edge.errors import BackendError
 from mod_edge.export.trt import load
+from mod_edge.kv_window import Rows
 from mod_edge.runtime.engine_loader import EngineLoader
 from mod_edge.signature import rebase_signature
+from mod_edge.targets import Lowering
 from tests.runtime import stand_in_tensorrt
-from tests.runtime.stand_in_runner import Feeder, stand_in_for
+from tests.runtime.stand_in_runner import Feeder, linked_copy, stand_in_for
 
 
 @pytest.fixture
-def machine(bundle_for):
-    machine = stand_in_for(bundle_for("rtx", "fp16"))
+def machine(bundle_for, tmp_path):
+    """With a bundle of its own: no kernels are kept from other tests."""
+    machine = stand_in_for(linked_copy(bundle_for("rtx", "fp16"), tmp_path / "bundle"))
     machine.build()
     yield machine
     machine.close()
-    cache_path(machine).unlink(missing_ok=True)
 
 
 def cache_path(machine):
@@ -71,9 +73,8 @@ def test_a_cache_that_cannot_be_written_is_told(machine):
     assert warning.endswith("(Is a directory): every start compiles its kernels anew")
 
 
-def test_tensorrt_has_no_such_cache(bundle_for):
-    machine = stand_in_for(bundle_for("tensorrt-delta", "fp32"))
-    machine.build()
+def test_tensorrt_has_no_such_cache(make_machine):
+    machine = make_machine("tensorrt-delta", "fp32")
     run_once(machine)
     assert not cache_path(machine).exists()
 
@@ -93,15 +94,15 @@ def test_what_tensorrt_warns_of_is_passed_on_once(machine, monkeypatch):
     assert run_once(machine) == ["Using an engine plan file across models of GPUs"]
 
 
-def test_the_real_runtime_refuses_in_its_own_words(tmp_path, make_config, bundle_for):
+def test_the_real_runtime_refuses_in_its_own_words(tmp_path, make_config):
     """Its loading of engines needs a driver; that far it is the real one."""
     pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX")
     path = tmp_path / "rebase.engine"
     path.write_bytes(np.zeros(5000, np.uint8))
     loader = EngineLoader(load("tensorrt_rtx"), 7, tmp_path / RUNTIME_CACHE_FILE)
-    lowering = stand_in_for(bundle_for("rtx", "fp16")).manifest.lowering
+    signature = rebase_signature(make_config(), Lowering("rtx", "fp16", Rows(90, 50)))
     with pytest.raises(BackendError, match=r"TensorRT-RTX \S+ cannot load .*rebase\.engine: \S+"):
-        loader.engine(path, rebase_signature(make_config(), lowering), 1)
+        loader.engine(path, signature, 1)
 
 
 def test_the_stand_in_has_tensorrts_own_classes_methods_and_numbers():

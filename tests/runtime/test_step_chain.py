@@ -14,11 +14,8 @@ NUM_LAYERS = 6
 
 
 @pytest.fixture
-def machine(bundle_for):
-    machine = stand_in_for(bundle_for("rtx", "fp16"))
-    machine.build()
-    yield machine
-    machine.close()
+def machine(make_machine):
+    return make_machine("rtx", "fp16")
 
 
 @pytest.fixture

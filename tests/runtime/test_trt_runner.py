@@ -22,19 +22,13 @@ WAITS = "cudaStreamSynchronize"
 
 
 @pytest.fixture(params=BUNDLES, ids="-".join)
-def machine(request, bundle_for):
-    machine = stand_in_for(bundle_for(*request.param))
-    machine.build()
-    yield machine
-    machine.close()
+def machine(request, make_machine):
+    return make_machine(*request.param)
 
 
 @pytest.fixture
-def in_place(bundle_for):
-    machine = stand_in_for(bundle_for("rtx", "fp16"))
-    machine.build()
-    yield machine
-    machine.close()
+def in_place(make_machine):
+    return make_machine("rtx", "fp16")
 
 
 @pytest.fixture

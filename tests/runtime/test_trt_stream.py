@@ -112,12 +112,12 @@ def run_stream(bundle, runner, clip, *, max_frames=None):
 
 
 @pytest.fixture(scope="module")
-def streams(bundle_for, clip):
+def streams(bundle_for, stand_in_bundle, clip):
     """`streams(target, precision)`: the same stream by the TensorRT runner and by ONNX Runtime."""
 
     @cache
     def run(target, precision):
-        machine = stand_in_for(bundle_for(target, precision))
+        machine = stand_in_for(stand_in_bundle(target, precision))
         machine.build()
         with machine.open() as runner:
             ours = run_stream(machine.bundle, runner, clip)
@@ -177,12 +177,9 @@ def test_logits_agree_to_rounding(streams, target, precision):
 
 
 @every_bundle
-def test_a_sink_that_is_not_rebased_shows(
-    streams, bundle_for, clip, monkeypatch, target, precision
-):
+def test_a_sink_not_rebased_shows(streams, make_machine, clip, monkeypatch, target, precision):
     monkeypatch.setattr(DeviceCache, "_rebase", lambda *_: None)
-    machine = stand_in_for(bundle_for(target, precision))
-    machine.build()
+    machine = make_machine(target, precision)
     with machine.open() as runner:
         ours = run_stream(machine.bundle, runner, clip, max_frames=40)
     assert largest_difference(ours, streams(target, precision)[1]) > FAULT_LOGITS
@@ -199,9 +196,8 @@ def test_the_stream_holds_every_case(streams, target, precision):
     assert set(num_frames) == {0, 1, 2, 3}
 
 
-def test_a_session_tells_what_its_runner_warns_of(bundle_for, clip):
-    machine = stand_in_for(bundle_for("rtx", "fp16"))
-    machine.build()
+def test_a_session_tells_what_its_runner_warns_of(make_machine, clip):
+    machine = make_machine("rtx", "fp16")
     machine.tensorrt.api.is_capturable = False
     with machine.open() as runner:
         warnings = run_stream(machine.bundle, runner, clip, max_frames=5).warnings

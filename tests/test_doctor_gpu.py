@@ -1,0 +1,88 @@
+"""What the doctor says of TensorRT and of the GPU, on machines that have them or not."""
+
+import json
+import sys
+
+import pytest
+
+from mod_edge import doctor, doctor_gpu
+from mod_edge.doctor_gpu import judge_engines, look_at_compilers, look_at_gpu
+from mod_edge.errors import BackendError
+from mod_edge.export import trt
+from mod_edge.export.gpu import Gpu
+
+ORIN = Gpu("Orin", "87", 8 * 2**30, "12.6")
+FAULT = "no NVIDIA GPU can be used here"
+
+
+@pytest.fixture
+def gpu_is(monkeypatch):
+    """`gpu_is(gpu)`: the machine has that GPU, or none."""
+
+    def put(gpu=None):
+        def find():
+            if gpu is None:
+                raise BackendError(FAULT)
+            return gpu
+
+        monkeypatch.setattr(doctor_gpu, "find_gpu", find)
+
+    return put
+
+
+@pytest.fixture
+def fresh_loads(monkeypatch):
+    """TensorRT is imported anew, and what is loaded here is not kept."""
+    monkeypatch.setattr(doctor_gpu, "load", trt.load.__wrapped__)
+
+
+def told(*findings):
+    return [(finding.severity, finding.message) for finding in findings]
+
+
+def test_a_tensorrt_that_loads_is_told_with_the_gpus_it_compiles_for():
+    pytest.importorskip("tensorrt_rtx")
+    (compiler,) = look_at_compilers({"tensorrt-rtx": "1.7", "tensorrt": None})
+    ((severity, message),) = told(*judge_engines((compiler,), ORIN, ""))[:1]
+    assert severity == "ok"
+    assert message.startswith("TensorRT-RTX 1.")
+    assert "86, 89, 120" in message
+    assert message.endswith("without a GPU")
+
+
+def test_a_tensorrt_that_is_installed_and_does_not_load_is_an_error(fresh_loads, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    (compiler,) = look_at_compilers({"tensorrt-rtx": None, "tensorrt": "10.3.0"})
+    finding, _ = judge_engines((compiler,), None, FAULT)
+    assert finding.severity == "error"
+    assert finding.message.startswith("tensorrt is installed and does not load: import of tensorrt")
+    assert "--system-site-packages" in finding.advice
+
+
+def test_tensorrt_compiles_for_the_gpu_of_this_machine():
+    compiler = doctor_gpu.Compiler("tensorrt", "TensorRT 10.3.0")
+    (finding, _) = judge_engines((compiler,), ORIN, "")
+    assert finding.message == "TensorRT 10.3.0 compiles engines for the GPU of this machine"
+
+
+def test_a_gpu_is_told_with_its_compute_capability_memory_and_driver(gpu_is):
+    gpu_is(ORIN)
+    assert told(*judge_engines((), *look_at_gpu())) == [
+        ("ok", "Orin: compute capability 87, 8.0 GiB, driver for CUDA 12.6")
+    ]
+
+
+def test_no_gpu_is_told_only_where_engines_could_be_compiled(gpu_is):
+    gpu_is(None)
+    compiler = doctor_gpu.Compiler("tensorrt-rtx", "TensorRT-RTX 1.7", "", ("89",))
+    assert told(*judge_engines((compiler,), *look_at_gpu()))[1:] == [
+        ("ok", f"engines do not run here: {FAULT}")
+    ]
+    assert judge_engines((), *look_at_gpu()) == []
+
+
+def test_the_report_holds_both(gpu_is):
+    gpu_is(ORIN)
+    document = json.loads(json.dumps(doctor.diagnose().to_dict()))
+    assert document["gpu"]["compute_capability"] == "87"
+    assert [compiler["package"] for compiler in document["compilers"]] == ["tensorrt-rtx"]

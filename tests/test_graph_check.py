@@ -1,0 +1,327 @@
+"""One graph against its recording: faults are found, also those that Polygraphy overlooks."""
+
+import re
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+
+from mod_edge.graph_backends import graph_backends, onnx_backend
+from mod_edge.graph_check import ALLOWED_ERROR, TIED_LOGITS, check_graph, judge
+from mod_edge.manifest import read_manifest
+from mod_edge.metrics import cut_margin
+from mod_edge.presets import preset_config
+from mod_edge.recording import AFTER_ROLL
+from mod_edge.signature import bundle_signatures, layer_signature
+from mod_edge.targets import CPU_FP32
+from tests.export import graph_faults
+
+CONFIG = preset_config("tiny")
+MOD = layer_signature(CONFIG, 1, CPU_FP32)
+BACKEND = onnx_backend(CPU_FP32)
+BUNDLES = (("cpu", "fp32"), ("cuda", "fp32"), ("cuda", "fp16"), ("tensorrt-delta", "fp16"))
+# Measured on the healthy tiny graphs: 1.9e-6 in fp32, 2.6e-3 in fp16.
+HEALTHY_ERROR = {"fp32": 4e-6, "fp16": 5e-3}
+
+
+# ---- healthy graphs ----
+
+
+@pytest.mark.parametrize(("target", "precision"), BUNDLES)
+def test_every_graph_of_a_healthy_bundle_agrees(bundle_for, recording_of, target, precision):
+    bundle = bundle_for(target, precision)
+    lowering = read_manifest(bundle).lowering
+    (backend,), _ = graph_backends(lowering)
+    for signature in bundle_signatures(CONFIG, lowering):
+        result = check_graph(bundle / signature.file, recording_of(signature, lowering), backend)
+        assert result.status == "ok", (result.graph, result.reason)
+        assert result.worst.largest <= HEALTHY_ERROR[precision] < ALLOWED_ERROR[precision] / 1.9
+        assert all(error.cosine > 0.9999 for error in result.outputs)
+
+
+def test_every_kind_of_step_is_judged(recording_of):
+    kinds = [step.kind for step in recording_of(MOD, CPU_FP32).steps]
+    plain = {kind.removesuffix(AFTER_ROLL) for kind in kinds}
+    assert {"first", "prefill", "decode", "one frame", "many frames"} <= plain
+    assert len(kinds) == len(set(kinds))
+    assert any(kind.endswith(AFTER_ROLL) for kind in kinds)
+
+
+def test_inputs_are_those_of_a_stream_that_has_rolled(recording_of, recorded_stream):
+    _, _, trace = recorded_stream
+    steps = {step.kind: step.inputs for step in recording_of(MOD, CPU_FP32).steps}
+    assert steps["first"]["past_length"] == 0
+    rolled = steps["many frames" + AFTER_ROLL]
+    assert 0 < rolled["past_length"] < len(rolled["past_key"]) <= trace.capacity.mod + 3
+    assert np.abs(rolled["past_key"][int(rolled["past_length"][0]) :]).max() > 0.1, "stale rows"
+
+
+# ---- faults ----
+
+
+@pytest.fixture
+def faulty(tiny_bundle, tmp_path):
+    """`faulty(fault)`: layer 1 with a fault of `graph_faults`, or with its weights changed."""
+
+    def make(fault=None, change=None):
+        source = tiny_bundle / MOD.file
+        target = tmp_path / source.name
+        data = target.with_suffix(".data")
+        shutil.copy(source.with_suffix(".data"), data)
+        model = onnx.load(str(source), load_external_data=False)
+        if fault is not None:
+            fault(graph_faults.Surgery(model))
+        if change is not None:
+            weights = np.memmap(data, np.float32, "r+")
+            change({tensor.name: view_of(weights, tensor) for tensor in external(model)})
+            weights.flush()
+        target.write_bytes(model.SerializeToString())
+        return target
+
+    return make
+
+
+def external(model):
+    return [tensor for tensor in model.graph.initializer if tensor.external_data]
+
+
+def view_of(weights, tensor):
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    first = int(entries["offset"]) // 4
+    return weights[first : first + int(entries["length"]) // 4].reshape(tuple(tensor.dims))
+
+
+def a_weight_block(weights):
+    weights["mlp.down_proj.weight"][:32, 0] *= 1.01
+
+
+def no_numbers(weights):
+    weights["self_attn.v_proj.weight"][:] = np.nan
+
+
+def another_bias(weights):
+    weights["router.bias"][:] += 1
+
+
+def renamed_output(cut):
+    (node,) = [node for node in cut.graph.node if "new_value" in node.output]
+    node.output[list(node.output).index("new_value")] = "value"
+    for consumer in cut.consumers("new_value"):
+        cut.replace_input(consumer, "new_value", "value")
+    for value in cut.graph.output:
+        if value.name == "new_value":
+            value.name = "value"
+
+
+def missing_output(cut):
+    (kept,) = [value for value in cut.graph.output if value.name == "kept"]
+    cut.graph.output.remove(kept)
+
+
+@pytest.mark.parametrize(
+    ("fault", "change", "says"),
+    [
+        (None, a_weight_block, r"first: first bad row new_hidden\[0, 0\]"),
+        (None, another_bias, r"first bad row new_hidden\[0, 30\]"),
+        (None, no_numbers, "first: .* values of new_hidden are no finite numbers"),
+        (graph_faults.swapped_gate_and_up, None, "first: first bad row new_hidden"),
+        (graph_faults.hidden_ranks, None, "first bad row new_hidden"),
+        (graph_faults.ranks_for_positions, None, "kept has . other tokens"),
+        (graph_faults.smallest_selected, None, "kept has 2 other tokens .* by a gap of"),
+        (graph_faults.unsorted_selection, None, "kept has 0 other tokens .* by a gap of inf"),
+        (graph_faults.unmasked_past, None, "first: first bad row new_hidden"),
+        (renamed_output, None, r"its outputs are .*'value'.*, wanted .*'new_value'"),
+        (missing_output, None, r"its outputs are \[\], wanted .*'kept'"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_fault_is_found_and_described(faulty, recording_of, fault, change, says):
+    result = check_graph(faulty(fault, change), recording_of(MOD, CPU_FP32), BACKEND)
+    assert result.status == "failed"
+    assert re.search(says, result.reason), result.reason
+
+
+def test_the_same_graph_without_a_fault_is_ok(faulty, recording_of):
+    result = check_graph(faulty(), recording_of(MOD, CPU_FP32), BACKEND)
+    assert (result.status, result.reason) == ("ok", "")
+
+
+def test_a_file_that_does_not_load_is_a_failure(faulty, recording_of):
+    path = faulty()
+    path.write_bytes(path.read_bytes()[:500])
+    result = check_graph(path, recording_of(MOD, CPU_FP32), BACKEND)
+    assert result.status == "failed"
+    assert result.reason.startswith("it does not load: ")
+
+
+# ---- selections ----
+
+
+def with_logits(recording, change):
+    """The recording with its steps' router logits changed: `change(logits, kept)` in place."""
+    steps = []
+    for step, right in zip(recording.steps, recording.outputs({}), strict=True):
+        logits = step.router_logits.copy()
+        change(logits, right["kept"])
+        steps.append(replace(step, router_logits=logits))
+    return replace(recording, steps=tuple(steps))
+
+
+def other_tokens(recording):
+    """Another selection for every step with frames: the last kept token becomes the next best."""
+    selections = {}
+    for number, (step, right) in enumerate(
+        zip(recording.steps, recording.outputs({}), strict=True)
+    ):
+        if len(right["kept"]):
+            best = np.argsort(-step.router_logits, axis=1)[:, : CONFIG.num_kept + 1]
+            best[:, -2] = best[:, -1]
+            selections[number] = np.sort(best[:, :-1], axis=1)
+    return selections
+
+
+def all_equal(logits, _kept):
+    logits[:] = 1
+
+
+def test_tokens_that_the_router_cannot_tell_apart_are_a_tie_and_followed(recording_of):
+    recording = with_logits(recording_of(MOD, CPU_FP32), all_equal)
+    selections = other_tokens(recording_of(MOD, CPU_FP32))
+    result = judge(recording, "other", lambda: recording.outputs(selections))
+    assert result.status == "ok"
+    assert result.num_ties >= len(selections) > 2
+    assert result.worst.largest == 0, "the reference followed"
+
+
+def test_numbers_are_still_judged_after_a_tie(recording_of):
+    recording = with_logits(recording_of(MOD, CPU_FP32), all_equal)
+    ours = recording.outputs(other_tokens(recording_of(MOD, CPU_FP32)))
+    ours[-2]["new_hidden"][0, -1] += 1
+    result = judge(recording, "other", lambda: ours)
+    assert result.status == "failed"
+    assert "first bad row new_hidden[0, " in result.reason
+
+
+@pytest.mark.parametrize("gap", [0.5 * TIED_LOGITS, 2 * TIED_LOGITS])
+def test_a_tie_ends_at_the_stated_gap(recording_of, gap):
+    def almost_equal(logits, kept):
+        logits[:] = 1 - gap
+        np.put_along_axis(logits, kept, values=1, axis=1)
+
+    plain = recording_of(MOD, CPU_FP32)
+    recording = with_logits(plain, almost_equal)
+    result = judge(recording, "other", lambda: plain.outputs(other_tokens(plain)))
+    assert result.status == ("ok" if gap < TIED_LOGITS else "failed")
+    assert result.selections[0].gap == pytest.approx(gap, rel=0.1)
+
+
+def test_other_tokens_than_the_routers_fail_with_the_gap_and_the_tokens(recording_of):
+    recording = recording_of(MOD, CPU_FP32)
+    selections = other_tokens(recording)
+    result = judge(recording, "other", lambda: recording.outputs(selections))
+    assert result.status == "failed"
+    assert re.search(r"kept has 1 other tokens than the reference, by a gap of", result.reason)
+    shown = result.selections[0]
+    assert shown.ours == selections[0].tolist() != shown.theirs
+    assert shown.gap >= shown.margin > TIED_LOGITS, "a gap is at least the margin at the cut"
+
+
+def test_without_a_router_no_other_selection_is_a_tie(recording_of):
+    recording = recording_of(MOD, CPU_FP32)
+    blind = tuple(replace(step, router_logits=None) for step in recording.steps)
+    recording = replace(recording, steps=blind)
+    ours = recording.outputs({})
+    assert judge(recording, "other", lambda: ours).status == "ok"
+    ours[0]["kept"] = ours[0]["kept"] + 1
+    assert judge(recording, "other", lambda: ours).status == "failed"
+
+
+def test_positions_outside_a_frame_are_a_failure_and_no_crash(recording_of):
+    recording = recording_of(MOD, CPU_FP32)
+    ours = recording.outputs({})
+    ours[0]["kept"] = ours[0]["kept"] + 1000
+    assert "by a gap of inf" in judge(recording, "other", lambda: ours).reason
+
+
+def test_the_margin_at_the_cut_is_the_smallest_over_frames():
+    logits = np.array([[5, 1, 3, 2.75], [9, 8, 1, 0]], np.float32)
+    assert cut_margin(logits, 2) == 0.25
+    assert cut_margin(logits, 4) == cut_margin(logits[:0], 2) == float("inf")
+
+
+# ---- what Polygraphy lets pass ----
+
+
+def without_value(outputs):
+    del outputs["new_value"]
+
+
+def value_renamed(outputs):
+    outputs["value"] = outputs.pop("new_value")
+
+
+def empty(outputs):
+    outputs["new_value"] = outputs["new_value"][:0]
+
+
+def of_int32(outputs):
+    outputs["kept"] = outputs["kept"].astype(np.int32)
+
+
+def of_float64(outputs):
+    outputs["new_key"] = outputs["new_key"].astype(np.float64)
+
+
+def infinite(outputs):
+    outputs["new_key"][0, 0, 0] = np.inf
+
+
+def another_shape(outputs):
+    outputs["new_hidden"] = outputs["new_hidden"][0]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (without_value, r"outputs are \['kept', 'new_hidden', 'new_key'\]"),
+        (value_renamed, "outputs are .*'value'"),
+        (empty, r"new_value is float32 \(0, 2, 16\), wanted float32 \(32, 2, 16\)"),
+        (of_int32, "kept is int32"),
+        (of_float64, "new_key is float64"),
+        (infinite, "1 of 1024 values of new_key are no finite numbers"),
+        (another_shape, r"new_hidden is float32 \(40, 96\), wanted float32 \(1, 40, 96\)"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_broken_promises_fail_before_numbers_are_compared(recording_of, change, says):
+    recording = recording_of(MOD, CPU_FP32)
+    ours = recording.outputs({})
+    change(ours[0])
+    result = judge(recording, "other", lambda: ours)
+    assert result.status == "failed"
+    assert re.search(f"first: .*{says}", result.reason), result.reason
+
+
+def test_one_wrong_value_fails_although_mean_and_quantile_are_small(recording_of):
+    recording = recording_of(MOD, CPU_FP32)
+    ours = recording.outputs({})
+    ours[0]["new_hidden"][0, 17, 5] += 1
+    result = judge(recording, "other", lambda: ours)
+    assert result.reason == "first: first bad row new_hidden[0, 17]"
+    worst = result.worst
+    assert worst.mean < ALLOWED_ERROR["fp32"] < worst.largest
+    assert worst.first_bad_row == (0, 17)
+    assert worst.cosine < 1 - 1e-4
+
+
+def test_a_small_row_is_not_judged_by_a_large_one(recording_of):
+    recording = recording_of(MOD, CPU_FP32)
+    huge = recording.outputs({})
+    for outputs in huge:
+        outputs["new_hidden"][0, 0] *= 1e4
+    recording = replace(recording, outputs=lambda _selections: huge)
+    ours = [{name: array.copy() for name, array in outputs.items()} for outputs in huge]
+    ours[0]["new_hidden"][0, 17] *= 1.01
+    assert judge(recording, "other", lambda: ours).worst.first_bad_row == (0, 17)
