@@ -23,10 +23,15 @@ from mod_edge.recording import Arrays, GraphRecording, GraphStep, held_dtype
 from mod_edge.runtime.runner import Int64Array
 from mod_edge.signature import GraphSignature
 
-# Largest error of a value, relative to the largest value of its row in the reference.
-ALLOWED_ERROR = {"fp32": 2e-5, "fp16": 1e-2, "bf16": 1e-1}
+# Largest error of a value, relative to the largest value of its row in the reference. Measured on
+# the tiny and the 135m preset, at most: fp32 2.0e-6; the fp16 graphs 2.6e-3, torch in fp16 3.8e-3;
+# the bf16 graphs widened to float32 1.1e-2, torch in bf16 2.8e-2. Of real faults, the vision
+# tower's GELU without its tanh gives 3.3e-5, swapped colours 0.1, all others in a layer 0.4 to 4.
+ALLOWED_ERROR = {"fp32": 2e-5, "fp16": 1e-2, "bf16": 8e-2}
 # Router logits this close, relative to the step's largest, are a tie: which of the two tokens is
-# kept is then nobody's fault.
+# kept is then nobody's fault. Graphs compute them in float32 from inputs that the reference gets
+# too, so that this is what float32 sums in another order differ by. Of 135 recorded frames at MoD
+# layers none was that close; selecting the smallest weights gives 1.1.
 TIED_LOGITS = 1e-5
 QUANTILE = 0.999
 NUM_FAULTS_SHOWN = 3
