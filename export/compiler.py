@@ -99,7 +99,7 @@ def compile_graph(
         config = builder_config(tensorrt, builder, settings)
         set_timing_cache(tensorrt, config, timing_cache)
         _add_profiles(builder, config, signature, profiles)
-        config.progress_monitor = progress_monitor(tensorrt, lambda: bool(held))
+        config.progress_monitor = progress_monitor(tensorrt.api, lambda: bool(held))
         plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise _refusal(tensorrt, signature, _said(lines))
@@ -224,5 +224,5 @@ def _held_signals() -> Iterator[list[int]]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
-        for number in held[:1]:
-            signal.raise_signal(number)
+        if held:
+            signal.raise_signal(held[0])

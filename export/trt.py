@@ -239,9 +239,8 @@ def timing_cache_bytes(tensorrt: TensorRT, config: Any) -> bytes:
     return b"" if tensorrt.is_rtx else bytes(config.get_timing_cache().serialize())
 
 
-def progress_monitor(tensorrt: TensorRT, must_stop: Callable[[], bool]) -> Any:
+def progress_monitor(api: Any, must_stop: Callable[[], bool]) -> Any:
     """An `IProgressMonitor` that ends a compilation at its next step once `must_stop` says so."""
-    api = tensorrt.api
 
     class Monitor(api.IProgressMonitor):  # type: ignore[misc]  # known once it is imported
         def __init__(self) -> None:

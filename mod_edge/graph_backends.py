@@ -51,6 +51,9 @@ class NotRun:
     reason: str
 
 
+NO_CUDA = NotRun("onnx CUDA", "this onnxruntime has no CUDA provider")
+
+
 def graph_backends(lowering: Lowering) -> tuple[list[GraphBackend], list[NotRun]]:
     """The backends that this machine has for a bundle's graphs, and those that it lacks."""
     backends: list[GraphBackend] = []
@@ -60,11 +63,16 @@ def graph_backends(lowering: Lowering) -> tuple[list[GraphBackend], list[NotRun]
         lacking.append(NotRun("onnx CPU", f"{rewritten}, which needs the onnx package"))
     else:
         backends.append(onnx_backend(lowering, CPU))
-    if CUDA in onnxruntime.get_available_providers():
+    if lowering.target == "cuda" and has_cuda_provider():
         backends.append(onnx_backend(lowering, CUDA))
     elif lowering.target == "cuda":
-        lacking.append(NotRun("onnx CUDA", "this onnxruntime has no CUDA provider"))
+        lacking.append(NO_CUDA)
     return backends, lacking
+
+
+def has_cuda_provider() -> bool:
+    """Whether the installed ONNX Runtime is the one with CUDA in it."""
+    return CUDA in onnxruntime.get_available_providers()
 
 
 def onnx_backend(lowering: Lowering, provider: str = CPU) -> GraphBackend:
@@ -74,7 +82,7 @@ def onnx_backend(lowering: Lowering, provider: str = CPU) -> GraphBackend:
     in between costs.
     """
     place = "CPU" if provider == CPU else "CUDA"
-    is_widened = provider == CPU and rewriting(lowering) == WIDENED
+    is_widened = rewriting(lowering) == WIDENED
 
     def runner(path: Path, signature: GraphSignature) -> BaseRunner:
         return OnnxGraphRunner(path, signature, lowering, provider)
@@ -83,7 +91,7 @@ def onnx_backend(lowering: Lowering, provider: str = CPU) -> GraphBackend:
 
 
 def rewriting(lowering: Lowering) -> str:
-    """What has to be done to a graph before ONNX Runtime's CPU takes it; "" for nothing."""
+    """What has to be done to a graph before ONNX Runtime takes it; "" for nothing."""
     if lowering.precision == "bf16":
         return WIDENED
     is_marked = TARGETS[lowering.target].compiler and lowering.dialect == "in_place"

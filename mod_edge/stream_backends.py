@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from mod_edge.errors import ModEdgeError
-from mod_edge.export.trt import TensorRT
-from mod_edge.graph_backends import NotRun, rewriting
+from mod_edge.graph_backends import NO_CUDA, NotRun, has_cuda_provider, rewriting
 from mod_edge.opened_bundle import OpenedBundle
 from mod_edge.recording import StreamTrace
-from mod_edge.runtime.engine_choice import SessionLimits
+from mod_edge.runtime.backends import BackendChoice, open_runner
+from mod_edge.runtime.runner import SessionLimits
 from mod_edge.runtime.protocol import Protocol
 from mod_edge.runtime.runner import Runner
 from mod_edge.stream_check import Follow, StreamResult, check_stream
@@ -28,18 +28,24 @@ def check_streams(
         trace: the reference's.
         follow: see `check_stream`.
     """
-    if rewritten := rewriting(bundle.lowering):
+    rewritten = rewriting(bundle.lowering)
+    if rewritten:
         reason = f"{rewritten} for it, which is done graph by graph only"
         yield StreamResult("onnx CPU", "not run", reason)
     else:
-        yield check_backend(bundle, trace, follow, "onnx CPU", partial(_onnx_runner, bundle))
+        for device in ("cpu", "cuda") if bundle.lowering.target == "cuda" else ("cpu",):
+            if device == "cuda" and not has_cuda_provider():
+                yield StreamResult(NO_CUDA.name, "not run", NO_CUDA.reason)
+                continue
+            chosen = partial(_runner, bundle, BackendChoice("onnx", device))
+            yield check_backend(bundle, trace, follow, f"onnx {device.upper()}", chosen)
     if TARGETS[bundle.lowering.target].compiler:
         tensorrt = find_tensorrt(bundle)
         if isinstance(tensorrt, NotRun):
             yield StreamResult(tensorrt.name, "not run", tensorrt.reason)
         else:
-            open_runner = partial(_tensorrt_runner, bundle, tensorrt)
-            yield check_backend(bundle, trace, follow, tensorrt.name, open_runner)
+            chosen = partial(_runner, bundle, BackendChoice("tensorrt"))
+            yield check_backend(bundle, trace, follow, tensorrt.name, chosen)
 
 
 def check_backend(
@@ -47,21 +53,16 @@ def check_backend(
     trace: StreamTrace,
     follow: Follow | None,
     name: str,
-    open_runner: OpenRunner,
+    open_backend: OpenRunner,
 ) -> StreamResult:
     """The stream on one backend; whatever is wrong with it stands in the result."""
     config = bundle.config
     protocol = Protocol(config.stream_config, bundle.tokenizer, trace.threshold)
+    precision = bundle.lowering.precision
     try:
-        with open_runner(trace) as runner:
+        with open_backend(trace) as runner:
             return check_stream(
-                trace,
-                runner,
-                config,
-                protocol,
-                bundle.lowering.precision,
-                backend=name,
-                follow=follow,
+                trace, runner, config, protocol, precision, backend=name, follow=follow
             )
     except ModEdgeError as exc:
         return StreamResult(name, "failed", str(exc))
@@ -73,21 +74,6 @@ def session_limits(bundle: OpenedBundle, trace: StreamTrace) -> SessionLimits:
     return SessionLimits(capacity, trace.max_step_tokens, trace.frames_per_step)
 
 
-def _onnx_runner(bundle: OpenedBundle, trace: StreamTrace) -> Runner:
-    from mod_edge.runtime.onnx_runner import OnnxRunner
-
-    return OnnxRunner(
-        bundle.folder,
-        bundle.config,
-        bundle.lowering,
-        trace.capacity,
-        max_step_tokens=trace.max_step_tokens,
-        frames_per_step=trace.frames_per_step,
-    )
-
-
-def _tensorrt_runner(bundle: OpenedBundle, tensorrt: TensorRT, trace: StreamTrace) -> Runner:
-    from mod_edge.runtime.trt_runner import open_trt_runner
-
+def _runner(bundle: OpenedBundle, choice: BackendChoice, trace: StreamTrace) -> Runner:
     limits = session_limits(bundle, trace)
-    return open_trt_runner(bundle.folder, bundle.manifest, bundle.config, limits, tensorrt=tensorrt)
+    return open_runner(bundle.folder, bundle.manifest, bundle.config, limits, choice)[0]

@@ -11,8 +11,9 @@ from mod_edge.export.trt import NAMES, TensorRT, load
 from mod_edge.graph_backends import GraphBackend, NotRun, input_metadata
 from mod_edge.opened_bundle import OpenedBundle
 from mod_edge.recording import Arrays
-from mod_edge.runtime.engine_choice import SessionLimits, find_engines
+from mod_edge.runtime.engine_choice import find_engines
 from mod_edge.runtime.engine_loader import EngineLoader
+from mod_edge.runtime.runner import SessionLimits
 from mod_edge.shape_ranges import optimization_profiles
 from mod_edge.signature import GraphSignature
 from mod_edge.targets import TARGETS

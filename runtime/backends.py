@@ -8,8 +8,7 @@ from mod_edge.engine_manifest import read_engine_manifests
 from mod_edge.errors import BackendError, ConfigError
 from mod_edge.manifest import Manifest
 from mod_edge.runtime.cuda_driver import CudaDriver
-from mod_edge.runtime.engine_choice import SessionLimits
-from mod_edge.runtime.runner import Runner
+from mod_edge.runtime.runner import Runner, SessionLimits
 from mod_edge.targets import TARGETS
 
 BACKENDS = ("auto", "tensorrt", "onnx", "torch")
@@ -82,27 +81,27 @@ def open_runner(
         return _open_onnx(folder, manifest, config, limits, choice.device)
     if not TARGETS[manifest.lowering.target].compiler:
         return _open_onnx(folder, manifest, config, limits, choice.device)
-    driver = _driver_for_engines(folder, manifest)
-    if isinstance(driver, CudaDriver):
+    driver, obstacle = _driver_for_engines(folder, manifest)
+    if driver is not None:
         return _open_tensorrt(folder, manifest, config, limits, driver), "its engines fit here"
     try:
-        return _open_onnx(folder, manifest, config, limits, "cpu")[0], driver
+        return _open_onnx(folder, manifest, config, limits, "cpu")[0], obstacle
     except BackendError as exc:
-        raise BackendError(f"{driver}; and on the CPU: {exc}") from exc
+        raise BackendError(f"{obstacle}; and on the CPU: {exc}") from exc
 
 
-def _driver_for_engines(folder: Path, manifest: Manifest) -> CudaDriver | str:
-    """The GPU for the bundle's engines, or why there is none to run."""
+def _driver_for_engines(folder: Path, manifest: Manifest) -> tuple[CudaDriver | None, str]:
+    """The GPU for the bundle's engines, or None and what is lacking to run any."""
     target = TARGETS[manifest.lowering.target]
     if not read_engine_manifests(folder):
-        return f"for target {target.name}, but no engines are built (mod-edge build {folder})"
+        return None, f"for target {target.name}, but no engines are built (mod-edge build {folder})"
     from mod_edge.export.trt import load
 
     try:
         load(target.compiler)
-        return CudaDriver()
+        return CudaDriver(), ""
     except BackendError as exc:
-        return f"engines are built, but {exc}"
+        return None, f"engines are built, but {exc}"
 
 
 def _open_tensorrt(

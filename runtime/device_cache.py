@@ -18,7 +18,7 @@ from mod_edge.config import ModelConfig
 from mod_edge.kv_window import Eviction, Rows
 from mod_edge.rope import inverse_frequencies
 from mod_edge.runtime.cuda_driver import CudaDriver, aligned
-from mod_edge.runtime.engine_context import EngineContext
+from mod_edge.runtime.graph_set import GraphContext
 from mod_edge.runtime.step_inputs import FLOAT32_BYTES, UploadBlocks
 from mod_edge.targets import ITEM_BYTES, Lowering
 
@@ -123,7 +123,7 @@ class DeviceCache:
             self._driver.copy(layer.key + first, layer.new_key, size_bytes)
             self._driver.copy(layer.value + first, layer.new_value, size_bytes)
 
-    def evict(self, eviction: Eviction, rebase: EngineContext) -> None:
+    def evict(self, eviction: Eviction, rebase: GraphContext) -> None:
         """Drop the rows that `eviction` names and rebase the sink, without waiting for it.
 
         The rule is that of `KvCache.evict`, and `rebase` is the graph that turns keys by it.
@@ -167,9 +167,7 @@ class DeviceCache:
             function(angles, out=out, casting="same_kind")
         self._angles.upload(2 * self._angle_bytes)
 
-    def _rebase(
-        self, layer: DeviceLayer, first_keys: int, sink: int, rebase: EngineContext
-    ) -> None:
+    def _rebase(self, layer: DeviceLayer, first_keys: int, sink: int, rebase: GraphContext) -> None:
         assert self._first is not None
         addresses = {
             "key": first_keys,

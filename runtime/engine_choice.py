@@ -1,6 +1,6 @@
 """Which of the engines beside a bundle run here: built for this GPU, by this compiler, from it."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from mod_edge.config import ModelConfig
@@ -14,25 +14,10 @@ from mod_edge.engine_manifest import (
 )
 from mod_edge.errors import BackendError
 from mod_edge.export.trt import NAMES, TensorRT
-from mod_edge.kv_window import Rows
 from mod_edge.manifest import MANIFEST_FILE, SMALL_FILE_BYTES, Manifest
 from mod_edge.profiles import load_profile, profile_names
+from mod_edge.runtime.runner import SessionLimits
 from mod_edge.signature import bundle_signatures
-
-
-@dataclass(frozen=True)
-class SessionLimits:
-    """What a session may ask of a runner.
-
-    Attributes:
-        capacity: rows of the cache.
-        max_step_tokens: T at most, the step's frames included.
-        frames_per_step: F at most, in a step and in `encode`.
-    """
-
-    capacity: Rows
-    max_step_tokens: int
-    frames_per_step: int
 
 
 def find_engines(

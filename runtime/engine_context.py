@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mod_edge.errors import BackendError
+from mod_edge.export.trt import is_capturable
 from mod_edge.signature import GraphSignature
 
 
@@ -15,6 +16,11 @@ class EngineContext:
         self.signature = signature
         self.native = context
         self._stream = stream
+
+    @property
+    def is_capturable(self) -> bool:
+        """Whether a CUDA graph can hold what it is about to run, as far as TensorRT says."""
+        return is_capturable(self.native, self._stream)
 
     def bind(self, addresses: Mapping[str, int], letters: Mapping[str, int]) -> None:
         """Say where every tensor lies and how large the inputs are.

@@ -5,7 +5,7 @@ from typing import Any
 
 from mod_edge.config import ModelConfig
 from mod_edge.engine_manifest import RUNTIME_CACHE_FILE, EngineManifest
-from mod_edge.export.trt import TensorRT, is_capturable, scratch_bytes, set_scratch
+from mod_edge.export.trt import TensorRT, scratch_bytes, set_scratch
 from mod_edge.runtime.cuda_driver import CudaDriver
 from mod_edge.runtime.engine_context import EngineContext
 from mod_edge.runtime.engine_loader import EngineLoader
@@ -16,6 +16,8 @@ from mod_edge.targets import Lowering
 
 class EngineSet:
     """Loads every engine once; contexts are cheap beside them, and made as they are asked for."""
+
+    can_capture = True
 
     def __init__(
         self,
@@ -64,10 +66,6 @@ class EngineSet:
         native = self._loader.context(self._engines[name], index, is_captured=is_captured)
         set_scratch(native, self._scratch, self._scratch_bytes)
         return EngineContext(self._signatures[name], native, self._driver.stream)
-
-    def is_capturable(self, contexts: list[EngineContext]) -> bool:
-        """Whether a CUDA graph can hold what they run, as far as TensorRT says."""
-        return all(is_capturable(context.native, self._driver.stream) for context in contexts)
 
     def close(self) -> None:
         """Let go of the engines; all contexts are gone already."""

@@ -40,6 +40,8 @@ RECORD_ASSIGNMENT = "session.record_ep_graph_assignment_info"
 class OnnxContext:
     """One session's bindings: what `EngineContext` is to an engine."""
 
+    is_capturable = False
+
     def __init__(self, session: Any, signature: GraphSignature, device: str) -> None:
         """Bind nothing yet; `device` is where the addresses will be."""
         self._session = session
@@ -127,6 +129,12 @@ class OnnxGraphSet:
 
 
 def _open(path: Path, provider: str, provider_options: dict[str, str]) -> Any:
+    available = onnxruntime.get_available_providers()
+    if provider not in available:
+        raise BackendError(
+            f"this onnxruntime has {', '.join(available)}, wanted {provider}; install it with: "
+            'pip uninstall -y onnxruntime, pip install "mod-edge[gpu]"; or take --device cpu'
+        )
     options = session_options()
     options.enable_mem_pattern = False  # kept for every shape seen
     options.add_session_config_entry(RECORD_ASSIGNMENT, "1")

@@ -20,8 +20,8 @@ from mod_edge.manifest import (
 )
 from mod_edge.profiles import Profile, load_profile, profile_names
 from mod_edge.runtime.backends import BackendChoice, open_runner
-from mod_edge.runtime.engine_choice import SessionLimits
 from mod_edge.runtime.protocol import text_minimum
+from mod_edge.runtime.runner import SessionLimits
 from mod_edge.runtime.session import Session, SessionOptions
 from mod_edge.signature import bundle_signatures
 from mod_edge.targets import Lowering

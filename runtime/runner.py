@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol
 
@@ -26,6 +27,21 @@ class FrameEmbeds(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, frames: slice, /) -> "FrameEmbeds": ...
+
+
+@dataclass(frozen=True)
+class SessionLimits:
+    """What a session may ask of a runner.
+
+    Attributes:
+        capacity: rows of the cache.
+        max_step_tokens: T at most, the step's frames included.
+        frames_per_step: F at most, in a step and in `encode`.
+    """
+
+    capacity: Rows
+    max_step_tokens: int
+    frames_per_step: int
 
 
 class Runner(ABC):

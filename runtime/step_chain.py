@@ -12,8 +12,7 @@ from typing import Any
 
 from mod_edge.errors import BackendError
 from mod_edge.runtime.cuda_driver import CudaDriver
-from mod_edge.runtime.engine_context import EngineContext
-from mod_edge.runtime.engine_set import EngineSet
+from mod_edge.runtime.graph_set import GraphContext, GraphSet
 from mod_edge.runtime.step_inputs import StepLetters
 from mod_edge.shape_ranges import profile_for
 
@@ -22,7 +21,7 @@ from mod_edge.shape_ranges import profile_for
 MAX_GRAPHS = 8
 MIN_IDLE_STEPS = 256
 
-Bind = Callable[[list[EngineContext], StepLetters], None]
+Bind = Callable[[list[GraphContext], StepLetters], None]
 
 
 @dataclass
@@ -33,7 +32,7 @@ class CapturedStep:
     """
 
     graph: Any | None
-    contexts: list[EngineContext]
+    contexts: list[GraphContext]
     last_used: int  # number of the step
 
 
@@ -41,7 +40,7 @@ class CapturedStep:
 class PlainSteps:
     """The contexts of one optimization profile and the step that they are bound to."""
 
-    contexts: list[EngineContext]
+    contexts: list[GraphContext]
     bound: StepLetters | None = None
 
 
@@ -61,7 +60,7 @@ class StepChain:
     def __init__(
         self,
         driver: CudaDriver,
-        engines: EngineSet,
+        engines: GraphSet,
         layers: list[str],
         bind: Bind,
         *,
@@ -109,6 +108,7 @@ class StepChain:
             self.counts.launched += 1
             return
         is_repeated = letters in self._seen and letters not in self._refused
+        is_repeated = is_repeated and self._engines.can_capture
         self._seen.add(letters)
         if not (is_repeated and self._make_room() and self._run_and_capture(letters)):
             self._run_plain(letters)
@@ -158,7 +158,7 @@ class StepChain:
         # Before it is captured a context has to run once in its shape, and the step has to run.
         _enqueue(contexts)
         step = CapturedStep(None, contexts, self._num_steps)
-        if not self._engines.is_capturable(contexts):
+        if not all(context.is_capturable for context in contexts):
             self._refuse(letters, "TensorRT says that it cannot be")
             self._retired.append(step)
             return True
@@ -181,12 +181,12 @@ class StepChain:
                 f"layer by layer, not as one CUDA graph: {reason}"
             )
 
-    def _contexts(self, profile: str, *, is_captured: bool = False) -> list[EngineContext]:
+    def _contexts(self, profile: str, *, is_captured: bool = False) -> list[GraphContext]:
         return [
             self._engines.context(name, profile, is_captured=is_captured) for name in self._layers
         ]
 
 
-def _enqueue(contexts: list[EngineContext]) -> None:
+def _enqueue(contexts: list[GraphContext]) -> None:
     for context in contexts:
         context.enqueue()

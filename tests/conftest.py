@@ -104,6 +104,13 @@ def bundle_for(tiny_checkpoint, export_tiny):
 
 
 @pytest.fixture(scope="session")
+def any_bundle(tiny_bundle, bundle_for):
+    """`any_bundle(target, precision)`: as `bundle_for`, and `tiny_bundle` for a CPU."""
+    cpu = ("cpu", "fp32")
+    return lambda *lowering: tiny_bundle if lowering == cpu else bundle_for(*lowering)
+
+
+@pytest.fixture(scope="session")
 def recorded_stream(tiny_checkpoint):
     """The tiny reference and what a drawn video gave through it (4 s): model, recorder, trace."""
     from mod_edge.checkpoint import Checkpoint

@@ -328,7 +328,7 @@ def test_a_missing_video_a_folder_and_a_missing_camera_are_errors(tiny_bundle, t
         (("--frames-per-step", "0"), "frames_per_step=0, wanted at least 1"),
         (("--frames-per-step", "99"), "take fewer frames a step"),
         (("--profile", "cpo"), 'no profile is called "cpo"; did you mean "cpu"?'),
-        (("--backend", "onx"), "backend='onx', wanted one of auto, onnx, torch"),
+        (("--backend", "onx"), "backend='onx', wanted one of auto, tensorrt, onnx, torch"),
         (("--backend", "torch"), "give --backend torch and --checkpoint CHECKPOINT together"),
         (("--checkpoint", "ck"), "give --backend torch and --checkpoint CHECKPOINT together"),
     ],

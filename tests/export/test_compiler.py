@@ -1,5 +1,7 @@
 """Graphs in the real compiler, without a GPU: what it takes, what it must not be believed about."""
 
+import signal
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import onnx
@@ -9,7 +11,7 @@ from onnx import TensorProto, helper
 from mod_edge.config import read_config
 from mod_edge.engine_manifest import EngineSettings
 from mod_edge.errors import BackendError, ExportError
-from mod_edge.export import trt
+from mod_edge.export import compiler, trt
 from mod_edge.export.compiler import compile_graph
 from mod_edge.manifest import CONFIG_FILE, read_manifest
 from mod_edge.shape_ranges import ShapeRange, StepLimits, optimization_profiles
@@ -246,3 +248,37 @@ def test_a_compiler_that_does_not_start_is_a_backend_error(rtx, settings, tmp_pa
     broken = replace(rtx, api=type("api", (), {"Builder": NoBuilder}))
     with pytest.raises(BackendError, match=r"cannot compile here: .*see: mod-edge doctor"):
         compile_graph(broken, tmp_path / "any.onnx", ADDED, {}, settings)
+
+
+@pytest.fixture
+def ctrl_c(monkeypatch):
+    """Ctrl-C arrives while TensorRT reports its first step; the steps that it has asked about."""
+    steps = []
+    monitor = compiler.progress_monitor
+
+    def interrupted(api, must_stop):
+        def ask():
+            steps.append(None)
+            if len(steps) == 1:
+                signal.raise_signal(signal.SIGINT)
+            return must_stop()
+
+        return monitor(api, ask)
+
+    monkeypatch.setattr(compiler, "progress_monitor", interrupted)
+    # Where tests run in the background, it is ignored.
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield steps
+    signal.signal(signal.SIGINT, previous)
+
+
+def test_ctrl_c_is_not_lost_in_tensorrt_and_ends_the_build_at_that_step(ctrl_c, compile_planted):
+    with pytest.raises(KeyboardInterrupt):
+        compile_planted(ADD, ADDED)
+    assert len(ctrl_c) == 1
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_in_another_thread_a_graph_compiles_without_touching_signals(compile_planted):
+    with ThreadPoolExecutor(1) as pool:
+        assert memoryview(pool.submit(compile_planted, ADD, ADDED).result().plan).nbytes > 1000

@@ -13,7 +13,7 @@ from mod_edge.export.trt import load
 from mod_edge.manifest import CONFIG_FILE, read_manifest
 from mod_edge.profiles import FrameRange, load_profile, profile_names
 from mod_edge.runtime.cuda_driver import CudaDriver
-from mod_edge.runtime.engine_choice import SessionLimits
+from mod_edge.runtime.runner import SessionLimits
 from mod_edge.runtime.trt_runner import open_trt_runner
 from mod_edge.targets import TARGETS
 from tests.runtime.stand_in_runner import (
@@ -82,7 +82,7 @@ def engines_for(bundle_for, tmp_path_factory):
 
 @pytest.fixture
 def open_runner(engines_for):
-    """`open_runner(target, precision)`: a `TrtRunner` on this GPU and its config."""
+    """`open_runner(target, precision)`: a `DeviceRunner` on this GPU and its config."""
     opened = []
 
     def make(target, precision):

@@ -1,4 +1,4 @@
-"""A `TrtRunner` on the stand-ins, with everything that a test wants to look at."""
+"""A TensorRT runner on the stand-ins, with everything that a test wants to look at."""
 
 import os
 import shutil
@@ -11,8 +11,9 @@ from mod_edge.kv_window import Rows
 from mod_edge.layout import step_layout
 from mod_edge.manifest import CONFIG_FILE, Manifest, read_manifest
 from mod_edge.runtime.cuda_driver import CudaDriver
-from mod_edge.runtime.engine_choice import SessionLimits
-from mod_edge.runtime.trt_runner import TrtRunner, open_trt_runner
+from mod_edge.runtime.device_runner import DeviceRunner
+from mod_edge.runtime.runner import SessionLimits
+from mod_edge.runtime.trt_runner import open_trt_runner
 from mod_edge.shape_ranges import StepLimits
 from tests.runtime.stand_in_driver import StandInCudart
 from tests.runtime.stand_in_tensorrt import build_stand_ins, stand_in_tensorrt
@@ -31,9 +32,9 @@ class StandIn:
     limits: SessionLimits
     cudart: StandInCudart
     tensorrt: TensorRT
-    opened: list[TrtRunner] = field(default_factory=list)
+    opened: list[DeviceRunner] = field(default_factory=list)
 
-    def open(self) -> TrtRunner:
+    def open(self) -> DeviceRunner:
         """A new runner on this GPU; `close` closes all of them."""
         runner = open_trt_runner(
             self.bundle,

@@ -2,6 +2,7 @@
 
 import shutil
 import tracemalloc
+from types import SimpleNamespace
 
 import numpy as np
 import onnxruntime
@@ -11,7 +12,7 @@ from mod_edge.config import read_config
 from mod_edge.errors import BackendError, CacheError
 from mod_edge.kv_window import Eviction, Rows
 from mod_edge.layout import FRAME, step_layout
-from mod_edge.manifest import CONFIG_FILE
+from mod_edge.manifest import CONFIG_FILE, read_manifest
 from mod_edge.runtime.onnx_runner import PROVIDER, OnnxRunner
 from mod_edge.targets import CPU_FP32
 
@@ -271,3 +272,53 @@ def test_a_step_allocates_nothing_of_the_caches_size(tiny_bundle, config, embeds
     tracemalloc.stop()
     # measured 4.5 kB; a copy of the smallest buffer alone would be 3.8 MB
     assert peak_bytes < smallest / 50
+
+
+# ---- the in_place dialect ----
+
+
+@pytest.fixture
+def copies_of(bundle_for, config, capfd, monkeypatch):
+    """`copies_of(runner_class)`: how often ONNX Runtime says that a step has copied a cache."""
+
+    def open_talking(path, options, providers):
+        options.log_severity_level = 2
+        return onnxruntime.InferenceSession(path, options, providers=providers)
+
+    bundle = bundle_for("cuda", "fp32")
+    talking = SimpleNamespace(InferenceSession=open_talking, __version__=onnxruntime.__version__)
+    monkeypatch.setattr("mod_edge.runtime.onnx_runner.onnxruntime", talking)
+
+    def count(runner_class):
+        lowering = read_manifest(bundle).lowering
+        runner = runner_class(bundle, config, lowering, lowering.capacity, **LIMITS)
+        layout = step_layout((2,), config.frame_num_tokens, config.num_kept)
+        runner.step(layout, [5, 6], None, position=0, past=NO_PAST)
+        return capfd.readouterr().err.count("in-place optimization not activated")
+
+    return count
+
+
+class Unaliased(OnnxRunner):
+    """Binds past and present at two addresses: right numbers, and a copy of the cache a step."""
+
+    def _bind_whole_cache(self):
+        super()._bind_whole_cache()
+        self._others = [buffers.key.copy() for buffers in self._cache.layers]
+        for graph, other in zip(self._layers, self._others, strict=True):
+            graph.bind_output("present_key", other)
+
+
+def test_a_step_copies_no_cache(copies_of):
+    assert copies_of(OnnxRunner) == 0
+
+
+def test_a_cache_bound_at_two_addresses_is_copied_and_onnxruntime_says_so(copies_of, config):
+    assert copies_of(Unaliased) == config.text_config.num_hidden_layers
+
+
+def test_a_bf16_bundle_is_refused_with_what_to_do(bundle_for, config):
+    bundle = bundle_for("rtx", "bf16")
+    lowering = read_manifest(bundle).lowering
+    with pytest.raises(BackendError, match=r"is in bf16, .* --precision fp16 or fp32"):
+        OnnxRunner(bundle, config, lowering, lowering.capacity, **LIMITS)

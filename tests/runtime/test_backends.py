@@ -1,0 +1,101 @@
+"""Which backend is chosen, why, and when choosing another one would be a silent failure."""
+
+import shutil
+
+import pytest
+
+from mod_edge.config import read_config
+from mod_edge.engine_manifest import ENGINES_FOLDER
+from mod_edge.errors import BackendError, ConfigError
+from mod_edge.manifest import CONFIG_FILE, read_manifest
+from mod_edge.runtime import backends
+from mod_edge.runtime.backends import BackendChoice, open_runner
+from mod_edge.runtime.cuda_driver import CudaDriver
+from mod_edge.runtime.runner import SessionLimits
+from tests.conftest import CAPACITY
+from tests.runtime.stand_in_runner import stand_in_for
+
+LIMITS = SessionLimits(CAPACITY, max_step_tokens=64, frames_per_step=3)
+
+
+def choose(bundle, **choice):
+    manifest, config = read_manifest(bundle), read_config(bundle / CONFIG_FILE)
+    runner, reason = open_runner(bundle, manifest, config, LIMITS, BackendChoice(**choice))
+    runner.close()
+    return runner.name, reason
+
+
+@pytest.fixture
+def machine(stand_in_bundle, monkeypatch):
+    """An RTX bundle on a machine with a stand-in GPU and TensorRT-RTX, without engines yet."""
+    machine = stand_in_for(stand_in_bundle("rtx", "fp16"))
+    shutil.rmtree(machine.bundle / ENGINES_FOLDER, ignore_errors=True)  # other tests build some
+    monkeypatch.setattr(backends, "CudaDriver", lambda: CudaDriver(machine.cudart))
+    monkeypatch.setattr("mod_edge.export.trt.load", lambda _compiler: machine.tensorrt)
+    monkeypatch.setattr("mod_edge.runtime.trt_runner.load", lambda _compiler: machine.tensorrt)
+    return machine
+
+
+def test_a_cpu_bundle_runs_on_onnxruntime(tiny_bundle):
+    name, reason = choose(tiny_bundle)
+    assert name.startswith("onnx (onnxruntime")
+    assert reason == "for target cpu"
+    assert choose(tiny_bundle, backend="onnx", device="cpu")[1] == "as asked"
+
+
+def test_a_bundle_without_engines_runs_on_the_cpu_and_says_how_to_build(bundle_for):
+    name, reason = choose(bundle_for("rtx", "fp16"))
+    assert "CPU" in name
+    assert "no engines are built (mod-edge build" in reason
+
+
+def test_engines_without_a_gpu_run_on_the_cpu_and_say_so(machine, monkeypatch):
+    machine.build()
+
+    def no_driver():
+        raise BackendError("no NVIDIA driver runs here")
+
+    monkeypatch.setattr(backends, "CudaDriver", no_driver)
+    name, reason = choose(machine.bundle)
+    assert "CPU" in name
+    assert reason == "engines are built, but no NVIDIA driver runs here"
+
+
+def test_engines_that_fit_are_taken(machine):
+    machine.build()
+    name, reason = choose(machine.bundle)
+    assert name.startswith("tensorrt (TensorRT-RTX")
+    assert reason == "its engines fit here"
+    assert machine.cudart.num_live == 0
+
+
+def test_engines_that_do_not_fit_are_an_error_never_another_backend(machine):
+    machine.build(version="1.6.0.1")
+    with pytest.raises(BackendError, match=r"1\.6\.0\.1.*mod-edge build"):
+        choose(machine.bundle)
+    assert machine.cudart.num_live == 0
+
+
+def test_tensorrt_for_a_cpu_bundle_names_the_targets(tiny_bundle, machine):
+    with pytest.raises(BackendError, match=r"for target cpu, which has no engines.*--target"):
+        choose(tiny_bundle, backend="tensorrt")
+    assert machine.cudart.num_live == 0
+
+
+def test_a_bf16_bundle_that_nothing_here_runs_says_both_reasons(bundle_for):
+    with pytest.raises(BackendError, match=r"no engines are built.*on the CPU: .* is in bf16"):
+        choose(bundle_for("rtx", "bf16"))
+
+
+@pytest.mark.parametrize(
+    ("choice", "says"),
+    [
+        ({"backend": "trt"}, "wanted one of auto, tensorrt, onnx, torch"),
+        ({"device": "gpu"}, "wanted one of auto, cpu, cuda"),
+        ({"backend": "torch"}, "give --backend torch and --checkpoint CHECKPOINT together"),
+        ({"backend": "tensorrt", "device": "cuda"}, "leave --device out"),
+    ],
+)
+def test_a_choice_that_contradicts_itself_is_an_error(choice, says):
+    with pytest.raises(ConfigError, match=says):
+        BackendChoice(**choice)

@@ -1,0 +1,371 @@
+"""A whole stream against its trace: healthy runners agree, faults and clear differences do not."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer
+
+from mod_edge.errors import CacheError
+from mod_edge.manifest import TOKENIZER_FILE, read_manifest
+from mod_edge.presets import preset_config
+from mod_edge.recording import EncodeCall, EvictCall, ReadCall, StepCall
+from mod_edge.reference_stream import MIN_ROLLS, follow_stream
+from mod_edge.runtime.kv_cache import KvCache
+from mod_edge.runtime.onnx_runner import OnnxRunner
+from mod_edge.runtime.protocol import Protocol
+from mod_edge.runtime.runner import Runner
+from mod_edge.runtime.torch_runner import TorchRunner
+from mod_edge.stream_check import ALLOWED_LARGEST, TIED_LOGITS, call_layout, check_stream
+from mod_edge.trace_file import read_trace, write_trace
+
+CONFIG = preset_config("tiny")
+SILENT, SPEAK = CONFIG.stream_config.frame_token_interval_id, CONFIG.stream_config.stream_end_id
+# Measured on the tiny bundles: largest and mean error of a row's logits.
+HEALTHY = {"fp32": (5e-5, 1e-5), "fp16": (0.1, 0.02)}
+
+
+@pytest.fixture(scope="module")
+def trace(recorded_stream):
+    return recorded_stream[2]
+
+
+@pytest.fixture(scope="module")
+def check(tiny_checkpoint, trace):
+    """`check(runner, trace=trace, precision="fp32", follow=None)`: the stream's result."""
+    tokenizer = Tokenizer.from_file(str(tiny_checkpoint / TOKENIZER_FILE))
+
+    def run(runner, trace=trace, precision="fp32", follow=None):
+        protocol = Protocol(CONFIG.stream_config, tokenizer, trace.threshold)
+        return check_stream(
+            trace, runner, CONFIG, protocol, precision, backend="runner", follow=follow
+        )
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def follow(recorded_stream):
+    model, _, trace = recorded_stream
+    return lambda selections: follow_stream(model, trace, selections)
+
+
+def onnx_runner(bundle, trace):
+    return OnnxRunner(
+        bundle,
+        CONFIG,
+        read_manifest(bundle).lowering,
+        trace.capacity,
+        max_step_tokens=trace.max_step_tokens,
+        frames_per_step=trace.frames_per_step,
+    )
+
+
+# ---- what is recorded ----
+
+
+def test_the_stream_rolls_asks_and_feeds_several_frames_a_step(trace):
+    steps = [call for call in trace.calls if isinstance(call, StepCall)]
+    assert trace.count(EvictCall) >= MIN_ROLLS == 3
+    assert max(call_layout(step, CONFIG).num_frames for step in steps) == trace.frames_per_step == 3
+    assert any(call_layout(step, CONFIG).num_frames == 1 for step in steps[1:])
+    num_texts = sum(not call_layout(step, CONFIG).num_frames for step in steps)
+    assert 3 <= num_texts < len(steps)
+
+
+def test_every_frame_is_fed_from_where_it_was_encoded(trace):
+    num_encoded = 0
+    for call in trace.calls:
+        if isinstance(call, EncodeCall):
+            num_encoded = len(call.frames)
+        elif isinstance(call, StepCall):
+            assert call.first_frame + call_layout(call, CONFIG).num_frames <= num_encoded
+
+
+def test_the_reference_itself_makes_no_error(check, trace, recorded_stream):
+    result = check(TorchRunner(recorded_stream[0]))
+    assert (result.status, result.largest, result.num_ties) == ("ok", 0, 0)
+    assert result.num_rolls == trace.count(EvictCall)
+    assert result.num_steps == trace.count(StepCall)
+    assert result.num_answers > result.num_frames >= 16
+
+
+# ---- runners of the runtime ----
+
+
+@pytest.mark.parametrize(("target", "precision"), [("cpu", "fp32"), ("cuda", "fp16")])
+def test_a_healthy_bundle_gives_the_references_stream(
+    check, trace, any_bundle, follow, target, precision
+):
+    with onnx_runner(any_bundle(target, precision), trace) as runner:
+        result = check(runner, precision=precision, follow=follow)
+    assert result.status == "ok", result.reason
+    largest, mean = HEALTHY[precision]
+    assert result.largest <= largest
+    assert result.mean <= mean
+    if precision == "fp32":
+        assert not result.other_answers
+        assert result.num_ties == 0
+
+
+def not_rebased(eviction):
+    return replace(eviction, num_evicted=0)
+
+
+def rebased_by_mod_rows(eviction):
+    counted = eviction.num_evicted * eviction.dropped.mod // eviction.dropped.dense
+    return replace(eviction, num_evicted=counted)
+
+
+@pytest.mark.parametrize("fault", [not_rebased, rebased_by_mod_rows])
+@pytest.mark.parametrize(("target", "precision"), [("cpu", "fp32"), ("cuda", "fp16")])
+def test_a_wrong_rebase_of_the_sink_fails(
+    check, trace, any_bundle, follow, monkeypatch, fault, target, precision
+):
+    evict = KvCache.evict
+    monkeypatch.setattr(KvCache, "evict", lambda cache, eviction: evict(cache, fault(eviction)))
+    with onnx_runner(any_bundle(target, precision), trace) as runner:
+        result = check(runner, precision=precision, follow=follow)
+    assert result.status == "failed"
+    assert result.gap > 10 * TIED_LOGITS[precision]
+    assert result.largest > 3 * ALLOWED_LARGEST[precision]
+
+
+# ---- answers and selections, on a runner that answers as the trace says ----
+
+
+class Echo(Runner):
+    """Answers what stands in the trace, but for the changes."""
+
+    name = "echo"
+
+    def __init__(self, trace, *, logits=None, kept=None):
+        self.steps = iter([call for call in trace.calls if isinstance(call, StepCall)])
+        self.reads = iter([call for call in trace.calls if isinstance(call, ReadCall)])
+        self.change_logits, self.change_kept = logits or {}, kept or {}
+        self.step_number = -1
+
+    def encode(self, frames):
+        return np.zeros((len(frames), 1, 1), np.float32)
+
+    def step(self, layout, token_ids, frame_embeds, *, position, past):
+        self.now = next(self.steps)
+        self.step_number += 1
+
+    def logits(self, rows):
+        logits = next(self.reads).logits.copy()
+        change = self.change_logits.get(self.step_number)
+        return logits if change is None else change(logits)
+
+    def evict(self, eviction):
+        pass
+
+    @property
+    def kept(self):
+        kept = {layer: each.copy() for layer, each in self.now.kept.items()}
+        change = self.change_kept.get(self.step_number)
+        return kept if change is None else change(kept, self.now.router_logits)
+
+
+def steps_of(trace, *, has_frames):
+    """Numbers of the steps with or without frames, behind the first."""
+    steps = [call for call in trace.calls if isinstance(call, StepCall)]
+    return [
+        number
+        for number, step in enumerate(steps)
+        if number and bool(call_layout(step, CONFIG).num_frames) == has_frames
+    ]
+
+
+def preferring(token_id, by):
+    """Logits whose likeliest token is `token_id`, by this share of the largest."""
+
+    def change(logits):
+        logits[:, token_id] = logits.max(axis=1) + by * np.abs(logits).max(axis=1)
+        return logits
+
+    return change
+
+
+def test_the_traces_own_answers_are_right(check, trace):
+    result = check(Echo(trace))
+    assert (result.status, result.largest, result.other_answers) == ("ok", 0, [])
+
+
+def test_another_token_is_named_with_its_step_and_margin(check, trace):
+    step = steps_of(trace, has_frames=False)[0]
+    result = check(Echo(trace, logits={step: preferring(500, 0.01)}))
+    assert result.status == "failed"
+    assert result.reason.startswith(f"step {step}: token 500, wanted token ")
+    (answer,) = result.other_answers
+    assert (answer.step, answer.ours) == (step, "token 500")
+    assert answer.margin > ALLOWED_LARGEST["fp32"]
+
+
+def test_another_decision_is_named(check, trace):
+    step = steps_of(trace, has_frames=True)[0]
+    result = check(Echo(trace, logits={step: preferring(SPEAK, 0.01)}))
+    assert result.status == "failed"
+    assert f"step {step}: speak, wanted " in result.reason
+    assert {answer.ours for answer in result.other_answers} == {"speak"}
+
+
+def tied_at(trace, step, precision):
+    """The trace with two equally likely tokens, all but a tenth of what is a tie, at a step."""
+    calls, number = [], -1
+    for call in trace.calls:
+        number += isinstance(call, StepCall)
+        if isinstance(call, ReadCall) and number == step:
+            logits = call.logits.copy()
+            size = np.abs(logits).max(axis=1)
+            first = logits.argmax(axis=1)
+            rows = np.arange(len(logits))
+            logits[rows, 500] = logits[rows, first] - 0.1 * ALLOWED_LARGEST[precision] * size
+            call = replace(call, logits=logits)
+        calls.append(call)
+    return replace(trace, calls=tuple(calls))
+
+
+def test_a_token_that_the_reference_hardly_prefers_is_counted_but_no_failure(check, trace):
+    step = steps_of(trace, has_frames=False)[0]
+    tied = tied_at(trace, step, "fp32")
+    echo = Echo(tied, logits={step: preferring(500, 0.1 * ALLOWED_LARGEST["fp32"])})
+    result = check(echo, trace=tied)
+    assert result.status == "ok", result.reason
+    (answer,) = result.other_answers
+    assert answer.margin == pytest.approx(0.1 * ALLOWED_LARGEST["fp32"], rel=0.1)
+
+
+def test_a_decision_at_the_threshold_is_a_tie_by_the_probabilitys_logit(check, trace):
+    step = steps_of(trace, has_frames=True)[0]
+
+    def silence_at(probability):
+        """Rows in which silence has this probability and speech is next."""
+
+        def change(logits):
+            logits[:] = -20
+            logits[:, SPEAK] = 0
+            logits[:, SILENT] = np.log(probability / (1 - probability))
+            return logits
+
+        return change
+
+    def with_silence(probability):
+        calls, number = [], -1
+        for call in trace.calls:
+            number += isinstance(call, StepCall)
+            if isinstance(call, ReadCall) and number == step:
+                call = replace(call, logits=silence_at(probability)(call.logits.copy()))
+            calls.append(call)
+        return replace(trace, calls=tuple(calls))
+
+    above, below = trace.threshold + 1e-4, trace.threshold - 1e-4
+    result = check(Echo(trace, logits={step: silence_at(below)}), trace=with_silence(above))
+    assert result.status == "ok", result.reason
+    assert {(answer.ours, answer.theirs) for answer in result.other_answers} == {
+        ("speak", "silent")
+    }
+    assert 0 < result.other_answers[0].margin < 1e-4
+
+
+def test_logits_that_are_no_numbers_fail(check, trace):
+    step = steps_of(trace, has_frames=True)[0]
+    result = check(Echo(trace, logits={step: lambda logits: logits * np.nan}))
+    assert result.status == "failed"
+    assert result.largest == float("inf")
+
+
+def next_best(kept, router_logits):
+    """Every last kept token is the next best instead."""
+    for layer, logits in router_logits.items():
+        best = np.argsort(-logits, axis=1)[:, : CONFIG.num_kept + 1]
+        best[:, -2] = best[:, -1]
+        kept[layer] = np.sort(best[:, :-1], axis=1)
+    return kept
+
+
+def test_other_tokens_kept_are_named_with_step_layer_and_gap(check, trace):
+    step = steps_of(trace, has_frames=True)[0]
+    result = check(Echo(trace, kept={step: next_best}))
+    assert result.status == "failed"
+    assert result.reason.startswith(f"step {step}, layer-01: kept has ")
+    assert result.gap > TIED_LOGITS["fp32"]
+
+
+def last_tokens(kept, _router_logits):
+    last = np.array([CONFIG.frame_num_tokens - 2, CONFIG.frame_num_tokens - 1])
+    return {layer: np.broadcast_to(last, each.shape).copy() for layer, each in kept.items()}
+
+
+def with_equal_routers(trace, step):
+    calls, number = [], -1
+    for call in trace.calls:
+        if isinstance(call, StepCall):
+            number += 1
+            if number == step:
+                equal = {layer: np.ones_like(each) for layer, each in call.router_logits.items()}
+                call = replace(call, router_logits=equal)
+        calls.append(call)
+    return replace(trace, calls=tuple(calls))
+
+
+def test_without_the_reference_the_comparison_ends_at_the_first_tie(check, trace):
+    step = steps_of(trace, has_frames=True)[3]
+    tied = with_equal_routers(trace, step)
+
+    echo = Echo(tied, kept={step: last_tokens}, logits={step: preferring(500, 0.3)})
+    result = check(echo, trace=tied)
+    assert result.status == "ok", result.reason
+    assert result.num_steps == step < trace.count(StepCall)
+    assert result.num_ties > 0
+    assert result.gap == 0
+
+
+def test_with_the_reference_a_tie_is_followed_to_the_end(check, trace, follow):
+    step = steps_of(trace, has_frames=True)[3]
+    tied = with_equal_routers(trace, step)
+    asked = []
+
+    def remember(selections):
+        asked.append(selections)
+        return follow(selections)
+
+    assert check(Echo(tied, kept={step: last_tokens}), trace=tied).num_steps == step
+    result = check(Echo(tied, kept={step: last_tokens}), trace=tied, follow=remember)
+    assert result.num_steps == trace.count(StepCall)
+    (selections,) = asked
+    followed = follow(selections)
+    steps = [call for call in followed.calls if isinstance(call, StepCall)]
+    np.testing.assert_array_equal(steps[step].kept[1], selections[step][1])
+    assert steps[step].kept[1].tolist() == [[8, 9]] * len(steps[step].kept[1])
+    before, after = (
+        [call.logits for call in each.calls if isinstance(call, ReadCall)]
+        for each in (trace, followed)
+    )
+    np.testing.assert_array_equal(after[0], before[0])
+    assert np.abs(after[-1] - before[-1]).max() > 0.01, "the selection changed what comes after"
+
+
+def test_a_runner_that_gives_up_is_a_failure_with_its_reason(check, trace):
+    class Full(Echo):
+        def step(self, *_args, **_kwargs):
+            raise CacheError("the cache is full")
+
+    result = check(Full(trace))
+    assert (result.status, result.reason) == ("failed", "the cache is full")
+
+
+# ---- the trace as a file ----
+
+
+def test_a_trace_reads_back_as_it_was_written(trace, tmp_path):
+    path = tmp_path / "stream.npz"
+    write_trace(trace, path)
+    again = read_trace(path)
+    assert replace(again, calls=()) == replace(trace, calls=())
+    assert len(again.calls) == len(trace.calls)
+    for ours, theirs in zip(again.calls, trace.calls, strict=True):
+        assert type(ours) is type(theirs)
+        assert vars(ours).keys() == vars(theirs).keys()
+        for name, value in vars(theirs).items():
+            np.testing.assert_equal(vars(ours)[name], value)
