@@ -112,7 +112,7 @@ def _vision_step(
     reference: nn.Module, config: ModelConfig, layout: StepLayout, generator: torch.Generator
 ) -> tuple[Arrays, Arrays]:
     side = config.vision_config.image_size
-    shape = (max(layout.num_frames, 1), side, side, 3)
+    shape = (layout.num_frames, side, side, 3)
     frames = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
     return {"frames": frames.numpy()}, {"frame_embeds": reference(frames).numpy()}
 

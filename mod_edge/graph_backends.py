@@ -3,6 +3,7 @@
 No PyTorch here: a device that holds a bundle against golden files has none.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -35,12 +36,26 @@ NUMPY_DTYPES = {"float": "float32", "double": "float64"}  # where ONNX Runtime's
 class GraphBackend:
     """A way to run a graph: its name, and Polygraphy's runner for the file of a signature.
 
+    Graphs of more than `max_weight_bytes` are left out.
+
     Activating the runner raises BackendError where the file does not load, or is not what the
     signature says.
     """
 
     name: str
     runner: Callable[[Path, GraphSignature], BaseRunner]
+    max_weight_bytes: float = math.inf
+
+    def obstacle(self, path: Path) -> str:
+        """Why the graph at `path` is not run here; "" where it is."""
+        weights = path.with_suffix(".data")
+        size_bytes = weights.stat().st_size if weights.exists() else 0
+        if size_bytes <= self.max_weight_bytes:
+            return ""
+        return (
+            f"it would take minutes: {size_bytes / 2**20:.0f} MiB of weights, at most "
+            f"{self.max_weight_bytes / 2**20:.0f}"
+        )
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,8 @@ def read_trace(path: Path) -> StreamTrace:
         BundleError: it is damaged.
     """
     try:
-        with np.load(path) as arrays:
+        # Opened here: where it is no archive, numpy would leave it open.
+        with path.open("rb") as file, np.load(file) as arrays:
             document = json.loads(str(arrays["calls"]))
             names = _names_by_number(arrays.files)
             calls = [

@@ -14,6 +14,7 @@ from typing import Any
 from mod_edge.golden import Golden, GoldenWriter, is_golden, require_numpy_dtypes
 from mod_edge.graph_backends import GraphBackend, NotRun, graph_backends
 from mod_edge.graph_check import GraphResult, check_graph
+from mod_edge.graph_evaluator import evaluator_backend
 from mod_edge.opened_bundle import OpenedBundle, open_bundle
 from mod_edge.recording import StreamTrace
 from mod_edge.reference import Reference
@@ -158,7 +159,11 @@ def _verify(
         in_dtype = reference.graph_in_dtype(recording)
         graphs += [in_dtype] if in_dtype else []
         path = bundle.folder / signature.file
-        graphs += [check_graph(path, recording, backend) for backend in backends]
+        for backend in backends:
+            if reason := backend.obstacle(path):
+                graphs.append(GraphResult(signature.name, backend.name, "not run", reason))
+            else:
+                graphs.append(check_graph(path, recording, backend))
     graphs += [GraphResult(EVERY_GRAPH, each.name, "not run", each.reason) for each in lacking]
     streams: list[StreamResult] = []
     if graph is None:
@@ -173,6 +178,11 @@ def _graph_backends(
     bundle: OpenedBundle, trace: StreamTrace | None
 ) -> tuple[list[GraphBackend], list[NotRun]]:
     backends, lacking = graph_backends(bundle.lowering)
+    evaluator = evaluator_backend(bundle.lowering)
+    if isinstance(evaluator, NotRun):
+        lacking.append(evaluator)
+    elif evaluator is not None:
+        backends.append(evaluator)
     if TARGETS[bundle.lowering.target].compiler and trace is not None:
         tensorrt = find_tensorrt(bundle)
         if isinstance(tensorrt, NotRun):

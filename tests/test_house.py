@@ -25,7 +25,10 @@ FILES_OF_FLOOR = {  # of mod_edge/, the folder that holds several floors
     1: "checkpoint layers model precision presets routing tokenizer vision",
     4: (
         "__main__ bench build build_view cli console doctor doctor_finding doctor_gpu "
-        "doctor_view evaluate export_plan inspection inspection_view stream_view targets_view verify"
+        "doctor_view evaluate export_plan golden graph_backends graph_check inspection "
+        "inspection_view opened_bundle recording reference reference_graph reference_recording "
+        "reference_stream sample_video stream_backends stream_check stream_view targets_view "
+        "tensorrt_backend torch_reference trace_file verify verify_view"
     ),
 }
 FLOORS = {name: floor for floor, names in FILES_OF_FLOOR.items() for name in names.split()}

@@ -1,0 +1,68 @@
+"""onnx's own evaluator as one more backend for half-precision graphs that are not too large for it.
+
+ONNX Runtime's CPU computes float16 in float32 and drops the casts in between, so what overflows or
+is rounded away in float16 never shows there. The evaluator does what stands in the graph, node by
+node, at numpy's pace.
+"""
+
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from polygraphy.backend.base import BaseRunner
+from polygraphy.common import TensorMetadata
+
+from mod_edge.errors import BackendError
+from mod_edge.graph_backends import GraphBackend, NotRun, input_metadata
+from mod_edge.signature import GraphSignature
+from mod_edge.targets import Lowering
+
+NAME = "onnx evaluator"
+# numpy multiplies float16 without a BLAS: 1 GFLOP/s or so, minutes for a layer of a large model.
+MAX_WEIGHT_BYTES = 16 * 2**20
+
+
+def evaluator_backend(lowering: Lowering) -> GraphBackend | NotRun | None:
+    """The backend for fp16 bundles; None where ONNX Runtime hides nothing, or cannot tell."""
+    if lowering.precision != "fp16":
+        return None
+    if find_spec("onnx") is None:
+        return NotRun(NAME, "it needs the onnx package")
+    return GraphBackend(NAME, EvaluatorRunner, max_weight_bytes=MAX_WEIGHT_BYTES)
+
+
+class EvaluatorRunner(BaseRunner):  # type: ignore[misc] # Polygraphy ships no types
+    """Polygraphy's runner over `onnx.reference.ReferenceEvaluator`."""
+
+    def __init__(self, path: Path, signature: GraphSignature) -> None:
+        super().__init__(name=f"{NAME} {path.name}")
+        self._path, self._signature = path, signature
+        self._evaluator: Any = None
+
+    def activate_impl(self) -> None:
+        """Load the graph with its weights."""
+        import onnx
+        from onnx.reference import ReferenceEvaluator
+
+        try:
+            self._evaluator = ReferenceEvaluator(onnx.load(str(self._path)))
+        except Exception as exc:  # protobuf's and onnx's own types
+            raise BackendError(f"it does not load: {exc}") from exc
+
+    def deactivate_impl(self) -> None:
+        """Let go of it."""
+        self._evaluator = None
+
+    def get_input_metadata_impl(self) -> TensorMetadata:
+        """Names, dtypes and dims of the inputs."""
+        return input_metadata(self._signature)
+
+    def infer_impl(self, feed_dict: dict[str, Any]) -> dict[str, Any]:
+        """All outputs by name."""
+        started = time.perf_counter()
+        with np.errstate(all="ignore"):  # an overflow shows in the outputs
+            outputs = self._evaluator.run(None, dict(feed_dict))
+        self.inference_time = time.perf_counter() - started
+        return dict(zip(self._evaluator.output_names, outputs, strict=True))

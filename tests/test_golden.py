@@ -1,0 +1,330 @@
+"""Golden files: a bundle is held against them without PyTorch, by us and by Polygraphy alone."""
+
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from polygraphy.comparator import RunResults
+from polygraphy.json import load_json
+from typer.testing import CliRunner
+
+from mod_edge import torch_reference
+from mod_edge.cli import app
+from mod_edge.errors import BundleError, ConfigError
+from mod_edge.golden import STREAM_FILE, Golden, GoldenWriter, require_numpy_dtypes
+from mod_edge.manifest import MANIFEST_FILE, read_manifest
+from mod_edge.presets import preset_config
+from mod_edge.recording import AFTER_ROLL, StepCall
+from mod_edge.signature import bundle_signatures, layer_signature
+from mod_edge.stream_check import StreamResult
+from mod_edge.targets import CPU_FP32, Lowering
+from mod_edge.verify import verify_bundle, verify_golden
+from tests.conftest import CAPACITY
+from tests.export import graph_faults
+from tests.test_cli_processes import run_without
+
+CONFIG = preset_config("tiny")
+GRAPHS = [signature.name for signature in bundle_signatures(CONFIG, CPU_FP32)]
+MOD = layer_signature(CONFIG, 1, CPU_FP32)
+TIMEOUT_S = 60
+
+
+@pytest.fixture
+def recorded(monkeypatch, recorded_stream):
+    """Verifying takes the stream that was recorded once, instead of recording it again (3 s)."""
+    _, recorder, trace = recorded_stream
+    monkeypatch.setattr(
+        torch_reference, "record_stream", lambda *_args, **_kwargs: (recorder, trace)
+    )
+
+
+@pytest.fixture(scope="module")
+def golden(tiny_bundle, recorded_stream, recording_of, tmp_path_factory):
+    """Golden files of the tiny bundle; copy them before changing them."""
+    folder = tmp_path_factory.mktemp("golden")
+    writer = GoldenWriter(folder, read_manifest(tiny_bundle), "torch fp32")
+    for signature in bundle_signatures(CONFIG, CPU_FP32):
+        writer.add_graph(recording_of(signature, CPU_FP32))
+    writer.finish(recorded_stream[2])
+    return folder
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(app, ["verify", *map(str, arguments)])
+
+
+# ---- without PyTorch ----
+
+
+def test_a_bundle_is_held_against_them(tiny_bundle, golden):
+    report = verify_golden(tiny_bundle, golden)
+    assert report.is_ok
+    assert [result.graph for result in report.graphs] == GRAPHS
+    (stream,) = report.streams
+    assert (stream.status, stream.other_answers) == ("ok", [])
+    assert stream.num_rolls >= 3
+
+
+def test_the_command_needs_neither_torch_nor_onnx(tiny_bundle, golden):
+    packages = ["torch", "onnx", "onnxscript", "safetensors", "onnx_graphsurgeon"]
+    result = run_without(packages, "verify", tiny_bundle, "--golden", golden, "--json")
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["ok"] is True
+
+
+@pytest.mark.parametrize(
+    ("missing", "options", "says"),
+    [
+        ("polygraphy", "--golden golden", 'install them: pip install "mod-edge[cpu,verify]"'),
+        (
+            "torch",
+            "--checkpoint ck",
+            'on the machine where checkpoints are exported: pip install "mod-edge[cpu,export]"',
+        ),
+    ],
+)
+def test_what_is_not_installed_is_named(missing, options, says):
+    result = run_without([missing], "verify", "bundle", *options.split())
+    assert result.returncode == 1
+    assert result.stderr == f"error: this command needs {missing}, not installed here; {says}\n"
+
+
+def test_a_faulty_bundle_fails_with_the_command_that_shows_more(golden, tiny_bundle, tmp_path):
+    # golden files know the graph's hash, so the fault has to be in what they were saved of
+    folder = shutil.copytree(golden, tmp_path / "golden")
+    outputs = RunResults.load(str(folder / "layer-01" / "outputs.json"))
+    outputs[0][1][1]["new_value"][0] += 1
+    outputs.save(str(folder / "layer-01" / "outputs.json"))
+    trust_again(folder)
+    result = invoke(tiny_bundle, "--golden", folder)
+    assert result.exit_code == 1
+    assert "first bad row new_value[0, " in result.stdout
+    assert f"--golden {folder} --graph layer-01 --verbose" in result.stderr
+
+
+def trust_again(folder):
+    """Put the files down in the manifest as they are now."""
+    from mod_edge.manifest import record_file
+
+    path = folder / MANIFEST_FILE
+    document = json.loads(path.read_text())
+    document["files"] = {name: vars(record_file(folder / name)) for name in document["files"]}
+    path.write_text(json.dumps(document))
+
+
+# ---- Polygraphy alone ----
+
+
+def polygraphy_run(golden, bundle, graph):
+    """What `polygraphy run` says of a graph, by the command that the golden files name."""
+    entry = json.loads((golden / MANIFEST_FILE).read_text())["graphs"][graph]
+    program, *options = shlex.split(entry["polygraphy"].replace("BUNDLE", str(bundle)))
+    assert program == "polygraphy"
+    code = "from polygraphy.tools._main import main; import sys; sys.exit(main())"
+    return subprocess.run(
+        [sys.executable, "-c", code, *options],
+        cwd=golden,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("graph", ["layer-00", "layer-01"])
+def test_polygraphys_own_command_passes(golden, tiny_bundle, graph):
+    result = polygraphy_run(golden, tiny_bundle, graph)
+    assert result.returncode == 0, result.stdout[-2000:]
+    assert "PASSED | Runtime" in result.stdout
+
+
+def test_polygraphys_own_command_fails_on_a_faulty_graph(golden, tiny_bundle, tmp_path):
+    layers = tmp_path / "layers"
+    layers.mkdir()
+    shutil.copy(tiny_bundle / MOD.data_file, layers)
+    model = onnx.load(str(tiny_bundle / MOD.file), load_external_data=False)
+    graph_faults.swapped_gate_and_up(graph_faults.Surgery(model))
+    (layers / "01.onnx").write_bytes(model.SerializeToString())
+    result = polygraphy_run(golden, tmp_path, "layer-01")
+    assert result.returncode != 0
+    assert "FAILED | Runtime" in result.stdout
+
+
+def test_they_are_polygraphys_own_format(golden, recording_of):
+    feeds = load_json(str(golden / "layer-01" / "inputs.json"))
+    (entry,) = RunResults.load(str(golden / "layer-01" / "outputs.json")).items()
+    name, iterations = entry
+    assert name == "torch fp32"
+    assert len(feeds) == len(iterations)
+    recording = recording_of(MOD, CPU_FP32)
+    kinds = json.loads((golden / MANIFEST_FILE).read_text())["graphs"]["layer-01"]["steps"]
+    numbers = [[step.kind for step in recording.steps].index(kind) for kind in kinds]
+    right = recording.outputs({})
+    for feed, outputs, number in zip(feeds, iterations, numbers, strict=True):
+        np.testing.assert_equal(dict(feed), dict(recording.steps[number].inputs))
+        np.testing.assert_equal(dict(outputs.items()), right[number])
+
+
+# ---- which steps are saved ----
+
+
+def test_of_each_kind_of_step_the_one_after_a_roll_is_saved(golden):
+    kinds = json.loads((golden / MANIFEST_FILE).read_text())["graphs"]["layer-00"]["steps"]
+    assert "first" in kinds
+    assert "many frames" + AFTER_ROLL in kinds
+    assert "many frames" not in kinds
+
+
+def test_steps_with_a_tie_at_the_cut_are_left_out(tiny_bundle, recording_of, tmp_path):
+    recording = recording_of(MOD, CPU_FP32)
+    first, *others = recording.steps
+    logits = np.ones_like(first.router_logits)
+    steps = (replace(first, router_logits=logits), *others)
+    writer = GoldenWriter(tmp_path, read_manifest(tiny_bundle), "torch fp32")
+    writer.add_graph(replace(recording, steps=steps))
+    writer.finish(None)
+    kinds = json.loads((tmp_path / MANIFEST_FILE).read_text())["graphs"]["layer-01"]["steps"]
+    assert "first" not in kinds
+    assert "decode" in kinds or "decode" + AFTER_ROLL in kinds
+
+
+# ---- saving ----
+
+
+def test_verify_saves_them_whatever_the_verdict(recorded, tiny_bundle, tiny_checkpoint, tmp_path):
+    folder = tmp_path / "golden"
+    options = ("--checkpoint", tiny_checkpoint, "--save-golden", folder)
+    result = invoke(tiny_bundle, *options)
+    assert result.exit_code == 0, result.output
+    assert f"wrote {folder}" in result.stdout
+    assert {path.name for path in folder.iterdir()} == {*GRAPHS, MANIFEST_FILE, STREAM_FILE}
+    assert verify_golden(tiny_bundle, folder).is_ok
+
+
+def test_only_one_graphs_files_judge_only_that_graph(
+    recorded, tiny_bundle, tiny_checkpoint, tmp_path
+):
+    folder = tmp_path / "golden"
+    verify_bundle(tiny_bundle, tiny_checkpoint, graph="layer-01", golden=folder)
+    assert {path.name for path in folder.iterdir()} == {"layer-01", MANIFEST_FILE}
+    report = verify_golden(tiny_bundle, folder)
+    assert report.is_ok
+    statuses = {result.graph: result.status for result in report.graphs}
+    assert statuses == {**dict.fromkeys(GRAPHS, "not run"), "layer-01": "ok"}
+    assert report.streams == [
+        StreamResult("every backend", "not run", "no golden files of the stream")
+    ]
+
+
+def test_they_are_replaced_only_by_force_and_nothing_else_is(
+    recorded, tiny_bundle, tiny_checkpoint, tmp_path
+):
+    folder = tmp_path / "golden"
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("years of work")
+    save = {"graph": "layer-01", "golden": folder}
+    with pytest.raises(ConfigError, match="exists already; use --force"):
+        verify_bundle(tiny_bundle, tiny_checkpoint, **save)
+    with pytest.raises(ConfigError, match="nothing that this command makes"):
+        verify_bundle(tiny_bundle, tiny_checkpoint, force=True, **save)
+    (folder / "thesis.txt").unlink()
+    for graph in ("layer-01", "layer-02"):
+        verify_bundle(tiny_bundle, tiny_checkpoint, graph=graph, golden=folder, force=True)
+    assert {path.name for path in folder.iterdir()} == {"layer-02", MANIFEST_FILE}
+
+
+def test_bfloat16_is_refused():
+    require_numpy_dtypes(Lowering("rtx", "fp16", CAPACITY))
+    with pytest.raises(ConfigError, match="have no bfloat16; save those of"):
+        require_numpy_dtypes(Lowering("rtx", "bf16", CAPACITY))
+
+
+# ---- what is refused ----
+
+
+@pytest.fixture
+def changed(golden, tmp_path):
+    """`changed(change)`: a copy of the golden files in which something was changed."""
+
+    def make(change) -> Path:
+        folder = shutil.copytree(golden, tmp_path / "golden")
+        change(folder)
+        return folder
+
+    return make
+
+
+def of_another_layer(folder):
+    path = folder / MANIFEST_FILE
+    document = json.loads(path.read_text())
+    document["graphs"]["layer-01"]["bundle_files"]["layers/01.data"] = "0" * 64
+    path.write_text(json.dumps(document))
+
+
+def of_a_newer_format(folder):
+    path = folder / MANIFEST_FILE
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": 99}))
+
+
+def with_a_changed_file(folder):
+    (folder / "head" / "inputs.json").write_text("[]")
+
+
+def without_a_file(folder):
+    (folder / STREAM_FILE).unlink()
+
+
+def with_a_shorter_list(folder):
+    (folder / "head" / "inputs.json").write_text("[]")
+    trust_again(folder)
+
+
+def with_a_broken_stream(folder):
+    (folder / STREAM_FILE).write_bytes(b"PK\3\4 no archive")
+    trust_again(folder)
+
+
+def without_a_manifest(folder):
+    (folder / MANIFEST_FILE).unlink()
+
+
+def with_a_manifest_of_something_else(folder):
+    (folder / MANIFEST_FILE).write_text('{"format_version": 1, "graphs": {}, "reference": "x"}')
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (of_another_layer, r"golden files of another layers/01\.onnx; save the golden files anew"),
+        (of_a_newer_format, "has format 99, this mod-edge reads 1"),
+        (with_a_changed_file, r"is damaged: head/inputs\.json missing or changed"),
+        (without_a_file, r"is damaged: stream\.npz missing or changed"),
+        (with_a_shorter_list, "head is damaged"),
+        (with_a_broken_stream, r"stream\.npz is damaged"),
+        (without_a_manifest, "holds no golden files; save"),
+        (with_a_manifest_of_something_else, "is damaged .*files"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_what_cannot_be_trusted_is_refused(changed, tiny_bundle, change, says):
+    with pytest.raises(BundleError, match=says):
+        verify_golden(tiny_bundle, changed(change))
+
+
+def test_golden_files_follow_no_selection(golden, tiny_bundle):
+    recording = Golden(golden, read_manifest(tiny_bundle)).recording(MOD)
+    assert all(step.router_logits is None for step in recording.steps)
+    with pytest.raises(AssertionError, match="follow no selections"):
+        recording.outputs({0: np.zeros((1, 2), np.int64)})
+
+
+def test_the_saved_stream_is_the_recorded_one(golden, tiny_bundle, recorded_stream):
+    trace = Golden(golden, read_manifest(tiny_bundle)).trace
+    assert trace.count(StepCall) == recorded_stream[2].count(StepCall)
