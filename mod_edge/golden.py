@@ -196,7 +196,7 @@ def _telling_steps(steps: tuple[GraphStep, ...], outputs: list[Arrays]) -> list[
 def _command(recording: GraphRecording, outputs: Sequence[Arrays]) -> str:
     """`polygraphy run`, from the golden folder; its own tolerance fails healthy graphs.
 
-    Polygraphy has one tolerance an output, so that is by the output's largest value, not each row's.
+    Polygraphy has one tolerance an output, so it is by the output's largest value, not the row's.
     """
     signature = recording.signature
     allowed = ALLOWED_ERROR[recording.lowering.precision]

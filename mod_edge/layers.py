@@ -102,7 +102,8 @@ class Attention(nn.Module):
         scores = query @ keys / self.head_dim**0.5  # (H, R, S)
         is_future = torch.ones(scores.shape[1:], dtype=torch.bool).triu(num_past + 1)
         probabilities = softmax(widened(scores).masked_fill(is_future, -torch.inf), dim=-1)
-        mixed = (probabilities.to(values.dtype) @ values).transpose(0, 1).reshape(rows, -1)  # (R, H*E)
+        mixed = probabilities.to(values.dtype) @ values  # (H, R, E)
+        mixed = mixed.transpose(0, 1).reshape(rows, -1)  # (R, H*E)
         return self.o_proj(mixed)
 
 

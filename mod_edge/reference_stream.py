@@ -95,7 +95,8 @@ def follow_stream(
     model: VideoLLM, trace: StreamTrace, selections: Sequence[Mapping[int, Int64Array]]
 ) -> StreamTrace:
     """The trace with the reference's answers where it computes these selections, step by step."""
-    with Recorder(model, selections) as recorder:
+    recorder = Recorder(model, selections)
+    with recorder:
         replay(trace, recorder, model.config)
     return replace(trace, calls=tuple(recorder.calls))
 

@@ -8,9 +8,8 @@ from mod_edge.graph_backends import NO_CUDA, NotRun, has_cuda_provider, rewritin
 from mod_edge.opened_bundle import OpenedBundle
 from mod_edge.recording import StreamTrace
 from mod_edge.runtime.backends import BackendChoice, open_runner
-from mod_edge.runtime.runner import SessionLimits
 from mod_edge.runtime.protocol import Protocol
-from mod_edge.runtime.runner import Runner
+from mod_edge.runtime.runner import Runner, SessionLimits
 from mod_edge.stream_check import Follow, StreamResult, check_stream
 from mod_edge.targets import TARGETS
 from mod_edge.tensorrt_backend import find_tensorrt

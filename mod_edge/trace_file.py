@@ -35,8 +35,9 @@ def write_trace(trace: StreamTrace, path: Path) -> None:
         "frames_per_step": trace.frames_per_step,
         "threshold": trace.threshold,
     }
+    entries: dict[str, Any] = {"calls": np.array(json.dumps(document)), **arrays}
     with path.open("wb") as file:
-        np.savez(file, calls=np.array(json.dumps(document)), **arrays)
+        np.savez(file, **entries)
 
 
 def read_trace(path: Path) -> StreamTrace:

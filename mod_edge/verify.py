@@ -57,7 +57,8 @@ class VerifyReport:
     @property
     def is_ok(self) -> bool:
         """Whether nothing failed and something was run."""
-        statuses = {result.status for result in (*self.graphs, *self.streams)}
+        statuses = {graph.status for graph in self.graphs}
+        statuses |= {stream.status for stream in self.streams}
         return "failed" not in statuses and "ok" in statuses
 
     def to_json(self) -> dict[str, Any]:

@@ -21,7 +21,7 @@ def print_report(report: VerifyReport, *, is_verbose: bool) -> None:
             ("steps", "; ".join(report.steps)),
         ]
     )
-    results = [*report.graphs, *report.streams]
+    results: list[GraphResult | StreamResult] = [*report.graphs, *report.streams]
     styles = ["" if result.status == "ok" else STYLES[result.status] for result in results]
     _print_table(COLUMNS, [_cells(result) for result in results], LEFT_COLUMNS, styles)
     for stream in report.streams:

@@ -32,9 +32,9 @@ class LayerBuffers:
 
     def blocks(self, buffer: Buffer) -> Buffer:
         """`buffer` as (blocks, S, row): one block of all heads, or one a head."""
-        if buffer.ndim == 3:  # token-major
-            return buffer.reshape(1, len(buffer), -1)
-        return buffer[0]
+        is_token_major = buffer.ndim == 3
+        blocks: Buffer = buffer.reshape(1, len(buffer), -1) if is_token_major else buffer[0]
+        return blocks
 
     def first_rows(self, buffer: Buffer, num_rows: int) -> Buffer:
         """A view of its first rows, (num_rows, G, E) or (G, num_rows, E)."""

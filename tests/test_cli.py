@@ -19,7 +19,7 @@ from mod_edge.presets import GEOMETRIES, preset_config
 from mod_edge.targets import TARGETS
 from tests.export.topologies import read_topologies
 
-COMMANDS = ("init", "inspect", "export", "targets", "build", "run", "doctor")
+COMMANDS = ("init", "inspect", "export", "targets", "build", "run", "verify", "doctor")
 QUERY = "Please narrate the video in real time."
 
 

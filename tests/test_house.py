@@ -19,13 +19,14 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = {"mod_edge": 0, "export": 2, "runtime": 3, "profiles": 0}  # floor of a folder's files
 FILES_OF_FLOOR = {  # of mod_edge/, the folder that holds several floors
     0: (
-        "__init__ config costs engine_manifest errors installed kv_budget kv_window layout manifest "
-        "metrics noise onnx_session rope shape_ranges signature staging targets"
+        "__init__ config costs engine_manifest errors installed kv_budget kv_window layout "
+        "manifest metrics noise onnx_session rope shape_ranges signature staging targets"
     ),
     1: "checkpoint layers model precision presets routing tokenizer vision",
     4: (
         "__main__ bench build build_view cli console doctor doctor_finding doctor_gpu "
-        "doctor_view evaluate export_plan golden graph_backends graph_check inspection "
+        "doctor_view evaluate export_plan golden graph_backends graph_check "
+        "graph_evaluator inspection "
         "inspection_view opened_bundle recording reference reference_graph reference_recording "
         "reference_stream sample_video stream_backends stream_check stream_view targets_view "
         "tensorrt_backend torch_reference trace_file verify verify_view"
