@@ -102,7 +102,7 @@ EVENTS = [
 def session():
     """A session that has nothing but what a view asks of it."""
     return SimpleNamespace(
-        runner=SimpleNamespace(name="script"),
+        backend="script",
         plan=KvPlan(Rows(1000, 400), 2**20, 60.0, 40.0),
         summary=lambda: SUMMARY,
     )
