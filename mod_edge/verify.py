@@ -11,18 +11,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mod_edge.golden import Golden, GoldenWriter, is_golden, require_numpy_dtypes
-from mod_edge.graph_backends import GraphBackend, NotRun, graph_backends
-from mod_edge.graph_check import GraphResult, check_graph
-from mod_edge.graph_evaluator import evaluator_backend
-from mod_edge.opened_bundle import OpenedBundle, open_bundle
-from mod_edge.recording import StreamTrace
-from mod_edge.reference import Reference
 from mod_edge.staging import staged_folder
-from mod_edge.stream_backends import check_streams, session_limits
-from mod_edge.stream_check import STREAM, StreamResult
 from mod_edge.targets import TARGETS, Lowering
-from mod_edge.tensorrt_backend import engine_backend, find_tensorrt
+from mod_edge.verification.golden import Golden, GoldenWriter, is_golden, require_numpy_dtypes
+from mod_edge.verification.graph_backends import GraphBackend, NotRun, graph_backends
+from mod_edge.verification.graph_check import GraphResult, check_graph
+from mod_edge.verification.graph_evaluator import evaluator_backend
+from mod_edge.verification.opened_bundle import OpenedBundle, open_bundle
+from mod_edge.verification.recording import StreamTrace
+from mod_edge.verification.reference import Reference
+from mod_edge.verification.stream_backends import check_streams, session_limits
+from mod_edge.verification.stream_check import STREAM, StreamResult
+from mod_edge.verification.tensorrt_backend import engine_backend, find_tensorrt
 
 EVERY_GRAPH = "every graph"
 
@@ -104,7 +104,7 @@ def verify_bundle(
     """
     bundle = open_bundle(folder)
     bundle.signatures(graph)
-    from mod_edge.torch_reference import TorchReference
+    from mod_edge.verification.torch_reference import TorchReference
 
     if golden is None:
         on_step("reference", 0, 1)

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from mod_edge.console import err, out, print_pairs, printable
-from mod_edge.graph_check import GraphResult, OutputError
-from mod_edge.stream_check import STREAM, StreamResult
+from mod_edge.verification.graph_check import GraphResult, OutputError
+from mod_edge.verification.stream_check import STREAM, StreamResult
 from mod_edge.verify import VerifyReport
 
 COLUMNS = ("graph", "backend", "worst output", "max", "mean", "99.9 %", "cosine", "allowed", "")

@@ -114,9 +114,9 @@ def any_bundle(tiny_bundle, bundle_for):
 def recorded_stream(tiny_checkpoint):
     """The tiny reference and what a drawn video gave through it (4 s): model, recorder, trace."""
     from mod_edge.checkpoint import Checkpoint
-    from mod_edge.reference_stream import MAX_FRAMES, record_stream
-    from mod_edge.sample_video import SampleVideo
     from mod_edge.targets import CPU_FP32
+    from mod_edge.verification.reference_stream import MAX_FRAMES, record_stream
+    from mod_edge.verification.sample_video import SampleVideo
 
     checkpoint = Checkpoint(tiny_checkpoint)
     model = checkpoint.load_model()
@@ -127,7 +127,7 @@ def recorded_stream(tiny_checkpoint):
 @pytest.fixture(scope="session")
 def recording_of(recorded_stream):
     """`recording_of(signature, lowering)`: that graph's steps of `recorded_stream`, for judging."""
-    from mod_edge.reference_graph import ReferenceGraph
+    from mod_edge.verification.reference_graph import ReferenceGraph
 
     model, recorder, _ = recorded_stream
 

@@ -17,6 +17,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = {"mod_edge": 0, "export": 2, "runtime": 3, "profiles": 0}  # floor of a folder's files
+VERIFICATION = ROOT / "mod_edge" / "verification"  # F4, all of it
 FILES_OF_FLOOR = {  # of mod_edge/, the folder that holds several floors
     0: (
         "__init__ config costs engine_manifest errors installed kv_budget kv_window layout "
@@ -25,11 +26,8 @@ FILES_OF_FLOOR = {  # of mod_edge/, the folder that holds several floors
     1: "checkpoint layers model precision presets routing tokenizer vision",
     4: (
         "__main__ bench build build_view cli console doctor doctor_finding doctor_gpu "
-        "doctor_view evaluate export_plan golden graph_backends graph_check "
-        "graph_evaluator inspection "
-        "inspection_view opened_bundle recording reference reference_graph reference_recording "
-        "reference_stream sample_video stream_backends stream_check stream_view targets_view "
-        "tensorrt_backend torch_reference trace_file verify verify_view"
+        "doctor_view evaluate export_plan inspection inspection_view stream_view "
+        "targets_view verify verify_view"
     ),
 }
 FLOORS = {name: floor for floor, names in FILES_OF_FLOOR.items() for name in names.split()}
@@ -66,6 +64,8 @@ def floor_of(path):
     folder = path.relative_to(ROOT).parts[0]
     if folder != "mod_edge":
         return FOLDERS[folder]
+    if path.is_relative_to(VERIFICATION):
+        return 4
     if path.stem not in FLOORS:
         pytest.fail(f"{name_of(path)} has no floor yet: add it to FILES_OF_FLOOR in {__file__}")
     return FLOORS[path.stem]

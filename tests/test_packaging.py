@@ -18,6 +18,7 @@ PACKAGES = {  # folder in the checkout -> folder where it is installed
     "export": "mod_edge/export",
     "runtime": "mod_edge/runtime",
     "profiles": "mod_edge/profiles",
+    "mod_edge/verification": "mod_edge/verification",
 }
 
 
@@ -30,7 +31,7 @@ def installed(tmp_path_factory):
     # a copy, because a build/lib left over in the checkout would fill gaps of the package list
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    for folder in PACKAGES:
+    for folder in (folder for folder in PACKAGES if "/" not in folder):
         shutil.copytree(
             ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__")
         )
@@ -62,12 +63,12 @@ def test_every_file_of_a_package_is_in_the_wheel(installed, folder):
 def test_every_folder_with_an_init_is_a_listed_package():
     pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     listed = {pyproject["package-dir"][name] for name in pyproject["packages"]}
-    tracked = [
+    tracked = {
         path.parent.relative_to(ROOT).as_posix()
         for top in PACKAGES
         for path in (ROOT / top).rglob("__init__.py")
-    ]
-    assert sorted(tracked) == sorted(listed)
+    }
+    assert tracked == listed
 
 
 def test_the_wheel_holds_nothing_but_the_package_and_its_metadata(installed):
@@ -81,9 +82,11 @@ def test_the_installed_packages_import_outside_the_checkout(installed):
     script = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "import mod_edge, mod_edge.export, mod_edge.runtime, mod_edge.profiles\n"
+        "import mod_edge.verification\n"
         "mod_edge.profiles.load_profile('cpu')\n"
         "for module in (mod_edge, mod_edge.export, mod_edge.runtime, mod_edge.profiles):\n"
         "    print(module.__file__)\n"
+        "print(mod_edge.verification.__file__)\n"
     )
     # -I: neither the working folder nor PYTHONPATH is searched. The paths are compared because a
     # checkout installed with `pip install -e` would serve what the wheel lacks.

@@ -10,17 +10,17 @@ import onnx
 import pytest
 from typer.testing import CliRunner
 
-from mod_edge import torch_reference
 from mod_edge.cli import app
 from mod_edge.errors import BundleError, ConfigError, SourceError
-from mod_edge.graph_check import GraphResult
 from mod_edge.manifest import read_manifest, record_file, write_manifest
 from mod_edge.presets import preset_config, write_checkpoint
-from mod_edge.reference_stream import MAX_FRAMES, MIN_ROLLS, record_stream
-from mod_edge.sample_video import SampleVideo
 from mod_edge.signature import bundle_signatures
-from mod_edge.stream_check import StreamResult
 from mod_edge.targets import CPU_FP32, Lowering
+from mod_edge.verification import torch_reference
+from mod_edge.verification.graph_check import GraphResult
+from mod_edge.verification.reference_stream import MAX_FRAMES, MIN_ROLLS, record_stream
+from mod_edge.verification.sample_video import SampleVideo
+from mod_edge.verification.stream_check import StreamResult
 from mod_edge.verify import EVERY_GRAPH, VerifyReport, verify_bundle
 from mod_edge.verify_view import print_failure, print_report
 

@@ -15,16 +15,16 @@ from polygraphy.comparator import RunResults
 from polygraphy.json import load_json
 from typer.testing import CliRunner
 
-from mod_edge import torch_reference
 from mod_edge.cli import app
 from mod_edge.errors import BundleError, ConfigError
-from mod_edge.golden import STREAM_FILE, Golden, GoldenWriter, require_numpy_dtypes
 from mod_edge.manifest import MANIFEST_FILE, read_manifest
 from mod_edge.presets import preset_config
-from mod_edge.recording import AFTER_ROLL, StepCall
 from mod_edge.signature import bundle_signatures, layer_signature
-from mod_edge.stream_check import StreamResult
 from mod_edge.targets import CPU_FP32, Lowering
+from mod_edge.verification import torch_reference
+from mod_edge.verification.golden import STREAM_FILE, Golden, GoldenWriter, require_numpy_dtypes
+from mod_edge.verification.recording import AFTER_ROLL, StepCall
+from mod_edge.verification.stream_check import StreamResult
 from mod_edge.verify import verify_bundle, verify_golden
 from tests.conftest import CAPACITY
 from tests.export import graph_faults

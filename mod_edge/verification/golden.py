@@ -23,10 +23,12 @@ from polygraphy.json import load_json, save_json
 from polygraphy.logger import G_LOGGER
 
 from mod_edge.errors import BundleError, ConfigError
-from mod_edge.graph_check import ALLOWED_ERROR, TIED_LOGITS
 from mod_edge.manifest import MANIFEST_FILE, FileRecord, Manifest, record_file
 from mod_edge.metrics import cut_margin
-from mod_edge.recording import (
+from mod_edge.signature import GraphSignature
+from mod_edge.targets import Lowering
+from mod_edge.verification.graph_check import ALLOWED_ERROR, TIED_LOGITS
+from mod_edge.verification.recording import (
     AFTER_ROLL,
     Arrays,
     GraphRecording,
@@ -34,10 +36,8 @@ from mod_edge.recording import (
     Selections,
     StreamTrace,
 )
-from mod_edge.reference import Reference
-from mod_edge.signature import GraphSignature
-from mod_edge.targets import Lowering
-from mod_edge.trace_file import read_trace, write_trace
+from mod_edge.verification.reference import Reference
+from mod_edge.verification.trace_file import read_trace, write_trace
 
 FORMAT_VERSION = 1
 INPUTS_FILE, OUTPUTS_FILE, STREAM_FILE = "inputs.json", "outputs.json", "stream.npz"

@@ -17,11 +17,11 @@ from polygraphy.comparator import Comparator, IterationResult
 from polygraphy.logger import G_LOGGER
 
 from mod_edge.errors import BackendError
-from mod_edge.graph_backends import GraphBackend
 from mod_edge.metrics import cut_margin, row_scales, selection_gap, worst_row_cosine
-from mod_edge.recording import Arrays, GraphRecording, GraphStep, held_dtype
 from mod_edge.runtime.runner import Int64Array
 from mod_edge.signature import GraphSignature
+from mod_edge.verification.graph_backends import GraphBackend
+from mod_edge.verification.recording import Arrays, GraphRecording, GraphStep, held_dtype
 
 # Largest error of a value, relative to the largest value of its row in the reference. Measured on
 # the tiny and the 135m preset, at most: fp32 2.0e-6; the fp16 graphs 2.6e-3, torch in fp16 3.8e-3;

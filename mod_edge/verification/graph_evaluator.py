@@ -15,9 +15,9 @@ from polygraphy.backend.base import BaseRunner
 from polygraphy.common import TensorMetadata
 
 from mod_edge.errors import BackendError
-from mod_edge.graph_backends import GraphBackend, NotRun, input_metadata
 from mod_edge.signature import GraphSignature
 from mod_edge.targets import Lowering
+from mod_edge.verification.graph_backends import GraphBackend, NotRun, input_metadata
 
 NAME = "onnx evaluator"
 # numpy multiplies float16 without a BLAS: 1 GFLOP/s or so, minutes for a layer of a large model.

@@ -13,7 +13,7 @@ import numpy as np
 
 from mod_edge.errors import BundleError
 from mod_edge.kv_window import Eviction, Rows
-from mod_edge.recording import (
+from mod_edge.verification.recording import (
     Arrays,
     Call,
     EncodeCall,

@@ -4,15 +4,15 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from mod_edge.errors import ModEdgeError
-from mod_edge.graph_backends import NO_CUDA, NotRun, has_cuda_provider, rewriting
-from mod_edge.opened_bundle import OpenedBundle
-from mod_edge.recording import StreamTrace
 from mod_edge.runtime.backends import BackendChoice, open_runner
 from mod_edge.runtime.protocol import Protocol
 from mod_edge.runtime.runner import Runner, SessionLimits
-from mod_edge.stream_check import Follow, StreamResult, check_stream
 from mod_edge.targets import TARGETS
-from mod_edge.tensorrt_backend import find_tensorrt
+from mod_edge.verification.graph_backends import NO_CUDA, NotRun, has_cuda_provider, rewriting
+from mod_edge.verification.opened_bundle import OpenedBundle
+from mod_edge.verification.recording import StreamTrace
+from mod_edge.verification.stream_check import Follow, StreamResult, check_stream
+from mod_edge.verification.tensorrt_backend import find_tensorrt
 
 OpenRunner = Callable[[StreamTrace], Runner]
 

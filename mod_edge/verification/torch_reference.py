@@ -6,18 +6,18 @@ from pathlib import Path
 import torch
 
 from mod_edge.checkpoint import checkpoint_of_bundle
-from mod_edge.graph_check import GraphResult, judge, run_steps
-from mod_edge.opened_bundle import OpenedBundle
-from mod_edge.recording import Arrays, GraphRecording, StreamTrace, held_dtype
-from mod_edge.reference import Reference
-from mod_edge.reference_graph import ReferenceGraph, in_dtype
-from mod_edge.reference_stream import MAX_FRAMES, follow_stream, record_stream
 from mod_edge.runtime.capture import VideoFile
 from mod_edge.runtime.runner import Runner
-from mod_edge.sample_video import SampleVideo
 from mod_edge.signature import GraphSignature
-from mod_edge.stream_backends import check_backend
-from mod_edge.stream_check import StreamResult
+from mod_edge.verification.graph_check import GraphResult, judge, run_steps
+from mod_edge.verification.opened_bundle import OpenedBundle
+from mod_edge.verification.recording import Arrays, GraphRecording, StreamTrace, held_dtype
+from mod_edge.verification.reference import Reference
+from mod_edge.verification.reference_graph import ReferenceGraph, in_dtype
+from mod_edge.verification.reference_stream import MAX_FRAMES, follow_stream, record_stream
+from mod_edge.verification.sample_video import SampleVideo
+from mod_edge.verification.stream_backends import check_backend
+from mod_edge.verification.stream_check import StreamResult
 
 
 class TorchReference(Reference):

@@ -16,7 +16,14 @@ from mod_edge.kv_window import Eviction, Rows
 from mod_edge.layers import LayerCache, MoDDecoderLayer
 from mod_edge.layout import StepLayout
 from mod_edge.model import VideoLLM
-from mod_edge.recording import (
+from mod_edge.runtime.runner import (
+    Float32Array,
+    FrameEmbeds,
+    Int64Array,
+    Runner,
+    UInt8Array,
+)
+from mod_edge.verification.recording import (
     AFTER_ROLL,
     Call,
     EncodeCall,
@@ -24,13 +31,6 @@ from mod_edge.recording import (
     ReadCall,
     StepCall,
     step_kind,
-)
-from mod_edge.runtime.runner import (
-    Float32Array,
-    FrameEmbeds,
-    Int64Array,
-    Runner,
-    UInt8Array,
 )
 
 

@@ -9,15 +9,20 @@ from tokenizers import Tokenizer
 from mod_edge.errors import CacheError
 from mod_edge.manifest import TOKENIZER_FILE, read_manifest
 from mod_edge.presets import preset_config
-from mod_edge.recording import EncodeCall, EvictCall, ReadCall, StepCall
-from mod_edge.reference_stream import MIN_ROLLS, follow_stream
 from mod_edge.runtime.kv_cache import KvCache
 from mod_edge.runtime.onnx_runner import OnnxRunner
 from mod_edge.runtime.protocol import Protocol
 from mod_edge.runtime.runner import Runner
 from mod_edge.runtime.torch_runner import TorchRunner
-from mod_edge.stream_check import ALLOWED_LARGEST, TIED_LOGITS, call_layout, check_stream
-from mod_edge.trace_file import read_trace, write_trace
+from mod_edge.verification.recording import EncodeCall, EvictCall, ReadCall, StepCall
+from mod_edge.verification.reference_stream import MIN_ROLLS, follow_stream
+from mod_edge.verification.stream_check import (
+    ALLOWED_LARGEST,
+    TIED_LOGITS,
+    call_layout,
+    check_stream,
+)
+from mod_edge.verification.trace_file import read_trace, write_trace
 
 CONFIG = preset_config("tiny")
 SILENT, SPEAK = CONFIG.stream_config.frame_token_interval_id, CONFIG.stream_config.stream_end_id

@@ -2,10 +2,10 @@
 
 from abc import ABC, abstractmethod
 
-from mod_edge.graph_check import GraphResult
-from mod_edge.recording import GraphRecording, StreamTrace
 from mod_edge.signature import GraphSignature
-from mod_edge.stream_check import Follow, StreamResult
+from mod_edge.verification.graph_check import GraphResult
+from mod_edge.verification.recording import GraphRecording, StreamTrace
+from mod_edge.verification.stream_check import Follow, StreamResult
 
 
 class Reference(ABC):

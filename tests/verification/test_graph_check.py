@@ -8,14 +8,14 @@ import numpy as np
 import onnx
 import pytest
 
-from mod_edge.graph_backends import graph_backends, onnx_backend
-from mod_edge.graph_check import ALLOWED_ERROR, TIED_LOGITS, check_graph, judge
 from mod_edge.manifest import read_manifest
 from mod_edge.metrics import cut_margin
 from mod_edge.presets import preset_config
-from mod_edge.recording import AFTER_ROLL
 from mod_edge.signature import bundle_signatures, layer_signature
 from mod_edge.targets import CPU_FP32
+from mod_edge.verification.graph_backends import graph_backends, onnx_backend
+from mod_edge.verification.graph_check import ALLOWED_ERROR, TIED_LOGITS, check_graph, judge
+from mod_edge.verification.recording import AFTER_ROLL
 from tests.export import graph_faults
 
 CONFIG = preset_config("tiny")

@@ -18,9 +18,9 @@ from polygraphy.common import TensorMetadata
 
 from mod_edge.errors import BackendError
 from mod_edge.onnx_session import session_options
-from mod_edge.recording import held_dtype
 from mod_edge.signature import GraphSignature, TensorSpec
 from mod_edge.targets import TARGETS, Lowering
+from mod_edge.verification.recording import held_dtype
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 # TF32 rounds float32 factors to 10 bits: a parity check must not measure that.
