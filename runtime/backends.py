@@ -94,7 +94,8 @@ def _driver_for_engines(folder: Path, manifest: Manifest) -> tuple[CudaDriver | 
     """The GPU for the bundle's engines, or None and what is lacking to run any."""
     target = TARGETS[manifest.lowering.target]
     if not read_engine_manifests(folder):
-        return None, f"for target {target.name}, but no engines are built (mod-edge build {folder} --profile NAME)"
+        build = f"mod-edge build {folder} --profile NAME"
+        return None, f"for target {target.name}, but no engines are built ({build})"
     from mod_edge.export.trt import load
 
     try:
