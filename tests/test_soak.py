@@ -30,5 +30,6 @@ def test_memory_does_not_grow_with_the_stream(tiny_bundle):
     assert bytes_per_frame(tiny_bundle) < MAX_BYTES_PER_FRAME
 
 
+@pytest.mark.slow  # as long as the test above, which is in every run
 def test_an_injected_leak_is_seen(tiny_bundle):
     assert bytes_per_frame(tiny_bundle, "--leak-bytes", str(LEAK_BYTES)) > MAX_BYTES_PER_FRAME
