@@ -36,6 +36,7 @@ from mod_edge.manifest import CONFIG_FILE, MANIFEST_FILE, Manifest, check_files,
 from mod_edge.profiles import Profile
 from mod_edge.shape_ranges import OptimizationProfiles, optimization_profiles, step_limits
 from mod_edge.signature import GraphSignature, bundle_signatures
+from mod_edge.staging import write_whole
 from mod_edge.targets import TARGETS
 
 MEMORY_INFO = Path("/proc/meminfo")
@@ -143,7 +144,7 @@ def build_engines(
             graph,
             engine_key(manifest, config, graph, settings),
             optimization_profiles(graph, config, settings.limits),
-            sum(manifest.files[file].size_bytes for file in _files(graph)),
+            sum(manifest.files[file].size_bytes for file in graph.files),
         )
         for graph in signatures
     ]
@@ -187,14 +188,10 @@ class _Work:
         return self.graph_bytes * MEMORY_FACTOR + BASE_MEMORY_BYTES
 
 
-def _files(graph: GraphSignature) -> list[str]:
-    return [file for file in (graph.file, graph.data_file) if file is not None]
-
-
 def _graphs(folder: Path, manifest: Manifest) -> tuple[ModelConfig, list[GraphSignature]]:
     config = read_config(folder / CONFIG_FILE)
     signatures = bundle_signatures(config, manifest.lowering, manifest.layers)
-    files = {file for graph in signatures for file in _files(graph)}
+    files = {file for graph in signatures for file in graph.files}
     unlisted = sorted(files - manifest.files.keys())
     if unlisted:
         raise BundleError(
@@ -344,9 +341,9 @@ def _compile(
         timing_cache=cache_path.read_bytes() if cache_path.is_file() else b"",
     )
     path = engines_folder / engine_file(graph.signature)
-    _write_whole(path, compiled.plan)
+    write_whole(path, compiled.plan)
     if compiled.timing_cache:
-        _write_whole(cache_path, compiled.timing_cache)
+        write_whole(cache_path, compiled.timing_cache)
     record = EngineRecord(
         file=path.name,
         key=graph.key,
@@ -355,14 +352,3 @@ def _compile(
         build_s=time.perf_counter() - started,
     )
     return record, compiled.warnings
-
-
-def _write_whole(path: Path, data: Any) -> None:
-    """Write a file that is there as a whole or as it was before; `data` is a buffer."""
-    staging = path.with_name(path.name + ".new")
-    try:
-        with staging.open("wb") as file:
-            file.write(data)
-        staging.replace(path)
-    finally:
-        staging.unlink(missing_ok=True)

@@ -2,9 +2,11 @@
 
 import re
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from mod_edge.errors import BackendError, ConfigError
+from mod_edge.export.cudart import call, load_cudart
 from mod_edge.export.trt import TensorRT
 from mod_edge.profiles import Profile
 
@@ -35,10 +37,12 @@ def find_gpu(cudart: Any = None) -> Gpu:
     Raises:
         BackendError: there is none, or no driver, or cuda-python is not installed.
     """
-    cudart = _load_cudart() if cudart is None else cudart
-    _call(cudart, "cudaGetDeviceCount")  # fails where there is no driver or no device
-    properties = _call(cudart, "cudaGetDeviceProperties", 0)
-    driver = _call(cudart, "cudaDriverGetVersion")  # 13020 for 13.2
+    if cudart is None:
+        cudart = load_cudart("no GPU can be looked for: cuda-python does not load")
+    ask = partial(call, cudart, explain=_explain)
+    ask("cudaGetDeviceCount")  # fails where there is no driver or no device
+    properties = ask("cudaGetDeviceProperties", 0)
+    driver = ask("cudaDriverGetVersion")  # 13020 for 13.2
     return Gpu(
         properties.name.split(b"\0")[0].decode(),
         f"{properties.major}{properties.minor}",
@@ -102,22 +106,8 @@ def _own_compute_capability(profile: Profile) -> str:
     return gpu.compute_capability
 
 
-def _load_cudart() -> Any:
-    try:
-        from cuda.bindings import runtime
-    except ImportError as exc:
-        raise BackendError(
-            "no GPU can be looked for: cuda-python does not load "
-            f'({exc}); install it with: pip install "mod-edge[rtx]" (or mod-edge[tensorrt])'
-        ) from exc
-    return runtime
-
-
-def _call(cudart: Any, name: str, *arguments: object) -> Any:
-    status, *answers = getattr(cudart, name)(*arguments)
-    if status != cudart.cudaError_t.cudaSuccess:
-        raise BackendError(
-            f"no NVIDIA GPU can be used here ({name} gives {status.name}); if there is one, "
-            "install its driver, and look at CUDA_VISIBLE_DEVICES"
-        )
-    return answers[0]
+def _explain(name: str, error: str) -> str:
+    return (
+        f"no NVIDIA GPU can be used here ({name} gives {error}); if there is one, "
+        "install its driver, and look at CUDA_VISIBLE_DEVICES"
+    )

@@ -26,6 +26,7 @@ from mod_edge.manifest import MANIFEST_FILE, Manifest, file_sha256
 from mod_edge.profiles import profile_names
 from mod_edge.shape_ranges import StepLimits, optimization_profiles
 from mod_edge.signature import GraphSignature
+from mod_edge.staging import write_whole
 
 FORMAT_VERSION = 1
 ENGINES_FOLDER = "engines"
@@ -106,13 +107,12 @@ def engine_key(
     Hashes of the graph and its weights come from the bundle's manifest, so hold the files against
     it first (`check_files`).
     """
-    files = [signature.file] + ([signature.data_file] if signature.data_file else [])
     ranges = optimization_profiles(signature, config, settings.limits)
     return _digest(
         {
             "recipe": RECIPE,
             "settings": settings.key,
-            "files": [manifest.files[file].sha256 for file in files],
+            "files": [manifest.files[file].sha256 for file in signature.files],
             "ranges": {
                 name: {tensor: asdict(shapes) for tensor, shapes in inputs.items()}
                 for name, inputs in ranges.items()
@@ -157,10 +157,8 @@ def build_command(folder: Path, settings: EngineSettings) -> str:
 
 def write_engine_manifest(engines: EngineManifest, bundle: Path) -> None:
     """Write into the settings' folder, whole or not at all."""
-    path = bundle / engines.settings.folder / MANIFEST_FILE
-    staging = path.with_suffix(".new")
-    staging.write_text(json.dumps(asdict(engines), indent=1) + "\n", encoding="utf-8")
-    staging.replace(path)
+    text = json.dumps(asdict(engines), indent=1) + "\n"
+    write_whole(bundle / engines.settings.folder / MANIFEST_FILE, text.encode())
 
 
 def read_engine_manifests(bundle: Path) -> list[EngineManifest]:

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mod_edge.config import ModelConfig
+from mod_edge.errors import ExportError
 from mod_edge.targets import TARGETS, Lowering
 
 Dims = tuple[str | int, ...]  # a letter is dynamic, a number static
@@ -51,6 +52,11 @@ class GraphSignature:
         return None if self.kind == "rebase" else self.file.removesuffix("onnx") + "data"
 
     @property
+    def files(self) -> tuple[str, ...]:
+        """The paths of the graph and, where it has any, of its weights."""
+        return (self.file,) if self.data_file is None else (self.file, self.data_file)
+
+    @property
     def aliases(self) -> dict[str, str]:
         """Outputs that are written into an input's buffer, by that input's name."""
         outputs = {spec.name for spec in self.outputs}
@@ -66,7 +72,12 @@ def layer_name(index: int) -> str:
 def bundle_signatures(
     config: ModelConfig, lowering: Lowering, layers: Sequence[int] | None = None
 ) -> list[GraphSignature]:
-    """Every graph of a bundle in the order of a step; `layers` None means all of them."""
+    """Every graph of a bundle in the order of a step; `layers` None means all of them.
+
+    Raises:
+        ExportError: the config's routing is for comparison only and has no graphs.
+    """
+    _require_graphs(config)
     indices = range(config.text_config.num_hidden_layers) if layers is None else layers
     signatures = [
         vision_signature(config, lowering),
@@ -76,6 +87,17 @@ def bundle_signatures(
     if TARGETS[lowering.target].has_device_cache:
         signatures.append(rebase_signature(config, lowering))
     return signatures
+
+
+def _require_graphs(config: ModelConfig) -> None:
+    mod = config.mod_config
+    if mod is None or not (mod.is_baseline or mod.selection == "random"):
+        return
+    name, value = ("insertion", mod.insertion) if mod.is_baseline else ("selection", mod.selection)
+    raise ExportError(
+        f"mod_config.{name}={value!r} is for comparison only and has no graphs; measure the "
+        "checkpoint itself with mod-edge eval, or export one with a learned or uniform selection"
+    )
 
 
 def vision_signature(config: ModelConfig, lowering: Lowering) -> GraphSignature:

@@ -1,10 +1,11 @@
-"""Folders that appear whole or not at all."""
+"""Folders and files that appear whole or not at all."""
 
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from mod_edge.errors import ConfigError
 
@@ -34,13 +35,7 @@ def staged_folder(
             can be written there.
     """
     target = target.resolve()
-    if target.exists() and not force:
-        raise ConfigError(f"{target} exists already; use --force to replace it, or another folder")
-    if target.exists() and not _is_replaceable(target, is_ours):
-        raise ConfigError(
-            f"{target} is there and is nothing that this command makes; "
-            "--force does not replace it: remove it yourself or name another folder"
-        )
+    check_target(target, is_ours=is_ours, force=force)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
@@ -62,6 +57,32 @@ def staged_folder(
         if replaced.exists() and not target.exists():
             replaced.rename(target)  # ended between the two renames
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def check_target(target: Path, *, is_ours: Callable[[Path], bool], force: bool) -> None:
+    """Refuse what `staged_folder` would refuse; for commands that take long before they write.
+
+    Raises:
+        ConfigError: `target` exists and `force` is not given, or it is something else.
+    """
+    if target.exists() and not force:
+        raise ConfigError(f"{target} exists already; use --force to replace it, or another folder")
+    if target.exists() and not _is_replaceable(target, is_ours):
+        raise ConfigError(
+            f"{target} is there and is nothing that this command makes; "
+            "--force does not replace it: remove it yourself or name another folder"
+        )
+
+
+def write_whole(path: Path, data: Any) -> None:
+    """Write a file that is there as a whole or as it was before; `data` is a buffer of bytes."""
+    staging = path.with_name(f"{path.name}.new")
+    try:
+        with staging.open("wb") as file:
+            file.write(data)
+        staging.replace(path)
+    finally:
+        staging.unlink(missing_ok=True)
 
 
 def _is_replaceable(target: Path, is_ours: Callable[[Path], bool]) -> bool:

@@ -1,6 +1,6 @@
 """One NVIDIA GPU through cuda-python: memory, one stream with its copies and events, graphs.
 
-The only file of the runtime that touches cuda-python. All work goes to one stream, so it runs in
+The only file of the runtime that asks CUDA for anything. All work goes to one stream, so it runs in
 the order in which it is asked for; only `synchronize` and `wait` let the host wait. Addresses are
 plain integers. Whatever CUDA refuses is a BackendError with CUDA's own name of the error.
 """
@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mod_edge.errors import BackendError, CacheError
+from mod_edge.export.cudart import call, load_cudart
 
 UInt8Array = npt.NDArray[np.uint8]
 
@@ -60,7 +61,9 @@ class CudaDriver:
         Raises:
             BackendError: cuda-python is not installed, or there is no driver or no GPU.
         """
-        self._cudart = _load_cudart() if cudart is None else cudart
+        if cudart is None:
+            cudart = load_cudart("backend tensorrt needs cuda-python, which does not load")
+        self._cudart = cudart
         self._blocks: set[int] = set()
         self._pinned: list[int] = []
         self._events: list[Any] = []
@@ -211,24 +214,12 @@ class CudaDriver:
         self._call("cudaMemcpyAsync", target, source, size_bytes, direction, self._stream)
 
     def _call(self, name: str, *arguments: object) -> Any:
-        """CUDA's answer, if it has one besides its status."""
-        status, *answers = getattr(self._cudart, name)(*arguments)
-        if status != self._cudart.cudaError_t.cudaSuccess:
-            self._cudart.cudaGetLastError()  # or the next call would report it again
-            advice = _ADVICE.get(status.name, "see the CUDA documentation for it, and report it")
-            raise BackendError(f"{name} gives {status.name}: {advice}")
-        return answers[0] if len(answers) == 1 else answers
+        return call(self._cudart, name, *arguments, explain=_explain)
 
 
-def _load_cudart() -> Any:
-    try:
-        from cuda.bindings import runtime
-    except ImportError as exc:
-        raise BackendError(
-            f"backend tensorrt needs cuda-python, which does not load ({exc}); install it with: "
-            'pip install "mod-edge[rtx]" (or mod-edge[tensorrt] on a Jetson)'
-        ) from exc
-    return runtime
+def _explain(name: str, error: str) -> str:
+    advice = _ADVICE.get(error, "see the CUDA documentation for it, and report it")
+    return f"{name} gives {error}: {advice}"
 
 
 def _mib(size_bytes: int) -> str:

@@ -16,6 +16,7 @@ from mod_edge.export.trt import (
     new_kernel_cache,
 )
 from mod_edge.signature import GraphSignature, TensorSpec
+from mod_edge.staging import write_whole
 
 
 class EngineLoader:
@@ -102,10 +103,8 @@ class EngineLoader:
         data = bytes(memoryview(self._cache.serialize()))
         if data == self._stored_cache:
             return
-        staging = self._cache_path.with_suffix(".new")
         try:
-            staging.write_bytes(data)
-            staging.replace(self._cache_path)
+            write_whole(self._cache_path, data)
         except OSError as exc:
             self.warnings.append(
                 f"{self._cache_path} cannot be written ({exc.strerror}): every start compiles its "

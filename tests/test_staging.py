@@ -1,11 +1,11 @@
-"""Folders that appear whole or not at all, whatever ends the work."""
+"""Folders and files that appear whole or not at all, whatever ends the work."""
 
 from pathlib import Path
 
 import pytest
 
 from mod_edge.errors import ConfigError
-from mod_edge.staging import staged_folder
+from mod_edge.staging import staged_folder, write_whole
 
 
 @pytest.fixture
@@ -119,3 +119,25 @@ def test_force_fills_an_empty_folder(tmp_path):
     with staged_folder(tmp_path / "bundle", is_ours=has_old, force=True) as folder:
         (folder / "new").write_text("new")
     assert tree_of(tmp_path) == {"bundle": None, "bundle/new": "new"}
+
+
+# ---- files ----
+
+
+def test_a_file_is_written_and_replaced_whole(tmp_path):
+    for data in (b"first", memoryview(b"second")):
+        write_whole(tmp_path / "file.bin", data)
+        assert tree_of(tmp_path) == {"file.bin": bytes(data).decode()}
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+def test_a_file_whose_writing_ends_early_is_as_it_was(tmp_path, monkeypatch, error):
+    (tmp_path / "file.bin").write_text("old")
+
+    def ends(_self, _target):
+        raise error
+
+    monkeypatch.setattr(Path, "replace", ends)
+    with pytest.raises(error):
+        write_whole(tmp_path / "file.bin", b"new")
+    assert tree_of(tmp_path) == {"file.bin": "old"}

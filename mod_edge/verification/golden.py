@@ -216,7 +216,7 @@ def _command(recording: GraphRecording, outputs: Sequence[Arrays]) -> str:
 
 def _bundle_files(manifest: Manifest, signature: GraphSignature) -> dict[str, str]:
     """Content hashes of the graph's files in the bundle."""
-    names = [signature.file] + ([signature.data_file] if signature.data_file else [])
+    names = signature.files
     return {name: manifest.files[name].sha256 for name in names if name in manifest.files}
 
 

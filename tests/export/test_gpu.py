@@ -52,6 +52,7 @@ def cudart(status="cudaSuccess"):
     properties = SimpleNamespace(name=b"Orin\0\0\0", major=8, minor=7, totalGlobalMem=64 * 2**30)
     return SimpleNamespace(
         cudaError_t=SimpleNamespace(cudaSuccess=success),
+        cudaGetLastError=lambda: (answer,),
         cudaGetDeviceCount=lambda: (answer, 1),
         cudaGetDeviceProperties=lambda number: (success, properties),
         cudaDriverGetVersion=lambda: (success, 12060),

@@ -46,7 +46,7 @@ def test_kernels_compiled_in_one_run_are_there_in_the_next(machine):
     assert b"layers/05.onnx" in first
     assert run_once(machine, size=3) == []
     assert len(path.read_bytes()) > len(first)
-    assert not path.with_suffix(".new").exists()
+    assert not list(path.parent.glob("*.new"))
 
 
 def test_a_cache_without_news_is_not_written_again(machine):
@@ -64,7 +64,7 @@ def test_another_drivers_cache_is_made_anew_and_told(machine):
 
 
 def test_a_cache_that_cannot_be_written_is_told(machine):
-    in_the_way = cache_path(machine).with_suffix(".new")
+    in_the_way = cache_path(machine).with_name("runtime.cache.new")
     in_the_way.mkdir()
     try:
         (warning,) = run_once(machine)
