@@ -17,7 +17,8 @@ from mod_edge.errors import ConfigError
 
 MODEL_TYPE = "videollm_mod"
 INSERTIONS = ("interleaved", "all", "interleaved_deep", "all_deep")
-SELECTIONS = ("learned", "uniform")
+BASELINES = ("early_exit", "layer_skip")
+SELECTIONS = ("learned", "uniform", "random")
 ROUTER_SCALINGS = ("full", "delta")
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -117,24 +118,45 @@ class VisionConfig:
 class MoDConfig:
     """Which layers route, how they select, and what the router's weight scales.
 
+    The baselines of the paper's comparison are insertions too. Their MoD layers compute no vision
+    token at all, so that `keep_ratio`, `selection` and `router_scaling` have no say. The published
+    code drops the frames' interval tokens there as well; here these stay, as in every MoD layer, so
+    that the arms differ in vision tokens alone.
+
     Attributes:
-        insertion: which layers are MoD layers, one of `INSERTIONS` (paper, Table 2).
+        insertion: which layers are MoD layers, one of `INSERTIONS` (paper, Table 2) or of
+            `BASELINES`: `early_exit` (all from `exit_layer` on), `layer_skip` (every second one).
         keep_ratio: share of a frame's tokens that a MoD layer computes, above 0 and up to 1.
-        selection: `learned` (the LayerExpert's top k) or `uniform` (every n//k-th token).
+        selection: `learned` (the LayerExpert's top k), `uniform` (every n//k-th token) or `random`
+            (k others in every frame and layer, drawn anew each time).
         router_scaling: `full` scales the whole layer output, w*(x + f(x)), as the published code
-            does; `delta` scales the branch, x + w*f(x). `uniform` has no router and scales nothing.
+            does; `delta` scales the branch, x + w*f(x). Only `learned` has a router to scale by.
+        exit_layer: of `early_exit`, the first layer without vision tokens.
     """
 
     insertion: str = "interleaved"
     keep_ratio: float = 0.2
     selection: str = "learned"
     router_scaling: str = "full"
+    exit_layer: int = NUM_SHALLOW_LAYERS
 
     def __post_init__(self) -> None:
-        _require_one_of("mod_config.insertion", self.insertion, INSERTIONS)
+        _require_one_of("mod_config.insertion", self.insertion, INSERTIONS + BASELINES)
         _require_one_of("mod_config.selection", self.selection, SELECTIONS)
         _require_one_of("mod_config.router_scaling", self.router_scaling, ROUTER_SCALINGS)
         _require(0 < self.keep_ratio <= 1, "mod_config.keep_ratio", self.keep_ratio, "in (0, 1]")
+        _require(self.exit_layer >= 1, "mod_config.exit_layer", self.exit_layer, "at least 1")
+        _require(
+            self.insertion == "early_exit" or self.exit_layer == NUM_SHALLOW_LAYERS,
+            "mod_config.exit_layer",
+            self.exit_layer,
+            f"only beside insertion early_exit, not beside {self.insertion}",
+        )
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether MoD layers compute no vision token at all."""
+        return self.insertion in BASELINES
 
 
 @dataclass(frozen=True)
@@ -212,6 +234,14 @@ class ModelConfig:
                 token_id,
                 f"0 to {limit - 1} (vocab_size is {limit})",
             )
+        if self.mod_config is not None and self.mod_config.insertion == "early_exit":
+            num_layers = self.text_config.num_hidden_layers
+            _require(
+                self.mod_config.exit_layer < num_layers,
+                "mod_config.exit_layer",
+                self.mod_config.exit_layer,
+                f"below num_hidden_layers={num_layers}, or no layer drops anything",
+            )
 
     @property
     def frame_num_tokens(self) -> int:
@@ -221,9 +251,11 @@ class ModelConfig:
 
     @property
     def num_kept(self) -> int:
-        """K: tokens of a frame that a MoD layer computes; N in the full-computation model."""
+        """K: tokens of a frame that a MoD layer computes; N where all are, 0 in the baselines."""
         if self.mod_config is None:
             return self.frame_num_tokens
+        if self.mod_config.is_baseline:
+            return 0
         # Rounded before the ceiling: 0.28 * 25 is 7.000000000000001 in binary floating point. What
         # rounds to nothing still keeps one, as the ceiling says.
         return max(1, math.ceil(round(self.mod_config.keep_ratio * self.frame_num_tokens, 6)))
@@ -239,13 +271,16 @@ class ModelConfig:
             "all": (0, 1),
             "interleaved_deep": (NUM_SHALLOW_LAYERS + 1, 2),
             "all_deep": (NUM_SHALLOW_LAYERS, 1),
+            "early_exit": (self.mod_config.exit_layer, 1),
+            "layer_skip": (1, 2),
         }[self.mod_config.insertion]
         return tuple(range(first, num_layers, step))
 
     @property
     def has_router(self) -> bool:
         """Whether MoD layers hold a LayerExpert."""
-        return self.mod_config is not None and self.mod_config.selection == "learned"
+        mod = self.mod_config
+        return mod is not None and mod.selection == "learned" and not mod.is_baseline
 
 
 def config_from_dict(data: dict[str, Any], origin: str = "config.json") -> ModelConfig:

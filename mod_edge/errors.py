@@ -8,7 +8,8 @@
     |-- BundleError        a bundle is missing, damaged, of a newer format or unsafe
     |-- BackendError       an inference backend cannot run here
     |-- CacheError         a write would leave the KV cache
-    `-- SourceError        a video or camera cannot be read
+    |-- SourceError        a video or camera cannot be read
+    `-- DataError          a data set or a training recipe is missing or faulty
 
 Each message says what is wrong, what was found, what was wanted and what to do. The command line
 prints it without a traceback and exits with 1; a traceback always means a bug of ours.
@@ -49,3 +50,7 @@ class CacheError(ModEdgeError):
 
 class SourceError(ModEdgeError):
     """A video file, stream or camera cannot be opened or stopped delivering."""
+
+
+class DataError(ModEdgeError):
+    """A data set or a training recipe is missing or faulty."""

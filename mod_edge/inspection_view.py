@@ -1,5 +1,6 @@
 """`mod-edge inspect` on the screen."""
 
+from mod_edge.config import MoDConfig
 from mod_edge.console import out, print_pairs, printable, si, table
 from mod_edge.costs import Comparison
 from mod_edge.inspection import Inspection
@@ -8,7 +9,7 @@ from mod_edge.inspection import Inspection
 def print_inspection(inspection: Inspection) -> None:
     """Print layers, parameters and costs, each cost beside the full-computation model's."""
     config = inspection.config
-    text, vision, mod = config.text_config, config.vision_config, config.mod_config
+    text, vision = config.text_config, config.vision_config
     total = si(inspection.parameters["total"], "parameters")
     out.print(f"{printable(inspection.name)}: {total}")
     num_mod = len(config.mod_layers)
@@ -18,13 +19,7 @@ def print_inspection(inspection: Inspection) -> None:
             f"{text.num_hidden_layers} layers of {text.hidden_size}: "
             f"{text.num_hidden_layers - num_mod} dense, {num_mod} MoD",
         ),
-        (
-            "routing",
-            f"{mod.insertion}, {mod.selection}, keep_ratio {mod.keep_ratio:g}, "
-            f"router_scaling {mod.router_scaling}"
-            if mod
-            else "none: full computation",
-        ),
+        ("routing", _routing(config.mod_config)),
         (
             "vision",
             f"{vision.image_size} pixels, {vision.num_patches} patches, "
@@ -50,6 +45,16 @@ def print_inspection(inspection: Inspection) -> None:
     ]
     header = f"a frame, mean of {inspection.num_frames}"
     out.print(table(header, "this model", "full computation", "ratio", rows=cost_rows))
+
+
+def _routing(mod: MoDConfig | None) -> str:
+    if mod is None:
+        return "none: full computation"
+    if mod.is_baseline:
+        first = f" from layer {mod.exit_layer} on" if mod.insertion == "early_exit" else ""
+        return f"none: {mod.insertion}, MoD layers{first} compute no vision token"
+    scaling = f", router_scaling {mod.router_scaling}" if mod.selection == "learned" else ""
+    return f"{mod.insertion}, {mod.selection}, keep_ratio {mod.keep_ratio:g}{scaling}"
 
 
 def _cost_rows(title: str, comparison: Comparison) -> list[tuple[str, ...]]:

@@ -18,7 +18,7 @@ from mod_edge.config import ModelConfig, TextConfig
 from mod_edge.layout import StepLayout
 from mod_edge.precision import widened
 from mod_edge.rope import inverse_frequencies
-from mod_edge.routing import keep_top_tokens, rows_to_compute, uniform_tokens
+from mod_edge.routing import keep_top_tokens, random_tokens, rows_to_compute, uniform_tokens
 
 
 @dataclass
@@ -146,13 +146,14 @@ class DecoderLayer(nn.Module):
 class MoDDecoderLayer(DecoderLayer):
     """A decoder layer that computes all text but only K tokens of each frame (paper, 3.2).
 
-    A skipped token passes unchanged and writes no key or value.
+    A skipped token passes unchanged and writes no key or value. In the baselines K is 0.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
         assert config.mod_config is not None
         self.num_kept = config.num_kept
+        self.selection = config.mod_config.selection
         self.router_scaling = config.mod_config.router_scaling
         self.router = nn.Linear(config.text_config.hidden_size, 1) if config.has_router else None
 
@@ -189,11 +190,17 @@ class MoDDecoderLayer(DecoderLayer):
         hidden = widened(hidden)
         token_weights = hidden.new_ones(len(hidden))
         if self.router is None:
-            num_frames, num_tokens = frame_index.shape
-            kept = torch.tensor(uniform_tokens(num_tokens, self.num_kept))
-            return kept.expand(num_frames, -1), token_weights
+            return self._unrouted(*frame_index.shape), token_weights
         weight, bias = widened(self.router.weight), widened(self.router.bias)
         router_logits = linear(hidden[frame_index], weight, bias)[..., 0]  # (F, N)
         token_weights[frame_index] = router_logits.sigmoid()
         # The heaviest weights are those of the largest logits, but sigmoids round to 1 and tie.
         return keep_top_tokens(router_logits, self.num_kept), token_weights
+
+    def _unrouted(self, num_frames: int, num_tokens: int) -> Tensor:
+        """The kept positions (F, K) where no router chooses."""
+        if self.num_kept == 0:
+            return torch.zeros(num_frames, 0, dtype=torch.int64)
+        if self.selection == "random":
+            return random_tokens(num_frames, num_tokens, self.num_kept)
+        return torch.tensor(uniform_tokens(num_tokens, self.num_kept)).expand(num_frames, -1)

@@ -61,7 +61,7 @@ def step_layout(pieces: tuple[int, ...], frame_num_tokens: int, num_kept: int) -
         pieces: text run lengths (>= 1) and `FRAME` marks, in stream order; at least one text token,
             because a graph with no text rows is never needed: a frame follows its interval token.
         frame_num_tokens: N.
-        num_kept: K, 1..N.
+        num_kept: K, 0..N; 0 in the baselines.
     """
     assert all(piece >= 0 for piece in pieces), pieces
     assert sum(pieces) >= 1, "a step holds at least one text token"

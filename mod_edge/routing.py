@@ -40,6 +40,21 @@ def uniform_tokens(num_tokens: int, num_kept: int) -> tuple[int, ...]:
     return tuple(kept * (num_tokens // num_kept) for kept in range(num_kept))
 
 
+def random_tokens(num_frames: int, num_tokens: int, num_kept: int) -> Tensor:
+    """Positions that `random` selection keeps: K of N drawn for every frame, none of them twice.
+
+    The published code draws with repetition, so that a frame may keep fewer than K. Torch's own
+    generator draws: seed it where a result has to repeat.
+
+    Returns:
+        (F, K) int64, rising along K.
+
+    Raises:
+        ShapeError: num_kept is outside 1..N.
+    """
+    return keep_top_tokens(torch.rand(num_frames, num_tokens), num_kept)
+
+
 def rows_to_compute(num_tokens: int, frame_index: Tensor, kept: Tensor) -> Tensor:
     """Rows of a step that a MoD layer computes: all text and the kept tokens, in time order.
 

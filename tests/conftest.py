@@ -5,6 +5,7 @@ import os
 import shutil
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,20 @@ def tiny_checkpoint(tmp_path_factory) -> Path:
     folder.mkdir()
     write_checkpoint(preset_config("tiny"), folder, seed=1, on_bytes=lambda _size_bytes: None)
     return folder
+
+
+@pytest.fixture(scope="session")
+def write_tiny(tmp_path_factory):
+    """`write_tiny(mod)`: a tiny checkpoint with that `mod_config` (0.1 s)."""
+    from mod_edge.presets import preset_config, write_checkpoint
+
+    def write(mod: MoDConfig | None) -> Path:
+        folder = tmp_path_factory.mktemp("routed")
+        config = replace(preset_config("tiny"), mod_config=mod)
+        write_checkpoint(config, folder, seed=1, on_bytes=lambda _size_bytes: None)
+        return folder
+
+    return write
 
 
 @pytest.fixture(scope="session")

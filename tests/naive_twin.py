@@ -8,13 +8,14 @@ the paper's text and from config and weights alone; it shares no code with what 
 import torch
 
 
-def naive_logits(model, embeds, frames):
+def naive_logits(model, embeds, frames, drawn=None):
     """Logits (T, V) of a whole stream, and each MoD layer's kept tokens as lists a frame.
 
     Args:
         model: only its `config` and `state_dict()` are read.
         embeds: (T, D).
         frames: for each frame, the rows of its tokens.
+        drawn: of a `random` selection, what was kept: MoD layer -> list of a frame's tokens.
     """
     config, weights = model.config, model.state_dict()
     text = config.text_config
@@ -29,7 +30,9 @@ def naive_logits(model, embeds, frames):
         is_computed = torch.ones(len(hidden), dtype=torch.bool)
         token_weights = torch.ones(len(hidden), dtype=hidden.dtype)
         if is_mod_layer(config, index):
-            is_computed, token_weights, kept[index] = choose(config, layer, hidden, frames)
+            is_computed, token_weights, kept[index] = choose(
+                config, layer, hidden, frames, drawn and drawn[index]
+            )
         added = branch(text, layer, hidden, is_computed)
         token_weights = token_weights[:, None]
         if config.mod_config is None or config.mod_config.router_scaling == "delta":
@@ -50,18 +53,24 @@ def is_mod_layer(config, index):
         "all": True,
         "interleaved_deep": index >= 2 and index % 2 == 1,
         "all_deep": index >= 2,
+        "early_exit": index >= config.mod_config.exit_layer,
+        "layer_skip": index % 2 == 1,
     }[config.mod_config.insertion]
 
 
-def choose(config, layer, hidden, frames):
+def choose(config, layer, hidden, frames, drawn):
     """Which tokens (T,) a MoD layer computes, their weights (T,), and the kept of each frame."""
     is_computed = torch.ones(len(hidden), dtype=torch.bool)
     token_weights = torch.ones(len(hidden), dtype=hidden.dtype)
     num_tokens = config.frame_num_tokens
     num_kept = -int(-round(config.mod_config.keep_ratio * num_tokens, 6) // 1)
     kept = []
-    for rows in frames:
-        if config.mod_config.selection == "uniform":
+    for frame, rows in enumerate(frames):
+        if config.mod_config.insertion in ("early_exit", "layer_skip"):
+            chosen = []
+        elif config.mod_config.selection == "random":
+            chosen = drawn[frame]
+        elif config.mod_config.selection == "uniform":
             chosen = [n * (num_tokens // num_kept) for n in range(num_kept)]
         else:
             logits = hidden[rows] @ layer["router.weight"][0] + layer["router.bias"]

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from mod_edge.config import (
+    BASELINES,
     ROUTER_SCALINGS,
     SELECTIONS,
     MoDConfig,
@@ -36,7 +37,16 @@ def message_of(document):
     return message
 
 
-@pytest.mark.parametrize("mod", [None, MoDConfig("all_deep", 0.3, "uniform", "delta")])
+@pytest.mark.parametrize(
+    "mod",
+    [
+        None,
+        MoDConfig("all_deep", 0.3, "uniform", "delta"),
+        MoDConfig("all", selection="random"),
+        MoDConfig("early_exit", exit_layer=3),
+        MoDConfig("layer_skip"),
+    ],
+)
 @pytest.mark.parametrize("rope_scaling", [None, RopeScaling(32.0, 1.0, 4.0, 8192)])
 def test_a_written_config_reads_back_equal(make_config, tmp_path, mod, rope_scaling):
     config = make_config(mod=mod, rope_scaling=rope_scaling, tie_word_embeddings=True)
@@ -88,7 +98,8 @@ def test_an_unknown_name_gets_the_nearest_known_one(document):
     document["mod_config"]["insertion"] = "interleave"
     message = message_of(document)
     assert "mod_config.insertion='interleave'" in message
-    assert "one of interleaved, all, interleaved_deep, all_deep" in message
+    known = "interleaved, all, interleaved_deep, all_deep, early_exit, layer_skip"
+    assert f"one of {known}" in message
     assert "did you mean 'interleaved'?" in message
     document["mod_config"]["insertion"] = "xyz"
     assert "did you mean" not in message_of(document)
@@ -107,7 +118,9 @@ def test_an_unknown_name_gets_the_nearest_known_one(document):
         ("mod_config", "keep_ratio", 0, r"keep_ratio=0, wanted in \(0, 1\]"),
         ("mod_config", "keep_ratio", 1.01, r"keep_ratio=1\.01"),
         ("mod_config", "keep_ratio", float("nan"), "keep_ratio=nan"),
-        ("mod_config", "selection", "random", "one of learned, uniform"),
+        ("mod_config", "selection", "rand", r"one of learned, uniform, random \(did you mean 'ra"),
+        ("mod_config", "exit_layer", 0, "exit_layer=0, wanted at least 1"),
+        ("mod_config", "exit_layer", 3, "exit_layer=3, wanted only beside insertion early_exit"),
         ("mod_config", "router_scaling", "none", "one of full, delta"),
         ("text_config", "num_key_value_heads", 4, "a multiple of num_key_value_heads=4"),
         ("text_config", "head_dim", 15, "head_dim=15, wanted even"),
@@ -164,6 +177,12 @@ def test_a_file_that_is_no_json_object_is_refused_by_name(tmp_path, content, fau
         read_config(path)
 
 
+def test_an_exit_behind_the_last_layer_is_refused(make_config):
+    assert make_config(mod=MoDConfig("early_exit", exit_layer=3)).mod_layers == (3,)
+    with pytest.raises(ConfigError, match="exit_layer=4, wanted below num_hidden_layers=4"):
+        make_config(mod=MoDConfig("early_exit", exit_layer=4))
+
+
 @pytest.mark.parametrize(
     ("keep_ratio", "num_kept"),
     [
@@ -201,6 +220,8 @@ def test_every_whole_share_of_every_frame_size_is_exact(make_config):
         ("all", range(32)),
         ("interleaved_deep", range(3, 32, 2)),  # 15
         ("all_deep", range(2, 32)),  # 30
+        ("early_exit", range(2, 32)),
+        ("layer_skip", range(1, 32, 2)),
     ],
 )
 def test_the_insertions_of_32_layers_are_the_papers(make_config, insertion, layers):
@@ -226,6 +247,14 @@ def test_the_full_computation_model_keeps_all_and_has_no_router(make_config):
 def test_only_the_learned_selection_has_a_router(make_config, selection, router_scaling):
     mod = MoDConfig(selection=selection, router_scaling=router_scaling)
     assert make_config(mod=mod).has_router == (selection == "learned")
+
+
+@pytest.mark.parametrize("insertion", BASELINES)
+def test_the_baselines_keep_no_token_and_have_no_router(make_config, insertion):
+    config = make_config(mod=MoDConfig(insertion, keep_ratio=0.5))
+    assert config.num_kept == 0
+    assert config.mod_layers
+    assert not config.has_router
 
 
 def test_pixels_beyond_the_last_whole_patch_are_not_counted(make_config):

@@ -54,6 +54,24 @@ def test_the_8b_flops_of_the_other_insertions_are_the_papers(paper_config, inser
     assert costs.flops_ratio == pytest.approx(flops_ratio, abs=PRINTED)
 
 
+@pytest.mark.parametrize(
+    ("mod", "num_dense"),
+    [
+        (MoDConfig("early_exit"), 2),
+        (MoDConfig("early_exit", exit_layer=8), 8),
+        (MoDConfig("layer_skip"), 16),
+    ],
+    ids=lambda value: getattr(value, "insertion", value),
+)
+def test_a_baseline_pays_for_frames_in_its_dense_layers_alone(paper_config, mod, num_dense):
+    config = replace(paper_config, mod_config=mod)
+    frames_only = compare_with_full(config, PAPER_NUM_FRAMES, has_interval=False)
+    assert frames_only.flops_ratio == pytest.approx(num_dense / 32)
+    assert frames_only.kv_ratio == num_dense / 32
+    with_interval = compare_with_full(config, PAPER_NUM_FRAMES, has_interval=True)
+    assert with_interval.kv_ratio == (num_dense * 11 + (32 - num_dense)) / (32 * 11)
+
+
 def test_the_full_computation_model_costs_what_it_costs(paper_config):
     config = replace(paper_config, mod_config=None)
     costs = compare_with_full(config, PAPER_NUM_FRAMES, has_interval=True)

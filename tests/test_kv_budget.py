@@ -40,7 +40,10 @@ def frames_of(config, plan):
     return round(plan.num_seconds * config.stream_config.frame_fps)
 
 
-@pytest.fixture(params=[None, MoDConfig(), MoDConfig("all", 0.5)], ids=["full", "r=0.2", "all"])
+@pytest.fixture(
+    params=[None, MoDConfig(), MoDConfig("all", 0.5), MoDConfig("early_exit")],
+    ids=["full", "r=0.2", "all", "early exit"],
+)
 def config(request, make_config):
     return make_config(mod=request.param)
 
@@ -48,6 +51,7 @@ def config(request, make_config):
 def test_rows_of_text_and_frames_in_each_geometry(make_config):
     assert rows_of(make_config(), 7, 3) == Rows(7 + 30, 7 + 6)
     assert rows_of(make_config(mod=None), 7, 3) == Rows(37, 37)
+    assert rows_of(make_config(mod=MoDConfig("layer_skip")), 7, 3) == Rows(37, 7)
 
 
 @pytest.mark.parametrize("budget_mib", [0.5, 1, 1.7, 12])

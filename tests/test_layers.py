@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mod_edge.config import ROUTER_SCALINGS, MoDConfig
+from mod_edge.config import BASELINES, ROUTER_SCALINGS, SELECTIONS, MoDConfig
 from mod_edge.layers import LayerCache, rotate
 from mod_edge.layout import FRAME, step_layout
 from mod_edge.rope import inverse_frequencies
@@ -63,7 +63,7 @@ def test_skipped_tokens_pass_bit_for_bit(run_layer, router_scaling):
     assert (new_hidden[~is_skipped] != hidden[~is_skipped]).any(dim=1).all()
 
 
-@pytest.mark.parametrize("selection", ["learned", "uniform"])
+@pytest.mark.parametrize("selection", SELECTIONS)
 def test_skipped_tokens_write_no_cache_row_and_the_others_keep_their_positions(
     run_layer, selection
 ):
@@ -104,7 +104,7 @@ def test_kept_rows_are_scaled_by_their_own_weight(run_layer, router_scaling):
 
 def test_two_frames_in_one_step_are_both_selected_from(run_layer):
     """The published code's random and uniform arms keep tokens of the first frame only."""
-    for selection in ("learned", "uniform"):
+    for selection in SELECTIONS:
         hidden, new_hidden, kept, _, layout = run_layer(MoDConfig(selection=selection))
         assert kept.shape == (2, 2)
         for frame, chosen in zip(torch.tensor(layout.frame_index), kept, strict=True):
@@ -120,6 +120,28 @@ def test_the_uniform_selection_has_no_router_and_no_scaling(run_layer):
     _, full, kept, *_ = outputs["full"]
     assert torch.equal(full, outputs["delta"][1])
     assert kept.tolist() == [[0, 5], [0, 5]]
+
+
+def test_the_random_selection_scales_nothing(run_layer, make_config, make_model):
+    hidden, new_hidden, kept, _, layout = run_layer(MoDConfig(selection="random"))
+    uniform = make_model(make_config(num_layers=2, mod=MoDConfig(selection="uniform")), seed=3)
+    cache = LayerCache.empty(uniform.config.text_config)
+    positions = torch.arange(layout.num_tokens) + 100
+    theirs, _ = uniform.model.layers[1](hidden, layout, positions, cache, forced_kept=kept)
+    assert torch.equal(new_hidden, theirs)
+
+
+@pytest.mark.parametrize("insertion", BASELINES)
+def test_a_baselines_layer_computes_and_remembers_text_alone(run_layer, insertion):
+    exit_layer = {"exit_layer": 1} if insertion == "early_exit" else {}
+    hidden, new_hidden, kept, cache, layout = run_layer(MoDConfig(insertion, **exit_layer))
+    assert kept.shape == (2, 0)
+    assert kept.dtype == torch.int64
+    frames = torch.tensor(layout.frame_index).flatten()
+    assert torch.equal(new_hidden[frames], hidden[frames])
+    text = torch.tensor(layout.text_index)  # the interval token between the frames among it
+    assert (new_hidden[text] != hidden[text]).any(dim=1).all()
+    assert cache.positions.tolist() == [100 + row for row in text.tolist()]
 
 
 def test_the_dense_layer_reports_no_selection(run_layer):

@@ -5,7 +5,7 @@ from itertools import product
 import pytest
 import torch
 
-from mod_edge.config import INSERTIONS, ROUTER_SCALINGS, SELECTIONS, MoDConfig
+from mod_edge.config import BASELINES, INSERTIONS, ROUTER_SCALINGS, MoDConfig
 from mod_edge.layout import FRAME, step_layout
 from tests.naive_twin import naive_logits
 
@@ -23,14 +23,18 @@ POLICIES = [
     None,
     *(
         MoDConfig(*policy)
-        for policy in product(INSERTIONS, (0.2, 0.5, 1.0), SELECTIONS, ROUTER_SCALINGS)
+        for policy in product(INSERTIONS, (0.2, 0.5, 1.0), ("learned", "uniform"), ROUTER_SCALINGS)
     ),
+    *map(MoDConfig, BASELINES),
+    MoDConfig("early_exit", exit_layer=1),
 ]
 
 
 def policy_name(mod):
     if mod is None:
         return "full computation"
+    if mod.is_baseline:
+        return f"{mod.insertion} {mod.exit_layer}"
     return f"{mod.insertion} {mod.keep_ratio} {mod.selection} {mod.router_scaling}"
 
 
@@ -93,6 +97,18 @@ def test_every_mod_layer_keeps_what_the_twin_keeps(make_config, make_model):
     _, theirs = naive_logits(model, embeds, layout.frame_index.tolist())
     assert {index: kept.tolist() for index, kept in output.kept.items()} == theirs
     assert len({tuple(map(tuple, kept)) for kept in theirs.values()}) > 1  # layers do differ
+
+
+def test_random_tokens_are_computed_as_the_twin_computes_them(make_config, make_model):
+    config = make_config(mod=MoDConfig("all_deep", 0.3, "random"))
+    model = make_model(config, dtype=torch.float64)
+    layout, embeds = layout_of(config, STREAM), random_embeds(config, STREAM, torch.float64)
+    torch.manual_seed(0)
+    output = model.step(embeds, layout, torch.arange(len(embeds)), model.empty_caches())
+    drawn = {index: kept.tolist() for index, kept in output.kept.items()}
+    theirs, _ = naive_logits(model, embeds, layout.frame_index.tolist(), drawn)
+    assert relative_error(model.logits(output.hidden), theirs) <= RTOL_FP64
+    assert len({tuple(chosen) for kept in drawn.values() for chosen in kept}) > 2  # of 10
 
 
 @pytest.mark.parametrize("seed", range(3))
