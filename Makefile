@@ -5,17 +5,21 @@
 #   make test-all     the slow ones too
 #   make check        lint, format, types
 #   make torch-free   a bundle runs, and is compiled, where neither torch nor onnx is installed
+#   make results      the paper's comparisons: the runs that are missing (hours), docs/results.md
 
 PYTHON ?= python3
 VENV ?= .venv
 DEMO := build/demo
 CLIP := tests/data/box.mp4
+# of `make results`: a data set and a checkpoint whose vision tower is trained (docs/results.md)
+DATA ?= build/scenes
+BASE ?= build/base
 INSTALLED := $(VENV)/.installed
 
 BIN := $(VENV)/bin
 MOD_EDGE := $(BIN)/mod-edge
 
-.PHONY: demo bundle test test-all check torch-free
+.PHONY: demo bundle test test-all check torch-free results
 .DELETE_ON_ERROR:
 
 # One pip call, so that the constraints choose torch and no other package pulls a larger build.
@@ -57,3 +61,8 @@ torch-free: bundle
 	$(MOD_EDGE) export $(DEMO)/checkpoint -o $(DEMO)/rtx --profile rtx-ada --target rtx \
 		--window 260 --force
 	BUILDER=$(BIN)/python tests/build_without_torch.sh $(DEMO)/rtx
+
+# Ctrl-C stops it at any time, the same command goes on.
+results: $(INSTALLED)
+	$(BIN)/python -m mod_edge.comparison --data $(DATA) --base $(BASE) --runs docs/results \
+		--write docs/results.md

@@ -1,15 +1,24 @@
 """The `mod-edge` command: parses, calls one library function, prints. How it ends: `EXIT_CODES`."""
 
-import importlib.util
 import os
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from mod_edge import __version__
+from mod_edge import cli_training
+from mod_edge.cli_app import (
+    DEFAULT_BUNDLE,
+    EXIT_CODES,
+    BundleArgument,
+    ForceOption,
+    JsonOption,
+    app,
+    explained_imports,
+    require_export_extra,
+    require_packages,
+)
 from mod_edge.console import (
     EXIT_ERROR,
     err,
@@ -20,49 +29,10 @@ from mod_edge.console import (
     reports_errors,
     si,
 )
-from mod_edge.errors import BackendError
 
-EXIT_CODES = (
-    "Exit codes: 0 done (also when Ctrl-C or the end of the video ended a run), 1 an error that is "
-    "explained in one line, 2 wrong usage, 130 Ctrl-C before a command was done."
-)
+__all__ = ["app"]  # with all commands on it
 
-app = typer.Typer(
-    name="mod-edge",
-    help="Export VideoLLM-MoD checkpoints to ONNX and stream video through them on the device.",
-    epilog=EXIT_CODES,
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-
-BundleArgument = Annotated[Path, typer.Argument(help="Bundle folder.", show_default=True)]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
-ForceOption = Annotated[bool, typer.Option("--force", help="Replace what is there already.")]
-DEFAULT_BUNDLE = Path("bundle")
-EXPORT_PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "safetensors")
 VERIFY_PACKAGES = ("polygraphy", "onnxruntime")
-
-
-def _print_version(is_asked: bool) -> None:
-    if is_asked:
-        out.print(f"mod-edge {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def main(
-    version: Annotated[
-        bool,
-        typer.Option(
-            "--version",
-            help="Print the version and exit.",
-            callback=_print_version,
-            is_eager=True,  # before a command is found missing
-        ),
-    ] = False,
-) -> None:
-    """Export VideoLLM-MoD checkpoints to ONNX and stream video through them on the device."""
 
 
 @app.command(epilog=EXIT_CODES)
@@ -74,7 +44,7 @@ def init(
     force: ForceOption = False,
 ) -> None:
     """Write a checkpoint with random weights: to measure and try with, it has learned nothing."""
-    _require_export_extra()
+    require_export_extra()
     from mod_edge.presets import init_checkpoint
 
     with progress("init") as show:
@@ -95,7 +65,7 @@ def inspect(
     json: JsonOption = False,
 ) -> None:
     """Show what a model is made of and what a frame costs, beside the full-computation model."""
-    _require_export_extra()
+    require_export_extra()
     from mod_edge.inspection import inspect as inspect_target
     from mod_edge.inspection_view import print_inspection
 
@@ -104,6 +74,11 @@ def inspect(
         print_json(inspection.to_json())
     else:
         print_inspection(inspection)
+
+
+app.command(epilog=EXIT_CODES)(cli_training.scenes)
+app.command(epilog=EXIT_CODES)(cli_training.train)
+app.command("eval", epilog=EXIT_CODES)(cli_training.evaluate)
 
 
 @app.command(epilog=EXIT_CODES)
@@ -132,7 +107,7 @@ def export(
     json: JsonOption = False,
 ) -> None:
     """Cut a checkpoint into ONNX graphs, each held against PyTorch as it is written."""
-    _require_export_extra()
+    require_export_extra()
     from mod_edge.checkpoint import Checkpoint
     from mod_edge.export.bundle import export_bundle, parse_layers
     from mod_edge.export_plan import choose_lowering, require_compiler, summary
@@ -264,13 +239,11 @@ def run(
         raise typer.BadParameter("give one of --source FILE and --camera NUMBER")
     if not verbose:
         _quiet_decoders()
-    try:
+    with explained_imports():
         from mod_edge.runtime.capture import open_source
         from mod_edge.runtime.open_session import open_session, profile_of_bundle
         from mod_edge.runtime.queries import parse_query
         from mod_edge.stream_view import show_stream
-    except ImportError as exc:  # a native library of OpenCV's, most often
-        raise BackendError(f"a package does not load: {exc}; see: mod-edge doctor") from exc
 
     queries = [parse_query(text) for text in query or ()]
     settings = profile_of_bundle(bundle, profile)
@@ -326,8 +299,8 @@ def verify(
     if golden is not None and (source is not None or save_golden is not None):
         raise typer.BadParameter("--source and --save-golden go with --checkpoint")
     if golden is None:
-        _require_export_extra()
-    _require(VERIFY_PACKAGES, "install them", "verify")
+        require_export_extra()
+    require_packages(VERIFY_PACKAGES, "install them", "verify")
     from mod_edge.verify import verify_bundle, verify_golden
     from mod_edge.verify_view import print_failure, print_report
 
@@ -377,17 +350,3 @@ def _quiet_decoders() -> None:
     """Keep what OpenCV and FFmpeg think of a damaged video off the screen; read at cv2's import."""
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-
-
-def _require_export_extra() -> None:
-    """Name what is missing of the extra that only a workstation needs."""
-    _require(EXPORT_PACKAGES, "on the machine where checkpoints are exported", "export")
-
-
-def _require(packages: Sequence[str], place: str, extras: str) -> None:
-    missing = [name for name in packages if importlib.util.find_spec(name) is None]
-    if missing:
-        raise BackendError(
-            f"this command needs {', '.join(missing)}, not installed here; {place}: "
-            f'pip install "mod-edge[cpu,{extras}]"'
-        )

@@ -52,7 +52,7 @@ def reports_errors(command: Callable[Parameters, Result]) -> Callable[Parameters
             err.print(printable(str(exc)))
             raise typer.Exit(EXIT_ERROR) from exc
         except KeyboardInterrupt as exc:
-            err.print("stopped; nothing was left half-made")
+            err.print(printable(str(exc)) or "stopped; nothing was left half-made")
             raise typer.Exit(EXIT_INTERRUPTED) from exc
         finally:
             signal.signal(signal.SIGTERM, previous)

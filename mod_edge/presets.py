@@ -149,7 +149,7 @@ def write_checkpoint(
             file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         weight_map.update(dict.fromkeys(names, file))
         tensors = (random_tensor(config, name, shapes[name], seed).to(dtype) for name in names)
-        _write_shard(
+        write_safetensors(
             folder / file, {name: shapes[name] for name in names}, dtype, tensors, on_bytes
         )
     if len(shards) > 1:
@@ -160,7 +160,7 @@ def write_checkpoint(
 
 def random_tensor(config: ModelConfig, name: str, shape: tuple[int, ...], seed: int) -> Tensor:
     """One float32 tensor of a random checkpoint; the same for the same seed and name."""
-    generator = _generator(seed, name)
+    generator = seeded_generator(seed, name)
     noise = torch.randn(shape, generator=generator)
     if name.endswith(".bias"):
         bias = 0.02 * noise
@@ -201,11 +201,12 @@ def _protocol_rows(config: ModelConfig, head: Tensor, seed: int) -> Tensor:
 
 def _frame_direction(config: ModelConfig, seed: int) -> Tensor:
     return torch.randn(
-        config.text_config.hidden_size, generator=_generator(seed, "frame direction")
+        config.text_config.hidden_size, generator=seeded_generator(seed, "frame direction")
     )
 
 
-def _generator(seed: int, name: str) -> torch.Generator:
+def seeded_generator(seed: int, name: str) -> torch.Generator:
+    """A generator of one tensor's own, so that no tensor hangs on which others are drawn."""
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little"))
 
@@ -224,7 +225,7 @@ def _shards(shapes: Mapping[str, tuple[int, ...]], itemsize: int) -> list[list[s
     return shards
 
 
-def _write_shard(
+def write_safetensors(
     path: Path,
     shapes: Mapping[str, tuple[int, ...]],
     dtype: torch.dtype,

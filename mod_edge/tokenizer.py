@@ -1,7 +1,7 @@
 """A checkpoint's tokenizer.json: the streaming protocol's demands on it, and one for presets."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import product
 from pathlib import Path
 
@@ -54,10 +54,19 @@ def read_tokenizer(path: Path, config: ModelConfig) -> Tokenizer:
 
 
 def preset_tokenizer(vocab_size: int) -> Tokenizer:
-    """A byte-level BPE tokenizer with `vocab_size` tokens for random-weight checkpoints.
+    """The tokenizer of random-weight checkpoints, made from the narration sentences below."""
+    return tokenizer_of_corpus(_narration(), min(vocab_size, NUM_LEARNED_TOKENS), vocab_size)
 
-    It learns what the narration sentences below give; ids beyond that are words like " <1234>", so
-    that whatever a random model says can be read.
+
+def tokenizer_of_corpus(corpus: Iterable[str], num_learned: int, vocab_size: int) -> Tokenizer:
+    """A byte-level BPE tokenizer that splits text as Llama 3's does.
+
+    Args:
+        corpus: sentences; those of the streaming protocol must be among them, or its strings are no
+            single tokens.
+        num_learned: tokens to learn at most, bytes and special tokens included.
+        vocab_size: of the tokenizer; ids that nothing was learned for are words like " <1234>", so
+            that whatever a model says can be read.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -68,12 +77,12 @@ def preset_tokenizer(vocab_size: int) -> Tokenizer:
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=min(vocab_size, NUM_LEARNED_TOKENS),
+        vocab_size=num_learned,
         special_tokens=[BOS, EOS],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_narration(), trainer)
+    tokenizer.train_from_iterator(corpus, trainer)
     document = json.loads(tokenizer.to_str())
     vocabulary = document["model"]["vocab"]
     for token_id in range(len(vocabulary), vocab_size):

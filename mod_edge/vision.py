@@ -156,12 +156,15 @@ class FrameEncoder(nn.Module):
 
     def forward(self, frames: Tensor) -> Tensor:
         """(F, N, D) from (F, I, I, 3) uint8 RGB."""
+        return self.connector(self.frame_tokens(frames))
+
+    def frame_tokens(self, frames: Tensor) -> Tensor:
+        """(F, N, Dv), what the connector takes, from (F, I, I, 3) uint8 RGB."""
         # TensorRT takes bytes into a cast and nowhere else, so the cast comes first.
         pixels = frames.to(torch.float32).permute(0, 3, 1, 2)
         hidden, cls = self.vision_model((pixels / PIXEL_MAX - PIXEL_MEAN) / PIXEL_MEAN)
         pooled = (self.pooling @ widened(hidden)).to(hidden.dtype)  # (F, rows*columns, Dv)
-        tokens = torch.cat([cls, pooled], dim=1) if self.has_cls else pooled
-        return self.connector(tokens)
+        return torch.cat([cls, pooled], dim=1) if self.has_cls else pooled
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> Tensor:

@@ -65,7 +65,7 @@ def open_session(
     """
     folder = Path(bundle)
     choice = BackendChoice(backend, device, None if checkpoint is None else Path(checkpoint))
-    manifest, config, tokenizer = _read_bundle(folder, check_all=check_all)
+    manifest, config, tokenizer = read_bundle(folder, check_all=check_all)
     defaults = profile if isinstance(profile, Profile) else profile_of_bundle(folder, profile)
     stream = config.stream_config
     options = SessionOptions(
@@ -150,7 +150,16 @@ def _plan_cache(
     return plan_window(config, window or defaults.window, least_text, dtype=lowering.dtype)
 
 
-def _read_bundle(folder: Path, *, check_all: bool) -> tuple[Manifest, ModelConfig, Tokenizer]:
+def read_bundle(folder: Path, *, check_all: bool) -> tuple[Manifest, ModelConfig, Tokenizer]:
+    """A bundle's manifest, config and tokenizer, once its files are checked.
+
+    Args:
+        folder: the bundle.
+        check_all: hash every file, not only the small ones.
+
+    Raises:
+        BundleError: no bundle, a damaged or partial one.
+    """
     manifest = read_manifest(folder)
     check_files(folder, manifest, hash_all=check_all)
     _require_listed(folder, manifest, {CONFIG_FILE, TOKENIZER_FILE, EMBEDDING_FILE})
@@ -162,7 +171,7 @@ def _read_bundle(folder: Path, *, check_all: bool) -> tuple[Manifest, ModelConfi
             "export the checkpoint without --layers to run it"
         )
     graphs = bundle_signatures(config, manifest.lowering)
-    files = {file for graph in graphs for file in (graph.file, graph.data_file) if file}
+    files = {file for graph in graphs for file in graph.files}
     _require_listed(folder, manifest, files)
     try:
         tokenizer = Tokenizer.from_file(str(folder / TOKENIZER_FILE))

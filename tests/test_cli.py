@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from mod_edge import __version__
 from mod_edge.checkpoint import Checkpoint
 from mod_edge.cli import app
+from mod_edge.config import MoDConfig
 from mod_edge.console import printable, si
 from mod_edge.engine_manifest import read_engine_manifests
 from mod_edge.export import bundle as bundle_module
@@ -19,7 +20,10 @@ from mod_edge.presets import GEOMETRIES, preset_config
 from mod_edge.targets import TARGETS
 from tests.export.topologies import read_topologies
 
-COMMANDS = ("init", "inspect", "export", "targets", "build", "run", "verify", "doctor")
+COMMANDS = (
+    *("init", "inspect", "scenes", "train", "eval"),
+    *("export", "targets", "build", "run", "verify", "doctor"),
+)
 QUERY = "Please narrate the video in real time."
 
 
@@ -72,6 +76,15 @@ def test_nothing_asked_shows_the_help():
         ("--nonsense",),
         ("init",),
         ("init", "tiny"),
+        ("scenes",),
+        ("scenes", "data", "--train", "0"),
+        ("train",),
+        ("train", "--data", "data", "-o", "out"),
+        ("train", "--data", "data", "--config", "recipe.toml"),
+        ("eval", "--data", "data"),
+        ("eval", "checkpoint"),
+        ("eval", "checkpoint", "--data", "data", "--clips", "0"),
+        ("eval", "checkpoint", "--data", "data", "--tolerance", "-1"),
         ("export",),
         ("inspect", "tiny", "--frames", "0"),
         ("inspect", "tiny", "--frames", "many"),
@@ -152,6 +165,31 @@ def test_inspect_shows_every_preset_beside_full_computation(preset):
     assert "mean of 600" in header
     (ratio,) = [line.split()[-1] for line in lines if line.startswith("KV cache (float32), frame")]
     assert ratio == "0.600"
+
+
+@pytest.mark.parametrize(
+    ("mod", "num_mod", "routing"),
+    [
+        (None, 0, "none: full computation"),
+        (
+            MoDConfig(),
+            3,
+            "interleaved, learned, keep_ratio 0.2, router_scaling full",
+        ),
+        (MoDConfig("all", 0.5, "random"), 6, "all, random, keep_ratio 0.5"),
+        (MoDConfig("layer_skip"), 3, "none: layer_skip, MoD layers compute no vision token"),
+        (
+            MoDConfig("early_exit", exit_layer=4),
+            2,
+            "none: early_exit, MoD layers from layer 4 on compute no vision token",
+        ),
+    ],
+    ids=["full", "learned", "random", "layer_skip", "early_exit"],
+)
+def test_inspect_says_how_a_checkpoint_routes(write_tiny, mod, num_mod, routing):
+    lines = succeeds("inspect", write_tiny(mod)).stdout.splitlines()
+    assert f"routing            {routing}" in lines
+    assert lines[1].endswith(f": {6 - num_mod} dense, {num_mod} MoD")
 
 
 def test_inspect_takes_means_over_the_frames_asked_for():

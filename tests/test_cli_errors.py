@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from mod_edge import manifest as manifest_module
 from mod_edge.cli import app
+from mod_edge.config import MoDConfig
 
 WEIGHTS = "model.safetensors"
 PROGRESS = ("export: ", "target ", "backend ", "window ")  # what may have been told before
@@ -170,6 +171,23 @@ def test_what_cannot_be_exported_for_is_refused_before_anything_is_written(
 ):
     monkeypatch.setattr("mod_edge.export_plan.installed_targets", lambda: {"cpu": "onnxruntime"})
     assert says in fails("export", tiny_checkpoint, "-o", tmp_path / "out", *options)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("mod", "says"),
+    [
+        (MoDConfig(selection="random"), "mod_config.selection='random' is for comparison only"),
+        (MoDConfig("early_exit"), "mod_config.insertion='early_exit' is for comparison only"),
+        (MoDConfig("layer_skip"), "mod_config.insertion='layer_skip' is for comparison only"),
+    ],
+    ids=lambda value: getattr(value, "insertion", ""),
+)
+@pytest.mark.parametrize("options", [(), ("--profile", "rtx-ada", "--target", "rtx")], ids=len)
+def test_what_is_for_comparison_only_is_not_exported(write_tiny, tmp_path, options, mod, says):
+    line = fails("export", write_tiny(mod), "-o", tmp_path / "out", *options)
+    assert says in line
+    assert "measure the checkpoint itself with mod-edge eval" in line
     assert not list(tmp_path.iterdir())
 
 

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from mod_edge.cli import EXPORT_PACKAGES
+from mod_edge.cli_app import EXPORT_PACKAGES
 
 NUM_FRAMES = 4000  # at the model's rate; watching them all would take half a minute
 TIMEOUT_S = 60

@@ -18,6 +18,9 @@ PACKAGES = {  # folder in the checkout -> folder where it is installed
     "export": "mod_edge/export",
     "runtime": "mod_edge/runtime",
     "profiles": "mod_edge/profiles",
+    "mod_edge/comparison": "mod_edge/comparison",
+    "mod_edge/evaluation": "mod_edge/evaluation",
+    "mod_edge/training": "mod_edge/training",
     "mod_edge/verification": "mod_edge/verification",
 }
 
@@ -82,11 +85,12 @@ def test_the_installed_packages_import_outside_the_checkout(installed):
     script = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "import mod_edge, mod_edge.export, mod_edge.runtime, mod_edge.profiles\n"
-        "import mod_edge.verification\n"
+        "from mod_edge import comparison, evaluation, training, verification\n"
         "mod_edge.profiles.load_profile('cpu')\n"
         "for module in (mod_edge, mod_edge.export, mod_edge.runtime, mod_edge.profiles):\n"
         "    print(module.__file__)\n"
-        "print(mod_edge.verification.__file__)\n"
+        "for module in (comparison, evaluation, training, verification):\n"
+        "    print(module.__file__)\n"
     )
     # -I: neither the working folder nor PYTHONPATH is searched. The paths are compared because a
     # checkout installed with `pip install -e` would serve what the wheel lacks.
@@ -94,14 +98,17 @@ def test_the_installed_packages_import_outside_the_checkout(installed):
     assert printed == [str(installed / folder / "__init__.py") for folder in PACKAGES.values()]
 
 
-def test_the_command_line_and_the_runtime_import_without_torch(installed):
+def test_the_command_line_the_runtime_and_the_evaluation_import_without_torch(installed):
     script = (
         "import importlib, pkgutil, sys; sys.path.insert(0, sys.argv[1])\n"
-        "for name in ('torch', 'onnx', 'onnxscript', 'polygraphy', 'safetensors'):\n"
+        "absent = 'torch onnx onnxscript polygraphy safetensors matplotlib'\n"
+        "for name in absent.split():\n"
         "    sys.modules[name] = None  # importing it raises ImportError\n"
-        "import mod_edge.cli, mod_edge.runtime\n"
-        "for module in pkgutil.iter_modules(mod_edge.runtime.__path__, 'mod_edge.runtime.'):\n"
-        "    if module.name != 'mod_edge.runtime.torch_runner':\n"
-        "        importlib.import_module(module.name)\n"
+        "import mod_edge.cli, mod_edge.evaluate, mod_edge.evaluate_view\n"
+        "from mod_edge import evaluation, runtime\n"
+        "for package in (evaluation, runtime):\n"
+        "    for module in pkgutil.iter_modules(package.__path__, f'{package.__name__}.'):\n"
+        "        if module.name != 'mod_edge.runtime.torch_runner':\n"
+        "            importlib.import_module(module.name)\n"
     )
     run_python("-I", "-c", script, installed, cwd=installed)

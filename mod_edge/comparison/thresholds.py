@@ -1,0 +1,62 @@
+"""The decision threshold of a trained checkpoint, chosen where it is not measured."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from mod_edge.checkpoint import Checkpoint
+from mod_edge.config import write_config
+from mod_edge.evaluation.footage import read_footage, seed_of
+from mod_edge.evaluation.free_running import Account, run_free, score
+from mod_edge.evaluation.opened_model import open_model
+from mod_edge.evaluation.subject import Subject
+from mod_edge.manifest import CONFIG_FILE
+from mod_edge.training.clips import Clip
+from mod_edge.training.dialogue import Dialogue, dialogue_of_clip
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The best threshold, and the F1 of each that was tried, in their order."""
+
+    threshold: float
+    f1: tuple[float, ...]
+
+
+def choose_threshold(
+    checkpoint: Path,
+    clips: Sequence[Clip],
+    thresholds: Sequence[float],
+    *,
+    tolerance_s: float,
+    on_step: Callable[[str, float, float], None],
+) -> Choice:
+    """The threshold with which the model, left to itself, has the highest F1; of equals the first.
+
+    Raises:
+        ModEdgeError: the checkpoint cannot be run, or a video cannot be read.
+    """
+    opened = open_model(checkpoint, backend="auto", device="auto")
+    fps = opened.config.stream_config.frame_fps
+    accounts: list[list[tuple[Dialogue, Account]]] = [[] for _ in thresholds]
+    with Subject(opened, clips) as subject:
+        for number, clip in enumerate(clips):
+            on_step(f"threshold, clip {number + 1} of {len(clips)}", number, len(clips))
+            footage = read_footage(clip, opened.config)
+            dialogue = dialogue_of_clip(clip, fps, len(footage.pixels))
+            for threshold, watched in zip(thresholds, accounts, strict=True):
+                account = run_free(
+                    subject, dialogue, footage, threshold=threshold, seed=seed_of(clip)
+                )
+                watched.append((dialogue, account))
+    f1 = tuple(score(watched, fps, tolerance_s).f1 or 0.0 for watched in accounts)
+    return Choice(thresholds[f1.index(max(f1))], f1)
+
+
+def adopt_threshold(checkpoint: Path, threshold: float) -> None:
+    """Make `threshold` the checkpoint's own."""
+    config = Checkpoint(checkpoint).config
+    stream = replace(config.stream_config, frame_token_interval_threshold=threshold)
+    written = checkpoint / f"{CONFIG_FILE}.new"
+    write_config(replace(config, stream_config=stream), written)
+    written.replace(checkpoint / CONFIG_FILE)

@@ -1,0 +1,80 @@
+"""What never looks at the video and scores all the same: the floor under every figure."""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from itertools import zip_longest
+
+from mod_edge.evaluation.free_running import Account, Said, captions_of, queries_of
+from mod_edge.evaluation.teacher_forcing import late_frames
+from mod_edge.stream_metrics import frame_diff
+from mod_edge.training.dialogue import Dialogue
+
+
+@dataclass(frozen=True)
+class Habits:
+    """The most frequent caption, "" where there is none, and the most frequent answers by query."""
+
+    caption: str
+    answers: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """Something that says the most frequent caption at certain frames, whatever they show.
+
+    Attributes:
+        name: for tables.
+        frames: of a dialogue, those at which it speaks.
+        answers: whether it gives the most frequent answer to each query, or none.
+    """
+
+    name: str
+    frames: Callable[[Dialogue], frozenset[int]]
+    answers: bool = True
+
+    def account(self, dialogue: Dialogue, habits: Habits, fps: float) -> Account:
+        """What it says over a clip."""
+        asked = queries_of(dialogue)
+        frames = sorted(self.frames(dialogue) - {turn.last_frame for turn in asked})
+        answers = [habits.answers.get(turn.query or "", "") for turn in asked]
+        return Account(
+            tuple(Said(frame / fps, habits.caption) for frame in frames),
+            tuple(answers if self.answers else [""] * len(asked)),
+        )
+
+    def frame_diffs(self, dialogue: Dialogue) -> list[int]:
+        """`frame_diff` of every turn that has one."""
+        frames, differences = self.frames(dialogue), []
+        for turn, following in zip_longest(dialogue.turns, dialogue.turns[1:]):
+            is_asked = turn.query is not None
+            decided = range(turn.first_frame, turn.last_frame + (not is_asked))
+            late = [frame in frames for frame in late_frames(turn, following)]
+            if decided:
+                decisions = [frame in frames for frame in decided]
+                differences.append(frame_diff(decisions, late, is_asked=is_asked))
+        return differences
+
+
+BASELINES = (
+    Baseline("always silent", lambda _dialogue: frozenset(), answers=False),
+    Baseline("always speaking", lambda dialogue: frozenset(range(dialogue.num_frames))),
+    # It knows when to speak, as no model does.
+    Baseline(
+        "right moments",
+        lambda dialogue: frozenset(turn.last_frame for turn in captions_of(dialogue)),
+    ),
+)
+
+
+def habits_of(dialogues: Iterable[Dialogue]) -> Habits:
+    """What is said most often; of equally frequent ones the first."""
+    captions, answers = Counter[str](), defaultdict[str, Counter[str]](Counter)
+    for dialogue in dialogues:
+        captions.update(turn.reply for turn in captions_of(dialogue))
+        for turn in queries_of(dialogue):
+            answers[turn.query or ""][turn.reply] += 1
+    caption = captions.most_common(1)[0][0] if captions else ""
+    return Habits(
+        caption, {query: counts.most_common(1)[0][0] for query, counts in answers.items()}
+    )

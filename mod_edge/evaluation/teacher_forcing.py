@@ -1,0 +1,151 @@
+"""The published measures: a model is fed the true dialogue, and each step shows what it would do.
+
+Where it is silent at a turn's last frame, it is shown some of the next turn's frames without the
+reply, to see how late it would have spoken; then they are taken back in both geometries of the
+cache. (The published code cuts all layers alike, which leaves such frames' rows in MoD layers.)
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+
+import numpy as np
+
+from mod_edge.evaluation.subject import Subject
+from mod_edge.kv_window import KvWindow
+from mod_edge.runtime.runner import UInt8Array
+from mod_edge.runtime.stepper import Stepper
+from mod_edge.stream_metrics import (
+    Float64Array,
+    TurnOutcome,
+    frame_diff,
+    mean_of_means,
+    num_late_frames,
+    num_leading,
+    speaks,
+    token_losses,
+)
+from mod_edge.training.dialogue import Dialogue, Script, Shown, Text, Turn
+
+
+@dataclass(frozen=True)
+class TeacherForced:
+    """Means over each clip's turns, then over the clips; None where no turn has such a value.
+
+    Attributes:
+        lm_ppl: LM-PPL, perplexity of the replies.
+        time_diff_s: TimeDiff, how far off the first frame is at which it speaks.
+        fluency: share of decisions and tokens before the first mistake, 0..1.
+        lm_correctness: share of the replies' tokens before the first mistake, 0..1.
+    """
+
+    lm_ppl: float | None = None
+    time_diff_s: float | None = None
+    fluency: float | None = None
+    lm_correctness: float | None = None
+
+
+def summarize(clips: Sequence[Sequence[TurnOutcome]], fps: float) -> TeacherForced:
+    """The measures of some clips, clip by clip and turn by turn."""
+    return TeacherForced(
+        lm_ppl=mean_of_means([turn.perplexity for turn in turns] for turns in clips),
+        time_diff_s=time_diff_s(
+            ([turn.frame_diff for turn in turns if turn.frame_diff is not None] for turns in clips),
+            fps,
+        ),
+        fluency=mean_of_means(
+            [turn.fluency for turn in turns if turn.fluency is not None] for turns in clips
+        ),
+        lm_correctness=mean_of_means([turn.correctness for turn in turns] for turns in clips),
+    )
+
+
+def time_diff_s(clips: Iterable[Sequence[int]], fps: float) -> float | None:
+    """TimeDiff from the `frame_diff` of each clip's turns."""
+    return mean_of_means([abs(each) / fps for each in turns] for turns in clips)
+
+
+def teacher_forced(
+    subject: Subject, dialogue: Dialogue, pixels: UInt8Array, *, threshold: float, seed: int
+) -> list[TurnOutcome]:
+    """How the model does in each turn of a dialogue over frames (F, I, I, 3)."""
+    return list(_Lesson(subject, pixels, threshold, seed).turns(dialogue))
+
+
+def late_frames(turn: Turn, following: Turn | None) -> range:
+    """Indices of the frames, in place of the turn's reply, at which it may come too late."""
+    if following is None or turn.query is not None:
+        return range(0)
+    count = num_late_frames(turn.num_frames, following.num_frames)
+    return range(following.first_frame, following.first_frame + count)
+
+
+class _Lesson:
+    """One dialogue, being fed."""
+
+    def __init__(self, subject: Subject, pixels: UInt8Array, threshold: float, seed: int) -> None:
+        self._limits = subject.limits
+        self._stream = subject.config.stream_config
+        self._pixels = pixels
+        self._threshold = threshold
+        self._script = Script(self._stream, subject.tokenizer)
+        self._window = KvWindow(self._limits.capacity, evict_fraction=1.0)
+        self._stepper = Stepper(
+            subject.runner(seed), subject.config, self._window, self._limits.max_step_tokens
+        )
+
+    def turns(self, dialogue: Dialogue) -> Iterator[TurnOutcome]:
+        for turn, following in zip_longest(dialogue.turns, dialogue.turns[1:]):
+            yield self._turn(turn, following)
+        assert not self._window.num_evicted, "a subject's window holds any dialogue"
+
+    def _turn(self, turn: Turn, following: Turn | None) -> TurnOutcome:
+        pieces = list(self._script.frames(turn))
+        opening = pieces[0]
+        assert isinstance(opening, Text)
+        has_decision = [each.decision is not None for each in pieces if isinstance(each, Shown)]
+        spoken = self._show(opening.ids, turn.first_frame, turn.num_frames)
+        decisions = [each for each, is_read in zip(spoken, has_decision, strict=True) if is_read]
+        late = [] if any(decisions) else self._look_ahead(late_frames(turn, following))
+        losses, num_right = self._hear(self._script.reply(turn))
+        difference = (
+            frame_diff(decisions, late, is_asked=turn.query is not None) if decisions else None
+        )
+        return TurnOutcome(len(decisions), difference, losses, num_right)
+
+    def _show(self, prefix: Sequence[int], first: int, count: int) -> list[bool]:
+        """Feed `count` frames behind `prefix`; whether it speaks at each."""
+        spoken: list[bool] = []
+        end = first + count
+        for start in range(first, end, self._limits.frames_per_step):
+            stop = min(start + self._limits.frames_per_step, end)
+            embeds = self._stepper.runner.encode(self._pixels[start:stop])
+            closes_sink = self._window.sink_is_open
+            logits = self._stepper.feed_frames(prefix, embeds, closes_sink=closes_sink)
+            silent_id = self._stream.frame_token_interval_id
+            spoken += speaks(logits, silent_id, self._threshold).tolist()
+            prefix = [silent_id]
+        return spoken
+
+    def _look_ahead(self, frames: range) -> list[bool]:
+        """Whether it speaks at each of these frames, which are then taken back."""
+        silent_id = self._stream.frame_token_interval_id
+        spoken = self._show([silent_id], frames.start, len(frames))
+        self._stepper.take_back_frames(len(frames))
+        return spoken
+
+    def _hear(self, text: Text) -> tuple[Float64Array, int]:
+        """Feed a reply: the losses (T,) at its tokens, and how many it would have begun with."""
+        ids, losses, is_right = text.ids, [], list[bool]()
+        first = len(ids) - text.num_learned - 1  # the token that the first learned one follows
+        for start in range(0, len(ids), self._limits.max_step_tokens):
+            piece = ids[start : start + self._limits.max_step_tokens]
+            self._stepper.feed_text(piece, continues=start > 0)
+            asked = range(max(first - start, 0), min(len(piece), len(ids) - 1 - start))
+            for place in range(0, len(asked), self._limits.frames_per_step):
+                rows = asked[place : place + self._limits.frames_per_step]
+                logits = self._stepper.runner.logits(rows)
+                right = [ids[start + row + 1] for row in rows]
+                losses.append(token_losses(logits, right))
+                is_right += (logits.argmax(axis=1) == right).tolist()
+        return np.concatenate(losses), num_leading(is_right)

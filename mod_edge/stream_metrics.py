@@ -1,0 +1,191 @@
+"""How good a streaming model is: what it says, and when. Pure formulas, no model.
+
+Teacher-forced measures are VideoLLM-online's (`stream_evaluate` in its models/modeling_live.py),
+turn by turn: a turn is some frames and the reply after the last of them. One thing is added, for
+that data has one question a video, at its start: where a turn's last frame is asked about, silence
+before it is right, and there is nothing to be late for.
+
+For a free-running stream, captions are matched to the true ones in their order, one to one.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Logits = npt.NDArray[np.float32]
+BoolArray = npt.NDArray[np.bool_]
+Float64Array = npt.NDArray[np.float64]
+
+ROUNDING_S = 1e-6  # times are multiples of 1 / fps: what is as far as the tolerance is within it
+
+
+@dataclass(frozen=True)
+class TurnOutcome:
+    """How a model did in one turn, fed with the right tokens.
+
+    Attributes:
+        num_decisions: S, the turn's frames at which it was to speak or to be silent.
+        frame_diff: see `frame_diff`; None where S is 0.
+        losses: (T,) cross entropy at the reply's tokens and the end token.
+        num_right: of these tokens, how many were the likeliest before the first that was not.
+    """
+
+    num_decisions: int
+    frame_diff: int | None
+    losses: Float64Array
+    num_right: int
+
+    @property
+    def perplexity(self) -> float:
+        """LM-PPL: exp of the mean cross entropy; infinite where that is too large."""
+        with np.errstate(over="ignore"):
+            return float(np.exp(self.losses.mean()))
+
+    @property
+    def correctness(self) -> float:
+        """LM-Correctness: share of the tokens that are right before the first wrong one."""
+        return self.num_right / len(self.losses)
+
+    @property
+    def fluency(self) -> float | None:
+        """Share of all that was to learn before the first mistake; None where S is 0."""
+        if self.frame_diff is None:
+            return None
+        if self.frame_diff == 0:
+            num_fluent = self.num_decisions + self.num_right
+        elif self.frame_diff > 0:
+            num_fluent = self.num_decisions - self.frame_diff
+        else:
+            num_fluent = self.num_decisions - 1
+        return num_fluent / (self.num_decisions + len(self.losses))
+
+
+def token_losses(logits: npt.NDArray[Any], token_ids: Sequence[int]) -> Float64Array:
+    """Cross entropy (T,) in nats of logits (T, V) at `token_ids` (T,)."""
+    wide = logits.astype(np.float64)
+    wide -= wide.max(axis=1, keepdims=True)
+    chosen = wide[np.arange(len(wide)), list(token_ids)]
+    losses: Float64Array = np.log(np.exp(wide).sum(axis=1)) - chosen
+    return losses
+
+
+def num_leading(is_right: Sequence[bool]) -> int:
+    """How many are true before the first that is not."""
+    return next((place for place, each in enumerate(is_right) if not each), len(is_right))
+
+
+def speaks(logits: Logits, silent_id: int, threshold: float) -> BoolArray:
+    """Whether a model speaks at frames whose last tokens have logits (F, V), (F,).
+
+    It does where the silent token is not the likeliest, or is less likely than `threshold`. Unlike
+    the runtime, the published measure takes every other token for the one that speaks.
+    """
+    is_other: BoolArray = logits.argmax(axis=1) != silent_id
+    probabilities = np.exp(-token_losses(logits, [silent_id] * len(logits)))
+    return is_other | (probabilities < threshold)
+
+
+def num_late_frames(num_frames: int, num_next_frames: int) -> int:
+    """M: further frames at which a model may still speak, with a turn of `num_next_frames` next.
+
+    As many as there were to speak too early: by chance neither is likelier.
+    """
+    return min(num_next_frames, num_frames - 1)
+
+
+def frame_diff(decisions: Sequence[bool], late: Sequence[bool], *, is_asked: bool) -> int:
+    """How many frames before the turn's last one a model speaks first; below 0 how many after it.
+
+    Args:
+        decisions: (S,), S >= 1, whether it speaks at each frame of the turn; where it `is_asked` at
+            the last one, all but that.
+        late: (M,), whether it speaks at further frames, without the reply between; what follows
+            the first that is true does not matter. None where it `is_asked`: it did reply.
+        is_asked: whether the reply answers a query, and does not come of itself.
+    """
+    if any(decisions):
+        return len(decisions) - list(decisions).index(True) - (not is_asked)
+    return -(num_leading([not each for each in late]) + any(late))
+
+
+def words_of(text: str) -> list[str]:
+    """The words in lower case, without what stands between them."""
+    return re.findall(r"\w+(?:'\w+)*", text.lower())
+
+
+def is_same(text: str, truth: str, keys: Sequence[str]) -> bool:
+    """Whether `text` says the truth: all `keys` as whole words in their order, or the same words.
+
+    Args:
+        text: what was said.
+        truth: what was to be said.
+        keys: what matters of it; if there are none, every word does.
+    """
+    words = words_of(text)
+    if not keys:
+        return words == words_of(truth)
+    rest = iter(words)
+    return all(word in rest for key in keys for word in words_of(key))
+
+
+def match_in_order(
+    said_s: Sequence[float],
+    true_s: Sequence[float],
+    tolerance_s: float,
+    can_match: Callable[[int, int], bool] = lambda _said, _true: True,
+) -> list[tuple[int, int]]:
+    """The most pairs of said and true moments, one to one and in order, as near as can be.
+
+    Args:
+        said_s: rising times in seconds.
+        true_s: rising times in seconds.
+        tolerance_s: a pair is no further apart.
+        can_match: whether a said and a true one, by their indices, may be a pair.
+
+    Returns:
+        (index into `said_s`, index into `true_s`), rising in both.
+    """
+    # best[i][j]: pairs and their summed distance, negated, among what follows said i and true j
+    best = [[(0, 0.0)] * (len(true_s) + 1) for _ in range(len(said_s) + 1)]
+
+    def paired(i: int, j: int) -> tuple[int, float]:
+        distance_s = abs(said_s[i] - true_s[j])
+        if distance_s > tolerance_s + ROUNDING_S or not can_match(i, j):
+            return (-1, 0.0)
+        count, negated = best[i + 1][j + 1]
+        return (count + 1, negated - distance_s)
+
+    for i in reversed(range(len(said_s))):
+        for j in reversed(range(len(true_s))):
+            best[i][j] = max(paired(i, j), best[i + 1][j], best[i][j + 1])
+    pairs, i, j = [], 0, 0
+    while i < len(said_s) and j < len(true_s):
+        if best[i][j] == paired(i, j):
+            pairs.append((i, j))
+            i, j = i + 1, j + 1
+        elif best[i][j] == best[i + 1][j]:
+            i += 1
+        else:
+            j += 1
+    return pairs
+
+
+def ratio(part: int, whole: int) -> float | None:
+    """`part` / `whole`; None where that says nothing, because `whole` is 0."""
+    return part / whole if whole else None
+
+
+def mean(values: Sequence[float]) -> float | None:
+    """The mean, None of no values."""
+    return math.fsum(values) / len(values) if values else None
+
+
+def mean_of_means(groups: Iterable[Sequence[float]]) -> float | None:
+    """The mean of each group's mean, groups of no values left out; None where all are."""
+    means = [mean(values) for values in groups]
+    return mean([each for each in means if each is not None])

@@ -1,0 +1,1 @@
+"""Data, training and what it needs: videos with timed narrations in, a checkpoint out."""

@@ -1,0 +1,286 @@
+"""Streams of a data set cut to length and put side by side: what one training step sees.
+
+A clip's stream is the very ids that the runtime feeds (`dialogue`), flat. A crop of it either
+begins as the stream does, or as a stream looks after the runtime's window has rolled: the sink (the
+opening; with a standing instruction also the first frame and the instruction), then what follows
+from some later segment on, at contiguous positions. Segments are the runtime's (`Stepper`): a frame
+with the text before it, or a reply without its end token, which is fed with the next frame.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from mod_edge.config import StreamConfig
+from mod_edge.errors import DataError
+from mod_edge.runtime.protocol import Decision
+from mod_edge.training.clips import Clip
+from mod_edge.training.dialogue import Piece, Shown, dialogue_of_clip, pieces_of_dialogue
+from mod_edge.training.features import FrameFeatures
+from mod_edge.training.recipe import TrainConfig
+
+NO_LABEL = -1
+# A rolled crop starts where at least this share of `max_frames` follows: late frames are learned as
+# often as others, and crops stay long enough to be worth their sink.
+LEAST_FILL = 0.5
+# Crops are sorted by length among those of so many batches, then cut into batches.
+NUM_BATCHES_SORTED = 16
+
+IntArray = npt.NDArray[np.int64]
+Int32Array = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A clip's whole stream of T tokens, flat.
+
+    Attributes:
+        token_ids: (T,) int32; 0 in frames.
+        labels: (T,) int32, the token to predict at each row, `NO_LABEL` for none.
+        frame_starts: (F,) int32, the row of each frame's first token.
+        segment_starts: (segments,) int32, rising; segments that lie in the sink are not among them.
+        sink: rows of the sink.
+    """
+
+    token_ids: Int32Array
+    labels: Int32Array
+    frame_starts: Int32Array
+    segment_starts: Int32Array
+    sink: int
+
+    @property
+    def num_sink_frames(self) -> int:
+        """Frames in the sink: one with a standing instruction, else none."""
+        return int((self.frame_starts < self.sink).sum())
+
+    def rolled_starts(self, max_frames: int) -> Int32Array:
+        """Segments at which a crop of `max_frames` may go on behind the sink."""
+        num_following = len(self.frame_starts) - np.searchsorted(
+            self.frame_starts, self.segment_starts
+        )
+        is_enough = num_following >= LEAST_FILL * (max_frames - self.num_sink_frames)
+        return self.segment_starts[is_enough & (self.segment_starts > self.sink)]
+
+    def crop(self, start: int, max_frames: int) -> "Crop":
+        """The sink and what follows from row `start` on: `max_frames` frames at most."""
+        num_before = int(np.searchsorted(self.frame_starts, start))
+        first_left_out = num_before + max_frames - self.num_sink_frames
+        end = len(self.token_ids)
+        if first_left_out < len(self.frame_starts):  # cut before that frame's segment
+            segment = np.searchsorted(
+                self.segment_starts, self.frame_starts[first_left_out], side="right"
+            )
+            end = int(self.segment_starts[segment - 1])
+        return Crop(self, start, end)
+
+
+@dataclass(frozen=True)
+class Crop:
+    """Rows of a stream: its sink, and those from `start` (the sink's end or later) to `end`."""
+
+    stream: Stream
+    start: int
+    end: int
+
+    @property
+    def is_rolled(self) -> bool:
+        """Whether something behind the sink is left out."""
+        return self.start > self.stream.sink
+
+    @property
+    def rows(self) -> IntArray:
+        """(tokens,) rows of the stream."""
+        return np.r_[0 : self.stream.sink, self.start : self.end]
+
+    @property
+    def num_tokens(self) -> int:
+        """Rows that it has."""
+        return self.stream.sink + self.end - self.start
+
+    def frames(self) -> tuple[IntArray, IntArray]:
+        """Frames of the stream that it shows, and the row in the crop where each one begins."""
+        starts, sink = self.stream.frame_starts.astype(np.int64), self.stream.sink
+        is_shown = (starts < sink) | ((starts >= self.start) & (starts < self.end))
+        shown = np.flatnonzero(is_shown)
+        return shown, starts[shown] - np.where(starts[shown] < sink, 0, self.start - sink)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B crops side by side, padded on the right to T rows; row numbers are those of (B*T).
+
+    Attributes:
+        token_ids: (B, T) int64; 0 in frames and padding.
+        is_text: (B, T) bool; neither frame nor padding.
+        frame_index: (F, N) int64, rows of all frames' tokens.
+        features: (F, N, Dv) float16, of these frames.
+        label_rows: (L,) int64.
+        labels: (L,) int64.
+        is_stream: (L,) bool: a decision at a frame's last token, else a reply's token.
+    """
+
+    token_ids: Tensor
+    is_text: Tensor
+    frame_index: Tensor
+    features: Tensor
+    label_rows: Tensor
+    labels: Tensor
+    is_stream: Tensor
+
+    @property
+    def num_positions(self) -> int:
+        """T."""
+        return self.token_ids.shape[1]
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same on another device."""
+        return Batch(**{name: tensor.to(device) for name, tensor in vars(self).items()})
+
+
+class Batches:
+    """Batch after batch of a split, each a pure function of the seed and the batch's number."""
+
+    def __init__(
+        self, streams: Sequence[Stream], features: FrameFeatures, settings: TrainConfig
+    ) -> None:
+        """Batches of `streams`, whose frames are in `features` in the same order.
+
+        Args:
+            streams: one a clip.
+            features: of all clips' frames.
+            settings: `batch_clips`, `max_frames`, `roll_ratio` and `seed` of the recipe.
+
+        Raises:
+            DataError: fewer clips than a batch has.
+        """
+        if len(streams) < settings.batch_clips:
+            raise DataError(
+                f"the split has {len(streams)} clips, batch_clips={settings.batch_clips}; "
+                "lower batch_clips or add clips"
+            )
+        self._streams, self._features = streams, features
+        self._settings = settings
+        self._epoch = lru_cache(maxsize=2)(self._plan_epoch)
+
+    def __getitem__(self, number: int) -> Batch:
+        """The batch of this number, from 0 without end."""
+        epoch, place = divmod(number, len(self._streams) // self._settings.batch_clips)
+        return self._assemble(self._epoch(epoch)[place])
+
+    def _plan_epoch(self, epoch: int) -> list[list[tuple[int, Crop]]]:
+        """Every clip once, but for what is left over; crops of similar length together."""
+        rng = np.random.default_rng((self._settings.seed, epoch))
+        size = self._settings.batch_clips
+        order = rng.permutation(len(self._streams))
+        crops = [
+            (int(clip), self._crop(self._streams[clip], rng))
+            for clip in order[: len(order) // size * size]
+        ]
+        batches = []
+        for first in range(0, len(crops), size * NUM_BATCHES_SORTED):
+            alike = sorted(
+                crops[first : first + size * NUM_BATCHES_SORTED],
+                key=lambda clip_and_crop: clip_and_crop[1].num_tokens,
+            )
+            batches += [alike[start : start + size] for start in range(0, len(alike), size)]
+        return [batches[number] for number in rng.permutation(len(batches))]
+
+    def _crop(self, stream: Stream, rng: np.random.Generator) -> Crop:
+        is_rolled, place = rng.random() < self._settings.roll_ratio, rng.random()
+        starts = stream.rolled_starts(self._settings.max_frames) if is_rolled else ()
+        start = int(starts[int(place * len(starts))]) if len(starts) else stream.sink
+        return stream.crop(start, self._settings.max_frames)
+
+    def _assemble(self, crops: list[tuple[int, Crop]]) -> Batch:
+        length = max(crop.num_tokens for _, crop in crops)
+        token_ids = np.zeros((len(crops), length), np.int64)
+        labels = np.full((len(crops), length), NO_LABEL, np.int64)
+        is_text = np.zeros((len(crops), length), bool)
+        first_rows, frames = [], []
+        for number, (clip, crop) in enumerate(crops):
+            rows = crop.rows
+            token_ids[number, : len(rows)] = crop.stream.token_ids[rows]
+            labels[number, : len(rows)] = crop.stream.labels[rows]
+            is_text[number, : len(rows)] = True
+            if crop.is_rolled:  # the reply to the instruction no longer follows the sink
+                labels[number, : crop.stream.sink] = NO_LABEL
+            shown, starts = crop.frames()
+            first_rows.append(starts + number * length)
+            frames.append(shown + self._features.first_frames[clip])
+        frame_tokens = np.arange(self._features.frame_num_tokens)
+        frame_index = np.concatenate(first_rows)[:, None] + frame_tokens
+        is_text.reshape(-1)[frame_index] = False
+        label_rows = np.flatnonzero(labels != NO_LABEL)
+        return Batch(
+            token_ids=torch.from_numpy(token_ids),
+            is_text=torch.from_numpy(is_text),
+            frame_index=torch.from_numpy(frame_index),
+            features=torch.from_numpy(self._features.tokens[np.concatenate(frames)]),
+            label_rows=torch.from_numpy(label_rows),
+            labels=torch.from_numpy(labels.reshape(-1)[label_rows]),
+            is_stream=torch.from_numpy(~is_text.reshape(-1)[label_rows]),
+        )
+
+
+def streams_of_clips(
+    clips: Iterable[Clip], features: FrameFeatures, config: StreamConfig, tokenizer: Tokenizer
+) -> list[Stream]:
+    """Each clip's whole stream, for the frames that its video gave."""
+    streams = []
+    for clip, num_frames in zip(clips, features.num_frames, strict=True):
+        dialogue = dialogue_of_clip(clip, config.frame_fps, int(num_frames))
+        pieces = pieces_of_dialogue(dialogue, config, tokenizer)
+        streams.append(stream_of_pieces(list(pieces), config, features.frame_num_tokens))
+    return streams
+
+
+def stream_of_pieces(pieces: Sequence[Piece], config: StreamConfig, num_tokens: int) -> Stream:
+    """The flat stream of `pieces`; `num_tokens` is N, of one frame."""
+    decided = {
+        Decision.SILENT: config.frame_token_interval_id,
+        Decision.SPEAK: config.stream_end_id,
+        None: NO_LABEL,
+    }
+    token_ids: list[int] = []
+    labels: list[int] = []
+    frame_starts: list[int] = []
+    segment_starts: list[int] = []
+    sink = segment_start = 0
+    after_reply = is_asked = False
+    for piece in pieces:
+        row = len(token_ids)
+        if isinstance(piece, Shown):
+            frame_starts.append(row)
+            segment_starts.append(segment_start)
+            token_ids += [0] * num_tokens
+            labels += [NO_LABEL] * (num_tokens - 1) + [decided[piece.decision]]
+            after_reply, is_asked = False, piece.decision is None
+            continue
+        token_ids += piece.ids
+        labels += [NO_LABEL] * len(piece.ids)
+        if piece.num_learned:  # a reply behind its prompt
+            learned_start = len(token_ids) - piece.num_learned
+            labels[learned_start - 1 : -1] = token_ids[learned_start:]
+            is_standing = is_asked and len(frame_starts) == 1
+            if is_standing:  # the sink holds all before the reply
+                segment_starts, sink = [], learned_start
+            if not is_standing or piece.num_learned > 1:  # the end token alone is no segment
+                segment_starts.append(learned_start if is_standing else row)
+            after_reply = True
+        elif frame_starts:  # what comes before a frame, behind the end token of a reply
+            segment_start = row - after_reply
+        else:
+            segment_start = sink = len(token_ids)
+    return Stream(
+        np.array(token_ids, np.int32),
+        np.array(labels, np.int32),
+        np.array(frame_starts, np.int32),
+        np.array(segment_starts, np.int32),
+        sink,
+    )

@@ -1,0 +1,210 @@
+"""The decoder over a batch of streams at once: what training runs, on the reference's parameters.
+
+`layers.py` takes one stream, step by step, and is slow on purpose. Here whole streams of unequal
+length stand side by side, padded on the right, where the causal mask keeps them from being seen. A
+MoD layer computes a compacted batch: each stream's text and kept rows in time order, and rows that
+pad it, which keep what they were. Tests hold every policy's logits against the reference.
+
+Matrix products compute in `dtype`; norms, rotation, router and residual stream do not leave the
+parameters' own (float32, or float64 where a test wants it).
+"""
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import gelu, linear, silu
+
+from mod_edge.layers import Attention, DecoderLayer, MoDDecoderLayer, RMSNorm
+from mod_edge.model import VideoLLM
+from mod_edge.routing import keep_top_tokens, uniform_tokens
+from mod_edge.training.attention import causal_attention
+from mod_edge.training.batches import Batch
+from mod_edge.training.islands import normalized, rotated
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """What `rotated` takes for some rows: (1 or B, rows, 1, E)."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def at(self, rows: Tensor) -> "Rotation":
+        """That of compacted rows (B, R), from that of all (1, T, 1, E)."""
+        return Rotation(self.cos[0][rows], self.sin[0][rows])
+
+
+@dataclass(frozen=True)
+class Compaction:
+    """Which rows a MoD layer computes, stream by stream, in time order.
+
+    Attributes:
+        rows: (B*R,) int64, numbers among all B*T rows.
+        is_computed: (B, R, 1) bool; the others pad the batch and keep their states.
+        rotation: of these rows, at their original positions.
+    """
+
+    rows: Tensor
+    is_computed: Tensor
+    rotation: Rotation
+
+
+class BatchedDecoder:
+    """A model's decoder for batches; holds no parameters of its own."""
+
+    def __init__(
+        self, model: VideoLLM, dtype: torch.dtype, generator: torch.Generator | None = None
+    ) -> None:
+        """A view of `model`.
+
+        Args:
+            model: its parameters are used, and may be trained.
+            dtype: of the matrix products.
+            generator: draws what `random` selection keeps; torch's own where None.
+        """
+        self._model = model
+        self._layers = [cast(DecoderLayer, layer) for layer in model.model.layers]
+        self._dtype = dtype
+        self._generator = generator
+        self._chooses_by_layer = any(
+            isinstance(layer, MoDDecoderLayer)
+            and layer.num_kept > 0
+            and layer.selection != "uniform"
+            for layer in self._layers
+        )
+
+    def logits(self, batch: Batch) -> Tensor:
+        """(L, V) in at least float32, at the batch's labelled rows."""
+        hidden = self.hidden(batch).flatten(0, 1)[batch.label_rows]
+        logits = self._normed_product(hidden, self._model.model.norm, self._model.lm_head)
+        return logits.to(torch.promote_types(self._dtype, torch.float32))
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """Final hidden states (B, T, D) before the last norm; of no meaning in padding."""
+        hidden = self._embeds(batch)
+        rotation = self._rotation(batch.num_positions, hidden)
+        compaction: Compaction | None = None
+        for layer in self._layers:
+            if not isinstance(layer, MoDDecoderLayer):
+                hidden = self._layer(layer, hidden, rotation)
+                continue
+            flat = hidden.flatten(0, 1)
+            router_logits = self._router_logits(layer, flat, batch)
+            if compaction is None or self._chooses_by_layer:
+                compaction = compact(batch, self._choose(layer, router_logits, batch), rotation)
+            weights = None if router_logits is None else token_weights(router_logits, batch)
+            hidden = self._mod_layer(layer, flat, compaction, weights).view_as(hidden)
+        return hidden
+
+    def _embeds(self, batch: Batch) -> Tensor:
+        """(B, T, D): text rows from the table, frames' rows from the connector."""
+        text = self._model.model.embed_tokens(batch.token_ids)
+        into, out = (cast(nn.Linear, self._model.connector[number]) for number in (0, 2))
+        frames = self._product(gelu(self._product(batch.features, into)), out)  # (F, N, D)
+        rows = frames.flatten(0, 1).to(text.dtype)
+        return text.flatten(0, 1).index_copy(0, batch.frame_index.flatten(), rows).view_as(text)
+
+    def _rotation(self, num_positions: int, hidden: Tensor) -> Rotation:
+        frequencies = self._layers[0].self_attn.frequencies
+        angles = torch.arange(num_positions, dtype=torch.float64)[:, None] * frequencies
+        cos, sin = angles.cos().to(hidden), angles.sin().to(hidden)  # (T, E/2)
+        return Rotation(
+            torch.cat([cos, cos], dim=-1)[None, :, None],
+            torch.cat([-sin, sin], dim=-1)[None, :, None],
+        )
+
+    def _layer(self, layer: DecoderLayer, hidden: Tensor, rotation: Rotation) -> Tensor:
+        """X + f(x), (B, rows, D), of streams that see nothing but themselves."""
+        attention, mlp = layer.self_attn, layer.mlp
+        projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+        states = self._normed_product(hidden, layer.input_layernorm, *projections)
+        hidden = hidden + self._product(self._mixed(attention, states, rotation), attention.o_proj)
+        states = self._normed_product(
+            hidden, layer.post_attention_layernorm, mlp.gate_proj, mlp.up_proj
+        )
+        gate, up = states.chunk(2, dim=-1)
+        return hidden + self._product(silu(gate) * up, mlp.down_proj)
+
+    def _mixed(self, attention: Attention, states: Tensor, rotation: Rotation) -> Tensor:
+        """(B, rows, H*E) of queries, keys and values (B, rows, (H + 2G)*E)."""
+        num_heads, num_key_heads = attention.num_heads, attention.num_key_value_heads
+        states = states.unflatten(-1, (-1, attention.head_dim))
+        turned, value = states.split((num_heads + num_key_heads, num_key_heads), dim=2)
+        turned = rotated(turned, rotation.cos, rotation.sin)
+        query, key = turned.split((num_heads, num_key_heads), dim=2)
+        return causal_attention(query, key, value).flatten(2)
+
+    def _mod_layer(
+        self,
+        layer: MoDDecoderLayer,
+        flat: Tensor,
+        compaction: Compaction,
+        weights: Tensor | None,
+    ) -> Tensor:
+        """New states (B*T, D); `weights` (B*T, 1) scale what is computed, None scales nothing."""
+        shape = compaction.is_computed.shape
+        inputs = flat.index_select(0, compaction.rows).unflatten(0, shape[:2])
+        computed = self._layer(layer, inputs, compaction.rotation)
+        if weights is not None:
+            scale = weights.index_select(0, compaction.rows).view(shape)
+            if layer.router_scaling == "full":
+                computed = scale * computed
+            else:  # x + w*f(x) on the way from x to x + f(x)
+                computed = torch.lerp(inputs, computed, scale)
+        states = torch.where(compaction.is_computed, computed, inputs)
+        return flat.index_copy(0, compaction.rows, states.flatten(0, 1))
+
+    def _router_logits(self, layer: MoDDecoderLayer, flat: Tensor, batch: Batch) -> Tensor | None:
+        """(F, N), None without a router."""
+        if layer.router is None:
+            return None
+        return linear(flat, layer.router.weight, layer.router.bias)[batch.frame_index, 0]
+
+    def _choose(self, layer: MoDDecoderLayer, router_logits: Tensor | None, batch: Batch) -> Tensor:
+        """(F, K) positions within each frame, rising."""
+        num_frames, num_tokens = batch.frame_index.shape
+        device = batch.frame_index.device
+        if layer.num_kept == 0:
+            return batch.frame_index[:, :0]
+        if router_logits is not None:
+            return keep_top_tokens(router_logits, layer.num_kept)
+        if layer.selection == "random":
+            drawn = torch.rand(num_frames, num_tokens, generator=self._generator, device=device)
+            return keep_top_tokens(drawn, layer.num_kept)
+        kept = torch.tensor(uniform_tokens(num_tokens, layer.num_kept), device=device)
+        return kept.expand(num_frames, -1)
+
+    def _normed_product(self, hidden: Tensor, norm: RMSNorm, *layers: nn.Linear) -> Tensor:
+        """What `layers` give for `norm`'s output, side by side, in `dtype`."""
+        weight = torch.cat([layer.weight for layer in layers]) * norm.weight
+        return linear(normalized(hidden, norm.eps, self._dtype), weight.to(self._dtype))
+
+    def _product(self, states: Tensor, layer: nn.Linear) -> Tensor:
+        """What `layer` gives, in `dtype`."""
+        bias = None if layer.bias is None else layer.bias.to(self._dtype)
+        return linear(states.to(self._dtype), layer.weight.to(self._dtype), bias)
+
+
+def compact(batch: Batch, kept: Tensor, rotation: Rotation) -> Compaction:
+    """The rows that a MoD layer computes where `kept` (F, K) are chosen of each frame."""
+    is_computed = batch.is_text.clone()  # (B, T)
+    is_computed.view(-1)[batch.frame_index.gather(1, kept).flatten()] = True
+    num_rows = is_computed.sum(1, keepdim=True)  # (B, 1)
+    order = is_computed.to(torch.uint8).argsort(dim=1, descending=True, stable=True)
+    order = order[:, : int(num_rows.max())]  # (B, R)
+    places = torch.arange(order.shape[1], device=order.device)
+    first_rows = torch.arange(len(order), device=order.device) * batch.num_positions
+    return Compaction(
+        (order + first_rows[:, None]).flatten(),
+        (places < num_rows)[:, :, None],
+        rotation.at(order),
+    )
+
+
+def token_weights(router_logits: Tensor, batch: Batch) -> Tensor:
+    """(B*T, 1): each frame token's weight, 1 for text."""
+    weights = router_logits.new_ones(batch.is_text.numel())
+    rows = batch.frame_index.flatten()
+    return weights.index_copy(0, rows, router_logits.sigmoid().flatten())[:, None]

@@ -1,0 +1,62 @@
+"""The model that a training starts from: a checkpoint's tensors where they fit, random elsewhere.
+
+The random ones are drawn as usual for decoders of this kind (GPT-2, Llama): normal with standard
+deviation 0.02, what writes into the residual stream narrower by sqrt(2 L), biases 0, norms 1.
+
+A LayerExpert starts near weight 1 where it scales the whole layer output (`full`): with bias 3 the
+kept tokens keep 95 % of what they were in each MoD layer. With bias 0, where the published code
+starts, half of a kept token is gone after each MoD layer while skipped ones pass unchanged.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from mod_edge.checkpoint import Checkpoint, tensor_shapes
+from mod_edge.config import ModelConfig
+from mod_edge.model import VideoLLM
+from mod_edge.presets import random_tensor, seeded_generator
+
+DEVIATION = 0.02
+ROUTER_BIAS = 3.0
+
+
+def initial_model(config: ModelConfig, base: Checkpoint | None, seed: int) -> VideoLLM:
+    """The model to train, in float32 on the CPU, with no gradients asked for yet.
+
+    Args:
+        config: of the model.
+        base: tensors of equal name and shape are taken from it; None takes none.
+        seed: of the random ones; each is drawn by itself, so that two arms of a comparison share
+            all that they both have.
+    """
+    known = {} if base is None else tensor_shapes(base.config)
+    state: dict[str, Tensor] = {}
+    for name, shape in tensor_shapes(config).items():
+        if base is not None and known.get(name) == shape:
+            state[name] = base.tensor(name).to(torch.float32)
+        else:
+            state[name] = initial_tensor(config, name, shape, seed)
+    with torch.device("meta"):
+        model = VideoLLM(config)
+    is_tied = config.text_config.tie_word_embeddings
+    model.load_state_dict(state, assign=True, strict=not is_tied)
+    if is_tied:  # one parameter, not two that share their memory
+        model.lm_head.weight = model.model.embed_tokens.weight
+    return model.requires_grad_(False)
+
+
+def initial_tensor(config: ModelConfig, name: str, shape: tuple[int, ...], seed: int) -> Tensor:
+    """One float32 tensor to train from; the same for the same seed and name."""
+    if name.startswith("vision_model."):  # it is not trained: let it at least see something
+        return random_tensor(config, name, shape, seed)
+    if name.endswith("router.bias"):
+        scaling = config.mod_config.router_scaling if config.mod_config else "full"
+        return torch.full(shape, ROUTER_BIAS if scaling == "full" else 0.0)
+    if len(shape) == 1:
+        return torch.zeros(shape) if name.endswith(".bias") else torch.ones(shape)
+    deviation = DEVIATION
+    if name.endswith(("o_proj.weight", "down_proj.weight")):
+        deviation /= math.sqrt(2 * config.text_config.num_hidden_layers)
+    return deviation * torch.randn(shape, generator=seeded_generator(seed, name))

@@ -1,0 +1,61 @@
+"""The picture of a training: both losses over the steps."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from mod_edge.errors import BackendError
+
+SIZE_INCHES = (8.0, 4.5)
+SMOOTHED_SHARE = 0.02  # the line is the mean over this share of all steps
+
+
+def plot_losses(lm_losses: Sequence[float], stream_losses: Sequence[float], path: Path) -> None:
+    """Draw both losses, each step faint and their running mean above, into the PNG at `path`.
+
+    Raises:
+        BackendError: matplotlib is not installed.
+    """
+    require_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=SIZE_INCHES)
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    curves = (
+        ("replies (LM loss)", lm_losses, "C0"),
+        ("decisions (streaming loss)", stream_losses, "C1"),
+    )
+    for name, losses, colour in curves:
+        steps = np.arange(1, len(losses) + 1)
+        width = max(1, round(SMOOTHED_SHARE * len(losses)))
+        axes.plot(steps, losses, color=colour, alpha=0.2, linewidth=0.5)
+        axes.plot(steps[width - 1 :], running_mean(losses, width), color=colour, label=name)
+    axes.set(xlabel="step", ylabel="cross-entropy (nats)", yscale="log")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def require_matplotlib() -> None:
+    """Say now, not after hours, that the picture cannot be drawn.
+
+    Raises:
+        BackendError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as exc:
+        raise BackendError(
+            "matplotlib draws the losses and is not installed; pip install 'mod-edge[train]'"
+        ) from exc
+
+
+def running_mean(values: Sequence[float], width: int) -> npt.NDArray[np.float64]:
+    """(len - width + 1,) means of `width` values each."""
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    means: npt.NDArray[np.float64] = (sums[width:] - sums[:-width]) / width
+    return means

@@ -1,0 +1,123 @@
+"""The geometry of the model that ships, its tokenizer, and its vision tower: where training starts.
+
+    python -m mod_edge.training.small_model BASE --photographs tests/data/box.mp4
+
+makes the checkpoint folder BASE: a vision tower that has been taught to see (`pretraining`), and a
+connector and a decoder that have learned nothing yet.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from tokenizers import Tokenizer
+
+from mod_edge.checkpoint import is_checkpoint
+from mod_edge.config import MoDConfig, ModelConfig, StreamConfig, TextConfig, VisionConfig
+from mod_edge.console import out, progress, reports_errors
+from mod_edge.staging import staged_folder
+from mod_edge.tokenizer import (
+    BOS,
+    EOS,
+    INTERVAL,
+    STREAM_END,
+    SYSTEM_PROMPT,
+    tokenizer_of_corpus,
+)
+from mod_edge.training.initial_weights import initial_model
+from mod_edge.training.pretraining import PretrainingOptions, pretrain_vision
+from mod_edge.training.screenplay import write_scene
+from mod_edge.training.train import save_model
+
+VOCAB_SIZE = 1024
+NUM_CORPUS_SCENES = 400  # hold every word and phrase that scenes are told in
+CORPUS_SEED = 400_000_000  # far from those of any data set
+CORPUS_SCENE_S = 30.0
+STEPS_SHOWN = 100
+
+
+def small_config() -> ModelConfig:
+    """The config: 3 million parameters, MoD interleaved with r = 0.2."""
+    tokenizer = scene_tokenizer()
+    bos, eos, interval, stream_end = (
+        tokenizer.encode(string, add_special_tokens=False).ids[0]
+        for string in (BOS, EOS, INTERVAL, STREAM_END)
+    )
+    text = TextConfig(192, 512, 6, 6, 2, 32, VOCAB_SIZE, tie_word_embeddings=True)
+    vision = VisionConfig(96, 256, 3, 4, image_size=64, patch_size=8)
+    stream = StreamConfig(SYSTEM_PROMPT, bos, eos, INTERVAL, interval, STREAM_END, stream_end)
+    return ModelConfig(text, vision, stream, MoDConfig(), dtype="float16")
+
+
+def scene_tokenizer() -> Tokenizer:
+    """A tokenizer that has one token for each word that scenes are told in."""
+    return tokenizer_of_corpus(_corpus(), VOCAB_SIZE, VOCAB_SIZE)
+
+
+def _corpus() -> Iterator[str]:
+    yield f"{SYSTEM_PROMPT}\n\n["
+    yield INTERVAL
+    for seed in range(CORPUS_SEED, CORPUS_SEED + NUM_CORPUS_SCENES):
+        # Words of held-out combinations are ordinary words.
+        for each in write_scene(seed, CORPUS_SCENE_S, held_out=False).happenings:
+            question = "" if each.query is None else f"\nUser: {each.query}"
+            yield f"]{question}\nAssistant: {each.text}"
+
+
+def write_base(
+    folder: Path,
+    *,
+    photographs: Path | None,
+    options: PretrainingOptions,
+    force: bool,
+    on_step: Callable[[str, float, float], None],
+) -> None:
+    """Make the checkpoint folder from which the shipped model was trained.
+
+    Args:
+        folder: to make.
+        photographs: a video of which the pictures' backgrounds are cut.
+        options: of the vision tower's training.
+        force: replace a checkpoint that is there.
+        on_step: told the mean loss of the last steps, the steps done and of how many.
+
+    Raises:
+        ConfigError: `folder` exists and `force` is not given, or it is something else.
+        SourceError: the photographs cannot be read.
+    """
+    config = small_config()
+    model = initial_model(config, None, options.seed)
+    losses: list[float] = []
+
+    def note(step: int, loss: float) -> None:
+        losses.append(loss)
+        if step % STEPS_SHOWN == 0:
+            mean = sum(losses[-STEPS_SHOWN:]) / STEPS_SHOWN
+            on_step(f"step {step}, loss {mean:.3f}", step, options.steps)
+
+    with staged_folder(folder, is_ours=is_checkpoint, force=force) as staging:
+        pretrain_vision(model, config, options, photographs=photographs, on_step=note)
+        save_model(model, scene_tokenizer(), staging)
+
+
+if __name__ == "__main__":
+
+    @reports_errors
+    def main(
+        folder: Annotated[Path, typer.Argument(help="Checkpoint folder to make.")],
+        photographs: Annotated[
+            Path | None, typer.Option(help="Video of which backgrounds are cut.")
+        ] = None,
+        steps: Annotated[int, typer.Option(help="Of the vision tower's training.")] = (
+            PretrainingOptions.steps
+        ),
+        force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
+    ) -> None:
+        """Make the checkpoint that the shipped model's training starts from."""
+        with progress("pretraining") as show:
+            options = PretrainingOptions(steps=steps)
+            write_base(folder, photographs=photographs, options=options, force=force, on_step=show)
+        out.print(f"wrote {folder}")
+
+    typer.run(main)

@@ -1,0 +1,199 @@
+"""Training: streams of a data set in, a checkpoint out.
+
+The loss is VideoLLM-online's: cross-entropy at each frame's decision (streaming loss) and at each
+token of a reply (LM loss), summed with their weights and divided by the number of labels. A step
+is a pure function of recipe, data, state and its number, so that on a CPU a training that was
+killed and resumed ends with the very weights of one that was not.
+"""
+
+import json
+import platform
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from torch import nn
+
+from mod_edge import __version__
+from mod_edge.checkpoint import WEIGHTS_FILE, Checkpoint, is_checkpoint, tensor_shapes
+from mod_edge.config import write_config
+from mod_edge.errors import BackendError
+from mod_edge.manifest import CONFIG_FILE, TOKENIZER_FILE, file_sha256
+from mod_edge.model import VideoLLM
+from mod_edge.presets import write_safetensors
+from mod_edge.staging import check_target, staged_folder
+from mod_edge.tokenizer import preset_tokenizer, read_tokenizer
+from mod_edge.training.batches import Batches, streams_of_clips
+from mod_edge.training.clips import read_clips, split_file
+from mod_edge.training.features import frame_features
+from mod_edge.training.initial_weights import initial_model
+from mod_edge.training.plot import plot_losses, require_matplotlib
+from mod_edge.training.recipe import Recipe
+from mod_edge.training.trainer import Trainer, recent, trained_parameters
+from mod_edge.training.unfinished import Unfinished
+
+SPLIT = "train"
+TRAINING_FILE, PLOT_FILE = "training.json", "loss.png"
+
+
+@dataclass(frozen=True)
+class TrainingReport:
+    """What a training did.
+
+    Attributes:
+        folder: the checkpoint that it made.
+        steps: of the optimizer, those before a resumption included.
+        num_clips: of the training split.
+        num_parameters: of the model.
+        num_trained: of these, trained.
+        lm_loss: mean of the last steps, nats a reply's token.
+        stream_loss: likewise, nats a decision.
+        time_s: of all steps.
+    """
+
+    folder: Path
+    steps: int
+    num_clips: int
+    num_parameters: int
+    num_trained: int
+    lm_loss: float
+    stream_loss: float
+    time_s: float
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON document."""
+        return {**asdict(self), "folder": str(self.folder)}
+
+
+def train(
+    data: Path,
+    recipe: Recipe,
+    output: Path,
+    *,
+    resume: bool,
+    force: bool,
+    on_step: Callable[[str, float, float], None],
+) -> TrainingReport:
+    """Train as `recipe` says on the training split of `data`, and make the checkpoint `output`.
+
+    What is saved on the way lies in `OUTPUT.partial/`; it goes when `output` appears, whole.
+
+    Args:
+        data: a data set's folder (`clips`).
+        recipe: how.
+        output: the folder to make.
+        resume: go on with an unfinished training.
+        force: replace `output` if it exists, and start over an unfinished training unless `resume`.
+        on_step: told which part, how much of it is done and of how much.
+
+    Raises:
+        ModEdgeError: recipe, data, folders or the device are not as they should be.
+        KeyboardInterrupt: stopped by Ctrl-C or SIGTERM; the state is saved, `resume` goes on.
+    """
+    output = output.resolve()
+    check_target(output, is_ours=is_checkpoint, force=force)
+    require_matplotlib()
+    clips = read_clips(data, SPLIT)
+    device = device_named(recipe.train.device)
+    base = Checkpoint(recipe.init) if isinstance(recipe.init, Path) else None
+    tokenizer = _tokenizer(base, recipe)
+    model = initial_model(recipe.model, base, recipe.train.seed)
+    trained = trained_parameters(model, recipe.train.trainable)
+    move(model, device)
+    identity = recipe.to_json() | {
+        "init": base.fingerprint() if base else recipe.init,  # wherever the checkpoint lies
+        "data": file_sha256(split_file(data, SPLIT)),
+    }
+    unfinished = Unfinished(output)
+    unfinished.begin(resume=resume, force=force)
+    trainer = Trainer(model, trained, recipe.train, device, identity)
+    if (state := unfinished.load(identity)) is not None:
+        trainer.restore(state)
+    features = frame_features(data, clips, model, device, on_step)
+    streams = streams_of_clips(clips, features, recipe.model.stream_config, tokenizer)
+    trainer.run(Batches(streams, features, recipe.train), unfinished, on_step)
+    report = _report(output, len(clips), model, trained, trainer)
+    with staged_folder(output, is_ours=is_checkpoint, force=force) as folder:
+        save_model(model, tokenizer, folder)
+        _write_training(folder, recipe, data, trainer, report)
+    unfinished.remove()
+    return report
+
+
+def device_named(name: str) -> torch.device:
+    """The device that a recipe's `device` means here.
+
+    Raises:
+        BackendError: CUDA is asked for and cannot be used.
+    """
+    has_cuda = torch.cuda.is_available()
+    if name == "cuda" and not has_cuda:
+        raise BackendError(
+            'device = "cuda", but this torch sees no GPU; install a torch with CUDA and a driver, '
+            'or take device = "auto"'
+        )
+    return torch.device("cuda" if has_cuda and name != "cpu" else "cpu")
+
+
+def move(model: VideoLLM, device: torch.device) -> None:
+    """Move the model, and the one matrix that is no parameter of it."""
+    model.to(device)
+    model.pooling = model.pooling.to(device)
+
+
+def save_model(model: VideoLLM, tokenizer: Tokenizer, folder: Path) -> None:
+    """Write config, tokenizer and weights (in the config's dtype) into `folder`."""
+    config = model.config
+    dtype: torch.dtype = getattr(torch, config.dtype)
+    shapes, state = tensor_shapes(config), model.state_dict()
+    tensors = (state[name].to("cpu", dtype) for name in shapes)
+    write_config(config, folder / CONFIG_FILE)
+    tokenizer.save(str(folder / TOKENIZER_FILE), pretty=False)
+    write_safetensors(folder / WEIGHTS_FILE, shapes, dtype, tensors, lambda _size_bytes: None)
+
+
+def _tokenizer(base: Checkpoint | None, recipe: Recipe) -> Tokenizer:
+    if base is None:
+        return preset_tokenizer(recipe.model.text_config.vocab_size)
+    return read_tokenizer(base.path / TOKENIZER_FILE, recipe.model)
+
+
+def _report(
+    output: Path,
+    num_clips: int,
+    model: VideoLLM,
+    trained: dict[str, nn.Parameter],
+    trainer: Trainer,
+) -> TrainingReport:
+    return TrainingReport(
+        folder=output,
+        steps=trainer.step,
+        num_clips=num_clips,
+        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        num_trained=sum(parameter.numel() for parameter in trained.values()),
+        lm_loss=recent(trainer.lm_losses),
+        stream_loss=recent(trainer.stream_losses),
+        time_s=round(trainer.time_s, 3),
+    )
+
+
+def _write_training(
+    folder: Path, recipe: Recipe, data: Path, trainer: Trainer, report: TrainingReport
+) -> None:
+    document = {
+        "recipe": recipe.to_json(),
+        "data": str(data.resolve()),
+        "report": {key: value for key, value in report.to_json().items() if key != "folder"},
+        "versions": {
+            "mod_edge": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+        "losses": {"lm": trainer.lm_losses, "stream": trainer.stream_losses},
+    }
+    text = json.dumps(document, indent=1) + "\n"
+    (folder / TRAINING_FILE).write_text(text, encoding="utf-8")
+    plot_losses(trainer.lm_losses, trainer.stream_losses, folder / PLOT_FILE)

@@ -1,0 +1,234 @@
+"""The training loop: batches in, weights changed, losses noted, and the state saved on the way."""
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from mod_edge.errors import DataError
+from mod_edge.model import VideoLLM
+from mod_edge.training.batches import Batch, Batches
+from mod_edge.training.forward import BatchedDecoder
+from mod_edge.training.recipe import TrainConfig
+from mod_edge.training.unfinished import TrainingState, Unfinished
+
+FINAL_LEARNING_RATE = 0.1  # of the highest
+ADAM_BETAS = (0.9, 0.95)  # as Llama's: the second moment follows within 20 steps
+SECONDS_SHOWN = 20.0  # how long the same losses are shown, on a line each where there is no bar
+NUM_STEPS_SHOWN = 50  # the loss that is shown is the mean of so many steps
+
+
+class Trainer:
+    """The loop's state: model, optimizer, and losses so far."""
+
+    def __init__(
+        self,
+        model: VideoLLM,
+        trained: dict[str, nn.Parameter],
+        settings: TrainConfig,
+        device: torch.device,
+        identity: dict[str, Any],
+    ) -> None:
+        """A training at step 0.
+
+        Args:
+            model: on `device`.
+            trained: the parameters to train, by name; gradients are asked for here.
+            settings: of the recipe.
+            device: of the model.
+            identity: see `TrainingState`.
+        """
+        for parameter in trained.values():
+            parameter.requires_grad_(True)
+        self.step = 0
+        self.lm_losses: list[float] = []
+        self.stream_losses: list[float] = []
+        self.time_s = 0.0
+        self._trained = trained
+        self._settings, self._device, self._identity = settings, device, identity
+        self._optimizer = adamw(trained, settings)
+        self._generator = torch.Generator(device)
+        dtype: torch.dtype = getattr(torch, settings.dtype)
+        self._decoder = BatchedDecoder(model, dtype, self._generator)
+
+    def restore(self, state: TrainingState) -> None:
+        """Go on from `state`."""
+        with torch.no_grad():
+            for name, weights in state.weights.items():
+                self._trained[name].copy_(weights)
+        self._optimizer.load_state_dict(state.optimizer)
+        self.step, self.time_s = state.step, state.time_s
+        self.lm_losses, self.stream_losses = state.lm_losses, state.stream_losses
+
+    def run(
+        self,
+        batches: Batches,
+        unfinished: Unfinished,
+        on_step: Callable[[str, float, float], None],
+    ) -> None:
+        """All steps that are left, saving the state now and then, and when stopped.
+
+        Args:
+            batches: what is trained on, from the first step of all.
+            unfinished: where the state is saved.
+            on_step: told the losses, the steps done and of how many.
+
+        Raises:
+            DataError: the loss is no number any more.
+            KeyboardInterrupt: stopped by Ctrl-C or SIGTERM, after the state was saved.
+        """
+        settings = self._settings
+        shown, shown_s = "begins", -math.inf
+        with postponed_interrupts() as is_interrupted:
+            while self.step < settings.steps:
+                started = time.perf_counter()
+                first = self.step * settings.accumulate
+                self._take_step([batches[first + each] for each in range(settings.accumulate)])
+                ended = time.perf_counter()
+                self.time_s += ended - started
+                is_last = self.step == settings.steps
+                if is_last or ended - shown_s >= SECONDS_SHOWN:
+                    shown, shown_s = self._progress(), ended
+                on_step(shown, self.step, settings.steps)
+                if is_last or is_interrupted() or self.step % settings.save_every == 0:
+                    unfinished.save(self.state())
+                if is_interrupted():
+                    raise KeyboardInterrupt
+
+    def state(self) -> TrainingState:
+        """What `restore` takes."""
+        return TrainingState(
+            self._identity,
+            self.step,
+            {name: parameter.detach() for name, parameter in self._trained.items()},
+            self._optimizer.state_dict(),
+            self.lm_losses,
+            self.stream_losses,
+            self.time_s,
+        )
+
+    def _take_step(self, batches: list[Batch]) -> None:
+        settings = self._settings
+        draw = np.random.default_rng((settings.seed, self.step)).integers(2**62)
+        self._generator.manual_seed(int(draw))
+        sums = torch.zeros(2, device=self._device)
+        for batch in batches:
+            losses = self._losses(batch.to(self._device))
+            total = losses[0] + settings.stream_loss_weight * losses[1]
+            (total / sum(len(each.labels) for each in batches)).backward()
+            sums += losses.detach()
+        length = nn.utils.clip_grad_norm_(self._trained.values(), settings.clip_norm)
+        self._note_losses(sums, batches, length)
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate(settings, self.step)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        self.step += 1
+
+    def _losses(self, batch: Batch) -> Tensor:
+        """(2,) sums over the labels: replies' tokens, decisions."""
+        losses = cross_entropy(self._decoder.logits(batch), batch.labels, reduction="none")
+        return torch.stack([losses[~batch.is_stream].sum(), losses[batch.is_stream].sum()])
+
+    def _note_losses(self, sums: Tensor, batches: list[Batch], gradient_length: Tensor) -> None:
+        num_decisions = sum(int(batch.is_stream.sum()) for batch in batches)
+        num_words = sum(len(batch.labels) for batch in batches) - num_decisions
+        lm_sum, stream_sum = sums.tolist()
+        if not math.isfinite(lm_sum + stream_sum) or not gradient_length.isfinite():
+            raise DataError(
+                f"loss or gradient is no number any more at step {self.step + 1}; "
+                "lower learning_rate in the recipe"
+            )
+        self.lm_losses.append(lm_sum / max(1, num_words))
+        self.stream_losses.append(stream_sum / max(1, num_decisions))
+
+    def _progress(self) -> str:
+        losses = f"loss {recent(self.lm_losses):.3f} stream {recent(self.stream_losses):.3f}"
+        return f"step {self.step}, {losses}, {self.step / self.time_s:.2f} steps/s"
+
+
+def trained_parameters(model: VideoLLM, trainable: tuple[str, ...]) -> dict[str, nn.Parameter]:
+    """The parameters whose name holds one of the parts `trainable`, but for the vision tower's.
+
+    Raises:
+        DataError: a part that is in no such name (all at once).
+    """
+    able = {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if not name.startswith("vision_model.")
+    }
+    lost = [part for part in trainable if not any(part in name for name in able)]
+    if lost:
+        groups = sorted({name.split(".")[0] for name in able})
+        raise DataError(
+            f"[train] trainable: no parameter's name holds {', '.join(map(repr, lost))}; "
+            f"the model has {', '.join(groups)}, and the vision tower is never trained"
+        )
+    return {name: able[name] for name in able if any(part in name for part in trainable)}
+
+
+def adamw(trained: dict[str, nn.Parameter], settings: TrainConfig) -> torch.optim.AdamW:
+    """AdamW that decays matrices but no norm, bias or token embedding."""
+    is_decayed = {
+        name: parameter.ndim > 1 and "embed_tokens" not in name
+        for name, parameter in trained.items()
+    }
+    groups: list[dict[str, Any]] = [
+        {"params": [trained[name] for name in trained if is_decayed[name]]},
+        {"params": [trained[name] for name in trained if not is_decayed[name]], "weight_decay": 0},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=settings.learning_rate,
+        betas=ADAM_BETAS,
+        weight_decay=settings.weight_decay,
+        fused=True,
+    )
+
+
+def learning_rate(settings: TrainConfig, step: int) -> float:
+    """Of the step that follows `step` others: linear warmup, then a cosine."""
+    num_warmup = round(settings.warmup_ratio * settings.steps)
+    if step < num_warmup:
+        return settings.learning_rate * (step + 1) / num_warmup
+    done = (step - num_warmup) / max(1, settings.steps - num_warmup)
+    cosine = (1 + math.cos(math.pi * done)) / 2
+    return settings.learning_rate * (FINAL_LEARNING_RATE + (1 - FINAL_LEARNING_RATE) * cosine)
+
+
+def recent(losses: list[float]) -> float:
+    """Mean of the last steps' losses."""
+    return float(np.mean(losses[-NUM_STEPS_SHOWN:]))
+
+
+@contextmanager
+def postponed_interrupts() -> Iterator[Callable[[], bool]]:
+    """A function that says whether Ctrl-C or SIGTERM came; a second one interrupts at once."""
+    came = threading.Event()
+    signals = (signal.SIGINT, signal.SIGTERM)
+    if threading.current_thread() is not threading.main_thread():  # no other may handle signals
+        yield came.is_set
+        return
+    previous = {each: signal.getsignal(each) for each in signals}
+
+    def note(_number: int, _frame: object) -> None:
+        came.set()
+        for each in signals:
+            signal.signal(each, signal.default_int_handler)
+
+    for each in signals:
+        signal.signal(each, note)
+    try:
+        yield came.is_set
+    finally:
+        for each, handler in previous.items():
+            signal.signal(each, handler)

@@ -1,0 +1,116 @@
+"""An unfinished training on disk: `OUTPUT.partial/`, from which `--resume` goes on.
+
+One file, `state.pt`, replaced whole every time, holds the trained weights, the optimizer, the
+losses so far and what the training is: recipe and data, which must be the same to go on.
+"""
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mod_edge.errors import DataError
+
+STATE_FILE = "state.pt"
+SUFFIX = ".partial"
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """Where a training stands.
+
+    Attributes:
+        identity: JSON-able; two trainings are the same if it is.
+        step: steps done.
+        weights: the trained parameters by name.
+        optimizer: its `state_dict`.
+        lm_losses: of each step so far.
+        stream_losses: of each step so far.
+        time_s: spent on these steps.
+    """
+
+    identity: dict[str, Any]
+    step: int
+    weights: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    lm_losses: list[float]
+    stream_losses: list[float]
+    time_s: float
+
+
+class Unfinished:
+    """The folder beside `output` that holds the state."""
+
+    def __init__(self, output: Path) -> None:
+        """Of the training that is to make the folder `output`."""
+        self.folder = output.with_name(output.name + SUFFIX)
+
+    def begin(self, *, resume: bool, force: bool) -> None:
+        """Make the folder, or see that it is there where it should be.
+
+        Raises:
+            DataError: `resume` and none is there, or one is there and it is neither to be resumed
+                nor (`force`) to be started over.
+        """
+        if resume and not self.folder.is_dir():
+            raise DataError(f"there is no {self.folder} to resume from; leave --resume away")
+        if not resume and self.folder.exists():
+            if not force:
+                raise DataError(
+                    f"{self.folder} holds an unfinished training; --resume goes on with it, "
+                    "--force starts over"
+                )
+            self.remove()
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def save(self, state: TrainingState) -> None:
+        """Replace the state by this one; a kill at any moment leaves one of the two whole."""
+        written = self.folder / f"{STATE_FILE}.new"
+        with written.open("wb") as file:
+            torch.save(vars(state), file)
+            file.flush()
+            os.fsync(file.fileno())
+        written.replace(self.folder / STATE_FILE)
+
+    def load(self, identity: dict[str, Any]) -> TrainingState | None:
+        """The state to go on from, None where the training ended before the first was saved.
+
+        Raises:
+            DataError: it is damaged, or that of another recipe or other data.
+        """
+        path = self.folder / STATE_FILE
+        if not path.is_file():
+            return None
+        try:
+            state = TrainingState(**torch.load(path, map_location="cpu", weights_only=True))
+        except (OSError, RuntimeError, EOFError, TypeError, UnpicklingError) as exc:
+            raise DataError(
+                f"{path} is damaged ({exc}); start over with --force and without --resume"
+            ) from exc
+        other = differences(state.identity, identity)
+        if other:
+            raise DataError(
+                f"{self.folder} is of another training: {'; '.join(other)}; give the same recipe "
+                "and data, or start over with --force and without --resume"
+            )
+        return state
+
+    def remove(self) -> None:
+        """Remove the folder."""
+        shutil.rmtree(self.folder)
+
+
+def differences(theirs: Any, ours: Any, name: str = "") -> list[str]:
+    """Where two JSON documents differ, as "name was X, is Y"."""
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        return [
+            each
+            for key in sorted({*theirs, *ours})
+            for each in differences(theirs.get(key), ours.get(key), f"{name}.{key}".strip("."))
+        ]
+    return [] if theirs == ours else [f"{name} was {theirs!r}, is {ours!r}"]

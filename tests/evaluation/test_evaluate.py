@@ -1,0 +1,194 @@
+"""The whole measurement: the same on every backend, with its baselines and controls."""
+
+import json
+import math
+import shutil
+from dataclasses import replace
+
+import pytest
+
+from mod_edge.console import out
+from mod_edge.errors import ConfigError, DataError
+from mod_edge.evaluate import Evaluation, evaluate
+from mod_edge.evaluate_view import print_evaluation
+from mod_edge.evaluation.free_running import EventKind, score
+from mod_edge.evaluation.screening import Row, Thresholds
+from mod_edge.evaluation.teacher_forcing import TeacherForced
+from mod_edge.evaluation.transcript import Entry, Transcript
+
+BASELINES = ["always silent", "always speaking", "right moments"]
+
+
+@pytest.fixture(scope="module")
+def of_checkpoint(tiny_checkpoint, data):
+    """The tiny checkpoint with controls; at this threshold it is silent, speaks and rambles."""
+    return evaluate(tiny_checkpoint, data, threshold=0.3, controls=True)
+
+
+def printed(evaluation):
+    with out.capture() as captured:
+        print_evaluation(evaluation, is_verbose=True)
+    return "".join(f"{line.rstrip()}\n" for line in captured.get().splitlines())
+
+
+@pytest.mark.parametrize("lowering", [("cpu", "fp32"), ("cuda", "fp32")], ids=lambda each: each[0])
+def test_every_backend_prints_the_same_measures(of_checkpoint, data, any_bundle, lowering):
+    bundle = evaluate(
+        any_bundle(*lowering), data, threshold=0.3, controls=True, backend="onnx", device="cpu"
+    )
+    assert bundle.backend.startswith("onnx")
+    same = replace(bundle, model=of_checkpoint.model, backend=of_checkpoint.backend)
+    assert printed(same) == printed(of_checkpoint)
+
+
+def test_the_model_its_controls_and_the_baselines_stand_in_one_table(of_checkpoint):
+    assert [row.name for row in of_checkpoint.rows] == [
+        "model",
+        "black video",
+        "shuffled frames",
+        *BASELINES,
+    ]
+    model, black, shuffled = of_checkpoint.rows[:3]
+    assert model != replace(black, name="model")
+    assert model != replace(shuffled, name="model")
+    silent, speaking, moments = of_checkpoint.rows[3:]
+    assert silent.free_running.num_said == 0
+    assert speaking.free_running.recall == 0.5  # "A man stops." is one of two captions, twice
+    assert moments.free_running.moment_f1 == 1
+    assert moments.teacher_forced == TeacherForced(time_diff_s=0.0)
+
+
+def test_what_was_watched_is_told(of_checkpoint, tiny_checkpoint, data):
+    assert (of_checkpoint.model, of_checkpoint.data) == (str(tiny_checkpoint), str(data))
+    assert (of_checkpoint.num_clips, of_checkpoint.num_frames) == (2, 20)
+    assert of_checkpoint.most_frequent == "A man stops."
+    assert of_checkpoint.habits_from == "test"  # there is no train.jsonl
+    assert of_checkpoint.warnings == []
+
+
+def test_thresholds_are_the_published_ones_unless_one_is_given(
+    tiny_checkpoint, data, of_checkpoint
+):
+    assert of_checkpoint.thresholds == Thresholds(0.3, 0.3)
+    steps = []
+    default = evaluate(tiny_checkpoint, data, max_clips=1, on_step=lambda *step: steps.append(step))
+    assert default.thresholds == Thresholds(0.0, 0.725)
+    assert default.num_clips == 1
+    assert [row.name for row in default.rows] == ["model", *BASELINES]
+    assert steps == [("clip 1 of 1", 0, 1)]
+
+
+def test_baselines_know_the_training_split_where_there_is_one(tiny_checkpoint, data, tmp_path):
+    copy = tmp_path / "data"
+    shutil.copytree(data, copy)
+    line = json.loads((data / "test.jsonl").read_text().splitlines()[0])
+    line["conversation"] = [{"role": "assistant", "content": "A dog barks.", "time": 1.0}]
+    (copy / "train.jsonl").write_text(json.dumps(line))
+    found = evaluate(tiny_checkpoint, copy, max_clips=1)
+    assert (found.habits_from, found.most_frequent) == ("train", "A dog barks.")
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"max_clips": 0}, "max_clips=0, wanted at least 1"),
+        ({"tolerance_s": -1.0}, "tolerance=-1.0, wanted a number of seconds"),
+        ({"tolerance_s": math.nan}, "tolerance=nan"),
+        ({"threshold": 1.5}, "threshold=1.5, wanted a probability"),
+    ],
+)
+def test_values_that_mean_nothing_are_refused(tiny_checkpoint, data, setting, message):
+    with pytest.raises(ConfigError, match=message):
+        evaluate(tiny_checkpoint, data, **setting)
+
+
+def test_a_split_that_is_not_there_is_named(tiny_checkpoint, data):
+    with pytest.raises(DataError, match=r"no validation\.jsonl"):
+        evaluate(tiny_checkpoint, data, split="validation")
+
+
+def test_the_document_is_json_without_infinities(of_checkpoint):
+    row = of_checkpoint.rows[0]
+    endless = replace(row, teacher_forced=replace(row.teacher_forced, lm_ppl=math.inf))
+    document = replace(of_checkpoint, rows=[endless]).to_json()
+    assert json.loads(json.dumps(document, allow_nan=False)) == json.loads(json.dumps(document))
+    (found,) = document["rows"]
+    assert found["teacher_forced"]["lm_ppl"] is None
+    assert found["free_running"]["f1"] == row.free_running.f1
+    assert document["thresholds"] == {"teacher_forced": 0.3, "free_running": 0.3}
+
+
+def test_the_table_reads_as_it_should(capsys):
+    free = replace(
+        score([], fps=2.0, tolerance_s=1.0),
+        num_true=8,
+        num_said=4,
+        num_right=3,
+        num_moments=4,
+        time_error_s=-0.125,
+        time_error_abs_s=0.25,
+        num_answers=5,
+        num_answers_right=2,
+        kinds={"stops\x1b": EventKind(4, 3, 4)},
+    )
+    forced = TeacherForced(1.2345, 0.5, 0.75, 0.875)
+    rows = [
+        Row("model", forced, free),
+        Row(
+            "always silent",
+            TeacherForced(2583.2),
+            replace(free, num_said=0, num_answers=0, time_error_s=None),
+        ),
+    ]
+    found = Evaluation(
+        "ck",
+        "torch: here",
+        "d",
+        "test",
+        2,
+        20,
+        2.0,
+        1.0,
+        Thresholds(0.0, 0.725),
+        "train",
+        "It.",
+        rows,
+        [Transcript("clip\x1b", ENTRIES)],
+        ["no sound"],
+    )
+    assert printed(found) == TABLE
+    assert "warning: no sound" in capsys.readouterr().err
+
+
+ENTRIES = (
+    Entry(1.0, None, "It stops.", "It stops.", 0.5, is_right=True),
+    Entry(3.0, "Who?", "It.", "\x1bHe.", 0.0, is_right=False),
+    Entry(4.5, None, None, "Hello.", None, is_right=False),
+)
+
+TABLE = """\
+clip : 1 of 1 captions right
+ time  late         asked  due        said
+1.0 s  +0.5  right         It stops.  "
+3.0 s  +0.0  WRONG  Who?   It.         He.
+4.5 s     -  WRONG         -          Hello.
+
+model      ck
+backend    torch: here
+data       d, test: 2 clips, 20 frames at 2 frames/s
+baselines  say 'It.', the most frequent caption of split train
+
+fed the true dialogue, threshold 0
+               LM-PPL  TimeDiff  Fluency  LM-Correctness
+model           1.234    0.50 s    0.750           0.875
+always silent    2583         -        -               -
+
+left to itself, threshold 0.725, tolerance 1 s
+               precision  recall     F1  moment F1    error  |error|  answers
+model              0.750   0.375  0.500      0.667  -0.12 s   0.25 s      2/5
+always silent          -   0.375  0.750      1.000        -   0.25 s        -
+
+model's captions by kind of event
+        due  right  right moment
+stops     4  0.750         1.000
+"""

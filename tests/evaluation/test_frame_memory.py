@@ -1,0 +1,88 @@
+"""No frame is encoded twice, and each one gets its own embeddings."""
+
+import numpy as np
+import pytest
+
+from mod_edge.evaluation import frame_memory
+from mod_edge.evaluation.frame_memory import FrameMemory
+
+
+class Encoder:
+    """Embeds a frame as its first pixel, in one buffer that the next call overwrites."""
+
+    name = "encoder"
+
+    def __init__(self):
+        self.calls = []
+        self._buffer = np.zeros((4, 1, 1), np.float32)
+
+    def encode(self, frames):
+        self.calls.append(len(frames))
+        self._buffer[: len(frames), 0, 0] = frames[:, 0, 0, 0]
+        return self._buffer[: len(frames)]
+
+
+class DeviceEncoder(Encoder):
+    """Hands out something that only it can read."""
+
+    def encode(self, frames):
+        return memoryview(super().encode(frames).tobytes())
+
+
+def frames_of(*shades):
+    return np.stack([np.full((2, 2, 3), shade, np.uint8) for shade in shades])
+
+
+def shades_of(embeds):
+    return np.asarray(embeds)[:, 0, 0].tolist()
+
+
+def test_only_unknown_frames_are_encoded():
+    encoder = Encoder()
+    memory = FrameMemory(encoder)
+    assert shades_of(memory.encode(frames_of(3, 4, 5))) == [3, 4, 5]
+    assert shades_of(memory.encode(frames_of(5, 6, 3))) == [5, 6, 3]
+    assert shades_of(memory.encode(frames_of(4, 4))) == [4, 4]
+    assert encoder.calls == [3, 1]
+
+
+def test_embeddings_on_a_device_are_never_kept():
+    encoder = DeviceEncoder()
+    memory = FrameMemory(encoder)
+    for _ in range(2):
+        assert isinstance(memory.encode(frames_of(3, 4)), memoryview)
+    assert encoder.calls == [2, 2]
+
+
+def test_memory_is_bounded(monkeypatch):
+    monkeypatch.setattr(frame_memory, "MAX_FRAMES", 2)
+    encoder = Encoder()
+    memory = FrameMemory(encoder)
+    for _ in range(2):
+        for shade in (1, 2, 3):
+            assert shades_of(memory.encode(frames_of(shade))) == [shade]
+    assert encoder.calls == [1] * 6
+
+
+@pytest.mark.parametrize("name", ["step", "logits", "evict", "kept", "warnings", "close"])
+def test_everything_else_is_the_runners(name, make_subject):
+    class Loud:
+        name = "loud"
+
+        def __getattr__(self, asked):
+            raise LookupError(asked)
+
+    memory = FrameMemory(Loud())
+    with pytest.raises(LookupError, match=f"^'?{name}'?$"):
+        call_of(memory, name)
+
+
+def call_of(memory, name):
+    if name == "step":
+        memory.step(None, [], None, position=0, past=None)
+    elif name in ("logits", "evict"):
+        getattr(memory, name)([])
+    else:
+        value = getattr(memory, name)
+        if name == "close":
+            value()

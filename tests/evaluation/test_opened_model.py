@@ -1,0 +1,60 @@
+"""What is opened, on what, and what is refused."""
+
+import subprocess
+import sys
+
+import pytest
+
+from mod_edge.errors import BackendError, BundleError, CheckpointError, ConfigError
+from mod_edge.evaluation.opened_model import open_model
+from mod_edge.manifest import MANIFEST_FILE
+
+
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+def test_a_checkpoint_runs_on_the_reference(tiny_checkpoint, backend):
+    model = open_model(tiny_checkpoint, backend=backend, device="auto")
+    runner, reason = model.open_runner(None)
+    assert runner.name.startswith("torch (reference")
+    assert reason == "for a checkpoint"
+    assert model.capacity is None
+
+
+@pytest.mark.parametrize(
+    ("backend", "device"), [("onnx", "auto"), ("tensorrt", "auto"), ("auto", "cpu")]
+)
+def test_a_checkpoint_takes_no_backend_of_bundles(tiny_checkpoint, backend, device):
+    with pytest.raises(ConfigError, match="is no bundle, and backend"):
+        open_model(tiny_checkpoint, backend=backend, device=device)
+
+
+def test_a_bundle_is_not_run_by_the_reference(tmp_path):
+    (tmp_path / MANIFEST_FILE).touch()
+    with pytest.raises(ConfigError, match="is a bundle, backend torch runs checkpoints"):
+        open_model(tmp_path, backend="torch", device="auto")
+
+
+def test_an_unknown_backend_lists_the_known_ones(tiny_checkpoint):
+    with pytest.raises(ConfigError, match="wanted one of auto, tensorrt, onnx"):
+        open_model(tiny_checkpoint, backend="onyx", device="auto")
+
+
+def test_a_folder_that_is_neither_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match="is no checkpoint"):
+        open_model(tmp_path, backend="auto", device="auto")
+    (tmp_path / MANIFEST_FILE).write_text("{}")
+    with pytest.raises(BundleError):
+        open_model(tmp_path, backend="auto", device="auto")
+
+
+def test_a_checkpoint_without_torch_says_what_to_install(tiny_checkpoint, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(BackendError, match=r"no torch; install it with: pip install"):
+        open_model(tiny_checkpoint, backend="auto", device="auto")
+
+
+def test_evaluating_a_bundle_needs_no_torch():
+    code = (
+        "import sys, mod_edge.evaluate, mod_edge.evaluate_view; "
+        "sys.exit('torch' in sys.modules or 'onnx' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

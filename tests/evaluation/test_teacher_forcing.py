@@ -1,0 +1,208 @@
+"""Turn by turn against whole streams computed at once, by the reference and without a cache."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from mod_edge.config import MoDConfig
+from mod_edge.evaluation.opened_model import open_model
+from mod_edge.evaluation.teacher_forcing import late_frames, summarize, teacher_forced
+from mod_edge.layout import FRAME, step_layout
+from mod_edge.runtime.torch_runner import TorchRunner
+from mod_edge.stream_metrics import TurnOutcome
+from mod_edge.training.dialogue import Script, Shown, Text, Turn
+
+# Measured 2e-5 (losses are about 8); frames left in the MoD layers by a wrong trim give 0.6 to 2.2.
+ATOL_LOSS = 1e-4
+# With these the tiny model is early, on time and late.
+THRESHOLDS = (0.0, 0.3, 0.6)
+
+
+class WholeStreams:
+    """The measures from full forwards over growing streams: slow, plain, without a cache."""
+
+    def __init__(self, model, tokenizer, pixels, threshold):
+        self.config = model.config
+        self.model = model
+        self.threshold = threshold
+        self.script = Script(self.config.stream_config, tokenizer)
+        self.frames = model(torch.from_numpy(pixels))
+        self.pieces = []
+
+    def logits(self, pieces):
+        """(T, V) of a stream from its start."""
+        embeds = [
+            self.model.model.embed_tokens(torch.tensor(piece.ids))
+            if isinstance(piece, Text)
+            else self.frames[piece.frame]
+            for piece in pieces
+        ]
+        lengths = tuple(len(piece.ids) if isinstance(piece, Text) else FRAME for piece in pieces)
+        layout = step_layout(lengths, self.config.frame_num_tokens, self.config.num_kept)
+        return self.model.full_forward(torch.cat(embeds), layout), layout
+
+    def speaks(self, pieces):
+        """At each frame of the stream."""
+        logits, layout = self.logits(pieces)
+        probabilities = logits[layout.last_frame_rows.tolist()].softmax(dim=1)
+        silent_id = self.config.stream_config.frame_token_interval_id
+        probabilities[probabilities[:, silent_id] < self.threshold] = 0  # as the published code
+        probabilities[:, 0] += 1e-30  # argmax of zeros: another token than silence
+        return (probabilities.argmax(dim=1) != silent_id).tolist()
+
+    def turn(self, turn, following):
+        self.pieces += self.script.frames(turn)
+        shown = [piece for piece in self.pieces if isinstance(piece, Shown)][-turn.num_frames :]
+        spoken = self.speaks(self.pieces)[-turn.num_frames :]
+        decided = [
+            each for each, piece in zip(spoken, shown, strict=True) if piece.decision is not None
+        ]
+        difference = None
+        if any(decided):
+            difference = turn.num_frames - 1 - decided.index(True)
+        elif decided:
+            difference = self.lateness(turn, following)
+        reply = self.script.reply(turn)
+        self.pieces.append(reply)
+        learned = torch.tensor(reply.ids[-reply.num_learned :])
+        logits = self.logits(self.pieces)[0][-reply.num_learned - 1 : -1]
+        losses = cross_entropy(logits, learned, reduction="none")
+        is_right = (logits.argmax(dim=1) == learned).tolist()
+        num_right = [*is_right, False].index(False)
+        return TurnOutcome(len(decided), difference, losses.numpy(), num_right)
+
+    def lateness(self, turn, following):
+        if following is None or turn.query is not None:
+            return 0
+        count = min(following.num_frames, turn.num_frames - 1)
+        if count == 0:
+            return 0
+        pieces = list(self.pieces)
+        for number in range(count):
+            interval = self.config.stream_config.frame_token_interval_id
+            pieces += [Text((interval,)), Shown(following.first_frame + number, None)]
+        spoken = self.speaks(pieces)[-count:]
+        return -(spoken.index(True) + 1) if any(spoken) else -count
+
+
+def whole_stream_outcomes(model, tokenizer, dialogue, pixels, threshold):
+    with torch.inference_mode():
+        twin = WholeStreams(model, tokenizer, pixels, threshold)
+        following = [*dialogue.turns[1:], None]
+        return [twin.turn(*pair) for pair in zip(dialogue.turns, following, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def reference(tiny_checkpoint):
+    from mod_edge.checkpoint import Checkpoint
+
+    return Checkpoint(tiny_checkpoint).load_model()
+
+
+def outcomes_of(subject, watched, threshold=0.0):
+    return [
+        teacher_forced(subject, dialogue, footage.pixels, threshold=threshold, seed=0)
+        for dialogue, footage in watched
+    ]
+
+
+def decisions_of(outcomes):
+    """All that must be the same, number for number."""
+    return [
+        [(turn.num_decisions, turn.frame_diff, turn.num_right) for turn in turns]
+        for turns in outcomes
+    ]
+
+
+def losses_of(outcomes):
+    return np.concatenate([turn.losses for turns in outcomes for turn in turns])
+
+
+@pytest.mark.parametrize("threshold", THRESHOLDS)
+def test_outcomes_are_those_of_whole_streams(
+    make_subject, tiny_model, reference, watched, threshold
+):
+    ours = outcomes_of(make_subject(), watched, threshold)
+    theirs = [
+        whole_stream_outcomes(reference, tiny_model.tokenizer, dialogue, footage.pixels, threshold)
+        for dialogue, footage in watched
+    ]
+    assert decisions_of(ours) == decisions_of(theirs)
+    np.testing.assert_allclose(losses_of(ours), losses_of(theirs), atol=ATOL_LOSS)
+
+
+SMALL_STEPS = {"frames_per_step": 3, "max_step_tokens": 40}
+
+
+@pytest.mark.parametrize("limits", [{"frames_per_step": 1}, SMALL_STEPS], ids=["one", "three"])
+def test_longer_steps_change_nothing(make_subject, watched, limits):
+    one, other = outcomes_of(make_subject(), watched), outcomes_of(make_subject(**limits), watched)
+    assert decisions_of(one) == decisions_of(other)
+    np.testing.assert_allclose(losses_of(one), losses_of(other), atol=ATOL_LOSS)
+
+
+class DenseTrim(TorchRunner):
+    """Takes frames back as the published code does: rows of a dense layer, in MoD layers too."""
+
+    def _rows(self, rows, layer):
+        return min(rows.dense, len(self._caches[layer].positions))
+
+
+def test_taking_back_as_many_rows_in_mod_layers_as_in_dense_ones_shows(
+    make_subject, tiny_model, reference, watched
+):
+    wrong = replace(tiny_model, open_runner=lambda _limits: (DenseTrim(reference), "planted"))
+    ours, theirs = outcomes_of(make_subject(), watched), outcomes_of(make_subject(wrong), watched)
+    is_late = [[(turn.frame_diff or 0) < 0 for turn in turns] for turns in ours]
+    assert is_late == [[False, True, False], [False, False, False]]
+    differences = [
+        np.abs(right.losses - faulty.losses).max()
+        for right, faulty in zip(ours[0], theirs[0], strict=True)
+    ]
+    assert differences[0] == 0
+    assert min(differences[1:]) > 1000 * ATOL_LOSS  # the late turn's reply and all that follows
+    np.testing.assert_array_equal(losses_of(ours[1:]), losses_of(theirs[1:]))
+
+
+def test_a_reply_longer_than_a_step_is_heard_whole(make_subject, watched):
+    dialogue, footage = watched[0]
+    words = " ".join(["the man walks to the left"] * 9)
+    long = replace(dialogue, turns=(replace(dialogue.turns[0], reply=words),))
+    pair = [(long, footage)]
+    once, pieces = (outcomes_of(make_subject(**limits), pair) for limits in ({}, SMALL_STEPS))
+    assert len(losses_of(once)) > SMALL_STEPS["max_step_tokens"]
+    np.testing.assert_allclose(losses_of(once), losses_of(pieces), atol=ATOL_LOSS)
+
+
+def test_frames_are_looked_ahead_at_only_where_a_caption_is_due():
+    caption, question = Turn(3, 4, None, "x"), Turn(3, 4, "what?", "x")
+    following = Turn(7, 2, None, "y")
+    assert late_frames(caption, following) == range(7, 9)
+    assert not late_frames(question, following)
+    assert not late_frames(caption, None)
+
+
+def test_what_is_drawn_by_chance_is_drawn_again_alike(make_subject, write_tiny, watched):
+    folder = write_tiny(MoDConfig(selection="random"))
+    model = open_model(folder, backend="auto", device="auto")
+    first, again = (outcomes_of(make_subject(model), watched[:1]) for _ in range(2))
+    np.testing.assert_array_equal(losses_of(first), losses_of(again))
+
+
+def test_turns_are_averaged_in_each_clip_before_the_clips_are():
+    def turn(difference, num_right, loss):
+        return TurnOutcome(2, difference, np.full(2, np.log(loss)), num_right)
+
+    clips = [
+        [turn(0, 2, 2.0), turn(1, 1, 4.0)],
+        [TurnOutcome(0, None, np.log([8.0]), 0)],
+        [turn(-4, 0, 6.0)],
+    ]
+    result = summarize(clips, fps=2.0)
+    assert result.lm_ppl == pytest.approx((3 + 8 + 6) / 3)
+    assert result.lm_correctness == pytest.approx((0.75 + 0 + 0) / 3)
+    assert result.time_diff_s == pytest.approx((0.25 + 2) / 2)
+    assert result.fluency == pytest.approx(((1 + 0.25) / 2 + 0.25) / 2)

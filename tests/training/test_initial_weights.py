@@ -1,0 +1,70 @@
+"""What a training starts from."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from mod_edge.checkpoint import Checkpoint
+from mod_edge.config import MoDConfig
+from mod_edge.training.initial_weights import DEVIATION, initial_model
+
+
+@pytest.fixture(scope="module")
+def base(tiny_checkpoint):
+    return Checkpoint(tiny_checkpoint)
+
+
+def test_a_checkpoints_tensors_are_taken_where_name_and_shape_are_the_same(base):
+    text = replace(base.config.text_config, intermediate_size=80)
+    config = replace(base.config, text_config=text, mod_config=MoDConfig("all"))
+    model = initial_model(config, base, seed=0)
+    old = dict(base.tensors(""))
+    changed = {
+        name
+        for name, parameter in model.named_parameters()
+        if name not in old or not torch.equal(parameter, old[name])
+    }
+    mlps = {name for name in old if name.startswith("model.") and ".mlp." in name}
+    routers = {
+        f"model.layers.{layer}.router.{part}" for layer in (0, 2, 4) for part in ("weight", "bias")
+    }
+    assert changed == mlps | routers
+
+
+def test_new_weights_are_narrow_and_narrower_where_they_add_to_the_stream(base):
+    model = initial_model(base.config, None, seed=0)
+    matrices = {name: each for name, each in model.named_parameters() if len(each) > 1}
+    deviations = {name: float(matrix.std()) for name, matrix in matrices.items()}
+    layer = "model.layers.1."
+    assert deviations[f"{layer}mlp.up_proj.weight"] == pytest.approx(DEVIATION, rel=0.05)
+    assert deviations["model.embed_tokens.weight"] == pytest.approx(DEVIATION, rel=0.05)
+    for name in ("mlp.down_proj.weight", "self_attn.o_proj.weight"):
+        assert deviations[layer + name] == pytest.approx(DEVIATION / 12**0.5, rel=0.05)
+    assert torch.equal(model.model.norm.weight, torch.ones(96))
+    assert torch.equal(model.connector[0].bias, torch.zeros(96))
+
+
+@pytest.mark.parametrize(("scaling", "weight"), [("full", 0.953), ("delta", 0.5)])
+def test_a_new_router_hardly_shrinks_what_it_scales_whole(base, scaling, weight):
+    config = replace(base.config, mod_config=MoDConfig(router_scaling=scaling))
+    router = initial_model(config, None, seed=0).model.layers[1].router
+    assert float(router.bias.sigmoid()) == pytest.approx(weight, abs=1e-3)
+    assert 0 < float(router.weight.std()) < 2 * DEVIATION
+
+
+def test_two_arms_of_a_comparison_share_what_both_have(base):
+    arms = [
+        dict(initial_model(replace(base.config, mod_config=mod), None, seed=3).named_parameters())
+        for mod in (None, MoDConfig())
+    ]
+    assert len(arms[0]) < len(arms[1])
+    for name, parameter in arms[0].items():
+        assert torch.equal(parameter, arms[1][name]), name
+
+
+def test_tied_weights_are_one_parameter(base):
+    text = replace(base.config.text_config, tie_word_embeddings=True)
+    model = initial_model(replace(base.config, text_config=text), None, seed=0)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert "lm_head.weight" not in dict(model.named_parameters())

@@ -1,0 +1,133 @@
+"""Recipes: what a TOML file may say, and what its mistakes are told."""
+
+from dataclasses import replace
+
+import pytest
+
+from mod_edge.config import MoDConfig, TextConfig, read_config
+from mod_edge.errors import ConfigError, DataError
+from mod_edge.presets import preset_config
+from mod_edge.training.recipe import TrainConfig, read_recipe
+
+MODEL = 'init = "tiny"'
+TRAIN = """
+trainable = ["connector", "model"]
+steps = 10
+batch_clips = 4
+max_frames = 8
+learning_rate = 1e-3
+"""
+
+
+@pytest.fixture
+def recipe_of(tmp_path):
+    """`recipe_of(model, train)`: the recipe of two sections' lines."""
+
+    def read(model=MODEL, train=TRAIN):
+        path = tmp_path / "recipe.toml"
+        path.write_text(f"[model]\n{model}\n[train]\n{train}")
+        return read_recipe(path)
+
+    return read
+
+
+def test_a_preset_and_the_defaults(recipe_of):
+    recipe = recipe_of()
+    assert recipe.init == "tiny"
+    assert recipe.model == preset_config("tiny")
+    assert recipe.train == TrainConfig(("connector", "model"), 10, 4, 8, 1e-3)
+
+
+def test_a_checkpoint_is_found_beside_the_recipe(recipe_of, tiny_checkpoint, tmp_path):
+    (tmp_path / "base").symlink_to(tiny_checkpoint)
+    recipe = recipe_of('init = "base"')
+    assert recipe.init == tiny_checkpoint.resolve()
+    assert recipe.model == read_config(tiny_checkpoint / "config.json")
+
+
+def test_sections_of_the_model_are_replaced(recipe_of):
+    recipe = recipe_of(
+        MODEL
+        + """
+        [model.mod_config]
+        insertion = "early_exit"
+        exit_layer = 1
+        [model.text_config]
+        hidden_size = 48
+        intermediate_size = 64
+        num_hidden_layers = 3
+        num_attention_heads = 4
+        num_key_value_heads = 2
+        head_dim = 8
+        vocab_size = 512
+        """
+    )
+    assert recipe.model == replace(
+        preset_config("tiny"),
+        mod_config=MoDConfig("early_exit", exit_layer=1),
+        text_config=TextConfig(48, 64, 3, 4, 2, 8, 512),
+    )
+
+
+def test_full_computation_takes_the_mod_layers_away(recipe_of):
+    assert recipe_of(MODEL + "\nfull_computation = true").model.mod_config is None
+    both = MODEL + "\nfull_computation = true\n[model.mod_config]\nkeep_ratio = 0.3"
+    with pytest.raises(DataError, match="full_computation and mod_config contradict"):
+        recipe_of(both)
+
+
+def test_all_mistakes_of_a_section_are_told_at_once(recipe_of):
+    train = TRAIN.replace("steps = 10", "step = 10") + "seed = 1.5\nclip_norm = true"
+    with pytest.raises(DataError) as caught:
+        recipe_of(train=train)
+    for part in (
+        "unknown field 'step', did you mean 'steps'?",
+        "missing field 'steps'",
+        "seed=1.5 is no whole number",
+        "clip_norm=True is no number",
+    ):
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("steps = 0", "steps=0, wanted at least 1"),
+        ("max_frames = 1", "max_frames=1, wanted at least 2"),
+        ("learning_rate = 0", "learning_rate=0, wanted above 0"),
+        ("roll_ratio = 1.5", "roll_ratio=1.5, wanted 0 to 1"),
+        ("weight_decay = -1", "weight_decay=-1, wanted 0 or more"),
+        ("trainable = []", "trainable=(), wanted some parts"),
+        ('dtype = "fp8"', "dtype='fp8', wanted one of float32, bfloat16"),
+        ('device = "tpu"', "device='tpu', wanted one of auto, cpu, cuda"),
+        ("learning_rate = nan", "learning_rate=nan is no number"),
+    ],
+)
+def test_values_out_of_range_are_refused(recipe_of, line, told):
+    name = line.split()[0]
+    lines = [each for each in TRAIN.splitlines() if not each.startswith(name)]
+    with pytest.raises(DataError) as caught:
+        recipe_of(train="\n".join([*lines, line]))
+    assert told in str(caught.value)
+
+
+def test_a_model_that_is_not_allowed_is_refused_with_the_recipes_name(recipe_of):
+    with pytest.raises(ConfigError, match=r"recipe\.toml: \[model\].*keep_ratio"):
+        recipe_of(MODEL + "\n[model.mod_config]\nkeep_ratio = 2.0")
+
+
+def test_an_init_that_is_neither_is_told_both(recipe_of, tmp_path):
+    with pytest.raises(DataError, match=r"no preset \(tiny, .*mean 'tiny'.*no checkpoint is at"):
+        recipe_of('init = "tinny"')
+
+
+def test_files_that_are_no_recipe_are_refused(tmp_path):
+    path = tmp_path / "recipe.toml"
+    with pytest.raises(DataError, match="cannot be read"):
+        read_recipe(path)
+    path.write_text("[model")
+    with pytest.raises(DataError, match="not valid TOML"):
+        read_recipe(path)
+    path.write_text("[model]\ninit = 'tiny'\n[trian]")
+    with pytest.raises(DataError, match=r"section 'trian', did you mean 'train'.*no section \[tr"):
+        read_recipe(path)

@@ -1,0 +1,256 @@
+"""Training from end to end on pictures of one colour: it learns, and stopping costs nothing."""
+
+import json
+import os
+import signal
+from dataclasses import replace
+
+import pytest
+import torch
+
+from mod_edge.checkpoint import Checkpoint
+from mod_edge.config import MoDConfig, TextConfig, VisionConfig
+from mod_edge.errors import ConfigError, DataError
+from mod_edge.presets import preset_config
+from mod_edge.training import train as train_module
+from mod_edge.training.initial_weights import initial_model
+from mod_edge.training.plot import plot_losses
+from mod_edge.training.recipe import Recipe, TrainConfig
+from mod_edge.training.trainer import adamw, learning_rate, trained_parameters
+from mod_edge.training.unfinished import Unfinished
+from tests.training.toy_data import write_toy_data
+
+PRESET = preset_config("tiny")
+SMALL = replace(
+    PRESET,
+    text_config=TextConfig(32, 64, 3, 4, 2, 8, 512),
+    vision_config=VisionConfig(16, 24, 1, 2, image_size=24, patch_size=8),
+    stream_config=replace(PRESET.stream_config, system_prompt="You watch."),
+    frame_token_pooled=(1, 2),
+)
+SETTINGS = TrainConfig(
+    trainable=("connector", "model", "lm_head"),
+    steps=6,
+    batch_clips=3,
+    max_frames=8,
+    learning_rate=1e-2,
+    save_every=2,
+    device="cpu",
+)
+RECIPE = Recipe("tiny", SMALL, SETTINGS)
+
+
+class PowerCutError(Exception):
+    """Ends a training without a word."""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("toy") / "data"
+    write_toy_data(folder, num_clips=7)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def no_picture(monkeypatch):
+    """None drawn (0.5 s each) but in the test of the picture."""
+    monkeypatch.setattr(train_module, "plot_losses", lambda *_: None)
+
+
+def run(data, recipe, output, on_step=lambda *_: None, *, resume=False, force=False):
+    return train_module.train(data, recipe, output, resume=resume, force=force, on_step=on_step)
+
+
+def at_step(step, action):
+    """An `on_step` that acts after so many steps."""
+    return lambda name, done, _total: action() if "loss" in name and done == step else None
+
+
+def cut_power():
+    raise PowerCutError
+
+
+def weights_of(folder):
+    return dict(Checkpoint(folder).tensors(""))
+
+
+def losses_of(folder):
+    return json.loads((folder / "training.json").read_text())["losses"]
+
+
+def assert_same_training(ours, theirs):
+    assert losses_of(ours) == losses_of(theirs)
+    mine, others = weights_of(ours), weights_of(theirs)
+    assert mine.keys() == others.keys()
+    for name, tensor in mine.items():
+        assert torch.equal(tensor, others[name]), name
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(data, tmp_path_factory):
+    """The output of a training that nothing disturbed, with its picture."""
+    output = tmp_path_factory.mktemp("uninterrupted") / "model"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_module, "plot_losses", plot_losses)
+        run(data, RECIPE, output)
+    return output
+
+
+def test_the_loss_falls_on_a_handful_of_clips(data, tmp_path):
+    settings = replace(SETTINGS, steps=110, batch_clips=7, max_frames=14, save_every=999)
+    report = run(data, replace(RECIPE, train=settings), tmp_path / "model")
+    losses = losses_of(tmp_path / "model")
+    assert losses["lm"][0] > 5  # about log(512): nothing is known
+    assert sum(losses["lm"][-9:]) / 9 < 0.1  # 0.15 is a guess at the colour
+    assert sum(losses["stream"][-9:]) / 9 < 0.45  # 0.6 is knowing how often it changes
+    assert report.steps == 110
+    assert report.num_trained < report.num_parameters
+
+
+def test_what_comes_out_is_a_checkpoint_with_its_story(uninterrupted):
+    checkpoint = Checkpoint(uninterrupted)
+    assert checkpoint.config == SMALL
+    assert checkpoint.load_model().config == SMALL
+    story = json.loads((uninterrupted / "training.json").read_text())
+    assert story["recipe"]["train"]["steps"] == len(story["losses"]["lm"]) == 6
+    assert {"mod_edge", "torch", "python"} <= story["versions"].keys()
+    assert (uninterrupted / "loss.png").stat().st_size > 1000
+    assert not Unfinished(uninterrupted).folder.exists()
+
+
+def test_only_what_the_recipe_names_is_trained(uninterrupted, data, tmp_path):
+    start = dict(initial_model(SMALL, None, SETTINGS.seed).named_parameters())
+    for name, tensor in weights_of(uninterrupted).items():
+        assert torch.equal(tensor, start[name]) == name.startswith("vision_model."), name
+    routers = replace(SETTINGS, steps=1, trainable=("router",))
+    run(data, replace(RECIPE, train=routers), tmp_path / "model")
+    changed = {
+        name
+        for name, tensor in weights_of(tmp_path / "model").items()
+        if not torch.equal(tensor, start[name])
+    }
+    assert changed == {"model.layers.1.router.weight", "model.layers.1.router.bias"}
+
+
+@pytest.mark.parametrize(("step", "saved"), [(1, 0), (5, 4)])
+def test_a_killed_training_goes_on_as_if_nothing_had_been(
+    uninterrupted, data, tmp_path, step, saved
+):
+    output = tmp_path / "model"
+    with pytest.raises(PowerCutError):
+        run(data, RECIPE, output, at_step(step, cut_power))
+    assert not output.exists()
+    steps = []
+    run(data, RECIPE, output, lambda name, done, _: steps.append((name, done)), resume=True)
+    assert next(done for name, done in steps if "loss" in name) == saved + 1
+    assert_same_training(output, uninterrupted)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_training_saves_what_was_done(uninterrupted, data, tmp_path, number):
+    output = tmp_path / "model"
+    handler = signal.getsignal(number)
+    with pytest.raises(KeyboardInterrupt):
+        run(data, RECIPE, output, at_step(3, lambda: os.kill(os.getpid(), number)))
+    assert signal.getsignal(number) is handler
+    assert torch.load(Unfinished(output).folder / "state.pt")["step"] == 3
+    run(data, RECIPE, output, resume=True)
+    assert_same_training(output, uninterrupted)
+
+
+@pytest.mark.parametrize(
+    "mod",
+    [
+        None,
+        MoDConfig("all", router_scaling="delta"),
+        MoDConfig(selection="random"),
+        MoDConfig(selection="uniform"),
+        MoDConfig("early_exit", exit_layer=1),
+        MoDConfig("layer_skip"),
+    ],
+    ids=str,
+)
+def test_every_policy_trains_and_resumes(data, tmp_path, mod):
+    settings = replace(SETTINGS, steps=2, save_every=1, accumulate=2, dtype="bfloat16")
+    recipe = Recipe("tiny", replace(SMALL, mod_config=mod), settings)
+    run(data, recipe, tmp_path / "whole")
+    with pytest.raises(PowerCutError):
+        run(data, recipe, tmp_path / "cut", at_step(2, cut_power))
+    run(data, recipe, tmp_path / "cut", resume=True)
+    assert_same_training(tmp_path / "cut", tmp_path / "whole")
+
+
+@pytest.fixture
+def cut(data, tmp_path):
+    """The output of a training that was cut at step 3."""
+    with pytest.raises(PowerCutError):
+        run(data, RECIPE, tmp_path / "model", at_step(3, cut_power))
+    return tmp_path / "model"
+
+
+def test_an_unfinished_training_is_neither_resumed_nor_lost_unasked(cut, data):
+    with pytest.raises(DataError, match=r"--resume goes on with it, --force starts over"):
+        run(data, RECIPE, cut)
+    run(data, RECIPE, cut, force=True)
+    assert len(losses_of(cut)["lm"]) == 6
+
+
+def test_another_recipe_or_other_data_do_not_resume(cut, data, tmp_path):
+    other = replace(RECIPE, train=replace(SETTINGS, learning_rate=0.5))
+    with pytest.raises(DataError, match=r"train\.learning_rate was 0\.01, is 0\.5"):
+        run(data, other, cut, resume=True)
+    write_toy_data(tmp_path / "other", num_clips=4)
+    with pytest.raises(DataError, match="data was"):
+        run(tmp_path / "other", RECIPE, cut, resume=True)
+
+
+def test_nothing_to_resume_is_an_error(data, tmp_path):
+    with pytest.raises(DataError, match=r"no .*model\.partial to resume from"):
+        run(data, RECIPE, tmp_path / "model", resume=True)
+
+
+def test_a_damaged_state_says_so(cut, data):
+    state = Unfinished(cut).folder / "state.pt"
+    state.write_bytes(state.read_bytes()[:500])
+    with pytest.raises(DataError, match=r"state\.pt is damaged"):
+        run(data, RECIPE, cut, resume=True)
+
+
+def test_an_output_that_is_there_is_refused_before_anything_is_done(data, tmp_path):
+    (tmp_path / "model").mkdir()
+    with pytest.raises(ConfigError, match="exists already"):
+        run(data, RECIPE, tmp_path / "model", lambda *_: pytest.fail("it began"))
+
+
+def test_a_loss_that_is_no_number_stops_before_it_spoils_the_state(cut, data):
+    path = Unfinished(cut).folder / "state.pt"
+    state = torch.load(path)
+    state["weights"]["connector.0.bias"][0] = torch.nan
+    torch.save(state, path)
+    with pytest.raises(DataError, match=r"no number any more at step 3; lower learning_rate"):
+        run(data, RECIPE, cut, resume=True)
+
+
+def test_trainable_parts_that_name_nothing_are_refused():
+    model = initial_model(SMALL, None, 0)
+    with pytest.raises(DataError, match=r"'lora', 'vision_model'; the model has connector, lm_"):
+        trained_parameters(model, ("lora", "model", "vision_model"))
+
+
+def test_matrices_decay_and_nothing_else(make_config):
+    trained = trained_parameters(initial_model(make_config(), None, 0), ("",))
+    optimizer = adamw(trained, SETTINGS)
+    decayed, plain = ({id(each) for each in group["params"]} for group in optimizer.param_groups)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0]
+    for name, parameter in trained.items():
+        is_plain = parameter.ndim == 1 or "embed_tokens" in name
+        assert id(parameter) in (plain if is_plain else decayed), name
+
+
+def test_the_learning_rate_rises_then_falls_to_a_tenth():
+    settings = replace(SETTINGS, steps=100, warmup_ratio=0.1, learning_rate=1.0)
+    rates = [learning_rate(settings, step) for step in range(100)]
+    assert rates[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
+    assert rates[9:] == sorted(rates[9:], reverse=True)
+    assert rates[55] == pytest.approx(0.55, abs=0.01)
+    assert rates[-1] == pytest.approx(0.1, abs=0.01)
