@@ -38,14 +38,23 @@ VERIFY_PACKAGES = ("polygraphy", "onnxruntime")
 @app.command(epilog=EXIT_CODES)
 @reports_errors
 def init(
-    preset: Annotated[str, typer.Argument(help="tiny, 135m, 1b or 8b.")],
+    preset: Annotated[str, typer.Argument(help="narrator, trained; or tiny, 135m, 1b, 8b.")],
     folder: Annotated[Path, typer.Argument(help="Checkpoint folder to make.")],
     seed: Annotated[int, typer.Option(help="Seed of the random weights.")] = 0,
     force: ForceOption = False,
 ) -> None:
-    """Write a checkpoint with random weights: to measure and try with, it has learned nothing."""
+    """Write a checkpoint: the trained one that comes along, or random weights to measure with."""
     require_export_extra()
     from mod_edge.presets import init_checkpoint
+    from mod_edge.shipped import CARD_FILE, NAME, copy_shipped
+
+    if preset == NAME:
+        size = copy_shipped(folder, force=force)
+        out.print(
+            f"wrote {printable(str(folder))}: {NAME}, {si(size, 'B')} of trained weights; what it "
+            f"can and cannot do stands in its {CARD_FILE}"
+        )
+        return
 
     with progress("init") as show:
         size = init_checkpoint(preset, folder, seed=seed, force=force, on_progress=show)

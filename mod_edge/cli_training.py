@@ -22,6 +22,7 @@ def scenes(
     combinations: Annotated[
         int, typer.Option(min=0, help="Clips of colours and shapes that no other split combines.")
     ] = 100,
+    duration: Annotated[float, typer.Option(min=8, help="Seconds of a clip.")] = 30.0,
     seed: Annotated[int, typer.Option(help="Of what is drawn and said.")] = 0,
     photographs: Annotated[
         Path | None, typer.Option(help="Video of which backgrounds are cut.")
@@ -39,7 +40,15 @@ def scenes(
         "combinations": combinations,
     }
     with progress("scenes") as show:
-        write_scenes(folder, counts, seed=seed, force=force, photographs=photographs, on_step=show)
+        write_scenes(
+            folder,
+            counts,
+            seed=seed,
+            force=force,
+            photographs=photographs,
+            duration_s=duration,
+            on_step=show,
+        )
     splits = ", ".join(f"{count} {split}" for split, count in counts.items() if count)
     out.print(f"wrote {printable(str(folder))}: {splits} clips, seed {seed}")
 

@@ -27,6 +27,7 @@ from mod_edge.config import (
 )
 from mod_edge.errors import ConfigError
 from mod_edge.manifest import CONFIG_FILE, TOKENIZER_FILE
+from mod_edge.shipped import NAME as SHIPPED
 from mod_edge.staging import staged_folder
 from mod_edge.tokenizer import BOS, EOS, INTERVAL, STREAM_END, SYSTEM_PROMPT, preset_tokenizer
 
@@ -108,9 +109,10 @@ def init_checkpoint(
         ConfigError: an unknown preset, or `folder` exists and `force` is not given.
     """
     if preset not in GEOMETRIES:
-        near = get_close_matches(preset, GEOMETRIES, n=1)
+        known = (SHIPPED, *GEOMETRIES)
+        near = get_close_matches(preset, known, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise ConfigError(f"preset={preset!r}, wanted one of {', '.join(GEOMETRIES)}{hint}")
+        raise ConfigError(f"preset={preset!r}, wanted one of {', '.join(known)}{hint}")
     config = preset_config(preset)
     dtype: torch.dtype = getattr(torch, config.dtype)
     total = sum(map(math.prod, tensor_shapes(config).values())) * dtype.itemsize

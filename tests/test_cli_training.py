@@ -74,6 +74,7 @@ def test_scenes_makes_the_data_set_that_was_asked_for(stand_in, tmp_path):
         "counts": {"train": 7, "validation": 2, "test": 3, "combinations": 4},
         "seed": 5,
         "photographs": None,
+        "duration_s": 30.0,
         "force": True,
     }
 

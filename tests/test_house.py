@@ -24,7 +24,7 @@ FILES_OF_FLOOR = {  # of mod_edge/, the folder that holds several floors
         "manifest metrics noise onnx_session rope shape_ranges signature staging stream_metrics "
         "targets"
     ),
-    1: "checkpoint layers model precision presets routing tokenizer vision",
+    1: "checkpoint layers model precision presets routing shipped tokenizer vision",
     4: (
         "__main__ bench build build_view cli cli_app cli_training console doctor doctor_finding "
         "doctor_gpu doctor_view evaluate evaluate_view export_plan inspection inspection_view "

@@ -11,7 +11,7 @@ import typer
 from mod_edge.checkpoint import Checkpoint
 from mod_edge.comparison.arms import ARMS, PLAN, Run
 from mod_edge.comparison.report import STEP_COST_FILE, write_page
-from mod_edge.comparison.results import write_json
+from mod_edge.comparison.results import write_document
 from mod_edge.comparison.runs import Comparison, OnStep, carry_out_all
 from mod_edge.comparison.settings import STANDARD
 from mod_edge.comparison.step_cost import measure_step_cost
@@ -64,7 +64,7 @@ def _chosen(only: list[str] | None) -> list[Run]:
 def _measure_step_cost(comparison: Comparison, on_step: OnStep) -> None:
     path = comparison.results / STEP_COST_FILE
     if not path.exists():
-        write_json(path, measure_step_cost(comparison.base.config, on_step=on_step))
+        write_document(path, measure_step_cost(comparison.base.config, on_step=on_step))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from mod_edge.comparison.findings import (
     sentence,
 )
 from mod_edge.comparison.plots import F1_FILE, LOSSES_FILE, PPL_FILE, draw_all
-from mod_edge.comparison.results import Result, read_json, read_results, shared_settings
+from mod_edge.comparison.results import Result, read_document, read_results, shared_settings
 from mod_edge.config import ModelConfig
 from mod_edge.console import si
 from mod_edge.costs import PAPER_NUM_FRAMES, compare_with_full
@@ -193,7 +193,7 @@ def _difference_rows(results: Results, question: Question) -> Iterator[list[str]
 def _step_cost(path: Path) -> str:
     if not path.exists():
         return ""
-    data = read_json(path)
+    data = read_document(path)
     rows, parts = [], []
     for size in data["sizes"]:
         times = {arm: median(each) for arm, each in size["time_s"].items()}

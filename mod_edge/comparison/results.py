@@ -65,7 +65,7 @@ def result_path(folder: Path, run: Run) -> Path:
 
 def write_result(path: Path, result: Result) -> None:
     """Write a result, whole or not at all."""
-    write_json(path, {"format": FORMAT, **dataclasses.asdict(result)})
+    write_document(path, dataclasses.asdict(result))
 
 
 def read_result(path: Path) -> Result:
@@ -74,9 +74,7 @@ def read_result(path: Path) -> Result:
     Raises:
         DataError: it is no result, or one of another format.
     """
-    data = read_json(path)
-    if data.pop("format", None) != FORMAT:
-        raise DataError(f"{path} is no result of format {FORMAT}; remove it to make it anew")
+    data = read_document(path)
     names = {field.name for field in dataclasses.fields(Result)}
     if data.keys() != names:
         wrong = ", ".join(sorted(data.keys() ^ names))
@@ -111,10 +109,23 @@ def shared_settings(result: Result) -> dict[str, Any]:
     return {**settings, "model": model, "train": train}
 
 
-def write_json(path: Path, document: dict[str, Any]) -> None:
-    """Write a document that people may read too; it is there whole or as it was."""
+def write_document(path: Path, document: dict[str, Any]) -> None:
+    """Write a file of results, with its format's number; it is there whole or as it was."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, (json.dumps(document, indent=1) + "\n").encode())
+    text = json.dumps({"format": FORMAT, **document}, indent=1)
+    write_whole(path, f"{text}\n".encode())
+
+
+def read_document(path: Path) -> dict[str, Any]:
+    """What `write_document` was given.
+
+    Raises:
+        DataError: it cannot be read, or is of another format.
+    """
+    data = read_json(path)
+    if data.pop("format", None) != FORMAT:
+        raise DataError(f"{path} is no result of format {FORMAT}; remove it to make it anew")
+    return data
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -31,6 +31,9 @@ NO_LABEL = -1
 LEAST_FILL = 0.5
 # Crops are sorted by length among those of so many batches, then cut into batches.
 NUM_BATCHES_SORTED = 16
+# For every new shape of a product the CPU's library compiles code and keeps it: with rows of any
+# number, memory grew to 7.7 GB in 500 steps of a 3M model, and steps took 2.3 instead of 1.7 s.
+ROWS_ROUNDED = 64
 
 IntArray = npt.NDArray[np.int64]
 Int32Array = npt.NDArray[np.int32]
@@ -198,7 +201,7 @@ class Batches:
         return stream.crop(start, self._settings.max_frames)
 
     def _assemble(self, crops: list[tuple[int, Crop]]) -> Batch:
-        length = max(crop.num_tokens for _, crop in crops)
+        length = round_up(max(crop.num_tokens for _, crop in crops))
         token_ids = np.zeros((len(crops), length), np.int64)
         labels = np.full((len(crops), length), NO_LABEL, np.int64)
         is_text = np.zeros((len(crops), length), bool)
@@ -226,6 +229,11 @@ class Batches:
             labels=torch.from_numpy(labels.reshape(-1)[label_rows]),
             is_stream=torch.from_numpy(~is_text.reshape(-1)[label_rows]),
         )
+
+
+def round_up(num_rows: int) -> int:
+    """The next multiple of `ROWS_ROUNDED`."""
+    return -(-num_rows // ROWS_ROUNDED) * ROWS_ROUNDED
 
 
 def streams_of_clips(

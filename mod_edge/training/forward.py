@@ -14,13 +14,13 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu, linear, silu
+from torch.nn.functional import gelu, linear, pad, silu
 
 from mod_edge.layers import Attention, DecoderLayer, MoDDecoderLayer, RMSNorm
 from mod_edge.model import VideoLLM
 from mod_edge.routing import keep_top_tokens, uniform_tokens
 from mod_edge.training.attention import causal_attention
-from mod_edge.training.batches import Batch
+from mod_edge.training.batches import Batch, round_up
 from mod_edge.training.islands import normalized, rotated
 
 
@@ -77,9 +77,11 @@ class BatchedDecoder:
 
     def logits(self, batch: Batch) -> Tensor:
         """(L, V) in at least float32, at the batch's labelled rows."""
-        hidden = self.hidden(batch).flatten(0, 1)[batch.label_rows]
+        num_labels = len(batch.label_rows)
+        rows = pad(batch.label_rows, (0, round_up(num_labels) - num_labels))
+        hidden = self.hidden(batch).flatten(0, 1).index_select(0, rows)
         logits = self._normed_product(hidden, self._model.model.norm, self._model.lm_head)
-        return logits.to(torch.promote_types(self._dtype, torch.float32))
+        return logits[:num_labels].to(torch.promote_types(self._dtype, torch.float32))
 
     def hidden(self, batch: Batch) -> Tensor:
         """Final hidden states (B, T, D) before the last norm; of no meaning in padding."""
@@ -193,7 +195,7 @@ def compact(batch: Batch, kept: Tensor, rotation: Rotation) -> Compaction:
     is_computed.view(-1)[batch.frame_index.gather(1, kept).flatten()] = True
     num_rows = is_computed.sum(1, keepdim=True)  # (B, 1)
     order = is_computed.to(torch.uint8).argsort(dim=1, descending=True, stable=True)
-    order = order[:, : int(num_rows.max())]  # (B, R)
+    order = order[:, : round_up(int(num_rows.max()))]  # (B, R)
     places = torch.arange(order.shape[1], device=order.device)
     first_rows = torch.arange(len(order), device=order.device) * batch.num_positions
     return Compaction(

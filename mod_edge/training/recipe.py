@@ -116,9 +116,9 @@ class Recipe:
     train: TrainConfig
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON document that two recipes share only if they train alike."""
+        """A JSON document; of a checkpoint only the folder's name, wherever it lies."""
         return {
-            "init": str(self.init),
+            "init": self.init if isinstance(self.init, str) else self.init.name,
             "model": config_to_dict(self.model),
             "train": dataclasses.asdict(self.train),
         }

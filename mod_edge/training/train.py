@@ -104,7 +104,7 @@ def train(
     trained = trained_parameters(model, recipe.train.trainable)
     move(model, device)
     identity = recipe.to_json() | {
-        "init": base.fingerprint() if base else recipe.init,  # wherever the checkpoint lies
+        "init": base.fingerprint() if base else recipe.init,
         "data": file_sha256(split_file(data, SPLIT)),
     }
     unfinished = Unfinished(output)
@@ -185,7 +185,7 @@ def _write_training(
 ) -> None:
     document = {
         "recipe": recipe.to_json(),
-        "data": str(data.resolve()),
+        "data": data.resolve().name,
         "report": {key: value for key, value in report.to_json().items() if key != "folder"},
         "versions": {
             "mod_edge": __version__,

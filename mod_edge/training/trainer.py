@@ -126,7 +126,7 @@ class Trainer:
             (total / sum(len(each.labels) for each in batches)).backward()
             sums += losses.detach()
         length = nn.utils.clip_grad_norm_(self._trained.values(), settings.clip_norm)
-        self._note_losses(sums, batches, length)
+        self._note_losses(sums, batches, length)  # raises before a bad gradient spoils the weights
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate(settings, self.step)
         self._optimizer.step()

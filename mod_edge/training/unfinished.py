@@ -17,6 +17,7 @@ from torch import Tensor
 from mod_edge.errors import DataError
 
 STATE_FILE = "state.pt"
+WRITTEN_FILE = "state.pt.new"  # while it is written
 SUFFIX = ".partial"
 
 
@@ -55,7 +56,7 @@ class Unfinished:
 
         Raises:
             DataError: `resume` and none is there, or one is there and it is neither to be resumed
-                nor (`force`) to be started over.
+                nor (`force`) to be started over, or it is something else.
         """
         if resume and not self.folder.is_dir():
             raise DataError(f"there is no {self.folder} to resume from; leave --resume away")
@@ -65,12 +66,17 @@ class Unfinished:
                     f"{self.folder} holds an unfinished training; --resume goes on with it, "
                     "--force starts over"
                 )
+            if {path.name for path in self.folder.iterdir()} - {STATE_FILE, WRITTEN_FILE}:
+                raise DataError(
+                    f"{self.folder} holds more than an unfinished training; --force does not "
+                    "remove it: remove it yourself or name another output"
+                )
             self.remove()
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def save(self, state: TrainingState) -> None:
         """Replace the state by this one; a kill at any moment leaves one of the two whole."""
-        written = self.folder / f"{STATE_FILE}.new"
+        written = self.folder / WRITTEN_FILE
         with written.open("wb") as file:
             torch.save(vars(state), file)
             file.flush()

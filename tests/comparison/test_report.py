@@ -7,7 +7,7 @@ import pytest
 from mod_edge.comparison import report
 from mod_edge.comparison.arms import PLAN
 from mod_edge.comparison.report import REMARKS_FILE, STEP_COST_FILE, write_page
-from mod_edge.comparison.results import read_json, thinned
+from mod_edge.comparison.results import read_json, thinned, write_document
 from mod_edge.errors import DataError
 
 PAGE = "results.md"
@@ -40,7 +40,7 @@ def folder(plant, tmp_path_factory):
         for seed, f1 in enumerate(values):
             plant(folder, f"{arm}-{seed}", f1=f1)
     plant(folder, "uniform-0", f1=0.4)
-    (folder / STEP_COST_FILE).write_text(json.dumps(STEP_COST))
+    write_document(folder / STEP_COST_FILE, STEP_COST)
     (folder / REMARKS_FILE).write_text("Because *that* is so.\n")
     write_page(folder, folder / PAGE)
     return folder

@@ -88,14 +88,13 @@ def test_every_graph_has_its_engine_as_its_record_says(built):
     assert engines.settings.limits.capacity == CAPACITY
 
 
-@pytest.mark.parametrize("compute_capability", ["86", "120"])
-def test_every_graph_compiles_for_each_gpu_in_a_folder_of_its_own(built, compute_capability):
+def test_every_graph_compiles_for_another_gpu_in_a_folder_of_its_own(built):
     (before,) = (built / "engines").iterdir()
     files = files_in(before)
-    report = build_engines(built, ADA, compute_capability=compute_capability)
+    report = build_engines(built, ADA, compute_capability="86")
     assert built_names(report) == GRAPHS
     assert [graph.warnings for graph in report.graphs] == [()] * len(GRAPHS)
-    assert report.settings.compute_capability == compute_capability
+    assert report.settings.compute_capability == "86"
     assert report.folder != before
     assert files_in(before) == files
     assert len(read_engine_manifests(built)) == 2

@@ -146,6 +146,19 @@ def test_a_killed_training_goes_on_as_if_nothing_had_been(
     assert_same_training(output, uninterrupted)
 
 
+def test_a_training_killed_while_its_checkpoint_is_written_is_not_lost(
+    uninterrupted, data, tmp_path, monkeypatch
+):
+    output = tmp_path / "model"
+    with monkeypatch.context() as patch:
+        patch.setattr(train_module, "save_model", lambda *_: cut_power())
+        with pytest.raises(PowerCutError):
+            run(data, RECIPE, output)
+    assert not output.exists()
+    run(data, RECIPE, output, at_step(6, lambda: pytest.fail("trained again")), resume=True)
+    assert_same_training(output, uninterrupted)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_training_saves_what_was_done(uninterrupted, data, tmp_path, number):
     output = tmp_path / "model"
@@ -193,6 +206,15 @@ def test_an_unfinished_training_is_neither_resumed_nor_lost_unasked(cut, data):
         run(data, RECIPE, cut)
     run(data, RECIPE, cut, force=True)
     assert len(losses_of(cut)["lm"]) == 6
+
+
+def test_force_never_removes_a_folder_that_only_has_the_name(data, tmp_path):
+    folder = Unfinished(tmp_path / "model").folder
+    folder.mkdir()
+    (folder / "thesis.tex").write_text("years of work")
+    with pytest.raises(DataError, match="holds more than an unfinished training"):
+        run(data, RECIPE, tmp_path / "model", force=True)
+    assert (folder / "thesis.tex").exists()
 
 
 def test_another_recipe_or_other_data_do_not_resume(cut, data, tmp_path):
