@@ -11,9 +11,7 @@ PYTHON ?= python3
 VENV ?= .venv
 DEMO := build/demo
 CLIP := tests/data/box.mp4
-# of `make results`: a data set and a checkpoint whose vision tower is trained (docs/results.md)
-DATA ?= build/scenes
-BASE ?= build/base
+RESULTS := build/results
 LEAST_F1 := 0.5
 INSTALLED := $(VENV)/.installed
 
@@ -68,6 +66,13 @@ torch-free: bundle
 	BUILDER=$(BIN)/python tests/build_without_torch.sh $(DEMO)/rtx
 
 # Ctrl-C stops it at any time, the same command goes on.
-results: $(INSTALLED)
-	$(BIN)/python -m mod_edge.comparison --data $(DATA) --base $(BASE) --runs docs/results \
-		--write docs/results.md
+results: $(INSTALLED) $(RESULTS)/scenes $(RESULTS)/base
+	$(BIN)/python -m mod_edge.comparison --data $(RESULTS)/scenes --base $(RESULTS)/base \
+		--runs docs/results --write docs/results.md
+
+$(RESULTS)/scenes: | $(INSTALLED)
+	$(MOD_EDGE) scenes $@ --train 4000 --validation 60 --test 120 --combinations 0 --duration 15 \
+		--photographs $(CLIP)
+
+$(RESULTS)/base: | $(INSTALLED)
+	$(BIN)/python -m mod_edge.training.small_model $@ --photographs $(CLIP)

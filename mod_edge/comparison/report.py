@@ -251,11 +251,8 @@ def _conditions(results: Results, first: Result) -> str:
     parts = ("train", "choose", "measure")
     by_part = (median(each.time_s[part] for each in results.values()) / 60 for part in parts)
     lines = [
-        "A data set, a base with a trained vision tower, and all runs, in this order; a run that "
-        "is done is not done again:",
-        "    mod-edge scenes DIR --train N --validation N --test N\n"
-        "    python -m mod_edge.training.small_model BASE\n"
-        "    make results DATA=DIR BASE=BASE",
+        "`make results` draws the data, teaches a vision tower to see, carries out the runs that "
+        "are missing and writes this page; each run's figures are in a JSON file beside the plots.",
         f"- clips: {splits} (sha256 of their lines: {digests}); base {settings['base'][:8]}",
         f"- training: {', '.join(f'{name} {_plain(value)}' for name, value in train.items())}",
         *(f"- {machine}" for machine in machines),
@@ -263,8 +260,7 @@ def _conditions(results: Results, first: Result) -> str:
         "threshold {:.1f} min, measuring {:.1f} min".format(*by_part),
         f"- thresholds chosen, seed by seed: {_thresholds(results)}",
     ]
-    text = "\n\n".join(lines[:2])
-    return f"## How this was made\n\n{text}\n\n" + "\n".join(lines[2:])
+    return f"## How this was made\n\n{lines[0]}\n\n" + "\n".join(lines[1:])
 
 
 def _thresholds(results: Results) -> str:

@@ -1,9 +1,10 @@
 """A clip's conversation laid over its frames, and the very token stream that the runtime feeds.
 
-Times are rounded up to the frame grid, so that nothing is said before it can be seen. What the
-model is taught at each frame's last token is silence, speech, or nothing where it was asked; and
-each reply's tokens with the end token (paper.md of VideoLLM-online's data: LM loss and streaming
-loss). The ids come from the runtime's own `Protocol`: training and streaming cannot part.
+Captions' times are rounded up to the frame grid, so that nothing is said before it can be seen;
+queries' times down, because a session answers before it watches another frame. What the model is
+taught is VideoLLM-online's: silence or speech at each frame's last token, nothing where it was
+asked (streaming loss), and each reply's tokens with the end token (LM loss). The ids come from the
+runtime's own `Protocol`: training and streaming cannot part.
 """
 
 import math
@@ -85,7 +86,11 @@ def dialogue_of_clip(clip: Clip, fps: float, num_frames: int) -> Dialogue:
     turns: list[Turn] = []
     next_frame = 0
     for time_s, query, answer in _exchanges(clip, fps):
-        last = max(math.ceil((time_s - ROUNDING_S) * fps), next_frame)
+        if query is None:  # said at the first frame that can show it
+            frame = math.ceil((time_s - ROUNDING_S) * fps)
+        else:  # answered before any later frame is seen
+            frame = math.floor((time_s + ROUNDING_S) * fps)
+        last = max(frame, next_frame)
         if last < num_frames:
             said = (answer.content, answer.kind, answer.keys) if answer else ("",)
             turns.append(Turn(next_frame, last + 1 - next_frame, query, *said))

@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from mod_edge.training.scene import BIG, SMALL, Happening, Look, Scene
-from mod_edge.training.screenplay import GRID_S, NUMBERS, describe, place_of
+from mod_edge.training.screenplay import GRID_S, NUMBERS, describe, frame_of, place_of
 
 QUESTION_SHARE = 0.2  # of the frames at which nothing else is said
 DESCRIBE = "What is here?"
@@ -23,7 +23,7 @@ SIZE_SLACK = 0.005
 def with_questions(scene: Scene) -> Scene:
     """The scene with questions at frames at which nothing else is said, the same each time."""
     rng = np.random.default_rng([scene.seed, 3])
-    taken = {math.ceil(round(each.time_s / GRID_S, 3)) for each in scene.happenings}
+    taken = set(map(frame_of, scene.happenings))
     questions = []
     for frame in range(1, int(scene.duration_s / GRID_S)):
         if frame not in taken and rng.random() < QUESTION_SHARE:

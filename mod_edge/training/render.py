@@ -60,7 +60,7 @@ class Renderer:
             outline = outline_of(look, offset, self._size)
             cv2.fillPoly(image, [outline], self._tint(look), cv2.LINE_AA, SUBPIXEL_BITS)
         if self._blur:
-            image = cv2.GaussianBlur(image, (0, 0), self._blur * self._size)
+            cv2.GaussianBlur(image, (0, 0), self._blur * self._size, dst=image)
         wide = image.astype(np.float32) * self._light
         if self._noise:
             wide += self._noise * rng.standard_normal(image.shape, np.float32)
@@ -105,7 +105,7 @@ def photographs_of(video: Path) -> tuple[Image, ...]:
 def _background(rng: np.random.Generator, size: int, photographs: Sequence[Image]) -> Image:
     kind = rng.choice(["plain", "slope", "texture", "photograph"])
     if kind == "photograph" and photographs:
-        photograph = photographs[rng.integers(len(photographs))]
+        photograph = photographs[int(rng.integers(len(photographs)))]
         side = int(rng.uniform(0.4, 1.0) * min(photograph.shape[:2]))
         top, left = (rng.integers(0, limit - side + 1) for limit in photograph.shape[:2])
         crop = photograph[top : top + side, left : left + side]

@@ -361,6 +361,12 @@ class _Screenplay:
         return choices[int(self.rng.integers(len(choices)))]
 
 
+def frame_of(happening: Happening) -> int:
+    """The frame of the grid after which it is said; a query is answered before a later one."""
+    instants = round(happening.time_s / GRID_S, 3)
+    return math.ceil(instants) if happening.query is None else math.floor(instants)
+
+
 def describe(things: Sequence[tuple[str, str, str]]) -> str:
     """A sentence of all that is there, from the left, each thing given as (size, colour, shape)."""
     names = [f"a {' '.join(thing)}" for thing in things]

@@ -106,7 +106,7 @@ def test_a_free_run_is_what_the_session_says_of_the_file(
         ) as session,
         VideoFile(clips[1].video, fps=fps) as video,
     ):
-        events = list(session.stream(video, [Query("Which?", 2.5)]))
+        events = list(session.stream(video, [Query("Which?", 2.4)]))
     replies = [event for event in events if isinstance(event, ReplyEvent)]
     unasked = [Said(each.time_s, each.text) for each in replies if each.query is None]
     assert 0 < len(unasked) < len(footage.pixels)

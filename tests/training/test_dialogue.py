@@ -53,6 +53,11 @@ def test_two_lines_of_one_frame_take_two_frames():
     assert [(turn.last_frame, turn.reply) for turn in dialogue.turns] == [(2, "one"), (3, "two")]
 
 
+def test_a_query_is_answered_before_a_later_frame_is_seen():
+    dialogue = dialogue_of_clip(clip_of(Line("user", "what?", 1.4)), FPS, 10)
+    assert dialogue.turns[0].last_frame == 2
+
+
 def test_what_comes_after_the_last_frame_is_left_out():
     dialogue = dialogue_of_clip(clip_of(Line("assistant", "late", 8.0)), FPS, 10)
     assert dialogue.turns == ()
@@ -144,8 +149,8 @@ def test_what_is_learned_is_what_a_session_feeds(config, tokenizer):
         Line("user", "Please narrate the video in real time.", 0.0),
         Line("assistant", "A man walks on the path.", 0.0),
         Line("assistant", "Two people wait.", 1.5),
-        Line("user", "What happens?", 3.0),
-        Line("assistant", "A child stops.", 3.0),
+        Line("user", "What happens?", 2.9),  # before the frame at 3 s
+        Line("assistant", "A child stops.", 2.9),
         Line("assistant", "The group leaves.", 3.5),
     ]
     dialogue = dialogue_of_clip(clip_of(*lines), FPS, num_frames)

@@ -1,12 +1,10 @@
 """More questions about scenes: true ones, at frames at which nothing else is said."""
 
-import math
-
 import pytest
 
 from mod_edge.training.questions import DESCRIBE, with_questions
 from mod_edge.training.scene import COLOURS, SHAPES, Scene, Thing, Track
-from mod_edge.training.screenplay import GRID_S, write_scene
+from mod_edge.training.screenplay import frame_of, write_scene
 
 DURATION_S = 30.0
 
@@ -35,9 +33,7 @@ def test_many_are_asked_and_nothing_else_changes(scenes):
 
 def test_no_two_things_are_said_at_one_frame(scenes):
     for scene in scenes:
-        frames = [
-            math.ceil(round(each.time_s / GRID_S, 3)) for each in with_questions(scene).happenings
-        ]
+        frames = list(map(frame_of, with_questions(scene).happenings))
         assert frames == sorted(set(frames))
 
 

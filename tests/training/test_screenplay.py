@@ -1,12 +1,11 @@
 """What happens in made-up scenes, and when."""
 
-import math
 from itertools import pairwise
 
 import pytest
 
 from mod_edge.training.scene import COLOURS, HELD_OUT, SHAPES, Track
-from mod_edge.training.screenplay import GRID_S, INSTRUCTION, write_scene
+from mod_edge.training.screenplay import GRID_S, INSTRUCTION, frame_of, write_scene
 
 NUM_SEEDS = 60
 DURATION_S = 30.0
@@ -70,7 +69,7 @@ def test_happenings_keep_away_from_the_instants_that_a_model_sees(scenes):
 
 def test_no_two_happenings_share_a_frame(scenes):
     for scene in scenes:
-        frames = [math.ceil(each.time_s / GRID_S) for each in scene.happenings]
+        frames = list(map(frame_of, scene.happenings))
         assert all(first < second for first, second in pairwise(frames))
 
 
