@@ -23,7 +23,7 @@ def scenes(
         int, typer.Option(min=0, help="Clips of colours and shapes that no other split combines.")
     ] = 100,
     duration: Annotated[float, typer.Option(min=8, help="Seconds of a clip.")] = 30.0,
-    seed: Annotated[int, typer.Option(help="Of what is drawn and said.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of what is drawn and said.")] = 0,
     photographs: Annotated[
         Path | None, typer.Option(help="Video of which backgrounds are cut.")
     ] = None,

@@ -13,7 +13,6 @@ from typing import Any
 from mod_edge.config import StreamConfig
 from mod_edge.errors import ConfigError
 from mod_edge.evaluation.baselines import habits_of
-from mod_edge.evaluation.footage import most_frames
 from mod_edge.evaluation.opened_model import open_model
 from mod_edge.evaluation.screening import Row, Screening, Thresholds
 from mod_edge.evaluation.subject import Subject
@@ -111,8 +110,8 @@ def evaluate(
     thresholds = _thresholds(opened.config.stream_config, threshold)
     habits_from = TRAIN_SPLIT if split_file(data, TRAIN_SPLIT).is_file() else split
     habits = habits_of(
-        dialogue_of_clip(clip, fps, most_frames(clip, fps))
-        for clip in read_clips(data, habits_from)
+        dialogue_of_clip(clip, fps, clip.most_frames(fps))
+        for clip in read_clips(data, habits_from, needs_videos=False)
     )
     with Subject(opened, clips) as subject:
         screening = Screening(subject, thresholds, controls=controls)

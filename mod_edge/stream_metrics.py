@@ -41,6 +41,11 @@ class TurnOutcome:
     num_right: int
 
     @property
+    def has_words(self) -> bool:
+        """Whether there was anything to say: a turn of the end token alone is no published one."""
+        return len(self.losses) > 1
+
+    @property
     def perplexity(self) -> float:
         """LM-PPL: exp of the mean cross entropy; infinite where that is too large."""
         with np.errstate(over="ignore"):

@@ -46,17 +46,12 @@ def read_footage(clip: Clip, config: ModelConfig) -> Footage:
     """
     stream, side = config.stream_config, config.vision_config.image_size
     frames: list[UInt8Array] = []
-    max_frames = most_frames(clip, stream.frame_fps)
+    max_frames = clip.most_frames(stream.frame_fps)
     with VideoFile(clip.video, fps=stream.frame_fps, max_frames=max_frames) as video:
         for frame in video:
             frames.append(np.zeros((side, side, 3), np.uint8))
             letterbox(frame.image, frames[-1])
     return Footage(np.stack(frames), stream.frame_fps, video.warnings)
-
-
-def most_frames(clip: Clip, fps: float) -> int:
-    """Frames that the clip has at most: one at 0 s, and the last not behind its end."""
-    return int(clip.duration_s * fps) + 1
 
 
 def seed_of(clip: Clip) -> int:

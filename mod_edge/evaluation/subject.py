@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
 from mod_edge.errors import ConfigError
-from mod_edge.evaluation.footage import most_frames
 from mod_edge.evaluation.frame_memory import FrameMemory
 from mod_edge.evaluation.opened_model import OpenedModel
 from mod_edge.kv_budget import plan_capacity, rows_of
@@ -102,7 +101,7 @@ class _Needs:
         self.dialogue = roomy = NO_ROWS
         longest_reply = 1
         for clip in clips:
-            num_frames = most_frames(clip, stream.frame_fps)
+            num_frames = clip.most_frames(stream.frame_fps)
             dialogue = dialogue_of_clip(clip, stream.frame_fps, num_frames)
             pieces = pieces_of_dialogue(dialogue, stream, model.tokenizer)
             texts = [piece for piece in pieces if isinstance(piece, Text)]

@@ -48,7 +48,9 @@ class TeacherForced:
 def summarize(clips: Sequence[Sequence[TurnOutcome]], fps: float) -> TeacherForced:
     """The measures of some clips, clip by clip and turn by turn."""
     return TeacherForced(
-        lm_ppl=mean_of_means([turn.perplexity for turn in turns] for turns in clips),
+        lm_ppl=mean_of_means(
+            [turn.perplexity for turn in turns if turn.has_words] for turns in clips
+        ),
         time_diff_s=time_diff_s(
             ([turn.frame_diff for turn in turns if turn.frame_diff is not None] for turns in clips),
             fps,
@@ -56,7 +58,9 @@ def summarize(clips: Sequence[Sequence[TurnOutcome]], fps: float) -> TeacherForc
         fluency=mean_of_means(
             [turn.fluency for turn in turns if turn.fluency is not None] for turns in clips
         ),
-        lm_correctness=mean_of_means([turn.correctness for turn in turns] for turns in clips),
+        lm_correctness=mean_of_means(
+            [turn.correctness for turn in turns if turn.has_words] for turns in clips
+        ),
     )
 
 

@@ -25,7 +25,6 @@ from typing import Any
 
 from mod_edge.errors import DataError
 
-SPLITS = ("train", "validation", "test")
 ROLES = ("user", "assistant")
 NUM_FAULTS_SHOWN = 8
 
@@ -50,14 +49,23 @@ class Clip:
     duration_s: float
     conversation: tuple[Line, ...]
 
+    def most_frames(self, fps: float) -> int:
+        """Frames that it has at most: one at 0 s, and the last not behind its end."""
+        return int(self.duration_s * fps) + 1
+
 
 def split_file(folder: Path, split: str) -> Path:
     """Where the lines of a split are."""
     return folder / f"{split}.jsonl"
 
 
-def read_clips(folder: Path, split: str) -> list[Clip]:
+def read_clips(folder: Path, split: str, *, needs_videos: bool = True) -> list[Clip]:
     """The clips of a split, in the file's order.
+
+    Args:
+        folder: the data set.
+        split: the name of its JSONL file.
+        needs_videos: whether a video that is not there is a fault.
 
     Raises:
         DataError: no such split, lines that are no clips (some of them named at once), or videos
@@ -65,7 +73,7 @@ def read_clips(folder: Path, split: str) -> list[Clip]:
     """
     path = split_file(folder, split)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except FileNotFoundError as exc:
         raise DataError(
             f"{folder} has no {path.name}, so no data for {split!r}; "
@@ -77,7 +85,7 @@ def read_clips(folder: Path, split: str) -> list[Clip]:
     for number, line in enumerate(lines, start=1):
         if line.strip():
             try:
-                clips.append(_clip_from_json(line, folder))
+                clips.append(_clip_from_json(line, folder, needs_video=needs_videos))
             except (KeyError, TypeError, ValueError) as exc:
                 what = f"lacks {exc}" if isinstance(exc, KeyError) else str(exc)
                 faults.append(f"line {number}: {what}")
@@ -97,22 +105,28 @@ def write_clips(folder: Path, split: str, clips: Iterable[Clip]) -> None:
             file.write(json.dumps(_clip_to_json(clip, folder)) + "\n")
 
 
-def _clip_from_json(line: str, folder: Path) -> Clip:
+def _clip_from_json(line: str, folder: Path, *, needs_video: bool) -> Clip:
     data = json.loads(line)
     if not isinstance(data, dict):
         raise ValueError(f"is a {type(data).__name__}, wanted an object")
     duration_s = _seconds(data["duration"], "duration")
+    if not isinstance(data["conversation"], list):
+        raise ValueError(f"conversation is a {type(data['conversation']).__name__}, wanted a list")
     conversation = tuple(_line_from_json(each, duration_s) for each in data["conversation"])
     times = [each.time_s for each in conversation]
     if times != sorted(times):
         raise ValueError("the conversation's times do not rise")
     video = folder / str(data["video"])
-    if not video.is_file():
+    if Path(data["video"]).is_absolute() or ".." in Path(data["video"]).parts:
+        raise ValueError(f"video={data['video']!r}, wanted a path inside the data set's folder")
+    if needs_video and not video.is_file():
         raise ValueError(f"its video {video} is not there")
     return Clip(str(data["video_uid"]), video, duration_s, conversation)
 
 
-def _line_from_json(data: dict[str, Any], duration_s: float) -> Line:
+def _line_from_json(data: Any, duration_s: float) -> Line:
+    if not isinstance(data, dict):
+        raise ValueError(f"conversation holds a {type(data).__name__}, wanted objects")
     role, content, time_s = data["role"], data["content"], _seconds(data["time"], "time")
     if role not in ROLES:
         raise ValueError(f"role={role!r}, wanted one of {', '.join(ROLES)}")
@@ -120,8 +134,13 @@ def _line_from_json(data: dict[str, Any], duration_s: float) -> Line:
         raise ValueError(f"content={content!r}, wanted some words")
     if time_s > duration_s:
         raise ValueError(f"time={time_s} is behind the video's end, {duration_s} s")
-    keys = tuple(map(str, data.get("keys", ())))
-    return Line(role, content, time_s, str(data.get("kind", "")), keys)
+    kind, keys = data.get("kind", ""), data.get("keys", [])
+    if not isinstance(kind, str):
+        raise ValueError(f"kind={kind!r}, wanted a word")
+    is_list = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
+    if not is_list or not all(any(map(str.isalnum, key)) for key in keys):
+        raise ValueError(f"keys={keys!r}, wanted a list of words")
+    return Line(role, content, time_s, kind, tuple(keys))
 
 
 def _clip_to_json(clip: Clip, folder: Path) -> dict[str, Any]:

@@ -99,7 +99,7 @@ def _compute(
     on_step: Callable[[str, float, float], None],
 ) -> None:
     config = model.config
-    side = config.vision_config.image_size
+    side, fps = config.vision_config.image_size, config.stream_config.frame_fps
     pixels = np.zeros((FRAMES_AT_ONCE, side, side, 3), np.uint8)
     num_frames = []
     with (target / FRAMES_FILE).open("wb") as file:
@@ -116,7 +116,7 @@ def _compute(
 
         for number, clip in enumerate(clips):
             on_step("vision features", number, len(clips))
-            with VideoFile(clip.video, fps=config.stream_config.frame_fps) as video:
+            with VideoFile(clip.video, fps=fps, max_frames=clip.most_frames(fps)) as video:
                 for frame in video:
                     place = frame.index % FRAMES_AT_ONCE
                     letterbox(frame.image, pixels[place])
@@ -141,6 +141,7 @@ def _key(folder: Path, clips: Sequence[Clip], model: VideoLLM) -> str:
         "pooled": config.frame_token_pooled,
         "fps": config.stream_config.frame_fps,
         "videos": [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats],
+        "seconds": [clip.duration_s for clip in clips],
     }
     digest.update(json.dumps(facts).encode())
     return digest.hexdigest()[:24]

@@ -1,5 +1,6 @@
 """Writes the data set of made-up scenes: mp4 files and JSONL, as `clips` describes them."""
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -11,12 +12,13 @@ import cv2
 from mod_edge.errors import DataError
 from mod_edge.onnx_session import usable_cores
 from mod_edge.staging import staged_folder
-from mod_edge.training.clips import Clip, Line, split_file, write_clips
+from mod_edge.training.clips import Clip, Line, write_clips
 from mod_edge.training.questions import with_questions
 from mod_edge.training.render import Renderer, photographs_of
 from mod_edge.training.scene import Scene
 from mod_edge.training.screenplay import write_scene
 
+MARKER_FILE = "scenes.json"
 VIDEO_SIZE = 128  # pixels
 VIDEO_FPS = 4.0
 DURATION_S = 30.0
@@ -78,26 +80,33 @@ def write_scenes(
     if not total:
         raise DataError("a data set of no clips at all; ask for some of a split")
     with (
-        staged_folder(folder, is_ours=is_data_set, force=force) as staging,
+        staged_folder(folder, is_ours=is_made_up, force=force) as staging,
         # Not forked: OpenCV's threads do not survive it.
         ProcessPoolExecutor(usable_cores(), mp_context=get_context("spawn")) as pool,
     ):
         (staging / "videos").mkdir()
+        facts = {"seed": seed, "duration_s": duration_s, "clips": dict(counts)}
+        (staging / MARKER_FILE).write_text(json.dumps(facts) + "\n", encoding="utf-8")
         for split in SPLITS:
             pending: list[Future[Clip]] = [
                 pool.submit(_write_clip, staging, split, number, seed, photographs, duration_s)
                 for number in range(counts.get(split.name, 0))
             ]
-            for _ in as_completed(pending):
-                done += 1
-                on_step(split.name, done, total)
+            try:
+                for clip in as_completed(pending):
+                    clip.result()
+                    done += 1
+                    on_step(split.name, done, total)
+            except BaseException:  # Ctrl-C too: else all that is queued would be drawn first
+                pool.shutdown(cancel_futures=True)
+                raise
             if pending:
                 write_clips(staging, split.name, (each.result() for each in pending))
 
 
-def is_data_set(folder: Path) -> bool:
-    """Whether `folder` holds a split of a data set."""
-    return any(split_file(folder, split.name).is_file() for split in SPLITS)
+def is_made_up(folder: Path) -> bool:
+    """Whether `folder` is a data set that `write_scenes` made: a user's own has no such file."""
+    return (folder / MARKER_FILE).is_file()
 
 
 def conversation_of(scene: Scene) -> tuple[Line, ...]:

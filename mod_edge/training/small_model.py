@@ -32,7 +32,7 @@ from mod_edge.training.train import save_model
 
 VOCAB_SIZE = 1024
 NUM_CORPUS_SCENES = 400  # hold every word and phrase that scenes are told in
-CORPUS_SEED = 400_000_000  # far from those of any data set
+CORPUS_SEED = 400_000_000  # of no data set whose seed is below 40
 CORPUS_SCENE_S = 30.0
 STEPS_SHOWN = 100
 

@@ -20,7 +20,7 @@ from torch import nn
 from mod_edge import __version__
 from mod_edge.checkpoint import WEIGHTS_FILE, Checkpoint, is_checkpoint, tensor_shapes
 from mod_edge.config import write_config
-from mod_edge.errors import BackendError
+from mod_edge.errors import BackendError, DataError
 from mod_edge.manifest import CONFIG_FILE, TOKENIZER_FILE, file_sha256
 from mod_edge.model import VideoLLM
 from mod_edge.presets import write_safetensors
@@ -97,6 +97,11 @@ def train(
     check_target(output, is_ours=is_checkpoint, force=force)
     require_matplotlib()
     clips = read_clips(data, SPLIT)
+    if len(clips) < recipe.train.batch_clips:  # before hours of features
+        raise DataError(
+            f"{split_file(data, SPLIT)} has {len(clips)} clips, "
+            f"batch_clips={recipe.train.batch_clips}; lower batch_clips or add clips"
+        )
     device = device_named(recipe.train.device)
     base = Checkpoint(recipe.init) if isinstance(recipe.init, Path) else None
     tokenizer = _tokenizer(base, recipe)

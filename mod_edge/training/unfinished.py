@@ -61,7 +61,7 @@ class Unfinished:
         if resume and not self.folder.is_dir():
             raise DataError(f"there is no {self.folder} to resume from; leave --resume away")
         if not resume and self.folder.exists():
-            if not force:
+            if not force and (self.folder / STATE_FILE).exists():
                 raise DataError(
                     f"{self.folder} holds an unfinished training; --resume goes on with it, "
                     "--force starts over"

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mod_edge.evaluation.footage import most_frames, read_footage, seed_of
+from mod_edge.evaluation.footage import read_footage, seed_of
 from mod_edge.runtime.capture import VideoFile
 from mod_edge.runtime.preprocess import letterbox
 from mod_edge.training.clips import Clip
@@ -33,7 +33,7 @@ def test_a_clip_ends_where_its_line_says(footage):
 
 @pytest.mark.parametrize(("duration_s", "count"), [(0.0, 1), (0.4, 1), (0.5, 2), (30.0, 61)])
 def test_the_last_frame_is_not_behind_the_end(tmp_path, duration_s, count):
-    assert most_frames(Clip("x", tmp_path, duration_s, ()), fps=2.0) == count
+    assert Clip("x", tmp_path, duration_s, ()).most_frames(fps=2.0) == count
 
 
 def test_seeds_differ_by_clip_and_stay(clips):

@@ -21,6 +21,10 @@ def clip(tmp_path):
     return Clip("a", video, 4.0, lines)
 
 
+def said(**more):
+    return {"role": "assistant", "content": "x", "time": 1.0, **more}
+
+
 def write_line(folder, **changes):
     conversation = [{"role": "assistant", "content": "A ball.", "time": 1.0}]
     (folder / "v.mp4").touch()
@@ -65,6 +69,13 @@ def test_an_empty_split_is_refused(tmp_path):
         ({"conversation": [{"role": "user", "content": "x", "time": -1}]}, "time=-1, wanted"),
         ({"conversation": [{"role": "user", "content": "x", "time": 9}]}, "behind the video's end"),
         ({"conversation": [{"role": "user", "content": "x"}]}, "line 1: lacks 'time'"),
+        ({"conversation": {}}, "conversation is a dict, wanted a list"),
+        ({"conversation": ["x"]}, "holds a str, wanted objects"),
+        ({"video": "/v.mp4"}, "wanted a path inside the data set's folder"),
+        ({"video": "../v.mp4"}, "wanted a path inside the data set's folder"),
+        ({"conversation": [said(keys="red")]}, "keys='red', wanted a list of words"),
+        ({"conversation": [said(keys=["!"])]}, "wanted a list of words"),
+        ({"conversation": [said(kind=None)]}, "kind=None, wanted a word"),
     ],
 )
 def test_a_faulty_line_is_told_by_its_number(tmp_path, changes, message):
@@ -84,3 +95,20 @@ def test_many_faults_are_told_at_once_and_counted(tmp_path):
     (tmp_path / "train.jsonl").write_text("{}\n" * 11)
     with pytest.raises(DataError, match=r"line 8: lacks .*; and 3 more"):
         read_clips(tmp_path, "train")
+
+
+def test_separators_within_a_line_and_a_byte_order_mark_are_no_faults(tmp_path):
+    conversation = [said(content="one\u2028two\x85three")]
+    (tmp_path / "v.mp4").touch()
+    data = {"video_uid": "v", "video": "v.mp4", "duration": 4.0, "conversation": conversation}
+    text = json.dumps(data, ensure_ascii=False)
+    (tmp_path / "train.jsonl").write_text(f"\ufeff{text}\r\n", encoding="utf-8")
+    (clip,) = read_clips(tmp_path, "train")
+    assert clip.conversation[0].content == "one\u2028two\x85three"
+
+
+def test_what_is_said_can_be_read_without_the_videos(tmp_path):
+    write_line(tmp_path)
+    (tmp_path / "v.mp4").unlink()
+    (clip,) = read_clips(tmp_path, "train", needs_videos=False)
+    assert clip.conversation

@@ -25,6 +25,11 @@ COVER_ERROR = 0.12
 
 
 @pytest.fixture(scope="module")
+def tokenizer():
+    return scene_tokenizer()
+
+
+@pytest.fixture(scope="module")
 def config():
     return small_config()
 
@@ -81,5 +86,5 @@ def test_the_vision_tower_learns(config):
 
 
 @pytest.mark.parametrize("text", ["]\n", ",", " ball", " enters", " yellow", "Assistant"])
-def test_words_of_the_scenes_are_single_tokens(text):
-    assert len(scene_tokenizer().encode(text, add_special_tokens=False).ids) == 1
+def test_words_of_the_scenes_are_single_tokens(tokenizer, text):
+    assert len(tokenizer.encode(text, add_special_tokens=False).ids) == 1

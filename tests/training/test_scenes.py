@@ -2,7 +2,7 @@
 
 import pytest
 
-from mod_edge.errors import ConfigError
+from mod_edge.errors import ConfigError, DataError
 from mod_edge.runtime.capture import VideoFile
 from mod_edge.training.clips import read_clips
 from mod_edge.training.scene import HELD_OUT
@@ -22,6 +22,7 @@ def data(tmp_path_factory, clip):
 def test_the_splits_that_are_asked_for_are_written(data):
     assert sorted(path.name for path in data.iterdir()) == [
         "combinations.jsonl",
+        "scenes.json",
         "train.jsonl",
         "videos",
     ]
@@ -47,3 +48,15 @@ def test_only_the_combinations_split_shows_held_out_combinations(data):
 def test_nothing_is_overwritten_without_force(data):
     with pytest.raises(ConfigError, match="exists already; use --force"):
         write_scenes(data, {"train": 1}, seed=0, force=False)
+
+
+def test_a_users_own_data_set_is_never_replaced(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "train.jsonl").touch()
+    with pytest.raises(ConfigError, match="nothing that this command makes"):
+        write_scenes(tmp_path / "mine", {"train": 1}, seed=0, force=True)
+
+
+def test_nothing_asked_for_is_an_error(tmp_path):
+    with pytest.raises(DataError, match="no clips at all"):
+        write_scenes(tmp_path / "data", {"train": 0}, seed=0, force=False)

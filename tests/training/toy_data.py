@@ -23,7 +23,7 @@ def write_toy_data(folder, *, num_clips, num_frames=14, seed=0):
         lines = [Line("user", INSTRUCTION, 0.0)]
         for frame, name in enumerate(names):
             if frame == 0 or name != names[frame - 1]:
-                lines.append(Line("assistant", f"It is {name}.", frame / VIDEO_FPS, (name,)))
+                lines.append(Line("assistant", f"It is {name}.", frame / VIDEO_FPS, "", (name,)))
         clips.append(Clip(str(number), video, num_frames / VIDEO_FPS, tuple(lines)))
     write_clips(folder, "train", clips)
     return clips
