@@ -66,13 +66,10 @@ torch-free: bundle
 	BUILDER=$(BIN)/python tests/build_without_torch.sh $(DEMO)/rtx
 
 # Ctrl-C stops it at any time, the same command goes on.
-results: $(INSTALLED) $(RESULTS)/scenes $(RESULTS)/base
-	$(BIN)/python -m mod_edge.comparison --data $(RESULTS)/scenes --base $(RESULTS)/base \
+results: $(INSTALLED) $(RESULTS)/scenes
+	$(BIN)/python -m mod_edge.comparison --data $(RESULTS)/scenes --base mod_edge/narrator \
 		--runs docs/results --write docs/results.md
 
 $(RESULTS)/scenes: | $(INSTALLED)
 	$(MOD_EDGE) scenes $@ --train 4000 --validation 60 --test 120 --combinations 0 --duration 15 \
 		--photographs $(CLIP)
-
-$(RESULTS)/base: | $(INSTALLED)
-	$(BIN)/python -m mod_edge.training.small_model $@ --photographs $(CLIP)

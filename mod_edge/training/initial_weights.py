@@ -27,14 +27,18 @@ def initial_model(config: ModelConfig, base: Checkpoint | None, seed: int) -> Vi
 
     Args:
         config: of the model.
-        base: tensors of equal name and shape are taken from it; None takes none.
+        base: tensors of equal name and shape are taken from it, a router whole or not at all; None
+            takes none.
         seed: of the random ones; each is drawn by itself, so that two arms of a comparison share
             all that they both have.
     """
     known = {} if base is None else tensor_shapes(base.config)
     state: dict[str, Tensor] = {}
-    for name, shape in tensor_shapes(config).items():
-        if base is not None and known.get(name) == shape:
+    shapes = tensor_shapes(config)
+    for name, shape in shapes.items():
+        # A bias fits any router; without its weight it means nothing.
+        fits = name.replace("router.bias", "router.weight")
+        if base is not None and known.get(name) == shape and known.get(fits) == shapes[fits]:
             state[name] = base.tensor(name).to(torch.float32)
         else:
             state[name] = initial_tensor(config, name, shape, seed)

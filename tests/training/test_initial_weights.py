@@ -7,7 +7,7 @@ import torch
 
 from mod_edge.checkpoint import Checkpoint
 from mod_edge.config import MoDConfig
-from mod_edge.training.initial_weights import DEVIATION, initial_model
+from mod_edge.training.initial_weights import DEVIATION, ROUTER_BIAS, initial_model
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +30,14 @@ def test_a_checkpoints_tensors_are_taken_where_name_and_shape_are_the_same(base)
         f"model.layers.{layer}.router.{part}" for layer in (0, 2, 4) for part in ("weight", "bias")
     }
     assert changed == mlps | routers
+
+
+def test_a_router_is_taken_whole_or_not_at_all(base):
+    text = replace(base.config.text_config, hidden_size=48)
+    router = (
+        initial_model(replace(base.config, text_config=text), base, seed=0).model.layers[1].router
+    )
+    assert float(router.bias.detach()) == ROUTER_BIAS
 
 
 def test_new_weights_are_narrow_and_narrower_where_they_add_to_the_stream(base):
