@@ -77,7 +77,7 @@ def test_nothing_asked_shows_the_help():
         ("init",),
         ("init", "tiny"),
         ("scenes",),
-        ("scenes", "data", "--train", "0"),
+        ("scenes", "data", "--train", "-1"),
         ("train",),
         ("train", "--data", "data", "-o", "out"),
         ("train", "--data", "data", "--config", "recipe.toml"),

@@ -140,7 +140,9 @@ def test_no_checkpoint_at_all_says_how_to_make_one(tmp_path):
 
 def test_an_unknown_preset_lists_the_known_and_hints_the_nearest(tmp_path):
     line = fails("init", "tini", tmp_path / "new")
-    assert "preset='tini', wanted one of tiny, 135m, 1b, 8b (did you mean 'tiny'?)" in line
+    assert (
+        "preset='tini', wanted one of narrator, tiny, 135m, 1b, 8b (did you mean 'tiny'?)" in line
+    )
     assert not list(tmp_path.iterdir())
 
 

@@ -152,7 +152,9 @@ def test_an_interrupted_init_leaves_nothing(tmp_path):
 
 
 def test_an_unknown_preset_lists_the_known_ones_with_the_nearest_hint(tmp_path):
-    with pytest.raises(ConfigError, match=r"one of tiny, 135m, 1b, 8b \(did you mean 'tiny'\?\)"):
+    with pytest.raises(
+        ConfigError, match=r"one of narrator, tiny, 135m, 1b, 8b \(did you mean 'tiny'\?\)"
+    ):
         init_checkpoint("tinny", tmp_path / "mine")
 
 

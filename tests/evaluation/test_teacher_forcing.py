@@ -192,13 +192,22 @@ def test_what_is_drawn_by_chance_is_drawn_again_alike(make_subject, write_tiny, 
     np.testing.assert_array_equal(losses_of(first), losses_of(again))
 
 
+def test_a_turn_without_words_counts_for_its_moment_alone():
+    wordless = TurnOutcome(2, -1, np.log([1.0]), 1)
+    wordy = TurnOutcome(2, 0, np.log([4.0, 4.0]), 0)
+    result = summarize([[wordless, wordy]], fps=2.0)
+    assert result.lm_ppl == pytest.approx(4)
+    assert result.lm_correctness == 0
+    assert result.time_diff_s == pytest.approx(0.25)
+
+
 def test_turns_are_averaged_in_each_clip_before_the_clips_are():
     def turn(difference, num_right, loss):
         return TurnOutcome(2, difference, np.full(2, np.log(loss)), num_right)
 
     clips = [
         [turn(0, 2, 2.0), turn(1, 1, 4.0)],
-        [TurnOutcome(0, None, np.log([8.0]), 0)],
+        [TurnOutcome(0, None, np.log([8.0, 8.0]), 0)],
         [turn(-4, 0, 6.0)],
     ]
     result = summarize(clips, fps=2.0)
