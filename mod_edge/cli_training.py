@@ -6,7 +6,16 @@ from typing import Annotated
 import typer
 
 from mod_edge.cli_app import ForceOption, JsonOption, explained_imports, require_packages
-from mod_edge.console import EXIT_ERROR, out, print_json, printable, progress, reports_errors, si
+from mod_edge.console import (
+    EXIT_ERROR,
+    err,
+    out,
+    print_json,
+    printable,
+    progress,
+    reports_errors,
+    si,
+)
 
 TRAIN_PACKAGES = ("torch", "safetensors", "matplotlib")
 
@@ -90,6 +99,12 @@ def train(
         f"{report.num_clips} clips; loss {report.lm_loss:.3f} of replies, "
         f"{report.stream_loss:.3f} of decisions; {report.time_s:.0f} s"
     )
+    if report.num_short_clips:
+        err.print("warning:", style="yellow", end=" ")
+        err.print(
+            f"{report.num_short_clips} of {report.num_clips} videos end sooner than their lines in "
+            "train.jsonl say; what is said after that was not learned"
+        )
 
 
 @reports_errors

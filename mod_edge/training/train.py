@@ -9,7 +9,7 @@ killed and resumed ends with the very weights of one that was not.
 import json
 import platform
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from mod_edge.training.trainer import Trainer, recent, trained_parameters
 from mod_edge.training.unfinished import Unfinished
 
 SPLIT = "train"
+DURATION_SLACK_S = 1.0
 TRAINING_FILE, PLOT_FILE = "training.json", "loss.png"
 
 
@@ -52,6 +53,8 @@ class TrainingReport:
         lm_loss: mean of the last steps, nats a reply's token.
         stream_loss: likewise, nats a decision.
         time_s: of all steps.
+        num_short_clips: clips whose video ends sooner than their line says, by more than
+            `DURATION_SLACK_S`: what is said after the video's end was not learned.
     """
 
     folder: Path
@@ -62,6 +65,7 @@ class TrainingReport:
     lm_loss: float
     stream_loss: float
     time_s: float
+    num_short_clips: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """A JSON document."""
@@ -121,6 +125,12 @@ def train(
     streams = streams_of_clips(clips, features, recipe.model.stream_config, tokenizer)
     trainer.run(Batches(streams, features, recipe.train), unfinished, on_step)
     report = _report(output, len(clips), model, trained, trainer)
+    fps = recipe.model.stream_config.frame_fps
+    num_short = sum(
+        num_frames < (clip.duration_s - DURATION_SLACK_S) * fps
+        for clip, num_frames in zip(clips, features.num_frames.tolist(), strict=True)
+    )
+    report = replace(report, num_short_clips=num_short)
     with staged_folder(output, is_ours=is_checkpoint, force=force) as folder:
         save_model(model, tokenizer, folder)
         _write_training(folder, recipe, data, trainer, report)

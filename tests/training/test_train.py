@@ -276,3 +276,13 @@ def test_the_learning_rate_rises_then_falls_to_a_tenth():
     assert rates[9:] == sorted(rates[9:], reverse=True)
     assert rates[55] == pytest.approx(0.55, abs=0.01)
     assert rates[-1] == pytest.approx(0.1, abs=0.01)
+
+
+def test_videos_that_end_too_soon_are_counted(tmp_path):
+    write_toy_data(tmp_path / "data", num_clips=3)
+    path = tmp_path / "data" / "train.jsonl"
+    first, *others = map(json.loads, path.read_text().splitlines())
+    lines = [first | {"duration": first["duration"] + 5}, *others]
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    recipe = replace(RECIPE, train=replace(SETTINGS, steps=1))
+    assert run(tmp_path / "data", recipe, tmp_path / "model").num_short_clips == 1
