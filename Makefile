@@ -71,5 +71,5 @@ results: $(INSTALLED) $(RESULTS)/scenes
 		--runs docs/results --write docs/results.md
 
 $(RESULTS)/scenes: | $(INSTALLED)
-	$(MOD_EDGE) scenes $@ --train 4000 --validation 60 --test 120 --combinations 0 --duration 15 \
+	$(MOD_EDGE) scenes $@ --train 3000 --validation 60 --test 120 --combinations 0 --duration 15 \
 		--photographs $(CLIP)

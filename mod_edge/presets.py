@@ -20,7 +20,6 @@ from mod_edge.config import (
     MoDConfig,
     ModelConfig,
     RopeScaling,
-    StreamConfig,
     TextConfig,
     VisionConfig,
     write_config,
@@ -29,7 +28,7 @@ from mod_edge.errors import ConfigError
 from mod_edge.manifest import CONFIG_FILE, TOKENIZER_FILE
 from mod_edge.shipped import NAME as SHIPPED
 from mod_edge.staging import staged_folder
-from mod_edge.tokenizer import BOS, EOS, INTERVAL, STREAM_END, SYSTEM_PROMPT, preset_tokenizer
+from mod_edge.tokenizer import preset_tokenizer, stream_config_of
 
 SHARD_BYTES = 2 * 10**9
 
@@ -76,12 +75,7 @@ EOS_GAIN = 3.0
 def preset_config(name: str) -> ModelConfig:
     """The config of the preset `name` (a key of `GEOMETRIES`), MoD interleaved with r = 0.2."""
     text, vision, dtype = GEOMETRIES[name]
-    tokenizer = preset_tokenizer(text.vocab_size)
-    bos, eos, interval, stream_end = (
-        tokenizer.encode(string, add_special_tokens=False).ids[0]
-        for string in (BOS, EOS, INTERVAL, STREAM_END)
-    )
-    stream = StreamConfig(SYSTEM_PROMPT, bos, eos, INTERVAL, interval, STREAM_END, stream_end)
+    stream = stream_config_of(preset_tokenizer(text.vocab_size))
     return ModelConfig(text, vision, stream, MoDConfig(), dtype=dtype)
 
 

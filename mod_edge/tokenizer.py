@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from mod_edge.config import ModelConfig
+from mod_edge.config import ModelConfig, StreamConfig
 from mod_edge.errors import CheckpointError
 
 BOS, EOS = "<|begin_of_text|>", "<|eot_id|>"
@@ -51,6 +51,15 @@ def read_tokenizer(path: Path, config: ModelConfig) -> Tokenizer:
     if faults:
         raise CheckpointError(f"{path} does not fit config.json: {'; '.join(faults)}")
     return tokenizer
+
+
+def stream_config_of(tokenizer: Tokenizer) -> StreamConfig:
+    """The streaming protocol in this project's own strings, with their ids in `tokenizer`."""
+    bos, eos, interval, stream_end = (
+        tokenizer.encode(string, add_special_tokens=False).ids[0]
+        for string in (BOS, EOS, INTERVAL, STREAM_END)
+    )
+    return StreamConfig(SYSTEM_PROMPT, bos, eos, INTERVAL, interval, STREAM_END, stream_end)
 
 
 def preset_tokenizer(vocab_size: int) -> Tokenizer:

@@ -24,7 +24,7 @@ from mod_edge.training.train import TrainingReport
 from tests.test_cli_processes import run_without
 
 RECIPE = "a recipe"
-REPORT = TrainingReport(Path("out"), 300, 40, 884_000, 710_400, 0.25, 0.0625, 61.4)
+REPORT = TrainingReport(Path("out"), 300, 40, 884_000, 710_400, 0.25, 0.0625, 61.4, 0)
 
 
 def invoke(*arguments):

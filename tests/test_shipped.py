@@ -27,11 +27,12 @@ def test_it_is_small():
 
 def test_it_is_of_the_kind_that_this_code_makes():
     config = Checkpoint(FOLDER).config
-    made = small_config()
+    tokenizer = scene_tokenizer()
+    made = small_config(tokenizer)
     assert (config.text_config, config.vision_config) == (made.text_config, made.vision_config)
     assert config.mod_config == made.mod_config
     ours = Checkpoint(FOLDER).tokenizer.get_vocab()
-    assert ours == scene_tokenizer().get_vocab()
+    assert ours == tokenizer.get_vocab()
 
 
 def test_init_writes_it(tmp_path):

@@ -17,8 +17,7 @@ from typing import Any
 
 import torch
 
-from mod_edge import __version__
-from mod_edge.checkpoint import Checkpoint, is_checkpoint
+from mod_edge.checkpoint import Checkpoint, is_checkpoint, tensor_shapes
 from mod_edge.comparison.arms import Run
 from mod_edge.comparison.results import (
     Result,
@@ -29,11 +28,11 @@ from mod_edge.comparison.results import (
     write_result,
 )
 from mod_edge.comparison.settings import Settings
-from mod_edge.comparison.thresholds import adopt_threshold, choose_threshold
 from mod_edge.config import config_to_dict
 from mod_edge.errors import DataError
 from mod_edge.evaluate import evaluate
-from mod_edge.manifest import file_sha256
+from mod_edge.evaluation.thresholds import adopt_threshold, choose_threshold
+from mod_edge.manifest import TOKENIZER_FILE, file_sha256
 from mod_edge.onnx_session import usable_cores
 from mod_edge.training.clips import read_clips, split_file
 from mod_edge.training.recipe import Recipe
@@ -91,7 +90,7 @@ class Comparison:
             }
             for split in SPLITS
         }
-        return {"base": self.base.fingerprint(), "data": data}
+        return {"base": _digest(self.base), "data": data}
 
     def folder(self, run: Run) -> Path:
         """Where the run's checkpoint lies: another one if anything that decides it differs."""
@@ -207,13 +206,17 @@ def carry_out(comparison: Comparison, run: Run, on_step: OnStep) -> Result:
     )
 
 
-def versions() -> dict[str, str]:
-    """Of the packages that decide the figures."""
-    return {
-        "mod_edge": __version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
+def _digest(base: Checkpoint) -> str:
+    """sha256 of what a run takes from `base` beside its config: vision tower and tokenizer.
+
+    Its decoder is of another size, so a base that has learned more since is still the same base.
+    """
+    digest = hashlib.sha256(file_sha256(base.path / TOKENIZER_FILE).encode())
+    for name in sorted(tensor_shapes(base.config)):
+        if name.startswith("vision_model."):
+            digest.update(name.encode())
+            digest.update(base.tensor(name).to(torch.float32).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def machine_facts(device: str) -> dict[str, Any]:

@@ -1,11 +1,11 @@
 """What a training step of MoD takes beside one of full computation: time and memory, on a CPU.
 
-Both arms take the same batch of made-up streams: 61 frames each, as many as the scenes have, and a
-reply after every sixth. Times are taken alternately in one process. Memory is measured in a process
-of its own each time: a first step on a short batch makes weights, optimizer and libraries ready,
-freed memory is given back, and the peak of the resident set during one step is held against the set
-before it: gradients, activations and what is in passing. Weights and the optimizer's two moments,
-12 bytes a parameter, are added by count.
+Both arms take the same batch of made-up streams, with a reply after every sixth frame. Times are
+taken alternately in one process. Memory is measured in a process of its own each time: a first step
+on a short batch makes weights, optimizer and libraries ready, freed memory is given back, and the
+peak of the resident set during one step is held against the set before it: gradients, activations
+and what is in passing. Weights and the optimizer's two moments, 12 bytes a parameter, are added by
+count.
 """
 
 import ctypes
@@ -24,13 +24,14 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from mod_edge.comparison.arms import ARMS
-from mod_edge.comparison.runs import OnStep, machine_facts, versions
+from mod_edge.comparison.runs import OnStep, machine_facts
 from mod_edge.comparison.settings import STANDARD
 from mod_edge.config import ModelConfig
 from mod_edge.costs import compare_with_full
 from mod_edge.training.batches import Batch
 from mod_edge.training.forward import BatchedDecoder
 from mod_edge.training.initial_weights import initial_model
+from mod_edge.training.train import versions
 from mod_edge.training.trainer import adamw, trained_parameters
 
 ARM_NAMES = ("full", "mod")

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from mod_edge.config import ModelConfig
 from mod_edge.runtime.preprocess import letterbox
-from mod_edge.training.render import NOBODY, Image, Renderer, photographs_of
+from mod_edge.training.render import Image, Renderer, photographs_of
 from mod_edge.training.scene import COLOURS, SHAPES, Look
 from mod_edge.training.scenes import VIDEO_SIZE
 from mod_edge.training.screenplay import write_scene
@@ -202,12 +202,11 @@ def answers(
     patches = _means(np.concatenate([cover, places]), config.vision_config.grid_size)
     shares = patches[:, : NUM_COLOURS + NUM_SHAPES].copy()
     patches[:, : NUM_COLOURS + NUM_SHAPES] *= COVER_GAIN
-    present = (owners != NOBODY)[None] * cover
     return {
         "patch_colour": _classes(shares[:, :NUM_COLOURS]),
         "patch_shape": _classes(shares[:, NUM_COLOURS:]),
         "cell": torch.from_numpy(pooling.numpy() @ patches),
-        "present": torch.from_numpy((present.sum(axis=(1, 2)) > LEAST_OWNED).astype(np.float32)),
+        "present": torch.from_numpy((cover.sum(axis=(1, 2)) > LEAST_OWNED).astype(np.float32)),
     }
 
 

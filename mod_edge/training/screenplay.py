@@ -13,6 +13,7 @@ import numpy as np
 
 from mod_edge.training.scene import (
     BIG,
+    COLOUR_CHANGE_S,
     COLOURS,
     HELD_OUT,
     SHAPES,
@@ -212,7 +213,7 @@ class _Screenplay:
         if ending != "hits":
             thing.layer = min(each.layer for each in self.scene.things) - 1
             thing.behind = other
-        end_s = self._set_out(thing, target, _way(dx, dy), PHASE_ENDS)
+        end_s = self._set_out(thing, target, way_of(dx, dy), PHASE_ENDS)
         verb = ending.split()[0]
         text = f"The {thing.name} {ending} the {other.name}."
         self._tell(end_s, text, verb, (*thing.name.split(), verb, *other.name.split()))
@@ -232,7 +233,7 @@ class _Screenplay:
         )
         thing.colours.append((time_s, colour))
         keys = (*name.split(), "turns", colour)
-        self._tell(time_s + 0.2, f"The {name} turns {colour}.", "turns", keys)
+        self._tell(time_s + COLOUR_CHANGE_S, f"The {name} turns {colour}.", "turns", keys)
         return True
 
     def _swell(self) -> bool:
@@ -384,7 +385,8 @@ def place_of(x: float) -> str | None:
     return None
 
 
-def _way(dx: float, dy: float) -> str:
+def way_of(dx: float, dy: float) -> str:
+    """The direction, one of `WAYS`, that a motion has more than the other."""
     if abs(dx) > abs(dy):
         return "right" if dx > 0 else "left"
     return "down" if dy > 0 else "up"

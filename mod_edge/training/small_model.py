@@ -14,17 +14,10 @@ import typer
 from tokenizers import Tokenizer
 
 from mod_edge.checkpoint import is_checkpoint
-from mod_edge.config import MoDConfig, ModelConfig, StreamConfig, TextConfig, VisionConfig
+from mod_edge.config import MoDConfig, ModelConfig, TextConfig, VisionConfig
 from mod_edge.console import out, progress, reports_errors
 from mod_edge.staging import staged_folder
-from mod_edge.tokenizer import (
-    BOS,
-    EOS,
-    INTERVAL,
-    STREAM_END,
-    SYSTEM_PROMPT,
-    tokenizer_of_corpus,
-)
+from mod_edge.tokenizer import INTERVAL, SYSTEM_PROMPT, stream_config_of, tokenizer_of_corpus
 from mod_edge.training.initial_weights import initial_model
 from mod_edge.training.pretraining import PretrainingOptions, pretrain_vision
 from mod_edge.training.screenplay import write_scene
@@ -37,17 +30,11 @@ CORPUS_SCENE_S = 30.0
 STEPS_SHOWN = 100
 
 
-def small_config() -> ModelConfig:
-    """The config: 3 million parameters, MoD interleaved with r = 0.2."""
-    tokenizer = scene_tokenizer()
-    bos, eos, interval, stream_end = (
-        tokenizer.encode(string, add_special_tokens=False).ids[0]
-        for string in (BOS, EOS, INTERVAL, STREAM_END)
-    )
+def small_config(tokenizer: Tokenizer) -> ModelConfig:
+    """The config with `scene_tokenizer`: 3 million parameters, MoD interleaved with r = 0.2."""
     text = TextConfig(192, 512, 6, 6, 2, 32, VOCAB_SIZE, tie_word_embeddings=True)
     vision = VisionConfig(96, 256, 3, 4, image_size=64, patch_size=8)
-    stream = StreamConfig(SYSTEM_PROMPT, bos, eos, INTERVAL, interval, STREAM_END, stream_end)
-    return ModelConfig(text, vision, stream, MoDConfig(), dtype="float16")
+    return ModelConfig(text, vision, stream_config_of(tokenizer), MoDConfig(), dtype="float16")
 
 
 def scene_tokenizer() -> Tokenizer:
@@ -86,7 +73,8 @@ def write_base(
         ConfigError: `folder` exists and `force` is not given, or it is something else.
         SourceError: the photographs cannot be read.
     """
-    config = small_config()
+    tokenizer = scene_tokenizer()
+    config = small_config(tokenizer)
     model = initial_model(config, None, options.seed)
     losses: list[float] = []
 
@@ -98,7 +86,7 @@ def write_base(
 
     with staged_folder(folder, is_ours=is_checkpoint, force=force) as staging:
         pretrain_vision(model, config, options, photographs=photographs, on_step=note)
-        save_model(model, scene_tokenizer(), staging)
+        save_model(model, tokenizer, staging)
 
 
 if __name__ == "__main__":

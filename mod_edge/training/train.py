@@ -9,13 +9,12 @@ killed and resumed ends with the very weights of one that was not.
 import json
 import platform
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer
-from torch import nn
 
 from mod_edge import __version__
 from mod_edge.checkpoint import WEIGHTS_FILE, Checkpoint, is_checkpoint, tensor_shapes
@@ -65,7 +64,7 @@ class TrainingReport:
     lm_loss: float
     stream_loss: float
     time_s: float
-    num_short_clips: int = 0
+    num_short_clips: int
 
     def to_json(self) -> dict[str, Any]:
         """A JSON document."""
@@ -124,13 +123,22 @@ def train(
     features = frame_features(data, clips, model, device, on_step)
     streams = streams_of_clips(clips, features, recipe.model.stream_config, tokenizer)
     trainer.run(Batches(streams, features, recipe.train), unfinished, on_step)
-    report = _report(output, len(clips), model, trained, trainer)
     fps = recipe.model.stream_config.frame_fps
     num_short = sum(
         num_frames < (clip.duration_s - DURATION_SLACK_S) * fps
         for clip, num_frames in zip(clips, features.num_frames.tolist(), strict=True)
     )
-    report = replace(report, num_short_clips=num_short)
+    report = TrainingReport(
+        folder=output,
+        steps=trainer.step,
+        num_clips=len(clips),
+        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        num_trained=sum(parameter.numel() for parameter in trained.values()),
+        lm_loss=recent(trainer.lm_losses),
+        stream_loss=recent(trainer.stream_losses),
+        time_s=round(trainer.time_s, 3),
+        num_short_clips=num_short,
+    )
     with staged_folder(output, is_ours=is_checkpoint, force=force) as folder:
         save_model(model, tokenizer, folder)
         _write_training(folder, recipe, data, trainer, report)
@@ -170,29 +178,19 @@ def save_model(model: VideoLLM, tokenizer: Tokenizer, folder: Path) -> None:
     write_safetensors(folder / WEIGHTS_FILE, shapes, dtype, tensors, lambda _size_bytes: None)
 
 
+def versions() -> dict[str, str]:
+    """Of the packages that decide the figures."""
+    return {
+        "mod_edge": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
 def _tokenizer(base: Checkpoint | None, recipe: Recipe) -> Tokenizer:
     if base is None:
         return preset_tokenizer(recipe.model.text_config.vocab_size)
     return read_tokenizer(base.path / TOKENIZER_FILE, recipe.model)
-
-
-def _report(
-    output: Path,
-    num_clips: int,
-    model: VideoLLM,
-    trained: dict[str, nn.Parameter],
-    trainer: Trainer,
-) -> TrainingReport:
-    return TrainingReport(
-        folder=output,
-        steps=trainer.step,
-        num_clips=num_clips,
-        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
-        num_trained=sum(parameter.numel() for parameter in trained.values()),
-        lm_loss=recent(trainer.lm_losses),
-        stream_loss=recent(trainer.stream_losses),
-        time_s=round(trainer.time_s, 3),
-    )
 
 
 def _write_training(
@@ -202,11 +200,7 @@ def _write_training(
         "recipe": recipe.to_json(),
         "data": data.resolve().name,
         "report": {key: value for key, value in report.to_json().items() if key != "folder"},
-        "versions": {
-            "mod_edge": __version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
+        "versions": versions(),
         "losses": {"lm": trainer.lm_losses, "stream": trainer.stream_losses},
     }
     text = json.dumps(document, indent=1) + "\n"

@@ -9,16 +9,13 @@ import pytest
 
 from mod_edge.checkpoint import Checkpoint
 from mod_edge.comparison import runs as runs_module
-from mod_edge.comparison import thresholds as thresholds_module
 from mod_edge.comparison.arms import PLAN
 from mod_edge.comparison.report import write_page
 from mod_edge.comparison.results import Result, read_json, read_result, result_path, write_result
 from mod_edge.comparison.runs import Comparison, carry_out, carry_out_all
 from mod_edge.comparison.settings import STANDARD, Settings
-from mod_edge.comparison.thresholds import adopt_threshold, choose_threshold
-from mod_edge.config import read_config
 from mod_edge.errors import DataError
-from mod_edge.training.clips import Clip, Line, read_clips, write_clips
+from mod_edge.training.clips import Clip, Line, write_clips
 from mod_edge.training.recipe import TrainConfig
 
 SIDE, VIDEO_FPS, DURATION_S = 32, 4.0, 3.0
@@ -163,30 +160,6 @@ def test_a_result_is_read_back_as_it_was_written(planted_result, tmp_path):
     again = read_result(path)
     assert again.config == result.config
     assert json.dumps(vars(again)) == json.dumps(vars(result))
-
-
-def test_the_best_threshold_is_taken_and_of_equals_the_first(monkeypatch, data, tiny_checkpoint):
-    f1 = {0.2: 0.4, 0.4: 0.5, 0.6: 0.5, 0.8: None}
-
-    class Score:
-        def __init__(self, watched, _fps, _tolerance_s):
-            self.f1 = f1[watched[0][1]]
-
-    monkeypatch.setattr(thresholds_module, "score", Score)
-    monkeypatch.setattr(thresholds_module, "run_free", lambda *_, threshold, seed: threshold)
-    clips = read_clips(data, "validation")
-    choice = choose_threshold(tiny_checkpoint, clips, [*f1], tolerance_s=1.0, on_step=silent)
-    assert choice.threshold == 0.4
-    assert choice.f1 == (0.4, 0.5, 0.5, 0.0)
-
-
-def test_an_adopted_threshold_is_the_checkpoints_own(write_tiny):
-    folder = write_tiny(None)
-    before = read_config(folder / "config.json")
-    adopt_threshold(folder, 0.31)
-    after = read_config(folder / "config.json")
-    assert after.stream_config.frame_token_interval_threshold == 0.31
-    assert replace(after, stream_config=before.stream_config) == before
 
 
 def test_a_run_from_end_to_end(comparison, tmp_path):

@@ -30,8 +30,8 @@ def tokenizer():
 
 
 @pytest.fixture(scope="module")
-def config():
-    return small_config()
+def config(tokenizer):
+    return small_config(tokenizer)
 
 
 def answers_of(config, *things):

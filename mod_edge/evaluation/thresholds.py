@@ -1,18 +1,32 @@
-"""The decision threshold of a trained checkpoint, chosen where it is not measured."""
+"""The decision threshold of a trained checkpoint, chosen where it is not measured.
+
+    python -m mod_edge.evaluation.thresholds CHECKPOINT --data DIR
+
+watches clips of the split `validation` with each of some thresholds and writes the best of them
+into the checkpoint's config.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
 
 from mod_edge.checkpoint import Checkpoint
 from mod_edge.config import write_config
+from mod_edge.console import out, progress, reports_errors
 from mod_edge.evaluation.footage import read_footage, seed_of
 from mod_edge.evaluation.free_running import Account, run_free, score
 from mod_edge.evaluation.opened_model import open_model
 from mod_edge.evaluation.subject import Subject
 from mod_edge.manifest import CONFIG_FILE
-from mod_edge.training.clips import Clip
+from mod_edge.training.clips import Clip, read_clips
 from mod_edge.training.dialogue import Dialogue, dialogue_of_clip
+
+SPLIT = "validation"
+THRESHOLDS = (0.0, 0.4, 0.5, 0.6, 0.725, 0.85)
 
 
 @dataclass(frozen=True)
@@ -60,3 +74,37 @@ def adopt_threshold(checkpoint: Path, threshold: float) -> None:
     written = checkpoint / f"{CONFIG_FILE}.new"
     write_config(replace(config, stream_config=stream), written)
     written.replace(checkpoint / CONFIG_FILE)
+
+
+if __name__ == "__main__":
+
+    @reports_errors
+    def main(
+        checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder.")],
+        data: Annotated[Path, typer.Option(help="Data set: JSONL files and their videos.")],
+        clips: Annotated[int | None, typer.Option(min=1, help="Only the first so many.")] = None,
+        threshold: Annotated[
+            list[float] | None, typer.Option(min=0, max=1, help="To try; more than once.")
+        ] = None,
+        tolerance: Annotated[
+            float, typer.Option(min=0, help="Seconds that a right caption may be off.")
+        ] = 1.0,
+    ) -> None:
+        """Choose the threshold below which the silent token's probability counts as zero."""
+        tried = tuple(threshold or THRESHOLDS)
+        with progress("choosing") as show:
+            choice = choose_threshold(
+                checkpoint,
+                read_clips(data, SPLIT)[:clips],
+                tried,
+                tolerance_s=tolerance,
+                on_step=show,
+            )
+        adopt_threshold(checkpoint, choice.threshold)
+        table = Table("threshold", "F1", box=None)
+        for each, f1 in zip(tried, choice.f1, strict=True):
+            table.add_row(f"{each:g}", f"{f1:.3f}")
+        out.print(table)
+        out.print(f"{choice.threshold:g} is now the threshold of {checkpoint}")
+
+    typer.run(main)
