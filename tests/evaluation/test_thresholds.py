@@ -1,10 +1,11 @@
 """The threshold of a checkpoint: the best on validation, and written where it belongs."""
 
-import os
+import runpy
 import shutil
-import subprocess
 import sys
 from dataclasses import replace
+
+import pytest
 
 from mod_edge.config import read_config
 from mod_edge.evaluation import thresholds as thresholds_module
@@ -44,15 +45,16 @@ def test_an_adopted_threshold_is_the_checkpoints_own(write_tiny):
     assert replace(after, stream_config=before.stream_config) == before
 
 
-def test_the_command_writes_what_it_chose(data, write_tiny, tmp_path):
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")  # runpy, of a module already there
+def test_the_command_writes_what_it_chose(data, write_tiny, tmp_path, monkeypatch, capsys):
     folder, clips = write_tiny(None), tmp_path / "data"
     shutil.copytree(data, clips)
     shutil.copyfile(clips / "test.jsonl", clips / "validation.jsonl")
     adopt_threshold(folder, 0.9)
-    command = [sys.executable, "-m", thresholds_module.__name__, str(folder), "--data", str(clips)]
-    command += ["--threshold", "0.25", "--clips", "1"]
-    done = subprocess.run(
-        command, capture_output=True, text=True, env=os.environ | {"COLUMNS": "100"}, check=True
-    )
-    assert "0.25 is now the threshold of" in done.stdout
+    argv = [str(folder), "--data", str(clips), "--threshold", "0.25", "--clips", "1"]
+    monkeypatch.setattr(sys, "argv", ["thresholds", *argv])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(thresholds_module.__name__, run_name="__main__")
+    assert not ended.value.code
+    assert "0.25 is now the threshold of" in capsys.readouterr().out
     assert threshold_of(folder) == 0.25
