@@ -171,7 +171,8 @@ def stream_batch(config: ModelConfig, num_streams: int, num_frames: int) -> Batc
     rows = torch.from_numpy(label_rows)
     labels = torch.randint(vocabulary, rows.shape, generator=generator)
     is_stream = ~is_text.flatten()[rows]
-    return Batch(ids, is_text, frame_index, features.half(), rows, labels, is_stream)
+    frames = torch.arange(len(frame_index))
+    return Batch(ids, is_text, frame_index, frames, features.half(), rows, labels, is_stream)
 
 
 def _step_times(

@@ -122,6 +122,7 @@ class Batch:
         token_ids: (B, T) int64; 0 in frames and padding.
         is_text: (B, T) bool; neither frame nor padding.
         frame_index: (F, N) int64, rows of all frames' tokens.
+        frames: (F,) int64, these frames' numbers among those of all clips.
         features: (F, N, Dv) float16, of these frames.
         label_rows: (L,) int64.
         labels: (L,) int64.
@@ -131,6 +132,7 @@ class Batch:
     token_ids: Tensor
     is_text: Tensor
     frame_index: Tensor
+    frames: Tensor
     features: Tensor
     label_rows: Tensor
     labels: Tensor
@@ -220,11 +222,13 @@ class Batches:
         frame_index = np.concatenate(first_rows)[:, None] + frame_tokens
         is_text.reshape(-1)[frame_index] = False
         label_rows = np.flatnonzero(labels != NO_LABEL)
+        shown_frames = np.concatenate(frames)
         return Batch(
             token_ids=torch.from_numpy(token_ids),
             is_text=torch.from_numpy(is_text),
             frame_index=torch.from_numpy(frame_index),
-            features=torch.from_numpy(self._features.tokens[np.concatenate(frames)]),
+            frames=torch.from_numpy(shown_frames),
+            features=torch.from_numpy(self._features.tokens[shown_frames]),
             label_rows=torch.from_numpy(label_rows),
             labels=torch.from_numpy(labels.reshape(-1)[label_rows]),
             is_stream=torch.from_numpy(~is_text.reshape(-1)[label_rows]),

@@ -77,10 +77,14 @@ class BatchedDecoder:
 
     def logits(self, batch: Batch) -> Tensor:
         """(L, V) in at least float32, at the batch's labelled rows."""
+        return self.logits_of(self.hidden(batch), batch)
+
+    def logits_of(self, hidden: Tensor, batch: Batch) -> Tensor:
+        """Likewise, from what `hidden` gave for the batch."""
         num_labels = len(batch.label_rows)
         rows = pad(batch.label_rows, (0, round_up(num_labels) - num_labels))
-        hidden = self.hidden(batch).flatten(0, 1).index_select(0, rows)
-        logits = self._normed_product(hidden, self._model.model.norm, self._model.lm_head)
+        states = hidden.flatten(0, 1).index_select(0, rows)
+        logits = self._normed_product(states, self._model.model.norm, self._model.lm_head)
         return logits[:num_labels].to(torch.promote_types(self._dtype, torch.float32))
 
     def hidden(self, batch: Batch) -> Tensor:

@@ -55,6 +55,7 @@ class TrainConfig:
         weight_decay: of matrices; norms, biases and the token embedding have none.
         clip_norm: longest gradient.
         stream_loss_weight: of the decisions at frames beside the replies' tokens.
+        watch_weight: of the lesson `watching`, which needs made-up scenes; 0 teaches words alone.
         roll_ratio: share of crops that look like a stream whose window has rolled; 0..1.
         seed: of initial weights, crops and order.
         dtype: of matrix products; weights, optimizer and loss stay float32.
@@ -72,6 +73,7 @@ class TrainConfig:
     weight_decay: float = 0.1
     clip_norm: float = 1.0
     stream_loss_weight: float = 1.0
+    watch_weight: float = 0.0
     roll_ratio: float = 0.5
     seed: int = 0
     dtype: str = "float32"
@@ -82,7 +84,7 @@ class TrainConfig:
         """What is out of range, as sentences."""
         whole = ("steps", "batch_clips", "accumulate", "save_every")
         above_zero = ("learning_rate", "clip_norm")
-        at_least_zero = ("weight_decay", "stream_loss_weight", "seed")
+        at_least_zero = ("weight_decay", "stream_loss_weight", "watch_weight", "seed")
         ratios = ("warmup_ratio", "roll_ratio")
         wanted: list[tuple[str, bool, str]] = [
             *((name, getattr(self, name) >= 1, "at least 1") for name in whole),

@@ -109,6 +109,24 @@ def is_made_up(folder: Path) -> bool:
     return (folder / MARKER_FILE).is_file()
 
 
+def scene_of_clip(folder: Path, clip: Clip) -> Scene:
+    """The scene that a clip of the data set `folder` was drawn from, made up once more.
+
+    Raises:
+        DataError: the data set is none that `write_scenes` made.
+    """
+    if not is_made_up(folder):
+        raise DataError(
+            f"{folder} has no {MARKER_FILE}: what videos show is known of made-up scenes alone, "
+            "such as `mod-edge scenes` writes; set watch_weight = 0 for others"
+        )
+    facts = json.loads((folder / MARKER_FILE).read_text(encoding="utf-8"))
+    name, number = clip.uid.rsplit("-", 1)
+    split = next(split for split in SPLITS if split.name == name)
+    seed = _scene_seed(facts["seed"], split, int(number))
+    return write_scene(seed, facts["duration_s"], held_out=split.held_out)
+
+
 def conversation_of(scene: Scene) -> tuple[Line, ...]:
     """What is said over the scene, and asked."""
     return tuple(_lines(scene))
@@ -125,13 +143,16 @@ def _write_clip(
     folder: Path, split: Split, number: int, seed: int, photographs: Path | None, duration_s: float
 ) -> Clip:
     cv2.setNumThreads(1)  # one process a core
-    scene_seed = seed * 10 * SEEDS_A_SPLIT + split.first_seed + number
-    scene = write_scene(scene_seed, duration_s, held_out=split.held_out)
+    scene = write_scene(_scene_seed(seed, split, number), duration_s, held_out=split.held_out)
     pictures = photographs_of(photographs) if photographs else ()
     video = folder / "videos" / f"{split.name}-{number:06d}.mp4"
     write_video(video, Renderer(scene, VIDEO_SIZE, pictures), scene.duration_s)
     told = with_questions(scene) if split.more_questions else scene
     return Clip(video.stem, video, scene.duration_s, conversation_of(told))
+
+
+def _scene_seed(seed: int, split: Split, number: int) -> int:
+    return seed * 10 * SEEDS_A_SPLIT + split.first_seed + number
 
 
 def write_video(path: Path, renderer: Renderer, duration_s: float) -> None:

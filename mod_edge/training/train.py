@@ -26,13 +26,14 @@ from mod_edge.presets import write_safetensors
 from mod_edge.staging import check_target, staged_folder
 from mod_edge.tokenizer import preset_tokenizer, read_tokenizer
 from mod_edge.training.batches import Batches, streams_of_clips
-from mod_edge.training.clips import read_clips, split_file
-from mod_edge.training.features import frame_features
+from mod_edge.training.clips import Clip, read_clips, split_file
+from mod_edge.training.features import FrameFeatures, frame_features
 from mod_edge.training.initial_weights import initial_model
 from mod_edge.training.plot import plot_losses, require_matplotlib
 from mod_edge.training.recipe import Recipe
 from mod_edge.training.trainer import Trainer, recent, trained_parameters
 from mod_edge.training.unfinished import Unfinished
+from mod_edge.training.watching import Watching, answers_of_clips
 
 SPLIT = "train"
 DURATION_SLACK_S = 1.0
@@ -117,10 +118,14 @@ def train(
     }
     unfinished = Unfinished(output)
     unfinished.begin(resume=resume, force=force)
-    trainer = Trainer(model, trained, recipe.train, device, identity)
-    if (state := unfinished.load(identity)) is not None:
-        trainer.restore(state)
+    state = unfinished.load(identity)  # faults of it come before hours of features
     features = frame_features(data, clips, model, device, on_step)
+    watching = _watching(data, clips, features, recipe, device)
+    learned = dict(watching.named_parameters()) if watching else {}
+    lesson = watching.loss if watching else None
+    trainer = Trainer(model, trained | learned, recipe.train, device, identity, lesson)
+    if state is not None:
+        trainer.restore(state)
     streams = streams_of_clips(clips, features, recipe.model.stream_config, tokenizer)
     trainer.run(Batches(streams, features, recipe.train), unfinished, on_step)
     fps = recipe.model.stream_config.frame_fps
@@ -187,6 +192,16 @@ def versions() -> dict[str, str]:
     }
 
 
+def _watching(
+    data: Path, clips: list[Clip], features: FrameFeatures, recipe: Recipe, device: torch.device
+) -> Watching | None:
+    if not recipe.train.watch_weight:
+        return None
+    fps, size = recipe.model.stream_config.frame_fps, recipe.model.text_config.hidden_size
+    answers = answers_of_clips(data, clips, features.num_frames.tolist(), fps)
+    return Watching(answers, size).to(device)
+
+
 def _tokenizer(base: Checkpoint | None, recipe: Recipe) -> Tokenizer:
     if base is None:
         return preset_tokenizer(recipe.model.text_config.vocab_size)
@@ -196,12 +211,15 @@ def _tokenizer(base: Checkpoint | None, recipe: Recipe) -> Tokenizer:
 def _write_training(
     folder: Path, recipe: Recipe, data: Path, trainer: Trainer, report: TrainingReport
 ) -> None:
+    losses = {"lm": trainer.lm_losses, "stream": trainer.stream_losses}
+    if trainer.watch_losses:
+        losses["watch"] = trainer.watch_losses
     document = {
         "recipe": recipe.to_json(),
         "data": data.resolve().name,
         "report": {key: value for key, value in report.to_json().items() if key != "folder"},
         "versions": versions(),
-        "losses": {"lm": trainer.lm_losses, "stream": trainer.stream_losses},
+        "losses": losses,
     }
     text = json.dumps(document, indent=1) + "\n"
     (folder / TRAINING_FILE).write_text(text, encoding="utf-8")

@@ -25,6 +25,8 @@ ADAM_BETAS = (0.9, 0.95)  # as Llama's: the second moment follows within 20 step
 SECONDS_SHOWN = 20.0  # how long the same losses are shown, on a line each where there is no bar
 NUM_STEPS_SHOWN = 50  # the loss that is shown is the mean of so many steps
 
+Lesson = Callable[[Tensor, Batch], Tensor]  # final hidden states (B, T, D) to a mean loss
+
 
 class Trainer:
     """The loop's state: model, optimizer, and losses so far."""
@@ -36,6 +38,7 @@ class Trainer:
         settings: TrainConfig,
         device: torch.device,
         identity: dict[str, Any],
+        lesson: Lesson | None = None,
     ) -> None:
         """A training at step 0.
 
@@ -45,16 +48,20 @@ class Trainer:
             settings: of the recipe.
             device: of the model.
             identity: see `TrainingState`.
+            lesson: adds a loss of its own, weighted by `watch_weight`; its parameters are among
+                `trained`.
         """
         for parameter in trained.values():
             parameter.requires_grad_(True)
         self.step = 0
         self.lm_losses: list[float] = []
         self.stream_losses: list[float] = []
+        self.watch_losses: list[float] = []  # of the lesson, if there is one
         self.time_s = 0.0
         self._trained = trained
         self._settings, self._device, self._identity = settings, device, identity
         self._optimizer = adamw(trained, settings)
+        self._lesson = lesson
         self._generator = torch.Generator(device)
         dtype: torch.dtype = getattr(torch, settings.dtype)
         self._decoder = BatchedDecoder(model, dtype, self._generator)
@@ -67,6 +74,7 @@ class Trainer:
         self._optimizer.load_state_dict(state.optimizer)
         self.step, self.time_s = state.step, state.time_s
         self.lm_losses, self.stream_losses = state.lm_losses, state.stream_losses
+        self.watch_losses = state.watch_losses
 
     def run(
         self,
@@ -112,6 +120,7 @@ class Trainer:
             self._optimizer.state_dict(),
             self.lm_losses,
             self.stream_losses,
+            self.watch_losses,
             self.time_s,
         )
 
@@ -119,23 +128,33 @@ class Trainer:
         settings = self._settings
         draw = np.random.default_rng((settings.seed, self.step)).integers(2**62)
         self._generator.manual_seed(int(draw))
-        sums = torch.zeros(2, device=self._device)
+        sums, watch_loss = torch.zeros(2, device=self._device), torch.zeros((), device=self._device)
         for batch in batches:
-            losses = self._losses(batch.to(self._device))
+            on_device = batch.to(self._device)
+            hidden = self._decoder.hidden(on_device)
+            losses = self._losses(hidden, on_device)
             total = losses[0] + settings.stream_loss_weight * losses[1]
-            (total / sum(len(each.labels) for each in batches)).backward()
+            total = total / sum(len(each.labels) for each in batches)
+            if self._lesson is not None:
+                share = self._lesson(hidden, on_device) / len(batches)
+                total = total + settings.watch_weight * share
+                watch_loss += share.detach()
+            total.backward()
             sums += losses.detach()
         length = nn.utils.clip_grad_norm_(self._trained.values(), settings.clip_norm)
         self._note_losses(sums, batches, length)  # raises before a bad gradient spoils the weights
+        if self._lesson is not None:
+            self.watch_losses.append(watch_loss.item())
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate(settings, self.step)
         self._optimizer.step()
         self._optimizer.zero_grad()
         self.step += 1
 
-    def _losses(self, batch: Batch) -> Tensor:
+    def _losses(self, hidden: Tensor, batch: Batch) -> Tensor:
         """(2,) sums over the labels: replies' tokens, decisions."""
-        losses = cross_entropy(self._decoder.logits(batch), batch.labels, reduction="none")
+        logits = self._decoder.logits_of(hidden, batch)
+        losses = cross_entropy(logits, batch.labels, reduction="none")
         return torch.stack([losses[~batch.is_stream].sum(), losses[batch.is_stream].sum()])
 
     def _note_losses(self, sums: Tensor, batches: list[Batch], gradient_length: Tensor) -> None:
@@ -152,6 +171,8 @@ class Trainer:
 
     def _progress(self) -> str:
         losses = f"loss {recent(self.lm_losses):.3f} stream {recent(self.stream_losses):.3f}"
+        if self.watch_losses:
+            losses += f" watch {recent(self.watch_losses):.3f}"
         return f"step {self.step}, {losses}, {self.step / self.time_s:.2f} steps/s"
 
 

@@ -32,6 +32,7 @@ class TrainingState:
         optimizer: its `state_dict`.
         lm_losses: of each step so far.
         stream_losses: of each step so far.
+        watch_losses: likewise, none without the lesson `watching`.
         time_s: spent on these steps.
     """
 
@@ -41,6 +42,7 @@ class TrainingState:
     optimizer: dict[str, Any]
     lm_losses: list[float]
     stream_losses: list[float]
+    watch_losses: list[float]
     time_s: float
 
 

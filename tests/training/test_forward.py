@@ -56,7 +56,8 @@ def random_batch(config):
     rows = torch.from_numpy(np.concatenate(label_rows))
     size = (*frame_index.shape, config.vision_config.hidden_size)
     features = torch.randn(size, generator=generator).to(torch.float16)
-    return Batch(ids, is_text, frame_index, features, rows, rows % 5, rows % 2 == 0)
+    frames = torch.arange(len(frame_index))
+    return Batch(ids, is_text, frame_index, frames, features, rows, rows % 5, rows % 2 == 0)
 
 
 def reference_logits(model, batch, forced_kept=()):

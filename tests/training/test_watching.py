@@ -1,0 +1,118 @@
+"""The lesson beside the words: its answers are true, its head learns them and stays behind."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from mod_edge.checkpoint import Checkpoint
+from mod_edge.errors import DataError
+from mod_edge.training import train as train_module
+from mod_edge.training import watching as watching_module
+from mod_edge.training.batches import Batch
+from mod_edge.training.clips import read_clips
+from mod_edge.training.recipe import Recipe, TrainConfig
+from mod_edge.training.scene import COLOURS, Scene, Thing, Track
+from mod_edge.training.scenes import scene_of_clip, write_scenes
+from mod_edge.training.watching import GAINS, NUM_QUANTITIES, Watching, answers_of_clips
+from tests.training.test_train import SMALL
+from tests.training.toy_data import write_toy_data
+
+DURATION_S, NUM_CLIPS, FPS = 6.0, 3, 2.0
+SETTINGS = TrainConfig(
+    trainable=("connector", "model", "lm_head"),
+    steps=8,
+    batch_clips=2,
+    max_frames=6,
+    learning_rate=3e-3,
+    watch_weight=1.0,
+    save_every=4,
+    device="cpu",
+)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scenes") / "data"
+    write_scenes(folder, {"train": NUM_CLIPS}, seed=5, force=False, duration_s=DURATION_S)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def no_picture(monkeypatch):
+    """None drawn (0.5 s each)."""
+    monkeypatch.setattr(train_module, "plot_losses", lambda *_: None)
+
+
+def run(data, output, *, settings=SETTINGS, on_step=lambda *_: None, resume=False):
+    recipe = Recipe("tiny", SMALL, settings)
+    train_module.train(data, recipe, output, resume=resume, force=False, on_step=on_step)
+    return json.loads((output / "training.json").read_text())["losses"]
+
+
+def test_a_clips_scene_is_the_one_that_it_tells_of(data):
+    for clip in read_clips(data, "train"):
+        told = [line.content for line in clip.conversation if line.kind]
+        scene = scene_of_clip(data, clip)
+        assert [each.text for each in scene.happenings if each.kind] == told
+
+
+def test_answers_are_places_and_what_changed(monkeypatch):
+    def thing(shape, colour, *tracks):
+        return Thing(shape, [(0.0, colour)], *tracks)
+
+    still = Track.constant
+    moves = thing("box", "red", Track([1.0, 2.0], [0.3, 0.5]), still(0.7), still(0.1))
+    grows = thing("ball", "blue", still(0.5), still(0.25), Track([1.0, 2.0], [0.1, 0.12]))
+    outside = thing("star", "cyan", still(-0.1), still(0.5), still(0.1))
+    scene = Scene(DURATION_S, 0, [moves, grows, outside])
+    monkeypatch.setattr(watching_module, "scene_of_clip", lambda _folder, _clip: scene)
+    answers = answers_of_clips(None, [None], [5], FPS).reshape(5, len(COLOURS), NUM_QUANTITIES)
+    red, blue = (answers[:, COLOURS.index(name)] / GAINS for name in ("red", "blue"))
+    np.testing.assert_allclose(red[0], [-0.2, 0.2, np.nan, np.nan, np.nan], atol=1e-6)
+    np.testing.assert_allclose(red[2], [-0.2, 0.2, 0, 0, 0], atol=1e-6)
+    np.testing.assert_allclose(red[3], [-0.1, 0.2, 0.1, 0, 0], atol=1e-6)
+    np.testing.assert_allclose(blue[4], [0, -0.25, 0, 0, 0.01], atol=1e-6)
+    others = [number for number, name in enumerate(COLOURS) if name not in ("red", "blue")]
+    assert np.isnan(answers[:, others]).all()
+
+
+def test_the_head_reads_each_frames_last_token_alone():
+    answers = np.array([[0.5, np.nan], [np.nan, -1.0], [2.0, 2.0]], np.float32)
+    watching = Watching(answers, hidden_size=4)
+    frame_index = torch.tensor([[0, 1], [3, 4]])
+    unread = ("token_ids", "is_text", "features", "label_rows", "labels", "is_stream")
+    frames = torch.tensor([1, 0])
+    batch = Batch(**dict.fromkeys(unread), frame_index=frame_index, frames=frames)
+    hidden = torch.randn(1, 6, 4, requires_grad=True)
+    loss = watching.loss(hidden, batch)
+    assert loss.item() == pytest.approx((0.5**2 / 2 + 0.5) / 2)  # smooth L1 of 0.5 and of 1
+    torch.nn.init.ones_(watching.head.weight)
+    watching.loss(hidden, batch).backward()
+    assert hidden.grad[0].abs().sum(1).ne(0).tolist() == [False, True, False, False, True, False]
+
+
+def test_it_is_learned_and_leaves_no_trace_in_the_checkpoint(data, tmp_path):
+    losses = run(data, tmp_path / "model", settings=replace(SETTINGS, steps=60))
+    assert np.mean(losses["watch"][-9:]) < 0.8 * losses["watch"][0]
+    assert len(losses["watch"]) == len(losses["lm"]) == 60
+    Checkpoint(tmp_path / "model")  # which refuses tensors that it does not know
+
+
+def test_a_stopped_training_goes_on_with_the_same_head(data, tmp_path):
+    def stop(name, done, _total):
+        if "loss" in name and done == 6:
+            raise KeyboardInterrupt
+
+    whole = run(data, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(data, tmp_path / "cut", on_step=stop)
+    assert run(data, tmp_path / "cut", resume=True) == whole
+
+
+def test_videos_of_which_nothing_is_known_are_an_error(tmp_path):
+    write_toy_data(tmp_path / "data", num_clips=2)
+    with pytest.raises(DataError, match=r"no scenes.json.* set watch_weight = 0"):
+        run(tmp_path / "data", tmp_path / "model")
