@@ -1,7 +1,9 @@
 """The model that a training starts from: a checkpoint's tensors where they fit, random elsewhere.
 
-The random ones are drawn as usual for decoders of this kind (GPT-2, Llama): normal with standard
-deviation 0.02, what writes into the residual stream narrower by sqrt(2 L), biases 0, norms 1.
+The random ones are normal, biases 0, norms 1. A matrix keeps the size of what it is given
+(deviation 1 / sqrt(inputs)), one that writes into the residual stream is narrower by sqrt(2 L);
+tokens and routers begin small (0.02). GPT-2's 0.02 for all is meant for wide models: at D = 128,
+where it is a quarter of that, what a frame shows hardly gets through.
 
 A LayerExpert starts near weight 1 where it scales the whole layer output (`full`): with bias 3 the
 kept tokens keep 95 % of what they were in each MoD layer. With bias 0, where the published code
@@ -18,7 +20,8 @@ from mod_edge.config import ModelConfig
 from mod_edge.model import VideoLLM
 from mod_edge.presets import random_tensor, seeded_generator
 
-DEVIATION = 0.02
+SMALL_DEVIATION = 0.02
+SMALL_PARTS = ("embed_tokens", "lm_head", "router")
 ROUTER_BIAS = 3.0
 
 
@@ -60,7 +63,8 @@ def initial_tensor(config: ModelConfig, name: str, shape: tuple[int, ...], seed:
         return torch.full(shape, ROUTER_BIAS if scaling == "full" else 0.0)
     if len(shape) == 1:
         return torch.zeros(shape) if name.endswith(".bias") else torch.ones(shape)
-    deviation = DEVIATION
+    is_small = any(part in name for part in SMALL_PARTS)
+    deviation = SMALL_DEVIATION if is_small else shape[1] ** -0.5
     if name.endswith(("o_proj.weight", "down_proj.weight")):
         deviation /= math.sqrt(2 * config.text_config.num_hidden_layers)
     return deviation * torch.randn(shape, generator=seeded_generator(seed, name))

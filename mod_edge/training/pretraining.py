@@ -7,7 +7,7 @@ token for what is in the picture at all. The questions are linear and are thrown
 what they ask for is what a decoder can read off the tokens. Held-out combinations are never shown.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +38,7 @@ LEAST_OWNED = 3  # such cells of an object make it present
 COVER_GAIN = 10.0  # shares of a cell are small numbers
 PLACE_GAIN = 20.0
 NUM_CELL_TARGETS = 3 * NUM_COLOURS + NUM_SHAPES
+NUM_EVEN_BATCHES = 20  # of pictures by which the outputs are evened out
 DEVIATION, PATCH_DEVIATION = 0.02, 0.05  # of initial weights: the pixels are the smaller input
 JPEG_QUALITY = (50, 95)  # videos are compressed, so what is learned from is too
 
@@ -118,6 +119,29 @@ def pretrain_vision(
         optimizer.step()
         schedule.step()
         on_step(step, loss.item())
+    even_out(encoder, [next(pictures)["picture"] for _ in range(NUM_EVEN_BATCHES)])
+
+
+@torch.no_grad()
+def even_out(encoder: FrameEncoder, pictures: Sequence[Tensor]) -> None:
+    """Give every channel of the pooled tokens mean 0 and deviation 1; CLS stays what it is.
+
+    Else what the pictures have in common outweighs what tells them apart, and a decoder, whose
+    norms let through the direction of a token alone, hardly sees the difference.
+
+    Args:
+        encoder: its tower's last norm is changed, and what reads it within the tower.
+        pictures: (B, I, I, 3) uint8 each, over which mean and deviation are taken.
+    """
+    cells = torch.cat([encoder.frame_tokens(each)[:, encoder.has_cls :] for each in pictures])
+    deviation, mean = torch.std_mean(cells.flatten(0, 1), dim=0)
+    vision = encoder.vision_model
+    vision.post_layernorm.weight /= deviation
+    vision.post_layernorm.bias.sub_(mean).div_(deviation)
+    attention = vision.head.attention
+    key_value = slice(len(mean), None)  # the query is a probe of its own
+    attention.in_proj_bias[key_value] += attention.in_proj_weight[key_value] @ mean
+    attention.in_proj_weight[key_value] *= deviation
 
 
 def _initialise(vision: nn.Module) -> None:

@@ -7,7 +7,7 @@ import torch
 
 from mod_edge.checkpoint import Checkpoint
 from mod_edge.config import MoDConfig
-from mod_edge.training.initial_weights import DEVIATION, ROUTER_BIAS, initial_model
+from mod_edge.training.initial_weights import ROUTER_BIAS, SMALL_DEVIATION, initial_model
 
 
 @pytest.fixture(scope="module")
@@ -40,15 +40,16 @@ def test_a_router_is_taken_whole_or_not_at_all(base):
     assert float(router.bias.detach()) == ROUTER_BIAS
 
 
-def test_new_weights_are_narrow_and_narrower_where_they_add_to_the_stream(base):
+def test_new_weights_keep_the_size_of_states_and_add_little_to_the_stream(base):
     model = initial_model(base.config, None, seed=0)
     matrices = {name: each for name, each in model.named_parameters() if len(each) > 1}
     deviations = {name: float(matrix.std()) for name, matrix in matrices.items()}
     layer = "model.layers.1."
-    assert deviations[f"{layer}mlp.up_proj.weight"] == pytest.approx(DEVIATION, rel=0.05)
-    assert deviations["model.embed_tokens.weight"] == pytest.approx(DEVIATION, rel=0.05)
-    for name in ("mlp.down_proj.weight", "self_attn.o_proj.weight"):
-        assert deviations[layer + name] == pytest.approx(DEVIATION / 12**0.5, rel=0.05)
+    assert deviations[f"{layer}mlp.up_proj.weight"] == pytest.approx(96**-0.5, rel=0.05)
+    assert deviations["connector.0.weight"] == pytest.approx(64**-0.5, rel=0.05)
+    assert deviations["model.embed_tokens.weight"] == pytest.approx(SMALL_DEVIATION, rel=0.05)
+    for name, num_inputs in (("mlp.down_proj.weight", 256), ("self_attn.o_proj.weight", 96)):
+        assert deviations[layer + name] == pytest.approx((12 * num_inputs) ** -0.5, rel=0.05)
     assert torch.equal(model.model.norm.weight, torch.ones(96))
     assert torch.equal(model.connector[0].bias, torch.zeros(96))
 
@@ -58,7 +59,7 @@ def test_a_new_router_hardly_shrinks_what_it_scales_whole(base, scaling, weight)
     config = replace(base.config, mod_config=MoDConfig(router_scaling=scaling))
     router = initial_model(config, None, seed=0).model.layers[1].router
     assert float(router.bias.sigmoid()) == pytest.approx(weight, abs=1e-3)
-    assert 0 < float(router.weight.std()) < 2 * DEVIATION
+    assert 0 < float(router.weight.std()) < 2 * SMALL_DEVIATION
 
 
 def test_two_arms_of_a_comparison_share_what_both_have(base):

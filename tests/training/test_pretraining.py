@@ -12,6 +12,7 @@ from mod_edge.training.pretraining import (
     OWNER_CELLS,
     PretrainingOptions,
     answers,
+    even_out,
     pretrain_vision,
 )
 from mod_edge.training.render import Renderer
@@ -51,6 +52,19 @@ def test_what_is_present_is_named(config):
     names = [*COLOURS, *SHAPES]
     present = {name for name, is_there in zip(names, found["present"], strict=True) if is_there}
     assert present == {"blue", "ball", "red", "star"}
+
+
+def test_evened_out_tokens_differ_as_much_in_every_channel(config):
+    model = initial_model(config, None, 0)
+    pictures = torch.randint(256, (8, 64, 64, 3), dtype=torch.uint8)
+    before = model.frame_tokens(pictures)
+    even_out(model, [pictures[:5], pictures[5:]])
+    after = model.frame_tokens(pictures)
+    # In float32; a mean or a deviation left out of what CLS reads gives more than 0.01.
+    torch.testing.assert_close(after[:, 0], before[:, 0], atol=1e-4, rtol=1e-4)
+    deviation, mean = torch.std_mean(after[:, 1:].flatten(0, 1), dim=0)
+    torch.testing.assert_close(mean, torch.zeros_like(mean), atol=1e-4, rtol=0)
+    torch.testing.assert_close(deviation, torch.ones_like(mean), atol=1e-4, rtol=0)
 
 
 def test_patches_are_asked_for_what_covers_them(config):
