@@ -251,8 +251,8 @@ def _conditions(results: Results, first: Result) -> str:
     parts = ("train", "choose", "measure")
     by_part = (median(each.time_s[part] for each in results.values()) / 60 for part in parts)
     lines = [
-        "`make results` draws the data, carries out the runs that are missing, each from the "
-        "shipped model's vision tower and a decoder that has learned nothing, and writes this "
+        "`make results` draws the data, carries out the runs that are missing, each from one "
+        "vision tower and a decoder that has learned nothing (`base/README.md`), and writes this "
         "page; each run's figures are in a JSON file beside the plots.",
         f"- clips: {splits} (sha256 of their lines: {digests}); base {settings['base'][:8]}",
         f"- training: {', '.join(f'{name} {_plain(value)}' for name, value in train.items())}",
