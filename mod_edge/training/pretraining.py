@@ -136,7 +136,7 @@ def even_out(encoder: FrameEncoder, pictures: Sequence[Tensor]) -> None:
     cells = torch.cat([encoder.frame_tokens(each)[:, encoder.has_cls :] for each in pictures])
     deviation, mean = torch.std_mean(cells.flatten(0, 1), dim=0)
     vision = encoder.vision_model
-    vision.post_layernorm.weight /= deviation
+    vision.post_layernorm.weight.div_(deviation)
     vision.post_layernorm.bias.sub_(mean).div_(deviation)
     attention = vision.head.attention
     key_value = slice(len(mean), None)  # the query is a probe of its own
