@@ -14,14 +14,14 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from mod_edge.checkpoint import Checkpoint
-from mod_edge.config import write_config
+from mod_edge.config import read_config, write_config
 from mod_edge.console import out, progress, reports_errors
+from mod_edge.errors import ConfigError
 from mod_edge.evaluation.footage import read_footage, seed_of
 from mod_edge.evaluation.free_running import Account, run_free, score
 from mod_edge.evaluation.opened_model import open_model
 from mod_edge.evaluation.subject import Subject
-from mod_edge.manifest import CONFIG_FILE
+from mod_edge.manifest import CONFIG_FILE, is_bundle
 from mod_edge.training.clips import Clip, read_clips
 from mod_edge.training.dialogue import Dialogue, dialogue_of_clip
 
@@ -48,8 +48,13 @@ def choose_threshold(
     """The threshold with which the model, left to itself, has the highest F1; of equals the first.
 
     Raises:
+        ConfigError: it is a bundle, whose manifest holds its config to what was exported.
         ModEdgeError: the checkpoint cannot be run, or a video cannot be read.
     """
+    if is_bundle(checkpoint):
+        raise ConfigError(
+            f"{checkpoint} is a bundle; choose the threshold of its checkpoint, then export again"
+        )
     opened = open_model(checkpoint, backend="auto", device="auto")
     fps = opened.config.stream_config.frame_fps
     accounts: list[list[tuple[Dialogue, Account]]] = [[] for _ in thresholds]
@@ -69,7 +74,7 @@ def choose_threshold(
 
 def adopt_threshold(checkpoint: Path, threshold: float) -> None:
     """Make `threshold` the checkpoint's own."""
-    config = Checkpoint(checkpoint).config
+    config = read_config(checkpoint / CONFIG_FILE)
     stream = replace(config.stream_config, frame_token_interval_threshold=threshold)
     written = checkpoint / f"{CONFIG_FILE}.new"
     write_config(replace(config, stream_config=stream), written)

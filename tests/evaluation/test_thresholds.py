@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from mod_edge.config import read_config
+from mod_edge.errors import ConfigError
 from mod_edge.evaluation import thresholds as thresholds_module
 from mod_edge.evaluation.thresholds import adopt_threshold, choose_threshold
 from mod_edge.training.clips import read_clips
@@ -34,6 +35,11 @@ def test_the_best_threshold_is_taken_and_of_equals_the_first(monkeypatch, data, 
     choice = choose_threshold(tiny_checkpoint, clips, [*f1], tolerance_s=1.0, on_step=silent)
     assert choice.threshold == 0.4
     assert choice.f1 == (0.4, 0.5, 0.5, 0.0)
+
+
+def test_a_bundle_is_left_as_it_was_exported(tiny_bundle):
+    with pytest.raises(ConfigError, match="is a bundle"):
+        choose_threshold(tiny_bundle, [], [0.5], tolerance_s=1.0, on_step=silent)
 
 
 def test_an_adopted_threshold_is_the_checkpoints_own(write_tiny):
