@@ -164,11 +164,7 @@ class Batches:
         Raises:
             DataError: fewer clips than a batch has.
         """
-        if len(streams) < settings.batch_clips:
-            raise DataError(
-                f"the split has {len(streams)} clips, batch_clips={settings.batch_clips}; "
-                "lower batch_clips or add clips"
-            )
+        check_fills_a_batch("the split", len(streams), settings)
         self._streams, self._features = streams, features
         self._settings = settings
         self._epoch = lru_cache(maxsize=2)(self._plan_epoch)
@@ -232,6 +228,19 @@ class Batches:
             label_rows=torch.from_numpy(label_rows),
             labels=torch.from_numpy(labels.reshape(-1)[label_rows]),
             is_stream=torch.from_numpy(~is_text.reshape(-1)[label_rows]),
+        )
+
+
+def check_fills_a_batch(split: str, num_clips: int, settings: TrainConfig) -> None:
+    """Refuse fewer clips than a batch has.
+
+    Raises:
+        DataError: that, of `split` by name.
+    """
+    if num_clips < settings.batch_clips:
+        raise DataError(
+            f"{split} has {num_clips} clips, batch_clips={settings.batch_clips}; "
+            "lower batch_clips or add clips"
         )
 
 

@@ -1,7 +1,7 @@
 """Writes the data set of made-up scenes: mp4 files and JSONL, as `clips` describes them."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -109,8 +109,8 @@ def is_made_up(folder: Path) -> bool:
     return (folder / MARKER_FILE).is_file()
 
 
-def scene_of_clip(folder: Path, clip: Clip) -> Scene:
-    """The scene that a clip of the data set `folder` was drawn from, made up once more.
+def scenes_of_clips(folder: Path, clips: Iterable[Clip]) -> Iterator[Scene]:
+    """The scenes that clips of the data set `folder` were drawn from, made up once more.
 
     Raises:
         DataError: the data set is none that `write_scenes` made.
@@ -121,10 +121,11 @@ def scene_of_clip(folder: Path, clip: Clip) -> Scene:
             "such as `mod-edge scenes` writes; set watch_weight = 0 for others"
         )
     facts = json.loads((folder / MARKER_FILE).read_text(encoding="utf-8"))
-    name, number = clip.uid.rsplit("-", 1)
-    split = next(split for split in SPLITS if split.name == name)
-    seed = _scene_seed(facts["seed"], split, int(number))
-    return write_scene(seed, facts["duration_s"], held_out=split.held_out)
+    splits = {split.name: split for split in SPLITS}
+    for clip in clips:
+        name, number = clip.uid.rsplit("-", 1)
+        seed = _scene_seed(facts["seed"], splits[name], int(number))
+        yield write_scene(seed, facts["duration_s"], held_out=splits[name].held_out)
 
 
 def conversation_of(scene: Scene) -> tuple[Line, ...]:

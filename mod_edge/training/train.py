@@ -19,13 +19,13 @@ from tokenizers import Tokenizer
 from mod_edge import __version__
 from mod_edge.checkpoint import WEIGHTS_FILE, Checkpoint, is_checkpoint, tensor_shapes
 from mod_edge.config import write_config
-from mod_edge.errors import BackendError, DataError
+from mod_edge.errors import BackendError
 from mod_edge.manifest import CONFIG_FILE, TOKENIZER_FILE, file_sha256
 from mod_edge.model import VideoLLM
 from mod_edge.presets import write_safetensors
 from mod_edge.staging import check_target, staged_folder
 from mod_edge.tokenizer import preset_tokenizer, read_tokenizer
-from mod_edge.training.batches import Batches, streams_of_clips
+from mod_edge.training.batches import Batches, check_fills_a_batch, streams_of_clips
 from mod_edge.training.clips import Clip, read_clips, split_file
 from mod_edge.training.features import FrameFeatures, frame_features
 from mod_edge.training.initial_weights import initial_model
@@ -101,11 +101,8 @@ def train(
     check_target(output, is_ours=is_checkpoint, force=force)
     require_matplotlib()
     clips = read_clips(data, SPLIT)
-    if len(clips) < recipe.train.batch_clips:  # before hours of features
-        raise DataError(
-            f"{split_file(data, SPLIT)} has {len(clips)} clips, "
-            f"batch_clips={recipe.train.batch_clips}; lower batch_clips or add clips"
-        )
+    # Before hours of features.
+    check_fills_a_batch(str(split_file(data, SPLIT)), len(clips), recipe.train)
     device = device_named(recipe.train.device)
     base = Checkpoint(recipe.init) if isinstance(recipe.init, Path) else None
     tokenizer = _tokenizer(base, recipe)

@@ -17,8 +17,8 @@ from torch.nn.functional import rms_norm, smooth_l1_loss
 
 from mod_edge.training.batches import Batch
 from mod_edge.training.clips import Clip
-from mod_edge.training.scene import COLOURS, Look, Scene
-from mod_edge.training.scenes import scene_of_clip
+from mod_edge.training.scene import COLOURS, Look
+from mod_edge.training.scenes import scenes_of_clips
 
 # Of place, motion since the frame before, and growth, in shares of the picture. Few objects move at
 # any instant: those that do have to weigh as much as all places.
@@ -31,6 +31,8 @@ FloatArray = npt.NDArray[np.float32]
 class Watching(nn.Module):
     """The head, and what it should say at each frame of the data set."""
 
+    answers: Tensor
+
     def __init__(self, answers: FloatArray, hidden_size: int) -> None:
         """A head that says 0 everywhere.
 
@@ -39,7 +41,7 @@ class Watching(nn.Module):
             hidden_size: D.
         """
         super().__init__()
-        self._answers = torch.from_numpy(answers)
+        self.register_buffer("answers", torch.from_numpy(answers), persistent=False)
         self.head = nn.Linear(hidden_size, answers.shape[1])
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
@@ -48,7 +50,7 @@ class Watching(nn.Module):
         """Mean over what is known of the batch's frames; `hidden` is (B, T, D)."""
         states = hidden.flatten(0, 1).index_select(0, batch.frame_index[:, -1])
         said = self.head(rms_norm(states, states.shape[-1:]))
-        wanted = self._answers[batch.frames.cpu()].to(said)
+        wanted = self.answers[batch.frames]
         is_known = ~wanted.isnan()
         return smooth_l1_loss(said[is_known], wanted[is_known])
 
@@ -67,23 +69,24 @@ def answers_of_clips(
     Raises:
         DataError: the data set was not made by `mod-edge scenes`.
     """
-    return np.concatenate(
-        [
-            np.stack([_answers(scene, frame / fps, 1 / fps) for frame in range(count)])
-            for clip, count in zip(clips, num_frames, strict=True)
-            for scene in [scene_of_clip(folder, clip)]
-        ]
-    )
+    answers: list[FloatArray] = []
+    for scene, count in zip(scenes_of_clips(folder, clips), num_frames, strict=True):
+        before: Sequence[Look | None] = [None] * len(scene.things)
+        for frame in range(count):
+            looks = scene.looks(frame / fps)
+            answers.append(_answers(looks, before))
+            before = looks
+    return np.stack(answers)
 
 
-def _answers(scene: Scene, time_s: float, since_s: float) -> FloatArray:
+def _answers(looks: Sequence[Look], looks_before: Sequence[Look | None]) -> FloatArray:
     """(colours * quantities,) of objects whose centre is in the picture, in no change of colour."""
     answers = np.full((len(COLOURS), NUM_QUANTITIES), np.nan, np.float32)
-    for look, before in zip(scene.looks(time_s), scene.looks(time_s - since_s), strict=True):
+    for look, before in zip(looks, looks_before, strict=True):
         if _is_clear(look):
             values = answers[COLOURS.index(look.next_colour)]
             values[:2] = look.x - 0.5, look.y - 0.5
-            if _is_clear(before) and look.next_colour == before.next_colour and time_s > 0:
+            if before and _is_clear(before) and look.next_colour == before.next_colour:
                 values[2:] = look.x - before.x, look.y - before.y, look.radius - before.radius
     return (answers * GAINS).flatten()
 

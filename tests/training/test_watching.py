@@ -15,7 +15,7 @@ from mod_edge.training.batches import Batch
 from mod_edge.training.clips import read_clips
 from mod_edge.training.recipe import Recipe, TrainConfig
 from mod_edge.training.scene import COLOURS, Scene, Thing, Track
-from mod_edge.training.scenes import scene_of_clip, write_scenes
+from mod_edge.training.scenes import scenes_of_clips, write_scenes
 from mod_edge.training.watching import GAINS, NUM_QUANTITIES, Watching, answers_of_clips
 from tests.training.test_train import SMALL
 from tests.training.toy_data import write_toy_data
@@ -53,9 +53,9 @@ def run(data, output, *, settings=SETTINGS, on_step=lambda *_: None, resume=Fals
 
 
 def test_a_clips_scene_is_the_one_that_it_tells_of(data):
-    for clip in read_clips(data, "train"):
+    clips = read_clips(data, "train")
+    for clip, scene in zip(clips, scenes_of_clips(data, clips), strict=True):
         told = [line.content for line in clip.conversation if line.kind]
-        scene = scene_of_clip(data, clip)
         assert [each.text for each in scene.happenings if each.kind] == told
 
 
@@ -68,7 +68,7 @@ def test_answers_are_places_and_what_changed(monkeypatch):
     grows = thing("ball", "blue", still(0.5), still(0.25), Track([1.0, 2.0], [0.1, 0.12]))
     outside = thing("star", "cyan", still(-0.1), still(0.5), still(0.1))
     scene = Scene(DURATION_S, 0, [moves, grows, outside])
-    monkeypatch.setattr(watching_module, "scene_of_clip", lambda _folder, _clip: scene)
+    monkeypatch.setattr(watching_module, "scenes_of_clips", lambda _folder, _clips: [scene])
     answers = answers_of_clips(None, [None], [5], FPS).reshape(5, len(COLOURS), NUM_QUANTITIES)
     red, blue = (answers[:, COLOURS.index(name)] / GAINS for name in ("red", "blue"))
     np.testing.assert_allclose(red[0], [-0.2, 0.2, np.nan, np.nan, np.nan], atol=1e-6)
