@@ -51,10 +51,8 @@ def data(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(autouse=True)
-def no_picture(monkeypatch):
-    """None drawn (0.5 s each) but in the test of the picture."""
-    monkeypatch.setattr(train_module, "plot_losses", lambda *_: None)
+# Nothing is drawn but in the test of the picture.
+pytestmark = pytest.mark.usefixtures("no_picture")
 
 
 def run(data, recipe, output, on_step=lambda *_: None, *, resume=False, force=False):

@@ -40,10 +40,7 @@ def data(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(autouse=True)
-def no_picture(monkeypatch):
-    """None drawn (0.5 s each)."""
-    monkeypatch.setattr(train_module, "plot_losses", lambda *_: None)
+pytestmark = pytest.mark.usefixtures("no_picture")
 
 
 def run(data, output, *, settings=SETTINGS, on_step=lambda *_: None, resume=False):
