@@ -29,6 +29,7 @@ from mod_edge.console import (
     reports_errors,
     si,
 )
+from mod_edge.errors import ConfigError
 
 __all__ = ["app"]  # with all commands on it
 
@@ -40,7 +41,9 @@ VERIFY_PACKAGES = ("polygraphy", "onnxruntime")
 def init(
     preset: Annotated[str, typer.Argument(help="narrator, trained; or tiny, 135m, 1b, 8b.")],
     folder: Annotated[Path, typer.Argument(help="Checkpoint folder to make.")],
-    seed: Annotated[int, typer.Option(help="Seed of the random weights.")] = 0,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of random weights.", show_default="0")
+    ] = None,
     force: ForceOption = False,
 ) -> None:
     """Write a checkpoint: the trained one that comes along, or random weights to measure with."""
@@ -49,6 +52,8 @@ def init(
     from mod_edge.shipped import CARD_FILE, NAME, copy_shipped
 
     if preset == NAME:
+        if seed is not None:
+            raise ConfigError(f"--seed is of random weights; {NAME} is trained: leave it away")
         size = copy_shipped(folder, force=force)
         out.print(
             f"wrote {printable(str(folder))}: {NAME}, {si(size, 'B')} of trained weights; what it "
@@ -57,10 +62,10 @@ def init(
         return
 
     with progress("init") as show:
-        size = init_checkpoint(preset, folder, seed=seed, force=force, on_progress=show)
+        size = init_checkpoint(preset, folder, seed=seed or 0, force=force, on_progress=show)
     out.print(
         f"wrote {printable(str(folder))}: preset {preset}, {si(size, 'B')} of random weights, "
-        f"seed {seed}"
+        f"seed {seed or 0}"
     )
 
 

@@ -113,6 +113,13 @@ def test_init_writes_a_checkpoint_and_says_so_in_one_line(tmp_path):
     assert Checkpoint(folder).config == preset_config("tiny")
 
 
+def test_a_seed_of_trained_weights_is_an_error(tmp_path):
+    result = invoke("init", "narrator", tmp_path / "model", "--seed", 3)
+    assert result.exit_code == 1
+    assert "narrator is trained: leave it away" in result.stderr
+    assert not (tmp_path / "model").exists()
+
+
 def test_init_replaces_only_with_force(tmp_path):
     folder = tmp_path / "tiny"
     succeeds("init", "tiny", folder, "--seed", 3)

@@ -6,6 +6,7 @@ from typing import Any
 
 from mod_edge.checkpoint import Checkpoint
 from mod_edge.comparison.arms import Run
+from mod_edge.evaluation.thresholds import THRESHOLDS
 from mod_edge.training.recipe import Recipe, TrainConfig
 
 UNCHOSEN = 0.0  # the threshold of a model that has just been trained
@@ -70,9 +71,7 @@ STANDARD = Settings(
         dtype="bfloat16",
         save_every=200,
     ),
-    # 0 takes the likeliest token as it is, 0.725 is the published demo's. Up to 0.5 they hardly
-    # differ: with two likely tokens the one below 0.5 is not the likeliest anyway.
-    thresholds=(0.0, 0.6, 0.725, 0.85, 0.95),
+    thresholds=THRESHOLDS,
     num_validation_clips=30,
     num_test_clips=None,
     tolerance_s=1.0,
