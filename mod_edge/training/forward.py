@@ -9,6 +9,7 @@ Matrix products compute in `dtype`; norms, rotation, router and residual stream 
 parameters' own (float32, or float64 where a test wants it).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -77,24 +78,26 @@ class BatchedDecoder:
 
     def logits(self, batch: Batch) -> Tensor:
         """(L, V) in at least float32, at the batch's labelled rows."""
-        return self.logits_of(self.hidden(batch), batch)
+        return self.logits_of(self.hidden_states(batch)[-1], batch)
 
     def logits_of(self, hidden: Tensor, batch: Batch) -> Tensor:
-        """Likewise, from what `hidden` gave for the batch."""
+        """Likewise, from the last of the batch's `hidden_states`."""
         num_labels = len(batch.label_rows)
         rows = pad(batch.label_rows, (0, round_up(num_labels) - num_labels))
         states = hidden.flatten(0, 1).index_select(0, rows)
         logits = self._normed_product(states, self._model.model.norm, self._model.lm_head)
         return logits[:num_labels].to(torch.promote_types(self._dtype, torch.float32))
 
-    def hidden(self, batch: Batch) -> Tensor:
-        """Final hidden states (B, T, D) before the last norm; of no meaning in padding."""
+    def hidden_states(self, batch: Batch) -> list[Tensor]:
+        """(B, T, D) before the first layer and behind each one; of no meaning in padding."""
         hidden = self._embeds(batch)
+        hidden_states = [hidden]
         rotation = self._rotation(batch.num_positions, hidden)
         compaction: Compaction | None = None
         for layer in self._layers:
             if not isinstance(layer, MoDDecoderLayer):
                 hidden = self._layer(layer, hidden, rotation)
+                hidden_states.append(hidden)
                 continue
             flat = hidden.flatten(0, 1)
             router_logits = self._router_logits(layer, flat, batch)
@@ -102,7 +105,34 @@ class BatchedDecoder:
                 compaction = compact(batch, self._choose(layer, router_logits, batch), rotation)
             weights = None if router_logits is None else token_weights(router_logits, batch)
             hidden = self._mod_layer(layer, flat, compaction, weights).view_as(hidden)
-        return hidden
+            hidden_states.append(hidden)
+        return hidden_states
+
+    def attention_scores(self, hidden_states: Sequence[Tensor], number: int, head: int) -> Tensor:
+        """(B, T, T) in `dtype`: each row's score for each, before mask and softmax.
+
+        Args:
+            hidden_states: of the batch.
+            number: of a layer that computes all rows.
+            head: of its query heads.
+        """
+        hidden, layer = hidden_states[number], self._layers[number]
+        attention, size = layer.self_attn, layer.self_attn.head_dim
+        key_head = head * attention.num_key_value_heads // attention.num_heads
+        weight = torch.cat(
+            [
+                attention.q_proj.weight[head * size : (head + 1) * size],
+                attention.k_proj.weight[key_head * size : (key_head + 1) * size],
+            ]
+        )
+        norm = layer.input_layernorm
+        states = linear(
+            normalized(hidden, norm.eps, self._dtype), (weight * norm.weight).to(self._dtype)
+        )
+        rotation = self._rotation(hidden.shape[1], hidden)
+        turned = rotated(states.unflatten(-1, (2, size)), rotation.cos, rotation.sin)
+        query, key = turned.unbind(2)
+        return (query * size**-0.5) @ key.transpose(1, 2)
 
     def _embeds(self, batch: Batch) -> Tensor:
         """(B, T, D): text rows from the table, frames' rows from the connector."""

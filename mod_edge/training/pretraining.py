@@ -3,8 +3,9 @@
 The published models start from a vision tower that has seen the world. Ours starts from pictures of
 made-up scenes, whose objects are known: each patch is asked for the colour and shape it shows, each
 pooled token for how much of every colour and shape lies in its cell and where, and the pooled "CLS"
-token for what is in the picture at all. The questions are linear and are thrown away afterwards; so
-what they ask for is what a decoder can read off the tokens. Held-out combinations are never shown.
+token for what is in the picture, where each colour is and how large. The questions are linear and
+are thrown away afterwards; so what they ask for is what a decoder can read off the tokens. Held-out
+combinations are never shown.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -38,9 +39,13 @@ LEAST_OWNED = 3  # such cells of an object make it present
 COVER_GAIN = 10.0  # shares of a cell are small numbers
 PLACE_GAIN = 20.0
 NUM_CELL_TARGETS = 3 * NUM_COLOURS + NUM_SHAPES
+# Of a colour's middle and side in the picture, so that both vary by about 1.
+WHERE_GAINS, USUAL_SIDE = (4.0, 4.0, 20.0), 0.2
 NUM_EVEN_BATCHES = 20  # of pictures by which the outputs are evened out
 DEVIATION, PATCH_DEVIATION = 0.02, 0.05  # of initial weights: the pixels are the smaller input
 JPEG_QUALITY = (50, 95)  # videos are compressed, so what is learned from is too
+
+Maps = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,7 @@ class Questions(nn.Module):
         self.patch = nn.Linear(size, NUM_COLOURS + NUM_SHAPES + 2)  # each with "nothing"
         self.cell = nn.Linear(size, NUM_CELL_TARGETS)
         self.cls = nn.Linear(size, NUM_COLOURS + NUM_SHAPES)
+        self.where = nn.Linear(size, len(WHERE_GAINS) * NUM_COLOURS)
 
 
 def pretrain_vision(
@@ -160,11 +166,13 @@ def _loss(
     """Of patches (B, patches, Dv), the cells that `pooling` makes of them, and CLS (B, Dv)."""
     patch = questions.patch(hidden).flatten(0, 1)
     colour, shape = patch.split([NUM_COLOURS + 1, NUM_SHAPES + 1], dim=1)
+    is_there = ~batch["where"].isnan()
     return (
         cross_entropy(colour, batch["patch_colour"].flatten(), ignore_index=IGNORED)
         + cross_entropy(shape, batch["patch_shape"].flatten(), ignore_index=IGNORED)
         + mse_loss(questions.cell(pooling @ hidden), batch["cell"])
         + 0.3 * binary_cross_entropy_with_logits(questions.cls(cls), batch["present"])
+        + 0.5 * mse_loss(questions.where(cls)[is_there], batch["where"][is_there])
     )
 
 
@@ -211,7 +219,8 @@ def answers(
 
     Returns:
         patch_colour, patch_shape (patches,) int64, the number of classes for nothing, `IGNORED`
-        where it is unclear; cell (rows*columns, targets) float32; present (classes,) float32.
+        where it is unclear; cell (rows*columns, targets) float32; present (classes,) float32; where
+        (colours*3,) float32, NaN for colours that are not present.
     """
     side = len(owners)
     cover = np.zeros((NUM_COLOURS + NUM_SHAPES, side, side), np.float32)
@@ -226,23 +235,35 @@ def answers(
     patches = _means(np.concatenate([cover, places]), config.vision_config.grid_size)
     shares = patches[:, : NUM_COLOURS + NUM_SHAPES].copy()
     patches[:, : NUM_COLOURS + NUM_SHAPES] *= COVER_GAIN
+    present = cover.sum(axis=(1, 2)) > LEAST_OWNED
     return {
         "patch_colour": _classes(shares[:, :NUM_COLOURS]),
         "patch_shape": _classes(shares[:, NUM_COLOURS:]),
         "cell": torch.from_numpy(pooling.numpy() @ patches),
-        "present": torch.from_numpy((cover.sum(axis=(1, 2)) > LEAST_OWNED).astype(np.float32)),
+        "present": torch.from_numpy(present.astype(np.float32)),
+        "where": torch.from_numpy(_where(colours, x, y, present[:NUM_COLOURS])),
     }
 
 
-def _means(maps: npt.NDArray[np.float32], grid: int) -> npt.NDArray[np.float32]:
+def _where(colours: Maps, x: Maps, y: Maps, is_present: npt.NDArray[np.bool_]) -> Maps:
+    """(colours*3,): the middle of what is seen of each, and the side of a square as large."""
+    shares = colours.mean(axis=(1, 2))
+    with np.errstate(invalid="ignore"):  # 0 / 0 of what is absent
+        middles = [(colours * place).mean(axis=(1, 2)) / shares for place in (x, y)]
+    wheres = np.stack([*middles, np.sqrt(shares) - USUAL_SIDE], axis=1)
+    wheres[~is_present] = np.nan
+    return (wheres * np.array(WHERE_GAINS, np.float32)).flatten()
+
+
+def _means(maps: Maps, grid: int) -> Maps:
     """(patches, maps) means over the patches of maps (maps, side, side)."""
     count, side, _ = maps.shape
     cut = maps.reshape(count, grid, side // grid, grid, side // grid)
-    means: npt.NDArray[np.float32] = cut.mean(axis=(2, 4)).reshape(count, -1).T
+    means: Maps = cut.mean(axis=(2, 4)).reshape(count, -1).T
     return np.ascontiguousarray(means)
 
 
-def _classes(shares: npt.NDArray[np.float32]) -> Tensor:
+def _classes(shares: Maps) -> Tensor:
     """(patches,) the class that covers most of each patch, the number of classes for none."""
     most, which = shares.max(axis=1), shares.argmax(axis=1)
     classes = np.where(most >= SURE_SHARE, which, IGNORED)

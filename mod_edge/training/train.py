@@ -194,9 +194,9 @@ def _watching(
 ) -> Watching | None:
     if not recipe.train.watch_weight:
         return None
-    fps, size = recipe.model.stream_config.frame_fps, recipe.model.text_config.hidden_size
+    fps = recipe.model.stream_config.frame_fps
     answers = answers_of_clips(data, clips, features.num_frames.tolist(), fps)
-    return Watching(answers, size).to(device)
+    return Watching(answers, recipe.model).to(device)
 
 
 def _tokenizer(base: Checkpoint | None, recipe: Recipe) -> Tokenizer:

@@ -25,7 +25,8 @@ ADAM_BETAS = (0.9, 0.95)  # as Llama's: the second moment follows within 20 step
 SECONDS_SHOWN = 20.0  # how long the same losses are shown, on a line each where there is no bar
 NUM_STEPS_SHOWN = 50  # the loss that is shown is the mean of so many steps
 
-Lesson = Callable[[Tensor, Batch], Tensor]  # final hidden states (B, T, D) to a mean loss
+# The decoder and its `hidden_states` for the batch, to a mean loss.
+Lesson = Callable[[BatchedDecoder, list[Tensor], Batch], Tensor]
 
 
 class Trainer:
@@ -131,12 +132,12 @@ class Trainer:
         sums, watch_loss = torch.zeros(2, device=self._device), torch.zeros((), device=self._device)
         for batch in batches:
             on_device = batch.to(self._device)
-            hidden = self._decoder.hidden(on_device)
-            losses = self._losses(hidden, on_device)
+            hidden_states = self._decoder.hidden_states(on_device)
+            losses = self._losses(hidden_states[-1], on_device)
             total = losses[0] + settings.stream_loss_weight * losses[1]
             total = total / sum(len(each.labels) for each in batches)
             if self._lesson is not None:
-                share = self._lesson(hidden, on_device) / len(batches)
+                share = self._lesson(self._decoder, hidden_states, on_device) / len(batches)
                 total = total + settings.watch_weight * share
                 watch_loss += share.detach()
             total.backward()

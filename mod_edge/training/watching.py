@@ -1,9 +1,10 @@
-"""A lesson beside the words: where every object of a made-up scene is, and how it moves.
+"""A lesson beside the words: to look one frame back, and to see what has moved since.
 
-A motion is told in one word at one instant, and to find it a decoder has to compare places between
-frames, for which no word rewards half of the way. So a linear head, thrown away afterwards, asks at
-every frame's last token for place, motion and growth of each object by its colour: what the head
-can read, the words can be taken from. The scenes are those that the data set was drawn from.
+A motion is told in one word at one instant, and to find it a decoder has to do three things, of
+which no word rewards one alone: find the frame before, compare places with it, carry the difference
+to the reply. So the first layer is asked for two of them at every frame's CLS token: one query head
+for the CLS token a frame back, and a linear head, thrown away afterwards, for place, motion and
+growth of each object by its colour. The scenes are those that the data set was drawn from.
 """
 
 from collections.abc import Sequence
@@ -13,10 +14,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import rms_norm, smooth_l1_loss
+from torch.nn.functional import cross_entropy, rms_norm, smooth_l1_loss
 
+from mod_edge.config import ModelConfig
+from mod_edge.errors import DataError
 from mod_edge.training.batches import Batch
 from mod_edge.training.clips import Clip
+from mod_edge.training.forward import BatchedDecoder
 from mod_edge.training.scene import COLOURS, Look
 from mod_edge.training.scenes import scenes_of_clips
 
@@ -24,6 +28,7 @@ from mod_edge.training.scenes import scenes_of_clips
 # any instant: those that do have to weigh as much as all places.
 GAINS = np.array([4.0, 4.0, 40.0, 40.0, 100.0], np.float32)
 NUM_QUANTITIES = len(GAINS)
+LAYER, QUERY_HEAD = 0, 0  # that look back
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -33,26 +38,50 @@ class Watching(nn.Module):
 
     answers: Tensor
 
-    def __init__(self, answers: FloatArray, hidden_size: int) -> None:
+    def __init__(self, answers: FloatArray, config: ModelConfig) -> None:
         """A head that says 0 everywhere.
 
         Args:
             answers: see `answers_of_clips`.
-            hidden_size: D.
+            config: of the model that learns.
+
+        Raises:
+            DataError: frames have no CLS token, or the first layer does not compute all of them.
         """
         super().__init__()
+        if not config.frame_token_cls or LAYER in config.mod_layers:
+            raise DataError(
+                "watch_weight needs a model with frame_token_cls, whose CLS token tells where "
+                f"things are, and a dense layer {LAYER}, to compare it with the one a frame back; "
+                "set watch_weight = 0 for others"
+            )
         self.register_buffer("answers", torch.from_numpy(answers), persistent=False)
-        self.head = nn.Linear(hidden_size, answers.shape[1])
+        self.head = nn.Linear(config.text_config.hidden_size, answers.shape[1])
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
-    def loss(self, hidden: Tensor, batch: Batch) -> Tensor:
-        """Mean over what is known of the batch's frames; `hidden` is (B, T, D)."""
-        states = hidden.flatten(0, 1).index_select(0, batch.frame_index[:, -1])
+    def loss(
+        self, decoder: BatchedDecoder, hidden_states: Sequence[Tensor], batch: Batch
+    ) -> Tensor:
+        """The mean over what is known of the batch's frames, and that over frames to look back."""
+        rows = batch.frame_index[:, 0]
+        states = hidden_states[LAYER + 1].flatten(0, 1).index_select(0, rows)
         said = self.head(rms_norm(states, states.shape[-1:]))
         wanted = self.answers[batch.frames]
         is_known = ~wanted.isnan()
-        return smooth_l1_loss(said[is_known], wanted[is_known])
+        scores = decoder.attention_scores(hidden_states, LAYER, QUERY_HEAD)
+        return smooth_l1_loss(said[is_known], wanted[is_known]) + _look_back_loss(scores, batch)
+
+
+def _look_back_loss(scores: Tensor, batch: Batch) -> Tensor:
+    """Cross-entropy of each CLS token's attention to the one a frame back, where there is one."""
+    rows, length = batch.frame_index[:, 0], batch.num_positions
+    streams, places = rows // length, rows % length
+    is_next = (streams[1:] == streams[:-1]) & (batch.frames[1:] == batch.frames[:-1] + 1)
+    here, before = places[1:][is_next], places[:-1][is_next]
+    seen = scores.flatten(0, 1).index_select(0, rows[1:][is_next]).float()
+    is_ahead = torch.arange(length, device=rows.device) > here[:, None]
+    return cross_entropy(seen.masked_fill(is_ahead, -torch.inf), before)
 
 
 def answers_of_clips(

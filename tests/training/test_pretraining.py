@@ -10,6 +10,8 @@ from mod_edge.training.pretraining import (
     COVER_GAIN,
     IGNORED,
     OWNER_CELLS,
+    USUAL_SIDE,
+    WHERE_GAINS,
     PretrainingOptions,
     answers,
     even_out,
@@ -52,6 +54,17 @@ def test_what_is_present_is_named(config):
     names = [*COLOURS, *SHAPES]
     present = {name for name, is_there in zip(names, found["present"], strict=True) if is_there}
     assert present == {"blue", "ball", "red", "star"}
+
+
+def test_cls_is_asked_where_each_colour_is_and_how_large(config):
+    found = answers_of(config, thing("box", "green", 0.25, 0.75))["where"]
+    wheres = found.reshape(len(COLOURS), len(WHERE_GAINS)) / torch.tensor(WHERE_GAINS)
+    x, y, side = wheres[COLOURS.index("green")].tolist()
+    # Axes exchanged give 0.5 of error. On the coarse grid the side of 0.242 comes out as 0.25.
+    assert (x, y) == pytest.approx((-0.25, 0.25), abs=0.01)
+    assert side + USUAL_SIDE == pytest.approx(1.22 * 2**0.5 * 0.14, abs=0.02)
+    absent = [number for number, name in enumerate(COLOURS) if name != "green"]
+    assert wheres[absent].isnan().all()
 
 
 def test_evened_out_tokens_differ_as_much_in_every_channel(config):

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from mod_edge.checkpoint import Checkpoint
+from mod_edge.config import MoDConfig
 from mod_edge.errors import DataError
 from mod_edge.training import train as train_module
 from mod_edge.training import watching as watching_module
@@ -76,19 +77,74 @@ def test_answers_are_places_and_what_changed(monkeypatch):
     assert np.isnan(answers[:, others]).all()
 
 
-def test_the_head_reads_each_frames_last_token_alone():
+def batch_of(frame_index, frames, num_rows):
+    unread = ("is_text", "features", "label_rows", "labels", "is_stream")
+    return Batch(
+        **dict.fromkeys(unread),
+        token_ids=torch.zeros(1, num_rows, dtype=torch.int64),
+        frame_index=torch.tensor(frame_index),
+        frames=torch.tensor(frames),
+    )
+
+
+class Staring:
+    """A decoder whose first head looks at one row alone."""
+
+    def __init__(self, row):
+        self.row = row
+
+    def attention_scores(self, hidden_states, _number, _head):
+        num_rows = hidden_states[0].shape[1]
+        scores = torch.full((1, num_rows, num_rows), -30.0)
+        scores[:, :, self.row] = 0
+        return scores
+
+
+def test_the_head_reads_each_frames_cls_token_behind_the_first_layer():
     answers = np.array([[0.5, np.nan], [np.nan, -1.0], [2.0, 2.0]], np.float32)
-    watching = Watching(answers, hidden_size=4)
-    frame_index = torch.tensor([[0, 1], [3, 4]])
-    unread = ("token_ids", "is_text", "features", "label_rows", "labels", "is_stream")
-    frames = torch.tensor([1, 0])
-    batch = Batch(**dict.fromkeys(unread), frame_index=frame_index, frames=frames)
-    hidden = torch.randn(1, 6, 4, requires_grad=True)
-    loss = watching.loss(hidden, batch)
+    watching = Watching(answers, SMALL)
+    batch = batch_of([[0, 1], [3, 4]], [0, 1], 6)
+    hidden_states = [torch.randn(1, 6, 32, requires_grad=True) for _ in range(3)]
+    loss = watching.loss(Staring(row=0), hidden_states, batch)
     assert loss.item() == pytest.approx((0.5**2 / 2 + 0.5) / 2)  # smooth L1 of 0.5 and of 1
     torch.nn.init.ones_(watching.head.weight)
-    watching.loss(hidden, batch).backward()
-    assert hidden.grad[0].abs().sum(1).ne(0).tolist() == [False, True, False, False, True, False]
+    watching.loss(Staring(row=0), hidden_states, batch).backward()
+    read = [states.grad is not None and states.grad[0].abs().sum(1) for states in hidden_states]
+    assert read[0] is False
+    assert read[2] is False
+    assert read[1].ne(0).tolist() == [True, False, False, True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("row", "frames", "loss"),
+    [
+        (0, [5, 6], 0.0),
+        (1, [5, 6], 30.0),  # looks at the other token of the frame before
+        (3, [5, 6], 30.0),  # looks at itself
+        (5, [5, 6], np.log(4)),  # would look ahead: sees all rows up to itself alike
+    ],
+)
+def test_a_head_looks_back_at_the_cls_token_one_frame_before(row, frames, loss):
+    watching = Watching(np.zeros((7, 2), np.float32), SMALL)
+    hidden_states = [torch.randn(1, 6, 32)] * 2
+    batch = batch_of([[0, 1], [3, 4]], frames, 6)
+    assert watching.loss(Staring(row), hidden_states, batch).item() == pytest.approx(loss, abs=1e-6)
+
+
+def test_there_is_nothing_to_look_back_at_across_what_a_crop_leaves_out():
+    watching = Watching(np.zeros((9, 2), np.float32), SMALL)
+    batch = batch_of([[0, 1], [3, 4], [6, 7]], [5, 7, 8], 9)  # the sink's frame, then two others
+    loss = watching.loss(Staring(row=3), [torch.randn(1, 9, 32)] * 2, batch)
+    assert loss.item() == pytest.approx(0, abs=1e-6)
+
+
+def test_a_model_that_cannot_look_back_is_refused():
+    everywhere = replace(SMALL, mod_config=MoDConfig("all"))
+    for model in (replace(SMALL, frame_token_cls=False), everywhere):
+        with pytest.raises(
+            DataError, match=r"frame_token_cls.* dense layer 0.*set watch_weight = 0"
+        ):
+            Watching(np.zeros((1, 2), np.float32), model)
 
 
 def test_it_is_learned_and_leaves_no_trace_in_the_checkpoint(data, tmp_path):
