@@ -118,9 +118,8 @@ def train(
     state = unfinished.load(identity)  # faults of it come before hours of features
     features = frame_features(data, clips, model, device, on_step)
     watching = _watching(data, clips, features, recipe, device)
-    learned = dict(watching.named_parameters()) if watching else {}
     lesson = watching.loss if watching else None
-    trainer = Trainer(model, trained | learned, recipe.train, device, identity, lesson)
+    trainer = Trainer(model, trained, recipe.train, device, identity, lesson)
     if state is not None:
         trainer.restore(state)
     streams = streams_of_clips(clips, features, recipe.model.stream_config, tokenizer)
@@ -196,7 +195,7 @@ def _watching(
         return None
     fps = recipe.model.stream_config.frame_fps
     answers = answers_of_clips(data, clips, features.num_frames.tolist(), fps)
-    return Watching(answers, recipe.model).to(device)
+    return Watching(answers, recipe.model, device)
 
 
 def _tokenizer(base: Checkpoint | None, recipe: Recipe) -> Tokenizer:

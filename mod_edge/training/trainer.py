@@ -49,8 +49,7 @@ class Trainer:
             settings: of the recipe.
             device: of the model.
             identity: see `TrainingState`.
-            lesson: adds a loss of its own, weighted by `watch_weight`; its parameters are among
-                `trained`.
+            lesson: adds a loss of its own, weighted by `watch_weight`.
         """
         for parameter in trained.values():
             parameter.requires_grad_(True)

@@ -3,8 +3,12 @@
 A motion is told in one word at one instant, and to find it a decoder has to do three things, of
 which no word rewards one alone: find the frame before, compare places with it, carry the difference
 to the reply. So the first layer is asked for two of them at every frame's CLS token: one query head
-for the CLS token a frame back, and a linear head, thrown away afterwards, for place, motion and
-growth of each object by its colour. The scenes are those that the data set was drawn from.
+for the CLS token a frame back, and the state behind it for place, motion and growth of each object
+by its colour. The scenes are those that the data set was drawn from.
+
+What it asks for lies in directions that never change: a head that could learn would read motions
+off a difference too faint for the words. And errors count by their squares, because few objects
+move at any instant: those that do have to weigh as much as all places.
 """
 
 from collections.abc import Sequence
@@ -13,8 +17,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, rms_norm, smooth_l1_loss
+from torch import Tensor
+from torch.nn.functional import cross_entropy, mse_loss, rms_norm
 
 from mod_edge.config import ModelConfig
 from mod_edge.errors import DataError
@@ -24,8 +28,8 @@ from mod_edge.training.forward import BatchedDecoder
 from mod_edge.training.scene import COLOURS, Look
 from mod_edge.training.scenes import scenes_of_clips
 
-# Of place, motion since the frame before, and growth, in shares of the picture. Few objects move at
-# any instant: those that do have to weigh as much as all places.
+# Of place, motion since the frame before, and growth, in shares of the picture: each varies by
+# about 1 over all frames.
 GAINS = np.array([4.0, 4.0, 40.0, 40.0, 100.0], np.float32)
 NUM_QUANTITIES = len(GAINS)
 LAYER, QUERY_HEAD = 0, 0  # that look back
@@ -33,32 +37,32 @@ LAYER, QUERY_HEAD = 0, 0  # that look back
 FloatArray = npt.NDArray[np.float32]
 
 
-class Watching(nn.Module):
-    """The head, and what it should say at each frame of the data set."""
+class Watching:
+    """What is asked at each frame of the data set, and in which directions of the states."""
 
-    answers: Tensor
-
-    def __init__(self, answers: FloatArray, config: ModelConfig) -> None:
-        """A head that says 0 everywhere.
+    def __init__(self, answers: FloatArray, config: ModelConfig, device: torch.device) -> None:
+        """The lesson for one model.
 
         Args:
             answers: see `answers_of_clips`.
             config: of the model that learns.
+            device: of the model.
 
         Raises:
-            DataError: frames have no CLS token, or the first layer does not compute all of them.
+            DataError: frames have no CLS token, the first layer does not compute all of them, or
+                its states have no room for all answers.
         """
-        super().__init__()
-        if not config.frame_token_cls or LAYER in config.mod_layers:
+        hidden_size, num_answers = config.text_config.hidden_size, answers.shape[1]
+        has_room = hidden_size >= num_answers
+        if not config.frame_token_cls or LAYER in config.mod_layers or not has_room:
             raise DataError(
                 "watch_weight needs a model with frame_token_cls, whose CLS token tells where "
-                f"things are, and a dense layer {LAYER}, to compare it with the one a frame back; "
-                "set watch_weight = 0 for others"
+                f"things are, and a dense layer {LAYER}, to compare it with the one a frame back, "
+                f"of hidden_size {num_answers} or more; set watch_weight = 0 for others"
             )
-        self.register_buffer("answers", torch.from_numpy(answers), persistent=False)
-        self.head = nn.Linear(config.text_config.hidden_size, answers.shape[1])
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        self._answers = torch.from_numpy(answers).to(device)
+        drawn = torch.randn(hidden_size, num_answers, generator=torch.Generator().manual_seed(0))
+        self._directions = torch.linalg.qr(drawn).Q.to(device)  # at right angles, of length 1
 
     def loss(
         self, decoder: BatchedDecoder, hidden_states: Sequence[Tensor], batch: Batch
@@ -66,11 +70,11 @@ class Watching(nn.Module):
         """The mean over what is known of the batch's frames, and that over frames to look back."""
         rows = batch.frame_index[:, 0]
         states = hidden_states[LAYER + 1].flatten(0, 1).index_select(0, rows)
-        said = self.head(rms_norm(states, states.shape[-1:]))
-        wanted = self.answers[batch.frames]
+        said = rms_norm(states, states.shape[-1:]) @ self._directions
+        wanted = self._answers[batch.frames]
         is_known = ~wanted.isnan()
         scores = decoder.attention_scores(hidden_states, LAYER, QUERY_HEAD)
-        return smooth_l1_loss(said[is_known], wanted[is_known]) + _look_back_loss(scores, batch)
+        return mse_loss(said[is_known], wanted[is_known]) + _look_back_loss(scores, batch)
 
 
 def _look_back_loss(scores: Tensor, batch: Batch) -> Tensor:
