@@ -1,6 +1,6 @@
 """A long stream, watched for memory that grows and steps that slow down.
 
-    python tests/soak.py BUNDLE [--frames 20000] [--window 1024] [--warm-up 2000]
+    python tests/soak.py BUNDLE [--frames 20000] [--window 1024] [--warm-up 3000]
 
 Prints one JSON object: resident bytes a frame gained after warm-up, and the median step time (of
 vision and of the decoder) of the first 1,000 frames after the window filled and of the last 1,000.
@@ -25,7 +25,7 @@ CLIP = Path(__file__).parent / "data" / "box.mp4"
 SPAN = 1000  # frames at either end that step times are compared over
 # Arenas, caches of step shapes and interned numbers still grow while all shapes are met for the
 # first time; that ends, which is what the span after it shows.
-WARM_UP_FRAMES = 2000
+WARM_UP_FRAMES = 3000
 
 
 class LoopedClip:
