@@ -119,18 +119,13 @@ class BatchedDecoder:
         hidden, layer = hidden_states[number], self._layers[number]
         attention, size = layer.self_attn, layer.self_attn.head_dim
         key_head = head * attention.num_key_value_heads // attention.num_heads
-        weight = torch.cat(
-            [
-                attention.q_proj.weight[head * size : (head + 1) * size],
-                attention.k_proj.weight[key_head * size : (key_head + 1) * size],
-            ]
-        )
-        norm = layer.input_layernorm
-        states = linear(
-            normalized(hidden, norm.eps, self._dtype), (weight * norm.weight).to(self._dtype)
-        )
+        states = self._normed_product(
+            hidden, layer.input_layernorm, attention.q_proj, attention.k_proj
+        ).unflatten(-1, (-1, size))
         rotation = self._rotation(hidden.shape[1], hidden)
-        turned = rotated(states.unflatten(-1, (2, size)), rotation.cos, rotation.sin)
+        turned = rotated(
+            states[:, :, [head, attention.num_heads + key_head]], rotation.cos, rotation.sin
+        )
         query, key = turned.unbind(2)
         return (query * size**-0.5) @ key.transpose(1, 2)
 
