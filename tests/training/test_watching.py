@@ -14,6 +14,9 @@ from mod_edge.training import train as train_module
 from mod_edge.training import watching as watching_module
 from mod_edge.training.batches import Batch
 from mod_edge.training.clips import read_clips
+from mod_edge.training.forward import BatchedDecoder
+from mod_edge.training.initial_weights import initial_model
+from mod_edge.training.islands import rotated
 from mod_edge.training.recipe import Recipe, TrainConfig
 from mod_edge.training.scene import COLOURS, Scene, Thing, Track
 from mod_edge.training.scenes import scenes_of_clips, write_scenes
@@ -137,6 +140,22 @@ def test_there_is_nothing_to_look_back_at_across_what_a_crop_leaves_out():
     batch = batch_of([[0, 1], [3, 4], [6, 7]], [5, 7, 8], 9)  # the sink's frame, then two others
     loss = watching.loss(Staring(row=3), [torch.zeros(1, 9, 32)] * 2, batch)
     assert loss.item() == pytest.approx(0, abs=1e-6)
+
+
+def test_the_scores_are_those_of_the_head_and_its_key_head():
+    model = initial_model(SMALL, None, 0).double()
+    layer, hidden = model.model.layers[0], torch.randn(2, 9, 32, dtype=torch.float64)
+    decoder = BatchedDecoder(model, torch.float64)
+    attention, normed = layer.self_attn, layer.input_layernorm(hidden)
+    rotation = decoder._rotation(9, hidden)
+    query, key = (
+        rotated(product(normed).unflatten(-1, (-1, 8)), rotation.cos, rotation.sin)
+        for product in (attention.q_proj, attention.k_proj)
+    )
+    for head, key_head in ((0, 0), (1, 0), (2, 1), (3, 1)):  # four on two
+        wanted = query[:, :, head] @ key[:, :, key_head].transpose(1, 2) / 8**0.5
+        found = decoder.attention_scores([hidden], 0, head)
+        torch.testing.assert_close(found, wanted, atol=1e-12, rtol=0)  # another head's: 0.1 off
 
 
 def test_a_model_that_cannot_look_back_is_refused():
