@@ -21,7 +21,7 @@ from mod_edge.export.reference_step import Arrays, reference_step
 from mod_edge.export.widen import write_widened
 from mod_edge.layers import MoDDecoderLayer
 from mod_edge.layout import FRAME, step_layout
-from mod_edge.metrics import selection_gap
+from mod_edge.metrics import TIED_LOGITS, selection_gap
 from mod_edge.onnx_session import session_options
 from mod_edge.signature import GraphSignature, TensorSpec
 from mod_edge.targets import Lowering
@@ -33,9 +33,6 @@ from mod_edge.targets import Lowering
 # on the tiny checkpoint, 1.8e-3 on layers of 8b. A bfloat16 graph is checked as its float32 twin
 # with rounded weights (`widen`), by the reference with the same weights.
 ALLOWED_RELATIVE_ERROR = {"fp32": 2e-5, "fp16": 1e-2, "bf16": 2e-5}
-# Router logits that differ by less than this of the largest are a tie: float32 sums of a thousand
-# products in another order differ by some 1e-6.
-TIED_LOGITS = 1e-5
 STEP_SHAPES = {"one frame": (3, FRAME), "many frames": (1, FRAME, 1, FRAME, 2), "text": (4,)}
 FORBIDDEN_OPS = frozenset({"Loop", "If", "Scan"})
 REQUIRED_MOD_OPS = ("Gather", "ScatterND")

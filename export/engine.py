@@ -32,7 +32,7 @@ from mod_edge.export.compiler import compile_graph
 from mod_edge.export.gpu import choose_compute_capability
 from mod_edge.export.trt import TensorRT, load, require_target
 from mod_edge.kv_window import Rows
-from mod_edge.manifest import CONFIG_FILE, MANIFEST_FILE, Manifest, check_files, read_manifest
+from mod_edge.manifest import CONFIG_FILE, Manifest, check_files, read_manifest, require_listed
 from mod_edge.profiles import Profile
 from mod_edge.shape_ranges import OptimizationProfiles, optimization_profiles, step_limits
 from mod_edge.signature import GraphSignature, bundle_signatures
@@ -191,13 +191,7 @@ class _Work:
 def _graphs(folder: Path, manifest: Manifest) -> tuple[ModelConfig, list[GraphSignature]]:
     config = read_config(folder / CONFIG_FILE)
     signatures = bundle_signatures(config, manifest.lowering, manifest.layers)
-    files = {file for graph in signatures for file in graph.files}
-    unlisted = sorted(files - manifest.files.keys())
-    if unlisted:
-        raise BundleError(
-            f"{folder / MANIFEST_FILE} does not list {', '.join(unlisted)}; "
-            "export the checkpoint again"
-        )
+    require_listed(folder, manifest, {file for graph in signatures for file in graph.files})
     return config, signatures
 
 

@@ -135,6 +135,24 @@ def is_bundle(folder: Path) -> bool:
     return isinstance(data, dict) and {"format_version", "checkpoint", "graphs"} <= data.keys()
 
 
+def require_listed(folder: Path, manifest: Manifest, needed: set[str]) -> None:
+    """Refuse to load what the manifest does not vouch for.
+
+    Args:
+        folder: the bundle.
+        manifest: of it.
+        needed: paths inside the bundle.
+
+    Raises:
+        BundleError: names every one that is not listed.
+    """
+    if unlisted := needed - manifest.files.keys():
+        raise BundleError(
+            f"{folder / MANIFEST_FILE} does not list {', '.join(sorted(unlisted))}; "
+            "export the checkpoint again"
+        )
+
+
 def check_files(folder: Path, manifest: Manifest, *, hash_all: bool) -> None:
     """Hold the folder's files against the manifest, sizes always, hashes as asked.
 

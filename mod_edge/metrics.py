@@ -11,6 +11,12 @@ IntArray = npt.NDArray[np.int64]
 # A row is not judged by less than this share of the array's largest value: what is that much
 # smaller than its neighbours was left over when they cancelled out.
 LEAST_ROW_SHARE = 1e-3
+# Router logits this close, relative to the step's largest, are a tie: which of the two tokens is
+# kept is then nobody's fault. Graphs compute them in float32 from inputs that the reference gets
+# too, so that this is what float32 sums of a thousand products differ by in another order (some
+# 1e-6). Of 135 recorded frames at MoD layers none was that close; selecting the smallest weights
+# gives 1.1.
+TIED_LOGITS = 1e-5
 
 
 def row_scales(theirs: npt.NDArray[Any]) -> FloatArray:
@@ -37,7 +43,7 @@ def worst_row_cosine(ours: npt.NDArray[Any], theirs: npt.NDArray[Any]) -> float:
 
 
 def selection_gap(router_logits: FloatArray, kept: IntArray) -> float:
-    """How far a selection is from the right one, in router logits; 0 where it is right.
+    """How far a selection is from the right one, in shares of the largest logit; 0 where right.
 
     The largest amount by which a dropped token's logit exceeds a kept one's, over all frames.
     Backends that round differently may swap tokens whose logits are all but equal; any other
@@ -55,7 +61,7 @@ def selection_gap(router_logits: FloatArray, kept: IntArray) -> float:
     np.put_along_axis(is_kept, kept, values=True, axis=1)
     least_kept = np.where(is_kept, router_logits, np.inf).min(axis=1)
     most_dropped = np.where(is_kept, -np.inf, router_logits).max(axis=1)
-    return max(0.0, float((most_dropped - least_kept).max()))
+    return max(0.0, float((most_dropped - least_kept).max()) / _largest(router_logits))
 
 
 def num_other_tokens(router_logits: FloatArray, kept: IntArray) -> int:
@@ -68,8 +74,17 @@ def num_other_tokens(router_logits: FloatArray, kept: IntArray) -> int:
 
 
 def cut_margin(router_logits: FloatArray, num_kept: int) -> float:
-    """The smallest distance between a frame's last kept and first dropped logit, over (F, N)."""
+    """The smallest distance between a frame's last kept and first dropped logit, over (F, N).
+
+    In shares of the largest logit; infinite where nothing is dropped.
+    """
     falling = -np.sort(-router_logits, axis=1)
     if not len(falling) or num_kept == falling.shape[1]:
         return float("inf")
-    return float((falling[:, num_kept - 1] - falling[:, num_kept]).min())
+    margin = (falling[:, num_kept - 1] - falling[:, num_kept]).min()
+    return float(margin) / _largest(router_logits)
+
+
+def _largest(router_logits: FloatArray) -> float:
+    """Absolute value; 1 where all are 0, as a router that was never trained gives them."""
+    return float(np.abs(router_logits).max()) or 1.0

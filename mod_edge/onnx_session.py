@@ -7,12 +7,14 @@ package opens takes its options from here, and a program with other models sets
 """
 
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import onnxruntime
 
 _has_pool = False
+NUMPY_DTYPES = {"float": "float32", "double": "float64"}  # where ONNX Runtime's names differ
 
 
 def session_options() -> "onnxruntime.SessionOptions":
@@ -32,6 +34,19 @@ def session_options() -> "onnxruntime.SessionOptions":
     options.use_per_session_threads = False
     options.log_severity_level = 3
     return options
+
+
+def names_dtypes_dims(
+    values: Sequence["onnxruntime.NodeArg"],
+) -> set[tuple[str, str, tuple[int | str, ...]]]:
+    """A session's inputs or outputs as (name, numpy's dtype, dims), to hold against a signature."""
+    return {(value.name, _numpy_dtype(value.type), tuple(value.shape)) for value in values}
+
+
+def _numpy_dtype(onnx_type: str) -> str:
+    """Of "tensor(float)" it is "float32"."""
+    name = onnx_type.removeprefix("tensor(").removesuffix(")")
+    return NUMPY_DTYPES.get(name, name)
 
 
 def usable_cores() -> int:

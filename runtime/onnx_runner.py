@@ -16,7 +16,7 @@ from mod_edge.errors import BackendError
 from mod_edge.kv_window import Eviction, Rows
 from mod_edge.layout import StepLayout
 from mod_edge.manifest import EMBEDDING_FILE
-from mod_edge.onnx_session import session_options
+from mod_edge.onnx_session import names_dtypes_dims, session_options
 from mod_edge.rope import inverse_frequencies
 from mod_edge.runtime.embedding import read_embedding
 from mod_edge.runtime.kv_cache import KvCache
@@ -235,16 +235,10 @@ class _Graph:
             (self._session.get_inputs(), signature.inputs),
             (self._session.get_outputs(), signature.outputs),
         ):
-            found = {(value.name, _dtype_name(value.type), tuple(value.shape)) for value in values}
+            found = names_dtypes_dims(values)
             wanted = {(spec.name, spec.dtype, spec.dims) for spec in specs}
             if found != wanted:
                 raise BackendError(
                     f"{path} has {sorted(found - wanted)}, the bundle's config.json wants "
                     f"{sorted(wanted - found)}; export the checkpoint again"
                 )
-
-
-def _dtype_name(onnx_type: str) -> str:
-    """Numpy's name of ONNX Runtime's: "tensor(float)" is "float32"."""
-    name = onnx_type.removeprefix("tensor(").removesuffix(")")
-    return {"float": "float32"}.get(name, name)  # "float16" is called so

@@ -12,11 +12,11 @@ from mod_edge.kv_budget import KvPlan, plan_budget, plan_capacity, plan_window
 from mod_edge.manifest import (
     CONFIG_FILE,
     EMBEDDING_FILE,
-    MANIFEST_FILE,
     TOKENIZER_FILE,
     Manifest,
     check_files,
     read_manifest,
+    require_listed,
 )
 from mod_edge.profiles import Profile, load_profile, profile_names
 from mod_edge.runtime.backends import BackendChoice, open_runner
@@ -162,7 +162,7 @@ def read_bundle(folder: Path, *, check_all: bool) -> tuple[Manifest, ModelConfig
     """
     manifest = read_manifest(folder)
     check_files(folder, manifest, hash_all=check_all)
-    _require_listed(folder, manifest, {CONFIG_FILE, TOKENIZER_FILE, EMBEDDING_FILE})
+    require_listed(folder, manifest, {CONFIG_FILE, TOKENIZER_FILE, EMBEDDING_FILE})
     config = read_config(folder / CONFIG_FILE)
     num_layers = config.text_config.num_hidden_layers
     if manifest.layers != list(range(num_layers)):
@@ -172,7 +172,7 @@ def read_bundle(folder: Path, *, check_all: bool) -> tuple[Manifest, ModelConfig
         )
     graphs = bundle_signatures(config, manifest.lowering)
     files = {file for graph in graphs for file in graph.files}
-    _require_listed(folder, manifest, files)
+    require_listed(folder, manifest, files)
     try:
         tokenizer = Tokenizer.from_file(str(folder / TOKENIZER_FILE))
     except Exception as exc:  # the library raises bare Exception for every fault
@@ -180,13 +180,3 @@ def read_bundle(folder: Path, *, check_all: bool) -> tuple[Manifest, ModelConfig
             f"{folder / TOKENIZER_FILE} cannot be read: {exc}; export the checkpoint again"
         ) from exc
     return manifest, config, tokenizer
-
-
-def _require_listed(folder: Path, manifest: Manifest, needed: set[str]) -> None:
-    """Nothing is loaded that the manifest does not vouch for."""
-    unlisted = needed - manifest.files.keys()
-    if unlisted:
-        raise BundleError(
-            f"{folder / MANIFEST_FILE} does not list {', '.join(sorted(unlisted))}; "
-            "export the checkpoint again"
-        )

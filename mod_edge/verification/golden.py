@@ -24,10 +24,10 @@ from polygraphy.logger import G_LOGGER
 
 from mod_edge.errors import BundleError, ConfigError
 from mod_edge.manifest import MANIFEST_FILE, FileRecord, Manifest, record_file
-from mod_edge.metrics import cut_margin
+from mod_edge.metrics import TIED_LOGITS, cut_margin
 from mod_edge.signature import GraphSignature
 from mod_edge.targets import Lowering
-from mod_edge.verification.graph_check import ALLOWED_ERROR, TIED_LOGITS
+from mod_edge.verification.graph_check import ALLOWED_ERROR
 from mod_edge.verification.recording import (
     AFTER_ROLL,
     Arrays,
@@ -187,8 +187,7 @@ def _telling_steps(steps: tuple[GraphStep, ...], outputs: list[Arrays]) -> list[
         step.kind: number
         for number, step in enumerate(steps)
         if step.router_logits is None
-        or cut_margin(step.router_logits, outputs[number]["kept"].shape[1])
-        > LEAST_MARGIN * float(np.abs(step.router_logits).max(initial=0))
+        or cut_margin(step.router_logits, outputs[number]["kept"].shape[1]) > LEAST_MARGIN
     }
     return sorted(number for kind, number in clear.items() if kind + AFTER_ROLL not in clear)
 

@@ -17,7 +17,7 @@ from polygraphy.backend.onnxrt import OnnxrtRunner
 from polygraphy.common import TensorMetadata
 
 from mod_edge.errors import BackendError
-from mod_edge.onnx_session import session_options
+from mod_edge.onnx_session import names_dtypes_dims, session_options
 from mod_edge.signature import GraphSignature, TensorSpec
 from mod_edge.targets import TARGETS, Lowering
 from mod_edge.verification.recording import held_dtype
@@ -29,7 +29,6 @@ WEIGHTS_FOLDER_KEY = "session.model_external_initializers_file_folder_path"
 # What may have to be done to a graph first: TensorRT's Attention of float32 has an attribute that
 # only TensorRT takes (`export.lower`), and ONNX Runtime's CPU has no bfloat16 arithmetic.
 UNMARKED, WIDENED = "TensorRT's attribute is taken off", "bfloat16 is widened to float32"
-NUMPY_DTYPES = {"float": "float32", "double": "float64"}  # where ONNX Runtime's names differ
 
 
 @dataclass(frozen=True)
@@ -174,14 +173,8 @@ class OnnxGraphRunner(OnnxrtRunner):  # type: ignore[misc] # Polygraphy ships no
     def _differences(
         self, title: str, values: Sequence[Any], specs: Sequence[TensorSpec]
     ) -> list[str]:
-        found = {(value.name, _dtype_name(value.type), tuple(value.shape)) for value in values}
+        found = names_dtypes_dims(values)
         wanted = {(spec.name, held_dtype(spec).name, spec.dims) for spec in specs}
         if found == wanted:
             return []
         return [f"its {title} are {sorted(found - wanted)}, wanted {sorted(wanted - found)}"]
-
-
-def _dtype_name(onnx_type: str) -> str:
-    """Numpy's name of ONNX Runtime's: "tensor(float)" is "float32"."""
-    name = onnx_type.removeprefix("tensor(").removesuffix(")")
-    return NUMPY_DTYPES.get(name, name)

@@ -17,7 +17,13 @@ from polygraphy.comparator import Comparator, IterationResult
 from polygraphy.logger import G_LOGGER
 
 from mod_edge.errors import BackendError
-from mod_edge.metrics import cut_margin, row_scales, selection_gap, worst_row_cosine
+from mod_edge.metrics import (
+    TIED_LOGITS,
+    cut_margin,
+    row_scales,
+    selection_gap,
+    worst_row_cosine,
+)
 from mod_edge.runtime.runner import Int64Array
 from mod_edge.signature import GraphSignature
 from mod_edge.verification.graph_backends import GraphBackend
@@ -28,11 +34,6 @@ from mod_edge.verification.recording import Arrays, GraphRecording, GraphStep, h
 # the bf16 graphs widened to float32 1.1e-2, torch in bf16 2.8e-2. Of real faults, the vision
 # tower's GELU without its tanh gives 3.3e-5, swapped colours 0.1, all others in a layer 0.4 to 4.
 ALLOWED_ERROR = {"fp32": 2e-5, "fp16": 1e-2, "bf16": 8e-2}
-# Router logits this close, relative to the step's largest, are a tie: which of the two tokens is
-# kept is then nobody's fault. Graphs compute them in float32 from inputs that the reference gets
-# too, so that this is what float32 sums in another order differ by. Of 135 recorded frames at MoD
-# layers none was that close; selecting the smallest weights gives 1.1.
-TIED_LOGITS = 1e-5
 QUANTILE = 0.999
 NUM_FAULTS_SHOWN = 3
 
@@ -209,10 +210,9 @@ def _selection(step: GraphStep, ours: Int64Array, theirs: Int64Array) -> Selecti
     )
     gap, margin = 0.0 if np.array_equal(ours, theirs) else float("inf"), float("inf")
     if step.router_logits is not None:
-        largest = float(np.abs(step.router_logits).max())
-        margin = cut_margin(step.router_logits, theirs.shape[1]) / largest
+        margin = cut_margin(step.router_logits, theirs.shape[1])
         if ((ours >= 0) & (ours < num_tokens)).all():
-            gap = selection_gap(step.router_logits, ours) / largest
+            gap = selection_gap(step.router_logits, ours)
     return Selection(step.kind, ours.tolist(), theirs.tolist(), num_other, gap, margin)
 
 

@@ -28,9 +28,9 @@ STREAM = "stream"  # stands where results of graphs have the graph's name
 # and 0.09. A sink that is not rebased gives 4.2 and 0.9, one rebased by MoD rows 3.1 and 0.8.
 ALLOWED_LARGEST = {"fp32": 1e-3, "fp16": 0.3, "bf16": 2.0}
 ALLOWED_MEAN = {"fp32": 1e-4, "fp16": 0.05, "bf16": 0.3}
-# As `graph_check.TIED_LOGITS`, but what went before was rounded too. Measured: none in fp32, 1.4e-3
+# As `metrics.TIED_LOGITS`, but what went before was rounded too. Measured: none in fp32, 1.4e-3
 # in fp16, 0.28 in bf16; the faults above give up to 1.7.
-TIED_LOGITS = {"fp32": 1e-4, "fp16": 0.02, "bf16": 0.5}
+TIED_STREAM_LOGITS = {"fp32": 1e-4, "fp16": 0.02, "bf16": 0.5}
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,7 @@ def _selection(
     if logits is None or not ((ours >= 0) & (ours < logits.shape[1])).all():
         num_other = int((ours != theirs).sum())
         return _Selection(step, layer, len(ours), num_other, np.inf if num_other else 0.0)
-    gap = selection_gap(logits, ours) / float(np.abs(logits).max())
+    gap = selection_gap(logits, ours)
     return _Selection(step, layer, len(ours), num_other_tokens(logits, ours), gap)
 
 
@@ -284,12 +284,12 @@ def _threshold_margin(theirs: Float32Array, threshold: float) -> float:
 
 def _fault(result: StreamResult, chosen: Sequence[_Selection], precision: str) -> str:
     """What is wrong, the first in the stream; "" for nothing."""
-    untied = next((each for each in chosen if not each.gap <= TIED_LOGITS[precision]), None)
+    untied = next((each for each in chosen if not each.gap <= TIED_STREAM_LOGITS[precision]), None)
     if untied is not None:
         return (
             f"step {untied.step}, {layer_name(untied.layer)}: kept has {untied.num_other} other "
             f"tokens than the reference, by a gap of {untied.gap:.1e} of the largest router logit, "
-            f"a tie being {TIED_LOGITS[precision]:.0e}"
+            f"a tie being {TIED_STREAM_LOGITS[precision]:.0e}"
         )
     clear = [answer for answer in result.other_answers if not answer.margin <= result.allowed]
     if clear:

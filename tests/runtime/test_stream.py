@@ -15,10 +15,10 @@ from mod_edge.runtime.events import FrameEvent, ReplyEvent, RollEvent, TextEvent
 from mod_edge.runtime.onnx_runner import OnnxRunner
 from mod_edge.runtime.protocol import Decision
 from mod_edge.runtime.queries import Query
-from mod_edge.runtime.runner import Runner
 from mod_edge.runtime.session import Session, SessionOptions
 from mod_edge.runtime.torch_runner import TorchRunner
 from mod_edge.targets import CPU_FP32
+from tests.runtime.recorder import Recorder
 
 FPS = 8  # 122 frames of the clip
 WINDOW = "260"
@@ -35,34 +35,6 @@ OPTIONS = {
 # The faults below give far more: no rebase of the sink, or a rebase by another count.
 ATOL_LOGITS = 1e-3
 FAULT_LOGITS = 0.1
-
-
-class Recorder(Runner):
-    """Passes everything on and keeps what was selected and answered."""
-
-    def __init__(self, runner):
-        self.runner, self.name = runner, runner.name
-        self.selections, self.all_logits, self.steps = [], [], []
-
-    def encode(self, frames):
-        return self.runner.encode(frames)
-
-    def step(self, layout, token_ids, frame_embeds, *, position, past):
-        self.runner.step(layout, token_ids, frame_embeds, position=position, past=past)
-        self.steps.append((layout.pieces, tuple(token_ids), position, past))
-        self.selections.append({layer: kept.tolist() for layer, kept in self.kept.items()})
-
-    def logits(self, rows):
-        logits = self.runner.logits(rows)
-        self.all_logits.append(logits.copy())
-        return logits
-
-    def evict(self, eviction):
-        self.runner.evict(eviction)
-
-    @property
-    def kept(self):
-        return self.runner.kept
 
 
 class Lockstep(Recorder):

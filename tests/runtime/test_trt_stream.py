@@ -5,7 +5,7 @@ between them, which is the runner's.
 """
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -21,8 +21,8 @@ from mod_edge.runtime.events import FrameEvent, ReplyEvent, RollEvent
 from mod_edge.runtime.onnx_runner import OnnxRunner
 from mod_edge.runtime.protocol import Decision
 from mod_edge.runtime.queries import Query
-from mod_edge.runtime.runner import Runner
 from mod_edge.runtime.session import Session, SessionOptions
+from tests.runtime.recorder import Recorder
 from tests.runtime.stand_in_runner import FRAMES_PER_STEP, MAX_STEP_TOKENS, stand_in_for
 
 FPS = 8  # 122 frames of the clip
@@ -50,50 +50,16 @@ FAULT_LOGITS = 1.0
 
 
 @dataclass
-class Record:
+class Stream:
     """What a stream did."""
 
-    events: list = field(default_factory=list)
-    steps: list = field(default_factory=list)
-    selections: list = field(default_factory=list)
-    logits: list = field(default_factory=list)
-    warnings: list = field(default_factory=list)
-
-
-class Recorder(Runner):
-    """Passes everything on and keeps what was asked, selected and answered."""
-
-    def __init__(self, runner):
-        self.runner, self.name, self.record = runner, runner.name, Record()
-
-    def encode(self, frames):
-        return self.runner.encode(frames)
-
-    def step(self, layout, token_ids, frame_embeds, *, position, past):
-        self.runner.step(layout, token_ids, frame_embeds, position=position, past=past)
-        self.record.steps.append((layout.pieces, tuple(token_ids), position, past))
-        kept = {layer: kept.tolist() for layer, kept in self.kept.items()}
-        self.record.selections.append(kept)
-
-    def logits(self, rows):
-        logits = self.runner.logits(rows)
-        self.record.logits.append(logits.copy())
-        return logits
-
-    def evict(self, eviction):
-        self.runner.evict(eviction)
-
-    @property
-    def kept(self):
-        return self.runner.kept
-
-    @property
-    def warnings(self):
-        return self.runner.warnings
+    recorder: Recorder
+    events: list
+    warnings: list
 
 
 def run_stream(bundle, runner, clip, *, max_frames=None):
-    """The record of the clip."""
+    """The clip on `runner`."""
     manifest, config = read_manifest(bundle), read_config(bundle / CONFIG_FILE)
     lowering = manifest.lowering
     if lowering.capacity is None:
@@ -106,9 +72,8 @@ def run_stream(bundle, runner, clip, *, max_frames=None):
         Session(recorder, config, tokenizer, plan, OPTIONS) as session,
         VideoFile(clip, fps=FPS, max_frames=max_frames) as source,
     ):
-        recorder.record.events = list(session.stream(source, QUERIES))
-        recorder.record.warnings = session.summary().warnings
-    return recorder.record
+        events = list(session.stream(source, QUERIES))
+        return Stream(recorder, events, session.summary().warnings)
 
 
 @pytest.fixture(scope="module")
@@ -136,9 +101,9 @@ def streams(bundle_for, stand_in_bundle, clip):
     return run
 
 
-def outcome(record):
+def outcome(stream):
     """What must not depend on the backend: all but the times it took."""
-    events = record.events
+    events = stream.events
     decisions = [(event.index, event.decision) for event in events if isinstance(event, FrameEvent)]
     replies = [event.token_ids for event in events if isinstance(event, ReplyEvent)]
     rolls = [event.num_evicted for event in events if isinstance(event, RollEvent)]
@@ -152,27 +117,28 @@ every_bundle = pytest.mark.parametrize(("target", "precision"), TWINS)
 def test_both_backends_give_the_same_tokens_decisions_and_rolls(streams, target, precision):
     ours, theirs = streams(target, precision)
     assert outcome(ours) == outcome(theirs)
-    assert ours.steps == theirs.steps
+    assert ours.recorder.steps == theirs.recorder.steps
 
 
 @every_bundle
 def test_both_backends_select_the_same_tokens_in_every_step(streams, target, precision):
     ours, theirs = streams(target, precision)
-    assert ours.selections == theirs.selections
-    assert sum(len(kept) for step in ours.selections for kept in step.values()) > 300
+    assert ours.recorder.selections == theirs.recorder.selections
+    assert sum(len(kept) for step in ours.recorder.selections for kept in step.values()) > 300
 
 
 def largest_difference(ours, theirs):
     """Of the logits, up to where the streams part."""
+    ours, theirs = ours.recorder, theirs.recorder
     num_same = sum(our == their for our, their in zip(ours.steps, theirs.steps, strict=False))
-    pairs = zip(ours.logits[:num_same], theirs.logits[:num_same], strict=False)
+    pairs = zip(ours.all_logits[:num_same], theirs.all_logits[:num_same], strict=False)
     return max(np.abs(our - their).max() for our, their in pairs if our.shape == their.shape)
 
 
 @every_bundle
 def test_logits_agree_to_rounding(streams, target, precision):
     ours, theirs = streams(target, precision)
-    assert len(ours.logits) == len(theirs.logits) > 200
+    assert len(ours.recorder.all_logits) == len(theirs.recorder.all_logits) > 200
     assert largest_difference(ours, theirs) < ATOL_LOGITS
 
 
@@ -192,7 +158,7 @@ def test_the_stream_holds_every_case(streams, target, precision):
     assert min(decisions[Decision.SILENT], decisions[Decision.SPEAK]) >= 10
     assert decisions[Decision.ASKED] == len(QUERIES)
     assert sum(isinstance(event, RollEvent) for event in ours.events) >= 10
-    num_frames = Counter(pieces.count(0) for pieces, *_ in ours.steps)
+    num_frames = Counter(pieces.count(0) for pieces, *_ in ours.recorder.steps)
     assert set(num_frames) == {0, 1, 2, 3}
 
 

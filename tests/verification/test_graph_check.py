@@ -9,12 +9,12 @@ import onnx
 import pytest
 
 from mod_edge.manifest import read_manifest
-from mod_edge.metrics import cut_margin
+from mod_edge.metrics import TIED_LOGITS, cut_margin, selection_gap
 from mod_edge.presets import preset_config
 from mod_edge.signature import bundle_signatures, layer_signature
 from mod_edge.targets import CPU_FP32
 from mod_edge.verification.graph_backends import graph_backends, onnx_backend
-from mod_edge.verification.graph_check import ALLOWED_ERROR, TIED_LOGITS, check_graph, judge
+from mod_edge.verification.graph_check import ALLOWED_ERROR, check_graph, judge
 from mod_edge.verification.recording import AFTER_ROLL
 from tests.export import graph_faults
 
@@ -246,9 +246,14 @@ def test_positions_outside_a_frame_are_a_failure_and_no_crash(recording_of):
 
 
 def test_the_margin_at_the_cut_is_the_smallest_over_frames():
-    logits = np.array([[5, 1, 3, 2.75], [9, 8, 1, 0]], np.float32)
-    assert cut_margin(logits, 2) == 0.25
+    logits = np.array([[5, 1, 3, 2.75], [8, 7, 1, 0]], np.float32)
+    assert cut_margin(logits, 2) == 0.25 / 8, "a share of the largest logit"
     assert cut_margin(logits, 4) == cut_margin(logits[:0], 2) == float("inf")
+
+
+def test_a_router_of_zeros_selects_nothing_wrong():
+    zeros = np.zeros((2, 4), np.float32)
+    assert selection_gap(zeros, np.array([[0, 1], [2, 3]])) == cut_margin(zeros, 2) == 0
 
 
 # ---- what Polygraphy lets pass ----

@@ -18,7 +18,7 @@ from mod_edge.verification.recording import EncodeCall, EvictCall, ReadCall, Ste
 from mod_edge.verification.reference_stream import MIN_ROLLS, follow_stream
 from mod_edge.verification.stream_check import (
     ALLOWED_LARGEST,
-    TIED_LOGITS,
+    TIED_STREAM_LOGITS,
     call_layout,
     check_stream,
 )
@@ -132,7 +132,7 @@ def test_a_wrong_rebase_of_the_sink_fails(
     with onnx_runner(any_bundle(target, precision), trace) as runner:
         result = check(runner, precision=precision, follow=follow)
     assert result.status == "failed"
-    assert result.gap > 10 * TIED_LOGITS[precision]
+    assert result.gap > 10 * TIED_STREAM_LOGITS[precision]
     assert result.largest > 3 * ALLOWED_LARGEST[precision]
 
 
@@ -294,7 +294,7 @@ def test_other_tokens_kept_are_named_with_step_layer_and_gap(check, trace):
     result = check(Echo(trace, kept={step: next_best}))
     assert result.status == "failed"
     assert result.reason.startswith(f"step {step}, layer-01: kept has ")
-    assert result.gap > TIED_LOGITS["fp32"]
+    assert result.gap > TIED_STREAM_LOGITS["fp32"]
 
 
 def last_tokens(kept, _router_logits):
