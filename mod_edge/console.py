@@ -6,9 +6,11 @@ On a terminal: bars, colours and a live view. Elsewhere: plain lines. NO_COLOR i
 import functools
 import io
 import json
+import math
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, ParamSpec, TypeVar
@@ -22,6 +24,7 @@ from mod_edge.errors import ModEdgeError
 
 EXIT_ERROR = 1
 EXIT_INTERRUPTED = 130  # what shells give a process that Ctrl-C ended
+SECONDS_A_LINE = 20.0  # how long a part goes on without another line, where there is no bar
 
 # Neither markup nor emoji: a folder may be called "a[/b]" or ":car:".
 out = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
@@ -69,13 +72,18 @@ def _show_what_cannot_be_encoded() -> None:
 
 @contextmanager
 def progress(title: str) -> Iterator[Callable[[str, float, float], None]]:
-    """A function (name of the part, done, of total) that shows how far a long command is."""
+    """A function (name of the part, done, of total) that shows how far a long command is.
+
+    Where there is no terminal for a bar, a line for each part, and for a long one every so often.
+    """
     if not err.is_terminal:
-        last = [""]
+        shown, shown_s = "", -math.inf
 
         def line(name: str, done: float, total: float) -> None:
-            if name != last[0]:
-                last[0] = name
+            nonlocal shown, shown_s
+            now_s = time.monotonic()
+            if name != shown or now_s - shown_s >= SECONDS_A_LINE:
+                shown, shown_s = name, now_s
                 err.print(f"{title}: {name} ({100 * done / total:.0f}%)")
 
         yield line
