@@ -33,11 +33,14 @@ def print_evaluation(evaluation: Evaluation, *, is_verbose: bool) -> None:
     rows = [(row.name, *_free_cells(row.free_running)) for row in evaluation.rows]
     out.print(table("", *FREE_COLUMNS, rows=rows))
     first = evaluation.rows[0]
-    if first.free_running.kinds:
+    found = first.free_running
+    out.print(
+        f"{first.name}: {found.num_right} of {found.num_true} captions right, something said at "
+        f"{found.num_moments} of their moments"
+    )
+    if found.kinds:
         out.print(f"\n{first.name}'s captions by kind of event")
-        rows = [
-            (printable(name), *_kind_cells(kind)) for name, kind in first.free_running.kinds.items()
-        ]
+        rows = [(printable(name), *_kind_cells(kind)) for name, kind in found.kinds.items()]
         out.print(table("", *KIND_COLUMNS, rows=rows))
     for warning in evaluation.warnings:
         err.print("warning:", style="yellow", end=" ")

@@ -35,8 +35,11 @@ HOW_TO_READ = """\
 F1, moment F1 and answers are of the model left to itself over a clip: a caption is right if it says
 what is due within {tolerance_s:g} s, a moment if anything is said then, an answer if it answers the
 question. The decision threshold is each run's best of {thresholds} on {num_validation} validation
-clips. LM-PPL, TimeDiff, Fluency and LM-Correctness are the paper's, fed the true dialogue, at
-threshold 0.
+clips; nothing else is chosen, all arms share one recipe. LM-PPL, TimeDiff, Fluency and
+LM-Correctness are the paper's, fed the true dialogue, at threshold 0, but silence before a question
+counts as right (`docs/decisions.md`). The last rows of Table 1 never look: they say the most
+frequent caption never, at every frame, or at the right moments, and the last two give the most
+frequent answer to each question.
 
 A figure is the mean over seeds with its 95 % t interval; of one seed there is no interval. A
 difference is taken seed by seed, and is bold where its interval leaves out 0. The sentences go by
@@ -248,17 +251,21 @@ def _conditions(results: Results, first: Result) -> str:
     digests = ", ".join(each["sha256"][:8] for each in data.values())
     machines = sorted({_machine(each.machine, each.versions) for each in results.values()})
     minutes = sorted(each.total_s / 60 for each in results.values())
-    parts = ("train", "choose", "measure")
-    by_part = (median(each.time_s[part] for each in results.values()) / 60 for part in parts)
+    train_s, choose_s, measure_s = (
+        median(each.time_s[part] for each in results.values())
+        for part in ("train", "choose", "measure")
+    )
     lines = [
         "`make results` draws the data, carries out the runs that are missing, each from one "
         "vision tower and a decoder that has learned nothing (`base/README.md`), and writes this "
-        "page; each run's figures are in a JSON file beside the plots.",
+        "page. Each run's figures are in a JSON file beside the plots; without its file a run is "
+        "carried out again.",
         f"- clips: {splits} (sha256 of their lines: {digests}); base {settings['base'][:8]}",
         f"- training: {', '.join(f'{name} {_plain(value)}' for name, value in train.items())}",
         *(f"- {machine}" for machine in machines),
-        f"- {sum(minutes) / 60:.1f} h for {len(minutes)} runs; medians: training {{:.1f}} min, "
-        "threshold {:.1f} min, measuring {:.1f} min".format(*by_part),
+        f"- {sum(minutes) / 60:.1f} h for {len(minutes)} runs of {minutes[0]:.1f} to "
+        f"{minutes[-1]:.1f} min; medians: training {train_s / 60:.1f} min, threshold "
+        f"{choose_s / 60:.1f} min, measuring {measure_s / 60:.1f} min",
         f"- thresholds chosen, seed by seed: {_thresholds(results)}",
     ]
     return f"## How this was made\n\n{lines[0]}\n\n" + "\n".join(lines[1:])

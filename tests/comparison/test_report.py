@@ -121,7 +121,7 @@ def test_remarks_are_included_as_they_are(page):
 def test_the_conditions_are_told(page):
     assert "- clips: train 9, test 9 (sha256 of their lines: abababab" in page
     assert "- x86_64, 2 cores, torch threads: 1, cpu; mod_edge 0, torch 2" in page
-    assert "- 2.2 h for 10 runs; medians: training 10.0 min" in page
+    assert "- 2.2 h for 10 runs of 13.0 to 13.0 min; medians: training 10.0 min" in page
     assert "MoD 0.6, 0.6, 0.6" in page
 
 
