@@ -113,7 +113,7 @@ def write_graph(topology: Topology, weights: Iterable[tuple[str, Tensor]], path:
             held = _graph_tensor(name, tensor, topology)
             data.write(b"\0" * (-data.tell() % DATA_ALIGNMENT))
             initializers[name] = _external_tensor(name, held, data_path.name, data.tell())
-            raw_array(held).tofile(data)
+            data.write(np.ascontiguousarray(raw_array(held)).data)
     missing = topology.weight_shapes.keys() - initializers.keys()
     if missing:
         raise ExportError(f"{path.name}: no weights for {', '.join(sorted(missing))}")

@@ -39,7 +39,7 @@ def write_widened(path: Path, folder: Path) -> Path:
             entries["length"].value = str(array.nbytes)
             if tensor.data_type == BF16:
                 tensor.data_type = FP32
-            array.tofile(data)
+            data.write(np.ascontiguousarray(array).data)
     target.write_bytes(model.SerializeToString())
     return target
 

@@ -78,6 +78,7 @@ def train(
     with explained_imports():
         from mod_edge.training.recipe import read_recipe
         from mod_edge.training.train import train as train_checkpoint
+        from mod_edge.training.trainer import shown_loss
         from mod_edge.training.unfinished import Unfinished
 
     recipe = read_recipe(config)
@@ -96,8 +97,8 @@ def train(
     out.print(
         f"wrote {printable(str(output))}: {si(report.num_parameters, 'parameters')}, "
         f"{si(report.num_trained, '')} of them trained in {report.steps} steps on "
-        f"{report.num_clips} clips; loss {report.lm_loss:.3f} of replies, "
-        f"{report.stream_loss:.3f} of decisions; {report.time_s:.0f} s"
+        f"{report.num_clips} clips; loss {shown_loss(report.lm_loss)} of replies, "
+        f"{shown_loss(report.stream_loss)} of decisions; {report.time_s:.0f} s"
     )
     if report.num_short_clips:
         err.print("warning:", style="yellow", end=" ")
@@ -125,6 +126,10 @@ def evaluate(
     ] = None,
     backend: Annotated[str, typer.Option(help="Of a bundle: auto, tensorrt or onnx.")] = "auto",
     device: Annotated[str, typer.Option(help="For onnx: auto, cpu or cuda.")] = "auto",
+    profile: Annotated[
+        str | None,
+        typer.Option(help="Of a bundle: name or TOML file; else the one that its engines have."),
+    ] = None,
     controls: Annotated[
         bool, typer.Option("--controls", help="Also on black video and on shuffled frames.")
     ] = False,
@@ -151,6 +156,7 @@ def evaluate(
             threshold=threshold,
             backend=backend,
             device=device,
+            profile=profile,
             controls=controls,
             on_step=show,
         )

@@ -78,6 +78,7 @@ def evaluate(
     threshold: float | None = None,
     backend: str = "auto",
     device: str = "auto",
+    profile: str | Path | None = None,
     controls: bool = False,
     on_step: OnStep = lambda _name, _done, _total: None,
 ) -> Evaluation:
@@ -93,6 +94,7 @@ def evaluate(
             does when teacher-forced, and the checkpoint's own value holds when free-running.
         backend: see `open_model`.
         device: see `open_model`.
+        profile: see `open_model`.
         controls: whether it watches black and shuffled frames too.
         on_step: told which clip begins, how many are done, and of how many.
 
@@ -105,7 +107,7 @@ def evaluate(
     """
     _check(max_clips, tolerance_s, threshold)
     clips = read_clips(data, split)[:max_clips]
-    opened = open_model(model, backend=backend, device=device)
+    opened = open_model(model, backend=backend, device=device, profile=profile)
     fps = opened.config.stream_config.frame_fps
     thresholds = _thresholds(opened.config.stream_config, threshold)
     habits_from = TRAIN_SPLIT if split_file(data, TRAIN_SPLIT).is_file() else split

@@ -245,5 +245,5 @@ def write_safetensors(
         file.write(struct.pack("<Q", len(text)) + text)
         for tensor in tensors:
             data = tensor.contiguous().view(torch.uint8).numpy()
-            data.tofile(file)
+            file.write(data.data)  # `tofile` loses the end in silence where the disk is full
             on_bytes(data.nbytes)

@@ -9,7 +9,7 @@ For a free-running stream, captions are matched to the true ones in their order,
 """
 
 import math
-import re
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -119,12 +119,27 @@ def frame_diff(decisions: Sequence[bool], late: Sequence[bool], *, is_asked: boo
 
 
 def words_of(text: str) -> list[str]:
-    """The words in lower case, without what stands between them."""
-    return re.findall(r"\w+(?:'\w+)*", text.lower())
+    """The words in lower case, without what stands between them.
+
+    Accents and vowel signs belong to their letter. Of scripts that put no spaces between words
+    (Chinese, Japanese) each character is a word.
+    """
+    spaced = "".join(map(_spaced, unicodedata.normalize("NFC", text.lower())))
+    words = (word.strip("'") for word in spaced.split())
+    return [word for word in words if word]
+
+
+def _spaced(character: str) -> str:
+    """It alone if it is part of a word, with spaces around if it is one, else a space."""
+    is_part = unicodedata.category(character)[0] in "LMN" or character in "_'"
+    is_word = is_part and unicodedata.east_asian_width(character) == "W"
+    return f" {character} " if is_word else character if is_part else " "
 
 
 def is_same(text: str, truth: str, keys: Sequence[str]) -> bool:
     """Whether `text` says the truth: all `keys` as whole words in their order, or the same words.
+
+    A truth without any word, such as a symbol alone, has to be said to the letter.
 
     Args:
         text: what was said.
@@ -133,7 +148,8 @@ def is_same(text: str, truth: str, keys: Sequence[str]) -> bool:
     """
     words = words_of(text)
     if not keys:
-        return words == words_of(truth)
+        wanted = words_of(truth)
+        return words == wanted if wanted else text.strip() == truth.strip()
     rest = iter(words)
     return all(word in rest for key in keys for word in words_of(key))
 
@@ -180,7 +196,7 @@ def match_in_order(
     return pairs
 
 
-def ratio(part: int, whole: int) -> float | None:
+def ratio(part: float, whole: int) -> float | None:
     """`part` / `whole`; None where that says nothing, because `whole` is 0."""
     return part / whole if whole else None
 

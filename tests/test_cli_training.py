@@ -204,6 +204,7 @@ def test_eval_measures_the_test_split_as_the_checkpoint_says(evaluates):
         "threshold": None,
         "backend": "auto",
         "device": "auto",
+        "profile": None,
         "controls": False,
     }
 
@@ -212,12 +213,13 @@ def test_eval_passes_on_what_is_asked(evaluates):
     succeeds(
         *("eval", "bundle", "--data", "data", "--split", "validation", "--clips", 3),
         *("--tolerance", 0.5, "--threshold", 0.7, "--backend", "onnx", "--device", "cpu"),
-        "--controls",
+        *("--profile", "rtx-ada", "--controls"),
     )
     (call,) = evaluates
     asked = [call[name] for name in ("split", "max_clips", "tolerance_s", "threshold")]
     assert asked == ["validation", 3, 0.5, 0.7]
-    assert [call[name] for name in ("backend", "device", "controls")] == ["onnx", "cpu", True]
+    assert [call[name] for name in ("backend", "device", "profile")] == ["onnx", "cpu", "rtx-ada"]
+    assert call["controls"] is True
 
 
 def test_a_fault_of_the_data_is_one_line(stand_in):

@@ -20,6 +20,7 @@ from mod_edge.stream_metrics import (
     ratio,
     speaks,
     token_losses,
+    words_of,
 )
 
 SILENT, SPEAK, OTHER = 1, 2, 0
@@ -132,6 +133,16 @@ def test_without_keys_the_whole_sentence_must_be_the_same():
     assert is_same("  yes ", "Yes.", ())
     assert is_same("A man's hat: here", "a man's hat, here.", ())
     assert not is_same("Yes, it is.", "Yes.", ())
+    assert not is_same("", "🙂", ())
+    assert is_same(" 🙂", "🙂", ())
+
+
+def test_words_of_any_script_are_told_apart():
+    assert words_of("Dogs' 'hat' isn't here_1.") == ["dogs", "hat", "isn't", "here_1"]
+    assert is_same("红球停下了。", "", ("红球", "停下"))  # red ball, stops
+    assert not is_same("红球停下了。", "", ("蓝球",))  # blue ball
+    assert not is_same("वह काला", "वह कीला", ())  # vowel signs differ
+    assert is_same("café", "café", ())
 
 
 def test_a_key_of_two_words_is_both_in_order():

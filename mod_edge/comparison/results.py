@@ -143,8 +143,9 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
-def thinned(values: Sequence[float], count: int) -> list[float]:
+def thinned(values: Sequence[float | None], count: int) -> list[float]:
     """Means of `count` stretches of equal length, or the values themselves if they are fewer."""
-    count = min(count, len(values))
-    edges = [len(values) * number // count for number in range(count + 1)]
-    return [round(sum(values[start:end]) / (end - start), 4) for start, end in pairwise(edges)]
+    known = [value for value in values if value is not None]
+    count = min(count, len(known))
+    edges = [len(known) * number // count for number in range(count + 1)]
+    return [round(sum(known[start:end]) / (end - start), 4) for start, end in pairwise(edges)]

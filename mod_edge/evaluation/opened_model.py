@@ -41,7 +41,9 @@ class OpenedModel:
     seed: Callable[[int], object] = lambda _seed: None
 
 
-def open_model(path: Path, *, backend: str, device: str) -> OpenedModel:
+def open_model(
+    path: Path, *, backend: str, device: str, profile: str | Path | None = None
+) -> OpenedModel:
     """The checkpoint or the bundle at `path`.
 
     Args:
@@ -49,6 +51,7 @@ def open_model(path: Path, *, backend: str, device: str) -> OpenedModel:
         backend: one of `backends.BACKENDS`: `torch` for a checkpoint, the others for a bundle,
             `auto` for both.
         device: where ONNX Runtime computes, one of `backends.DEVICES`.
+        profile: of a bundle, see `profile_of_bundle`.
 
     Raises:
         CheckpointError: no checkpoint and no bundle there, or a damaged checkpoint.
@@ -64,21 +67,21 @@ def open_model(path: Path, *, backend: str, device: str) -> OpenedModel:
         )
     choice = BackendChoice("auto" if backend == "torch" else backend, device)
     if is_bundle:
-        return _open_bundle(path, choice)
-    if choice != BackendChoice():
+        return _open_bundle(path, choice, profile)
+    if choice != BackendChoice() or profile is not None:
         raise ConfigError(
             f"{path} is no bundle, and backend {backend} on device {device} runs bundles; export "
-            "it first, or leave --backend and --device out to evaluate it with PyTorch"
+            "it first, or leave --backend, --device and --profile out to evaluate it with PyTorch"
         )
     return _open_checkpoint(path)
 
 
-def _open_bundle(path: Path, choice: BackendChoice) -> OpenedModel:
+def _open_bundle(path: Path, choice: BackendChoice, profile: str | Path | None) -> OpenedModel:
     manifest, config, tokenizer = read_bundle(path, check_all=False)
     return OpenedModel(
         config,
         tokenizer,
-        profile_of_bundle(path, None),
+        profile_of_bundle(path, profile),
         manifest.lowering.capacity,
         manifest.lowering.dtype,
         lambda limits: open_runner(path, manifest, config, limits, choice),

@@ -80,6 +80,7 @@ class Screening:
         self._outcomes: dict[str, list[list[TurnOutcome]]] = {name: [] for name in self._views}
         self._accounts: dict[str, list[Account]] = {name: [] for name in self._views}
         self._video_warnings: list[str] = []
+        self._num_short_clips = 0
 
     def watch(self, clip: Clip) -> None:
         """Let the model watch one more clip, in every view.
@@ -105,6 +106,7 @@ class Screening:
         self._names.append(clip.uid)
         self._dialogues.append(dialogue)
         self._video_warnings += footage.warnings
+        self._num_short_clips += clip.ends_too_soon(dialogue.num_frames, self._fps)
         self.num_frames += dialogue.num_frames
 
     def rows(self, habits: Habits, tolerance_s: float) -> list[Row]:
@@ -123,8 +125,10 @@ class Screening:
     def warnings(self, rows: Sequence[Row]) -> list[str]:
         """What a user should know of the videos, of how the model runs and of its windows."""
         rolls = {row.name: row.free_running.num_rolls for row in rows}
+        short = f"{self._num_short_clips} of {len(self._names)} videos end sooner than their lines"
         return [
             *self._video_warnings,
+            *([f"{short} say; what is due after that is left out"] * bool(self._num_short_clips)),
             *self._subject.warnings,
             *(
                 f"{name}: so much was said that the window rolled, {count} times in all"

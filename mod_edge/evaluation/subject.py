@@ -49,7 +49,7 @@ class Subject(AbstractContextManager["Subject"]):
         self._plan = plan_capacity(model.config, capacity, needs.least_text, dtype=model.dtype)
         self._max_new_tokens = needs.max_new_tokens
         self._model = model
-        self.limits = _limits(model, capacity)
+        self.limits = _limits(model, capacity, needs.num_frames)
         runner, reason = model.open_runner(self.limits)
         self._runner = FrameMemory(runner)
         self._session: Session | None = None
@@ -90,6 +90,7 @@ class _Needs:
     """What the clips ask of a window.
 
     Attributes:
+        num_frames: of the longest clip.
         dialogue: rows of the longest true dialogue, in each geometry.
         max_new_tokens: longest reply to let a model give.
         least_text: see `plan_capacity`.
@@ -99,9 +100,10 @@ class _Needs:
     def __init__(self, model: OpenedModel, clips: Sequence[Clip]) -> None:
         config, stream = model.config, model.config.stream_config
         self.dialogue = roomy = NO_ROWS
-        longest_reply = 1
+        longest_reply = self.num_frames = 1
         for clip in clips:
             num_frames = clip.most_frames(stream.frame_fps)
+            self.num_frames = max(self.num_frames, num_frames)
             dialogue = dialogue_of_clip(clip, stream.frame_fps, num_frames)
             pieces = pieces_of_dialogue(dialogue, stream, model.tokenizer)
             texts = [piece for piece in pieces if isinstance(piece, Text)]
@@ -114,11 +116,14 @@ class _Needs:
         self.capacity = roomy.plus(Rows(self.least_text, self.least_text))
 
 
-def _limits(model: OpenedModel, capacity: Rows) -> SessionLimits:
-    """As many frames a step as may be: decisions are the same, and fewer steps are faster."""
+def _limits(model: OpenedModel, capacity: Rows, longest: int) -> SessionLimits:
+    """As many frames a step as may be: decisions are the same, and fewer steps are faster.
+
+    But no more than the `longest` clip has, whose window may be too small for such a step.
+    """
     profile = model.profile
     most_frames = profile.max_step_tokens // (model.config.frame_num_tokens + 1)
-    num_frames = min(profile.frames_per_step.max, max(1, most_frames))
+    num_frames = min(profile.frames_per_step.max, max(1, most_frames), longest)
     return SessionLimits(capacity, profile.max_step_tokens, num_frames)
 
 

@@ -33,10 +33,16 @@ THRESHOLDS = (0.0, 0.6, 0.725, 0.85, 0.95)
 
 @dataclass(frozen=True)
 class Choice:
-    """The best threshold, and the F1 of each that was tried, in their order."""
+    """The best threshold, and F1 and moment F1 of each that was tried, in their order."""
 
     threshold: float
     f1: tuple[float, ...]
+    moment_f1: tuple[float, ...]
+
+    @property
+    def is_arbitrary(self) -> bool:
+        """Whether several were tried and none is better than another."""
+        return len(self.f1) > 1 and len({*zip(self.f1, self.moment_f1, strict=True)}) == 1
 
 
 def choose_threshold(
@@ -47,7 +53,10 @@ def choose_threshold(
     tolerance_s: float,
     on_step: Callable[[str, float, float], None],
 ) -> Choice:
-    """The threshold with which the model, left to itself, has the highest F1; of equals the first.
+    """The threshold with which the model, left to itself, has the highest F1.
+
+    Of equals the one with the highest F1 of the moments (free wording seldom is right to the word),
+    then the first.
 
     Raises:
         ConfigError: it is a bundle, whose manifest holds its config to what was exported.
@@ -70,8 +79,11 @@ def choose_threshold(
                     subject, dialogue, footage, threshold=threshold, seed=seed_of(clip)
                 )
                 watched.append((dialogue, account))
-    f1 = tuple(score(watched, fps, tolerance_s).f1 or 0.0 for watched in accounts)
-    return Choice(thresholds[f1.index(max(f1))], f1)
+    scores = [score(watched, fps, tolerance_s) for watched in accounts]
+    f1 = tuple(each.f1 or 0.0 for each in scores)
+    moment_f1 = tuple(each.moment_f1 or 0.0 for each in scores)
+    best = max(range(len(thresholds)), key=lambda number: (f1[number], moment_f1[number]))
+    return Choice(thresholds[best], f1, moment_f1)
 
 
 def adopt_threshold(checkpoint: Path, threshold: float) -> None:
@@ -107,11 +119,14 @@ if __name__ == "__main__":
                 tolerance_s=tolerance,
                 on_step=show,
             )
-        adopt_threshold(checkpoint, choice.threshold)
-        table = Table("threshold", "F1", box=None)
-        for each, f1 in zip(tried, choice.f1, strict=True):
-            table.add_row(f"{each:g}", f"{f1:.3f}")
+        table = Table("threshold", "F1", "moment F1", box=None)
+        for each, f1, moment_f1 in zip(tried, choice.f1, choice.moment_f1, strict=True):
+            table.add_row(f"{each:g}", f"{f1:.3f}", f"{moment_f1:.3f}")
         out.print(table)
+        if choice.is_arbitrary:
+            out.print(f"none is better than another: {checkpoint} keeps its threshold")
+            return
+        adopt_threshold(checkpoint, choice.threshold)
         out.print(f"{choice.threshold:g} is now the threshold of {checkpoint}")
 
     typer.run(main)

@@ -24,9 +24,11 @@ from pathlib import Path
 from typing import Any
 
 from mod_edge.errors import DataError
+from mod_edge.stream_metrics import is_same
 
 ROLES = ("user", "assistant")
 NUM_FAULTS_SHOWN = 8
+DURATION_SLACK_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,15 @@ class Clip:
     def most_frames(self, fps: float) -> int:
         """Frames that it has at most: one at 0 s, and the last not behind its end."""
         return int(self.duration_s * fps) + 1
+
+    def ends_too_soon(self, num_frames: int, fps: float) -> bool:
+        """Whether the video's frames end sooner than the line says, by more than rounding does.
+
+        Args:
+            num_frames: that were read of it.
+            fps: frames/s at which they were.
+        """
+        return num_frames < (self.duration_s - DURATION_SLACK_S) * fps
 
 
 def split_file(folder: Path, split: str) -> Path:
@@ -140,6 +151,8 @@ def _line_from_json(data: Any, duration_s: float) -> Line:
     is_list = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
     if not is_list or not all(any(map(str.isalnum, key)) for key in keys):
         raise ValueError(f"keys={keys!r}, wanted a list of words")
+    if not is_same(content, content, keys):
+        raise ValueError(f"keys={keys!r}, wanted words of {content!r} in their order")
     return Line(role, content, time_s, kind, tuple(keys))
 
 

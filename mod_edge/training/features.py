@@ -3,6 +3,9 @@
     DIR/.features/<key>/frames.f16        (frames of all clips, N, Dv) float16, without a header
     DIR/.features/<key>/num_frames.json   frames of each clip, in the order of the split's lines
 
+While they are computed they lie elsewhere; what Ctrl-C or a full disk leaves unfinished lies in
+`<key>.partial`, from which the next try goes on.
+
 The key is a hash of all that the numbers depend on: the tower's weights and config, the frame rate,
 and the videos' names, sizes and times of change. Frames are read, prepared and encoded exactly as
 the runtime does it; only the connector, which is trained, is left out.
@@ -10,7 +13,8 @@ the runtime does it; only the connector, which is trained, is left out.
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,16 +23,20 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from mod_edge.errors import DataError
+from mod_edge.errors import DataError, SourceError
 from mod_edge.model import VideoLLM
 from mod_edge.runtime.capture import VideoFile
 from mod_edge.runtime.preprocess import letterbox
+from mod_edge.runtime.sources import open_file
 from mod_edge.staging import staged_folder
 from mod_edge.training.clips import Clip
 
 FOLDER = ".features"
 FRAMES_FILE, COUNTS_FILE = "frames.f16", "num_frames.json"
+PARTIAL_SUFFIX = ".partial"
 FRAMES_AT_ONCE = 64
+HALF_BYTES = 2
+NUM_FAULTS_SHOWN = 8
 
 
 @dataclass(frozen=True)
@@ -71,13 +79,18 @@ def frame_features(
         on_step: told which part, how much is done and of how much.
 
     Raises:
-        SourceError: a video cannot be read.
+        SourceError: videos cannot be read; some of them are named at once, before hours of others.
         DataError: numbers that float16 cannot hold.
+        KeyboardInterrupt: Ctrl-C; what is done is kept for the next call.
     """
     target = folder / FOLDER / _key(folder, clips, model)
     if not target.is_dir():
+        _check_videos(clips, on_step)
         try:
-            with staged_folder(target, is_ours=lambda _folder: False, force=False) as staging:
+            with (
+                staged_folder(target, is_ours=lambda _folder: False, force=False) as staging,
+                _kept_if_stopped(staging, target.with_name(target.name + PARTIAL_SUFFIX)),
+            ):
                 _compute(staging, clips, model, device, on_step)
         except OSError:
             if not target.is_dir():  # else another training run has made the same meanwhile
@@ -90,6 +103,37 @@ def frame_features(
     )
 
 
+def _check_videos(clips: Sequence[Clip], on_step: Callable[[str, float, float], None]) -> None:
+    faults = []
+    for number, clip in enumerate(clips):
+        on_step("looking at videos", number, len(clips))
+        try:
+            open_file(clip.video).release()
+        except SourceError as exc:
+            faults.append(str(exc))
+    if faults:
+        more = len(faults) - NUM_FAULTS_SHOWN
+        raise SourceError(
+            "; ".join(faults[:NUM_FAULTS_SHOWN]) + (f"; and {more} more" if more > 0 else "")
+        )
+
+
+@contextmanager
+def _kept_if_stopped(staging: Path, partial: Path) -> Iterator[None]:
+    """Begin with what lies in `partial`, and leave there what is done when stopped.
+
+    A folder moves whole: of two trainings that begin at once one gets it, the other an empty one.
+    """
+    with suppress(OSError):  # there is none
+        partial.rename(staging)
+    try:
+        yield
+    except (KeyboardInterrupt, OSError):
+        with suppress(OSError):  # another training has left one meanwhile
+            staging.rename(partial)
+        raise
+
+
 @torch.inference_mode()
 def _compute(
     target: Path,
@@ -98,11 +142,31 @@ def _compute(
     device: torch.device,
     on_step: Callable[[str, float, float], None],
 ) -> None:
+    """Write both files into `target`, after the clips that they hold already."""
+    counts = target / COUNTS_FILE
+    num_frames: list[int] = json.loads(counts.read_text("utf-8")) if counts.exists() else []
+    try:
+        for count in _encode_clips(target, clips, num_frames, model, device, on_step):
+            num_frames.append(count)
+    finally:
+        counts.write_text(json.dumps(num_frames), encoding="utf-8")
+
+
+def _encode_clips(
+    target: Path,
+    clips: Sequence[Clip],
+    num_done: Sequence[int],
+    model: VideoLLM,
+    device: torch.device,
+    on_step: Callable[[str, float, float], None],
+) -> Iterator[int]:
+    """Frames of each further clip, when they are written."""
     config = model.config
     side, fps = config.vision_config.image_size, config.stream_config.frame_fps
     pixels = np.zeros((FRAMES_AT_ONCE, side, side, 3), np.uint8)
-    num_frames = []
-    with (target / FRAMES_FILE).open("wb") as file:
+    frame_bytes = config.frame_num_tokens * config.vision_config.hidden_size * HALF_BYTES
+    with (target / FRAMES_FILE).open("ab") as file:
+        file.truncate(sum(num_done) * frame_bytes)  # the clip that was stopped in begins anew
 
         def encode(size: int) -> None:
             tokens = model.frame_tokens(torch.from_numpy(pixels[:size]).to(device))
@@ -112,9 +176,9 @@ def _compute(
                     f"the vision tower's outputs reach {tokens.abs().max():.3g}, more than float16 "
                     "holds; its weights are damaged or not those of a trained tower"
                 )
-            halved.cpu().numpy().tofile(file)
+            file.write(halved.cpu().contiguous().numpy().data)
 
-        for number, clip in enumerate(clips):
+        for number, clip in list(enumerate(clips))[len(num_done) :]:
             on_step("vision features", number, len(clips))
             with VideoFile(clip.video, fps=fps, max_frames=clip.most_frames(fps)) as video:
                 for frame in video:
@@ -124,8 +188,8 @@ def _compute(
                         encode(FRAMES_AT_ONCE)
                 if left := video.num_frames % FRAMES_AT_ONCE:
                     encode(left)
-                num_frames.append(video.num_frames)
-    (target / COUNTS_FILE).write_text(json.dumps(num_frames), encoding="utf-8")
+                file.flush()  # a full disk says so now
+                yield video.num_frames
 
 
 def _key(folder: Path, clips: Sequence[Clip], model: VideoLLM) -> str:

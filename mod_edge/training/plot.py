@@ -12,8 +12,15 @@ SIZE_INCHES = (8.0, 4.5)
 SMOOTHED_SHARE = 0.02  # the line is the mean over this share of all steps
 
 
-def plot_losses(lm_losses: Sequence[float], stream_losses: Sequence[float], path: Path) -> None:
+def plot_losses(
+    lm_losses: Sequence[float | None], stream_losses: Sequence[float | None], path: Path
+) -> None:
     """Draw both losses, each step faint and their running mean above, into the PNG at `path`.
+
+    Args:
+        lm_losses: of each step; one that is None is left out.
+        stream_losses: likewise.
+        path: to write.
 
     Raises:
         BackendError: matplotlib is not installed.
@@ -30,10 +37,11 @@ def plot_losses(lm_losses: Sequence[float], stream_losses: Sequence[float], path
         ("decisions (streaming loss)", stream_losses, "C1"),
     )
     for name, losses, colour in curves:
-        steps = np.arange(1, len(losses) + 1)
-        width = max(1, round(SMOOTHED_SHARE * len(losses)))
-        axes.plot(steps, losses, color=colour, alpha=0.2, linewidth=0.5)
-        axes.plot(steps[width - 1 :], running_mean(losses, width), color=colour, label=name)
+        steps = [step for step, loss in enumerate(losses, start=1) if loss is not None]
+        known = [loss for loss in losses if loss is not None]
+        width = max(1, round(SMOOTHED_SHARE * len(known)))
+        axes.plot(steps, known, color=colour, alpha=0.2, linewidth=0.5)
+        axes.plot(steps[width - 1 :], running_mean(known, width), color=colour, label=name)
     axes.set(xlabel="step", ylabel="cross-entropy (nats)", yscale="log")
     axes.grid(alpha=0.3)
     axes.legend()

@@ -191,9 +191,14 @@ def _model_config(data: dict[str, Any], path: Path) -> tuple[Path | str, ModelCo
 
 
 def _base_config(init: str, folder: Path, origin: str) -> tuple[Path | str, ModelConfig]:
-    if init in GEOMETRIES:
-        return init, preset_config(init)
     checkpoint = (folder / init).resolve()
+    if init in GEOMETRIES:
+        if checkpoint.is_dir():
+            raise DataError(
+                f"{origin}: init={init!r} is a preset, and {checkpoint} is there too; for the "
+                f"folder write './{init}', for the preset call the folder otherwise"
+            )
+        return init, preset_config(init)
     try:
         return checkpoint, read_config(checkpoint / CONFIG_FILE)
     except OSError as exc:

@@ -123,7 +123,12 @@ def scenes_of_clips(folder: Path, clips: Iterable[Clip]) -> Iterator[Scene]:
     facts = json.loads((folder / MARKER_FILE).read_text(encoding="utf-8"))
     splits = {split.name: split for split in SPLITS}
     for clip in clips:
-        name, number = clip.uid.rsplit("-", 1)
+        name, _, number = clip.uid.rpartition("-")
+        if name not in splits or not number.isdecimal():
+            raise DataError(
+                f"what the video of {clip.uid!r} shows is not known, as `mod-edge scenes` did not "
+                "draw it; take its line out of the data set, or set watch_weight = 0"
+            )
         seed = _scene_seed(facts["seed"], splits[name], int(number))
         yield write_scene(seed, facts["duration_s"], held_out=splits[name].held_out)
 

@@ -36,7 +36,6 @@ from mod_edge.training.unfinished import Unfinished
 from mod_edge.training.watching import Watching, answers_of_clips
 
 SPLIT = "train"
-DURATION_SLACK_S = 1.0
 TRAINING_FILE, PLOT_FILE = "training.json", "loss.png"
 
 
@@ -50,11 +49,11 @@ class TrainingReport:
         num_clips: of the training split.
         num_parameters: of the model.
         num_trained: of these, trained.
-        lm_loss: mean of the last steps, nats a reply's token.
+        lm_loss: mean of the last steps, nats a reply's token; None where there was none to learn.
         stream_loss: likewise, nats a decision.
         time_s: of all steps.
-        num_short_clips: clips whose video ends sooner than their line says, by more than
-            `DURATION_SLACK_S`: what is said after the video's end was not learned.
+        num_short_clips: clips whose video ends too soon (`Clip.ends_too_soon`): what is said
+            after its end was not learned.
     """
 
     folder: Path
@@ -62,8 +61,8 @@ class TrainingReport:
     num_clips: int
     num_parameters: int
     num_trained: int
-    lm_loss: float
-    stream_loss: float
+    lm_loss: float | None
+    stream_loss: float | None
     time_s: float
     num_short_clips: int
 
@@ -126,7 +125,7 @@ def train(
     trainer.run(Batches(streams, features, recipe.train), unfinished, on_step)
     fps = recipe.model.stream_config.frame_fps
     num_short = sum(
-        num_frames < (clip.duration_s - DURATION_SLACK_S) * fps
+        clip.ends_too_soon(num_frames, fps)
         for clip, num_frames in zip(clips, features.num_frames.tolist(), strict=True)
     )
     report = TrainingReport(
@@ -217,6 +216,6 @@ def _write_training(
         "versions": versions(),
         "losses": losses,
     }
-    text = json.dumps(document, indent=1) + "\n"
+    text = json.dumps(document, indent=1, allow_nan=False) + "\n"
     (folder / TRAINING_FILE).write_text(text, encoding="utf-8")
     plot_losses(trainer.lm_losses, trainer.stream_losses, folder / PLOT_FILE)

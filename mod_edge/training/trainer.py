@@ -4,7 +4,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from mod_edge.errors import DataError
 from mod_edge.model import VideoLLM
+from mod_edge.stream_metrics import mean, ratio
 from mod_edge.training.batches import Batch, Batches
 from mod_edge.training.forward import BatchedDecoder
 from mod_edge.training.recipe import TrainConfig
@@ -54,9 +55,9 @@ class Trainer:
         for parameter in trained.values():
             parameter.requires_grad_(True)
         self.step = 0
-        self.lm_losses: list[float] = []
-        self.stream_losses: list[float] = []
-        self.watch_losses: list[float] = []  # of the lesson, if there is one
+        self.lm_losses: list[float | None] = []  # None where a step has no word to learn
+        self.stream_losses: list[float | None] = []
+        self.watch_losses: list[float | None] = []  # of the lesson, if there is one
         self.time_s = 0.0
         self._trained = trained
         self._settings, self._device, self._identity = settings, device, identity
@@ -166,13 +167,14 @@ class Trainer:
                 f"loss or gradient is no number any more at step {self.step + 1}; "
                 "lower learning_rate in the recipe"
             )
-        self.lm_losses.append(lm_sum / max(1, num_words))
-        self.stream_losses.append(stream_sum / max(1, num_decisions))
+        self.lm_losses.append(ratio(lm_sum, num_words))
+        self.stream_losses.append(ratio(stream_sum, num_decisions))
 
     def _progress(self) -> str:
-        losses = f"loss {recent(self.lm_losses):.3f} stream {recent(self.stream_losses):.3f}"
-        if self.watch_losses:
-            losses += f" watch {recent(self.watch_losses):.3f}"
+        kinds = {"loss": self.lm_losses, "stream": self.stream_losses, "watch": self.watch_losses}
+        losses = " ".join(
+            f"{name} {shown_loss(recent(each))}" for name, each in kinds.items() if each
+        )
         return f"step {self.step}, {losses}, {self.step / self.time_s:.2f} steps/s"
 
 
@@ -226,9 +228,14 @@ def learning_rate(settings: TrainConfig, step: int) -> float:
     return settings.learning_rate * (FINAL_LEARNING_RATE + (1 - FINAL_LEARNING_RATE) * cosine)
 
 
-def recent(losses: list[float]) -> float:
-    """Mean of the last steps' losses."""
-    return float(np.mean(losses[-NUM_STEPS_SHOWN:]))
+def recent(losses: Sequence[float | None]) -> float | None:
+    """Mean of the last steps' losses, but for those that have none."""
+    return mean([loss for loss in losses[-NUM_STEPS_SHOWN:] if loss is not None])
+
+
+def shown_loss(loss: float | None) -> str:
+    """For people."""
+    return "-" if loss is None else f"{loss:.3f}"
 
 
 @contextmanager

@@ -6,6 +6,7 @@ losses so far and what the training is: recipe and data, which must be the same 
 
 import os
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -30,8 +31,8 @@ class TrainingState:
         step: steps done.
         weights: the trained parameters by name.
         optimizer: its `state_dict`.
-        lm_losses: of each step so far.
-        stream_losses: of each step so far.
+        lm_losses: of each step so far; None where it had none.
+        stream_losses: likewise.
         watch_losses: likewise, none without the lesson `watching`.
         time_s: spent on these steps.
     """
@@ -40,9 +41,9 @@ class TrainingState:
     step: int
     weights: dict[str, Tensor]
     optimizer: dict[str, Any]
-    lm_losses: list[float]
-    stream_losses: list[float]
-    watch_losses: list[float]
+    lm_losses: list[float | None]
+    stream_losses: list[float | None]
+    watch_losses: list[float | None]
     time_s: float
 
 
@@ -77,13 +78,25 @@ class Unfinished:
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def save(self, state: TrainingState) -> None:
-        """Replace the state by this one; a kill at any moment leaves one of the two whole."""
+        """Replace the state by this one; a kill at any moment leaves one of the two whole.
+
+        Raises:
+            DataError: it cannot be written; the one before is still there.
+        """
         written = self.folder / WRITTEN_FILE
-        with written.open("wb") as file:
-            torch.save(vars(state), file)
-            file.flush()
-            os.fsync(file.fileno())
-        written.replace(self.folder / STATE_FILE)
+        try:
+            with written.open("wb") as file:
+                torch.save(vars(state), file)
+                file.flush()
+                os.fsync(file.fileno())
+            written.replace(self.folder / STATE_FILE)
+        except (OSError, RuntimeError) as exc:  # torch's writer hides a full disk behind its own
+            with suppress(OSError):
+                written.unlink(missing_ok=True)
+            raise DataError(
+                f"{written} cannot be written ({exc.__context__ or exc}); make room, then "
+                "--resume goes on from the state before"
+            ) from exc
 
     def load(self, identity: dict[str, Any]) -> TrainingState | None:
         """The state to go on from, None where the training ended before the first was saved.

@@ -67,14 +67,18 @@ class Watching:
     def loss(
         self, decoder: BatchedDecoder, hidden_states: Sequence[Tensor], batch: Batch
     ) -> Tensor:
-        """The mean over what is known of the batch's frames, and that over frames to look back."""
+        """The mean over what is known of the batch's frames, and that over frames to look back.
+
+        0 for a part of which the batch has nothing.
+        """
         rows = batch.frame_index[:, 0]
         states = hidden_states[LAYER + 1].flatten(0, 1).index_select(0, rows)
         said = rms_norm(states, states.shape[-1:]) @ self._directions
         wanted = self._answers[batch.frames]
         is_known = ~wanted.isnan()
         scores = decoder.attention_scores(hidden_states, LAYER, QUERY_HEAD)
-        return mse_loss(said[is_known], wanted[is_known]) + _look_back_loss(scores, batch)
+        errors = mse_loss(said[is_known], wanted[is_known], reduction="sum")
+        return errors / max(1, int(is_known.sum())) + _look_back_loss(scores, batch)
 
 
 def _look_back_loss(scores: Tensor, batch: Batch) -> Tensor:
@@ -85,7 +89,8 @@ def _look_back_loss(scores: Tensor, batch: Batch) -> Tensor:
     here, before = places[1:][is_next], places[:-1][is_next]
     seen = scores.flatten(0, 1).index_select(0, rows[1:][is_next]).float()
     is_ahead = torch.arange(length, device=rows.device) > here[:, None]
-    return cross_entropy(seen.masked_fill(is_ahead, -torch.inf), before)
+    losses = cross_entropy(seen.masked_fill(is_ahead, -torch.inf), before, reduction="sum")
+    return losses / max(1, len(before))
 
 
 def answers_of_clips(

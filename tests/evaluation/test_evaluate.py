@@ -107,6 +107,16 @@ def test_a_split_that_is_not_there_is_named(tiny_checkpoint, data):
         evaluate(tiny_checkpoint, data, split="validation")
 
 
+def test_videos_that_end_before_their_lines_are_counted(tiny_checkpoint, data, tmp_path):
+    copy = tmp_path / "data"
+    shutil.copytree(data, copy)
+    first, second = map(json.loads, (data / "test.jsonl").read_text().splitlines())
+    second["duration"] = 30.0
+    (copy / "test.jsonl").write_text(f"{json.dumps(first)}\n{json.dumps(second)}\n")
+    (warning,) = evaluate(tiny_checkpoint, copy).warnings
+    assert warning.startswith("1 of 2 videos end sooner than their lines say; what is due")
+
+
 def test_the_document_is_json_without_infinities(of_checkpoint):
     row = of_checkpoint.rows[0]
     endless = replace(row, teacher_forced=replace(row.teacher_forced, lm_ppl=math.inf))

@@ -2,9 +2,11 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from mod_edge import profiles
 from mod_edge.errors import BackendError, BundleError, CheckpointError, ConfigError
 from mod_edge.evaluation.opened_model import open_model
 from mod_edge.manifest import MANIFEST_FILE
@@ -25,6 +27,19 @@ def test_a_checkpoint_runs_on_the_reference(tiny_checkpoint, backend):
 def test_a_checkpoint_takes_no_backend_of_bundles(tiny_checkpoint, backend, device):
     with pytest.raises(ConfigError, match="is no bundle, and backend"):
         open_model(tiny_checkpoint, backend=backend, device=device)
+
+
+def test_a_checkpoint_takes_no_profile(tiny_checkpoint):
+    with pytest.raises(ConfigError, match="leave --backend, --device and --profile out"):
+        open_model(tiny_checkpoint, backend="auto", device="auto", profile="cpu")
+
+
+def test_a_bundle_runs_as_the_profile_says(tiny_bundle, tmp_path):
+    own = tmp_path / "own.toml"
+    shipped = (Path(profiles.__file__).parent / "cpu.toml").read_text()
+    own.write_text(shipped.replace("evict_fraction = 0.125", "evict_fraction = 0.25"))
+    model = open_model(tiny_bundle, backend="auto", device="auto", profile=own)
+    assert model.profile.evict_fraction == 0.25
 
 
 def test_a_bundle_is_not_run_by_the_reference(tmp_path):

@@ -60,3 +60,9 @@ def test_a_stream_that_rolled_leaves_nothing_to_the_next(make_subject, tiny_mode
     assert first.num_rolls > 0
     for clip in watched:
         assert account_of(subject, clip) == account_of(make_subject(model), clip)
+
+
+def test_a_step_takes_no_more_frames_than_the_longest_clip_has(tiny_model, clips):
+    short = [replace(clip, duration_s=0.5, conversation=()) for clip in clips]  # 2 frames
+    with Subject(tiny_model, short) as subject:
+        assert subject.limits.frames_per_step == 2

@@ -22,19 +22,31 @@ def threshold_of(folder):
     return read_config(folder / "config.json").stream_config.frame_token_interval_threshold
 
 
-def test_the_best_threshold_is_taken_and_of_equals_the_first(monkeypatch, data, tiny_checkpoint):
-    f1 = {0.2: 0.4, 0.4: 0.5, 0.6: 0.5, 0.8: None}
+@pytest.mark.parametrize(
+    ("f1", "moment_f1", "best"),
+    [
+        ((0.4, 0.5, 0.5, None), (0.9, 0.5, 0.5, None), 0.4),
+        ((0.4, 0.5, 0.5, None), (0.9, 0.5, 0.6, None), 0.6),
+        ((0.0, 0.0, 0.0, None), (0.0, 0.0, 0.0, 0.1), 0.8),
+    ],
+)
+def test_the_best_threshold_by_f1_then_moments_then_order(
+    monkeypatch, data, tiny_checkpoint, f1, moment_f1, best
+):
+    tried = [0.2, 0.4, 0.6, 0.8]
 
     class Score:
         def __init__(self, watched, _fps, _tolerance_s):
-            self.f1 = f1[watched[0][1]]
+            number = tried.index(watched[0][1])
+            self.f1, self.moment_f1 = f1[number], moment_f1[number]
 
     monkeypatch.setattr(thresholds_module, "score", Score)
     monkeypatch.setattr(thresholds_module, "run_free", lambda *_, threshold, seed: threshold)
     clips = read_clips(data, "test")
-    choice = choose_threshold(tiny_checkpoint, clips, [*f1], tolerance_s=1.0, on_step=silent)
-    assert choice.threshold == 0.4
-    assert choice.f1 == (0.4, 0.5, 0.5, 0.0)
+    choice = choose_threshold(tiny_checkpoint, clips, tried, tolerance_s=1.0, on_step=silent)
+    assert choice.threshold == best
+    assert choice.f1 == tuple(each or 0.0 for each in f1)
+    assert not choice.is_arbitrary
 
 
 def test_a_bundle_is_left_as_it_was_exported(tiny_bundle):
@@ -57,10 +69,16 @@ def test_the_command_writes_what_it_chose(data, write_tiny, tmp_path, monkeypatc
     shutil.copytree(data, clips)
     shutil.copyfile(clips / "test.jsonl", clips / "validation.jsonl")
     adopt_threshold(folder, 0.9)
-    argv = [str(folder), "--data", str(clips), "--threshold", "0.25", "--clips", "1"]
+    argv = [str(folder), "--data", str(clips), "--clips", "1", "--threshold", "0.25"]
+    run_command(monkeypatch, argv)
+    assert "0.25 is now the threshold of" in capsys.readouterr().out
+    assert threshold_of(folder) == 0.25
+    run_command(monkeypatch, [*argv, "--threshold", "0.25"])
+    assert "none is better than another" in capsys.readouterr().out
+
+
+def run_command(monkeypatch, argv):
     monkeypatch.setattr(sys, "argv", ["thresholds", *argv])
     with pytest.raises(SystemExit) as ended:
         runpy.run_module(thresholds_module.__name__, run_name="__main__")
     assert not ended.value.code
-    assert "0.25 is now the threshold of" in capsys.readouterr().out
-    assert threshold_of(folder) == 0.25

@@ -75,6 +75,7 @@ def test_an_empty_split_is_refused(tmp_path):
         ({"video": "../v.mp4"}, "wanted a path inside the data set's folder"),
         ({"conversation": [said(keys="red")]}, "keys='red', wanted a list of words"),
         ({"conversation": [said(keys=["!"])]}, "wanted a list of words"),
+        ({"conversation": [said(keys=["nobody"])]}, "'nobody'.*wanted words of '.*' in their ord"),
         ({"conversation": [said(kind=None)]}, "kind=None, wanted a word"),
     ],
 )

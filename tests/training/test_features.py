@@ -1,5 +1,6 @@
 """Vision features on disk: what the runtime would see, computed once."""
 
+import shutil
 from dataclasses import replace
 
 import cv2
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from mod_edge.errors import DataError
+from mod_edge.errors import DataError, SourceError
 from mod_edge.runtime.capture import VideoFile
 from mod_edge.runtime.preprocess import letterbox
 from mod_edge.training.features import frame_features
@@ -83,3 +84,37 @@ def test_numbers_too_large_for_float16_are_refused_and_leave_nothing(clips, mode
     with pytest.raises(DataError, match="more than float16"):
         frame_features(tmp_path / "data", clips, model, CPU, no_step)
     assert not list((tmp_path / "data" / ".features").iterdir())
+
+
+def test_what_was_stopped_goes_on_to_the_same_numbers(clips, model, tmp_path, monkeypatch):
+    whole = frame_features(tmp_path / "data", clips, model, CPU, no_step).tokens[:]
+    (store,) = (tmp_path / "data" / ".features").iterdir()
+    shutil.rmtree(store)
+    frame_tokens, encoded = model.frame_tokens, []
+
+    def encode(pixels):
+        encoded.append(len(pixels))
+        if len(encoded) == 4:  # in the second clip
+            raise KeyboardInterrupt
+        return frame_tokens(pixels)
+
+    monkeypatch.setattr("mod_edge.training.features.FRAMES_AT_ONCE", 4)  # 3 times for 9 frames
+    monkeypatch.setattr(model, "frame_tokens", encode)
+    with pytest.raises(KeyboardInterrupt):
+        frame_features(tmp_path / "data", clips, model, CPU, no_step)
+    assert [path.name for path in store.parent.iterdir()] == [f"{store.name}.partial"]
+    features = frame_features(tmp_path / "data", clips, model, CPU, no_step)
+    assert encoded == [4, 4, 1, 4, 4, 4, 1, 4, 4, 1]
+    assert features.num_frames.tolist() == [9, 9, 9]
+    assert np.array_equal(features.tokens, whole)
+    assert [path.name for path in store.parent.iterdir()] == [store.name]
+
+
+def test_videos_that_cannot_be_read_are_all_named_before_any_is_encoded(
+    clips, model, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(model, "frame_tokens", lambda _: pytest.fail("encoded"))
+    clips[0].video.write_bytes(b"")
+    clips[2].video.write_bytes(b"no video at all")
+    with pytest.raises(SourceError, match=r"is empty.*; .*2.avi"):
+        frame_features(tmp_path / "data", clips, model, CPU, no_step)

@@ -131,3 +131,10 @@ def test_files_that_are_no_recipe_are_refused(tmp_path):
     path.write_text("[model]\ninit = 'tiny'\n[trian]")
     with pytest.raises(DataError, match=r"section 'trian', did you mean 'train'.*no section \[tr"):
         read_recipe(path)
+
+
+def test_a_preset_that_is_a_folder_too_is_not_guessed_at(recipe_of, tiny_checkpoint, tmp_path):
+    (tmp_path / "tiny").symlink_to(tiny_checkpoint)
+    with pytest.raises(DataError, match=r"'tiny' is a preset, and .*; for the folder write './tin"):
+        recipe_of('init = "tiny"')
+    assert recipe_of('init = "./tiny"').init == tiny_checkpoint.resolve()

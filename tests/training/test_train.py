@@ -284,3 +284,37 @@ def test_videos_that_end_too_soon_are_counted(tmp_path):
     path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     recipe = replace(RECIPE, train=replace(SETTINGS, steps=1))
     assert run(tmp_path / "data", recipe, tmp_path / "model").num_short_clips == 1
+
+
+def test_a_step_without_a_word_to_learn_has_no_loss_of_replies(tmp_path):
+    write_toy_data(tmp_path / "data", num_clips=3)
+    path = tmp_path / "data" / "train.jsonl"
+    told, *others = map(json.loads, path.read_text().splitlines())
+    lines = [told, *(each | {"conversation": []} for each in others)]
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    settings = replace(SETTINGS, batch_clips=1, max_frames=14, roll_ratio=0.0)
+    report = run(tmp_path / "data", replace(RECIPE, train=settings), tmp_path / "model")
+    losses = losses_of(tmp_path / "model")["lm"]
+    known = [loss for loss in losses if loss is not None]
+    assert len(losses) == 6
+    assert len(known) == 2  # of three clips a pass
+    assert report.lm_loss == pytest.approx(sum(known) / 2)
+    plot_losses(losses, losses, tmp_path / "loss.png")
+
+
+def test_a_state_that_cannot_be_written_leaves_the_one_before(data, tmp_path, monkeypatch):
+    save, written = torch.save, []
+
+    def fill_up(state, file):
+        written.append(state)
+        if len(written) == 2:
+            file.write(b"0" * 1000)
+            raise RuntimeError("unexpected pos") from OSError(28, "No space left on device")
+        save(state, file)
+
+    monkeypatch.setattr(torch, "save", fill_up)
+    with pytest.raises(DataError, match=r"state\.pt\.new cannot be written .*make room"):
+        run(data, RECIPE, tmp_path / "model")
+    folder = Unfinished(tmp_path / "model").folder
+    assert [path.name for path in folder.iterdir()] == ["state.pt"]
+    assert torch.load(folder / "state.pt")["step"] == 2

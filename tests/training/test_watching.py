@@ -158,6 +158,19 @@ def test_the_scores_are_those_of_the_head_and_its_key_head():
         torch.testing.assert_close(found, wanted, atol=1e-12, rtol=0)  # another head's: 3 off
 
 
+def test_a_batch_with_nothing_to_see_costs_nothing():
+    watching = Watching(np.full((7, 2), np.nan, np.float32), SMALL, CPU)
+    batch = batch_of([[0, 1]], [5], 6)  # and no frame before it
+    assert watching.loss(Staring(row=0), [torch.randn(1, 6, 32)] * 2, batch).item() == 0
+
+
+@pytest.mark.parametrize("uid", ["kitchen", "kitchen-1", "train-x"])
+def test_a_video_that_was_not_drawn_here_is_named(data, uid):
+    clips = [replace(read_clips(data, "train")[0], uid=uid)]
+    with pytest.raises(DataError, match=f"'{uid}' shows is not known.*set watch_weight = 0"):
+        list(scenes_of_clips(data, clips))
+
+
 def test_a_model_that_cannot_look_back_is_refused():
     everywhere = replace(SMALL, mod_config=MoDConfig("all"))
     narrow = replace(SMALL, text_config=TextConfig(1, 64, 3, 4, 2, 8, 512))
