@@ -12,7 +12,7 @@ VENV ?= .venv
 DEMO := build/demo
 CLIP := tests/data/box.mp4
 RESULTS := build/results
-LEAST_F1 := 0.35
+LEAST_F1 := 0.6
 INSTALLED := $(VENV)/.installed
 
 BIN := $(VENV)/bin

@@ -18,7 +18,7 @@ from mod_edge.training.small_model import scene_tokenizer, small_config
 MAX_BYTES = 10 * 10**6
 NUM_CLIPS = 4
 SEED = 11  # of no clip that the model was trained on, or chosen by
-LEAST_F1 = 0.35  # measured 0.55; the best that never looks, told the right moments, has 0.11
+LEAST_F1 = 0.5  # measured 0.64; the best that never looks, told the right moments, has 0.11
 
 
 def test_it_is_small():
