@@ -99,8 +99,9 @@ def test_the_stream_is_that_of_onnxruntime_on_the_cpu(bundle_for, cudart, clip):
     theirs = run_stream(bundle, twin, clip, max_frames=60)
     assert outcome(ours) == outcome(theirs)
     assert len(outcome(ours)[2]) >= 3  # rolls
-    assert ours.selections == theirs.selections
-    for our, their in zip(ours.logits, theirs.logits, strict=True):
+    assert ours.recorder.selections == theirs.recorder.selections
+    all_logits = (ours.recorder.all_logits, theirs.recorder.all_logits)
+    for our, their in zip(*all_logits, strict=True):
         np.testing.assert_array_equal(our, their)
 
 
