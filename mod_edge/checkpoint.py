@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mod_edge.config import ModelConfig, read_config
-from mod_edge.errors import BundleError, CheckpointError, ConfigError
+from mod_edge.errors import BundleError, CheckpointError, ConfigError, joined_faults
 from mod_edge.manifest import CONFIG_FILE, MANIFEST_FILE, TOKENIZER_FILE, file_sha256
 from mod_edge.model import VideoLLM
 from mod_edge.tokenizer import read_tokenizer
@@ -109,11 +109,7 @@ class Checkpoint:
                 file_of[name] = path
         faults += [f"no tensor {name!r}" for name in self._shapes.keys() - file_of.keys()]
         if faults:
-            faults.sort()
-            more = len(faults) - NUM_FAULTS_SHOWN
-            shown = "; ".join(faults[:NUM_FAULTS_SHOWN]) + (
-                f"; and {more} more" if more > 0 else ""
-            )
+            shown = joined_faults(sorted(faults), NUM_FAULTS_SHOWN)
             raise CheckpointError(
                 f"{self.path}: tensors do not fit config.json: {shown}; "
                 "mend config.json or write the checkpoint again"

@@ -15,6 +15,8 @@ Each message says what is wrong, what was found, what was wanted and what to do.
 prints it without a traceback and exits with 1; a traceback always means a bug of ours.
 """
 
+from collections.abc import Sequence
+
 
 class ModEdgeError(Exception):
     """Base of all errors a user can mend; everything else is a bug."""
@@ -54,3 +56,9 @@ class SourceError(ModEdgeError):
 
 class DataError(ModEdgeError):
     """A data set or a training recipe is missing or faulty."""
+
+
+def joined_faults(faults: Sequence[str], most: int) -> str:
+    """The first `most` faults for a message, and how many more there are."""
+    more = len(faults) - most
+    return "; ".join(faults[:most]) + (f"; and {more} more" if more > 0 else "")

@@ -125,10 +125,15 @@ class Screening:
     def warnings(self, rows: Sequence[Row]) -> list[str]:
         """What a user should know of the videos, of how the model runs and of its windows."""
         rolls = {row.name: row.free_running.num_rolls for row in rows}
-        short = f"{self._num_short_clips} of {len(self._names)} videos end sooner than their lines"
+        short = []
+        if self._num_short_clips:
+            short.append(
+                f"{self._num_short_clips} of {len(self._names)} videos end sooner than their lines "
+                "say; what is due after that is left out"
+            )
         return [
             *self._video_warnings,
-            *([f"{short} say; what is due after that is left out"] * bool(self._num_short_clips)),
+            *short,
             *self._subject.warnings,
             *(
                 f"{name}: so much was said that the window rolled, {count} times in all"

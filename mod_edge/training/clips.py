@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mod_edge.errors import DataError
+from mod_edge.errors import DataError, joined_faults
 from mod_edge.stream_metrics import is_same
 
 ROLES = ("user", "assistant")
@@ -101,8 +101,7 @@ def read_clips(folder: Path, split: str, *, needs_videos: bool = True) -> list[C
                 what = f"lacks {exc}" if isinstance(exc, KeyError) else str(exc)
                 faults.append(f"line {number}: {what}")
     if faults:
-        more = len(faults) - NUM_FAULTS_SHOWN
-        shown = "; ".join(faults[:NUM_FAULTS_SHOWN]) + (f"; and {more} more" if more > 0 else "")
+        shown = joined_faults(faults, NUM_FAULTS_SHOWN)
         raise DataError(f"{path}: {shown}; its format is in mod_edge/training/clips.py")
     if not clips:
         raise DataError(f"{path} is empty; it needs one line a video")

@@ -1,7 +1,7 @@
 """What the frozen vision tower makes of a data set's frames, computed once and kept on disk.
 
     DIR/.features/<key>/frames.f16        (frames of all clips, N, Dv) float16, without a header
-    DIR/.features/<key>/num_frames.json   frames of each clip, in the order of the split's lines
+    DIR/.features/<key>/num_frames.txt    frames of each clip, one a line, in the split's order
 
 While they are computed they lie elsewhere; what Ctrl-C or a full disk leaves unfinished lies in
 `<key>.partial`, from which the next try goes on.
@@ -23,20 +23,19 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from mod_edge.errors import DataError, SourceError
+from mod_edge.errors import DataError, SourceError, joined_faults
 from mod_edge.model import VideoLLM
 from mod_edge.runtime.capture import VideoFile
 from mod_edge.runtime.preprocess import letterbox
 from mod_edge.runtime.sources import open_file
 from mod_edge.staging import staged_folder
-from mod_edge.training.clips import Clip
+from mod_edge.training.clips import NUM_FAULTS_SHOWN, Clip
 
 FOLDER = ".features"
-FRAMES_FILE, COUNTS_FILE = "frames.f16", "num_frames.json"
+FRAMES_FILE, COUNTS_FILE = "frames.f16", "num_frames.txt"
 PARTIAL_SUFFIX = ".partial"
 FRAMES_AT_ONCE = 64
 HALF_BYTES = 2
-NUM_FAULTS_SHOWN = 8
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,7 @@ def frame_features(
         except OSError:
             if not target.is_dir():  # else another training run has made the same meanwhile
                 raise
-    num_frames = np.array(json.loads((target / COUNTS_FILE).read_text(encoding="utf-8")))
+    num_frames = np.array(_counts(target))
     config = model.config
     shape = (num_frames.sum(), config.frame_num_tokens, config.vision_config.hidden_size)
     return FrameFeatures(
@@ -112,10 +111,7 @@ def _check_videos(clips: Sequence[Clip], on_step: Callable[[str, float, float], 
         except SourceError as exc:
             faults.append(str(exc))
     if faults:
-        more = len(faults) - NUM_FAULTS_SHOWN
-        raise SourceError(
-            "; ".join(faults[:NUM_FAULTS_SHOWN]) + (f"; and {more} more" if more > 0 else "")
-        )
+        raise SourceError(joined_faults(faults, NUM_FAULTS_SHOWN))
 
 
 @contextmanager
@@ -142,31 +138,21 @@ def _compute(
     device: torch.device,
     on_step: Callable[[str, float, float], None],
 ) -> None:
-    """Write both files into `target`, after the clips that they hold already."""
-    counts = target / COUNTS_FILE
-    num_frames: list[int] = json.loads(counts.read_text("utf-8")) if counts.exists() else []
-    try:
-        for count in _encode_clips(target, clips, num_frames, model, device, on_step):
-            num_frames.append(count)
-    finally:
-        counts.write_text(json.dumps(num_frames), encoding="utf-8")
+    """Write both files into `target`, behind what they hold already.
 
-
-def _encode_clips(
-    target: Path,
-    clips: Sequence[Clip],
-    num_done: Sequence[int],
-    model: VideoLLM,
-    device: torch.device,
-    on_step: Callable[[str, float, float], None],
-) -> Iterator[int]:
-    """Frames of each further clip, when they are written."""
+    A clip counts when its line is written, after its frames: nothing is left to do when stopped.
+    """
     config = model.config
     side, fps = config.vision_config.image_size, config.stream_config.frame_fps
     pixels = np.zeros((FRAMES_AT_ONCE, side, side, 3), np.uint8)
     frame_bytes = config.frame_num_tokens * config.vision_config.hidden_size * HALF_BYTES
-    with (target / FRAMES_FILE).open("ab") as file:
-        file.truncate(sum(num_done) * frame_bytes)  # the clip that was stopped in begins anew
+    done = _counts(target)
+    with (
+        (target / FRAMES_FILE).open("ab") as file,
+        (target / COUNTS_FILE).open("ab") as counts,
+    ):
+        file.truncate(sum(done) * frame_bytes)  # the clip that was stopped in begins anew
+        counts.truncate(len(_lines(done)))
 
         def encode(size: int) -> None:
             tokens = model.frame_tokens(torch.from_numpy(pixels[:size]).to(device))
@@ -178,7 +164,7 @@ def _encode_clips(
                 )
             file.write(halved.cpu().contiguous().numpy().data)
 
-        for number, clip in list(enumerate(clips))[len(num_done) :]:
+        for number, clip in enumerate(clips[len(done) :], start=len(done)):
             on_step("vision features", number, len(clips))
             with VideoFile(clip.video, fps=fps, max_frames=clip.most_frames(fps)) as video:
                 for frame in video:
@@ -188,8 +174,20 @@ def _encode_clips(
                         encode(FRAMES_AT_ONCE)
                 if left := video.num_frames % FRAMES_AT_ONCE:
                     encode(left)
-                file.flush()  # a full disk says so now
-                yield video.num_frames
+            file.flush()
+            counts.write(_lines([video.num_frames]))
+            counts.flush()
+
+
+def _counts(folder: Path) -> list[int]:
+    """Frames of each clip that is done; a line that a full disk cut off is none."""
+    path = folder / COUNTS_FILE
+    lines = path.read_text("utf-8").splitlines(keepends=True) if path.exists() else []
+    return [int(line) for line in lines if line.endswith("\n")]
+
+
+def _lines(counts: Sequence[int]) -> bytes:
+    return "".join(f"{count}\n" for count in counts).encode()
 
 
 def _key(folder: Path, clips: Sequence[Clip], model: VideoLLM) -> str:
@@ -200,6 +198,7 @@ def _key(folder: Path, clips: Sequence[Clip], model: VideoLLM) -> str:
         digest.update(parameter.detach().cpu().numpy().tobytes())
     stats = [(clip.video.relative_to(folder).as_posix(), clip.video.stat()) for clip in clips]
     facts = {
+        "files": [FRAMES_FILE, COUNTS_FILE],
         "vision": asdict(config.vision_config),
         "cls": config.frame_token_cls,
         "pooled": config.frame_token_pooled,

@@ -8,7 +8,7 @@ killed and resumed ends with the very weights of one that was not.
 
 import json
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -206,7 +206,10 @@ def _tokenizer(base: Checkpoint | None, recipe: Recipe) -> Tokenizer:
 def _write_training(
     folder: Path, recipe: Recipe, data: Path, trainer: Trainer, report: TrainingReport
 ) -> None:
-    losses = {"lm": trainer.lm_losses, "stream": trainer.stream_losses}
+    losses: dict[str, Sequence[float | None]] = {
+        "lm": trainer.lm_losses,
+        "stream": trainer.stream_losses,
+    }
     if trainer.watch_losses:
         losses["watch"] = trainer.watch_losses
     document = {

@@ -57,7 +57,7 @@ class Trainer:
         self.step = 0
         self.lm_losses: list[float | None] = []  # None where a step has no word to learn
         self.stream_losses: list[float | None] = []
-        self.watch_losses: list[float | None] = []  # of the lesson, if there is one
+        self.watch_losses: list[float] = []  # of the lesson, if there is one
         self.time_s = 0.0
         self._trained = trained
         self._settings, self._device, self._identity = settings, device, identity
@@ -171,7 +171,11 @@ class Trainer:
         self.stream_losses.append(ratio(stream_sum, num_decisions))
 
     def _progress(self) -> str:
-        kinds = {"loss": self.lm_losses, "stream": self.stream_losses, "watch": self.watch_losses}
+        kinds: dict[str, Sequence[float | None]] = {
+            "loss": self.lm_losses,
+            "stream": self.stream_losses,
+            "watch": self.watch_losses,
+        }
         losses = " ".join(
             f"{name} {shown_loss(recent(each))}" for name, each in kinds.items() if each
         )

@@ -33,7 +33,7 @@ class TrainingState:
         optimizer: its `state_dict`.
         lm_losses: of each step so far; None where it had none.
         stream_losses: likewise.
-        watch_losses: likewise, none without the lesson `watching`.
+        watch_losses: of each step so far, none without the lesson `watching`.
         time_s: spent on these steps.
     """
 
@@ -43,7 +43,7 @@ class TrainingState:
     optimizer: dict[str, Any]
     lm_losses: list[float | None]
     stream_losses: list[float | None]
-    watch_losses: list[float | None]
+    watch_losses: list[float]
     time_s: float
 
 

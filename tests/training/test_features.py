@@ -86,7 +86,8 @@ def test_numbers_too_large_for_float16_are_refused_and_leave_nothing(clips, mode
     assert not list((tmp_path / "data" / ".features").iterdir())
 
 
-def test_what_was_stopped_goes_on_to_the_same_numbers(clips, model, tmp_path, monkeypatch):
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, OSError])
+def test_what_was_stopped_goes_on_to_the_same_numbers(clips, model, tmp_path, monkeypatch, stop):
     whole = frame_features(tmp_path / "data", clips, model, CPU, no_step).tokens[:]
     (store,) = (tmp_path / "data" / ".features").iterdir()
     shutil.rmtree(store)
@@ -95,14 +96,17 @@ def test_what_was_stopped_goes_on_to_the_same_numbers(clips, model, tmp_path, mo
     def encode(pixels):
         encoded.append(len(pixels))
         if len(encoded) == 4:  # in the second clip
-            raise KeyboardInterrupt
+            raise stop
         return frame_tokens(pixels)
 
     monkeypatch.setattr("mod_edge.training.features.FRAMES_AT_ONCE", 4)  # 3 times for 9 frames
     monkeypatch.setattr(model, "frame_tokens", encode)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(stop):
         frame_features(tmp_path / "data", clips, model, CPU, no_step)
-    assert [path.name for path in store.parent.iterdir()] == [f"{store.name}.partial"]
+    (partial,) = store.parent.iterdir()
+    assert partial.name == f"{store.name}.partial"
+    with (partial / "num_frames.txt").open("a") as counts:
+        counts.write("1")  # a line cut off
     features = frame_features(tmp_path / "data", clips, model, CPU, no_step)
     assert encoded == [4, 4, 1, 4, 4, 4, 1, 4, 4, 1]
     assert features.num_frames.tolist() == [9, 9, 9]
