@@ -1,8 +1,10 @@
 # From a fresh clone: `make demo` shows it working, `make test` proves it. Each makes .venv itself.
 #
 #   make demo         the small trained model: export it, narrate unseen videos, stream a real one
-#   make test         all tests but the slow ones and those that need a GPU
+#   make test         all tests but the slow ones and those that need a GPU, on WORKERS=2 cores
 #   make test-all     the slow ones too
+#   make test-portable
+#                     those that depend on float kernels, with the kernels of an older processor
 #   make check        lint, format, types
 #   make torch-free   a bundle runs, and is compiled, where neither torch nor onnx is installed
 #   make results      the paper's comparisons: the runs that are missing (hours), docs/results.md
@@ -13,12 +15,20 @@ DEMO := build/demo
 CLIP := tests/data/box.mp4
 RESULTS := build/results
 LEAST_F1 := 0.6
+WORKERS ?= 2
 INSTALLED := $(VENV)/.installed
 
 BIN := $(VENV)/bin
 MOD_EDGE := $(BIN)/mod-edge
 
-.PHONY: demo bundle test test-all check torch-free results
+# A file's tests share a worker, because its fixtures are made once a worker. Files go out in the
+# order of their folders: by default those of few tests come last, and some of them take a minute.
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+# With these, torch, oneDNN and MKL take kernels without AVX-512, torch even without AVX2.
+OLDER_KERNELS := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 \
+	OMP_NUM_THREADS=1
+
+.PHONY: demo bundle test test-all test-portable check torch-free results
 .DELETE_ON_ERROR:
 
 # One pip call, so that the constraints choose torch and no other package pulls a larger build.
@@ -44,10 +54,19 @@ bundle: $(INSTALLED)
 	$(MOD_EDGE) export $(DEMO)/checkpoint -o $(DEMO)/bundle --force
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not gpu and not slow"
+	$(PYTEST) -m "not gpu and not slow and not qemu"
 
+# One after the other: some of the slow ones take 6 GiB of memory.
 test-all: $(INSTALLED)
 	$(BIN)/python -m pytest -m "not gpu"
+
+# ONNX Runtime, numpy and OpenCV have no such variables: for them qemu emulates the processor.
+test-portable: $(INSTALLED)
+	@command -v qemu-x86_64 >/dev/null || { echo "error: test-portable needs qemu-x86_64, \
+	version 7.2 or newer; on Debian: apt-get install qemu-user" >&2; exit 1; }
+	@$(OLDER_KERNELS) $(BIN)/python -c 'from torch.backends import cpu; \
+	found = cpu.get_cpu_capability(); found == "DEFAULT" or exit(f"error: torch took {found}")'
+	$(OLDER_KERNELS) $(PYTEST) -m "(numeric or qemu) and not gpu and not slow"
 
 # mypy does not read package-dir, so it gets a tree that is installed the way users have it;
 # build/lib would bring back modules that were deleted since the last build.

@@ -8,6 +8,8 @@ from mod_edge.layers import LayerCache, rotate
 from mod_edge.layout import FRAME, step_layout
 from mod_edge.rope import inverse_frequencies
 
+pytestmark = pytest.mark.numeric
+
 PIECES = (3, FRAME, 1, FRAME, 2)
 SURE = 40.0  # a router logit whose sigmoid is exactly 1 in float32 and float64
 

@@ -9,6 +9,8 @@ from mod_edge.config import BASELINES, INSERTIONS, ROUTER_SCALINGS, MoDConfig
 from mod_edge.layout import FRAME, step_layout
 from tests.naive_twin import naive_logits
 
+pytestmark = pytest.mark.numeric
+
 # How a stream is cut into steps: a prompt with the first frame, two frames in one step, text alone,
 # frames with text behind them, and a reply token by token.
 STEPS = ((4, FRAME), (1, FRAME, 1, FRAME), (3,), (2, FRAME, 2), (1,), (1,), (1, FRAME))

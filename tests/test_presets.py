@@ -19,6 +19,8 @@ from mod_edge.presets import (
     write_checkpoint,
 )
 
+pytestmark = pytest.mark.numeric
+
 
 @cache
 def shapes_of(name):

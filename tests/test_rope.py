@@ -8,6 +8,8 @@ import pytest
 from mod_edge.config import RopeScaling
 from mod_edge.rope import inverse_frequencies
 
+pytestmark = pytest.mark.numeric
+
 LLAMA3_SCALING = RopeScaling(32.0, 1.0, 4.0, 8192)  # Llama-3.2-1B's
 
 

@@ -6,6 +6,8 @@ import torch
 from mod_edge.errors import ShapeError
 from mod_edge.routing import keep_top_tokens, random_tokens, rows_to_compute, uniform_tokens
 
+pytestmark = pytest.mark.numeric
+
 
 def test_the_heaviest_tokens_are_kept_as_positions_not_as_ranks():
     router_weights = torch.tensor([[0.1, 0.8, 0.2, 0.7, 0.9, 0.3]])

@@ -42,6 +42,7 @@ def test_init_writes_it(tmp_path):
         copy_shipped(tmp_path / "ck", force=False)
 
 
+@pytest.mark.numeric
 def test_it_narrates_scenes_that_it_has_never_seen(tmp_path, clip):
     write_scenes(tmp_path / "data", {"test": NUM_CLIPS}, seed=SEED, force=False, photographs=clip)
     found = evaluate(FOLDER, tmp_path / "data")

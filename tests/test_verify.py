@@ -24,6 +24,8 @@ from mod_edge.verification.stream_check import StreamResult
 from mod_edge.verify import EVERY_GRAPH, VerifyReport, verify_bundle
 from mod_edge.verify_view import print_failure, print_report
 
+pytestmark = pytest.mark.numeric
+
 CONFIG = preset_config("tiny")
 GRAPHS = [signature.name for signature in bundle_signatures(CONFIG, CPU_FP32)]
 

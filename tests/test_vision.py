@@ -9,6 +9,8 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from mod_edge.vision import FrameEncoder, pooling_matrix
 
+pytestmark = pytest.mark.numeric
+
 ATOL_POOLING = 1e-6  # measured 1e-7; a cell one patch too wide gives over 0.1
 RTOL_FRAMES = 5e-6  # measured 3e-7 of the largest value
 

@@ -18,6 +18,8 @@ from mod_edge.errors import DataError
 from mod_edge.training.clips import Clip, Line, write_clips
 from mod_edge.training.recipe import TrainConfig
 
+pytestmark = pytest.mark.numeric
+
 SIDE, VIDEO_FPS, DURATION_S = 32, 4.0, 3.0
 SETTINGS = Settings(
     text_config={"hidden_size": 32, "intermediate_size": 48},

@@ -16,6 +16,8 @@ from mod_edge.evaluation.screening import Row, Thresholds
 from mod_edge.evaluation.teacher_forcing import TeacherForced
 from mod_edge.evaluation.transcript import Entry, Transcript
 
+pytestmark = pytest.mark.numeric
+
 BASELINES = ["always silent", "always speaking", "right moments"]
 
 

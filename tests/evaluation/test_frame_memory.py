@@ -6,6 +6,8 @@ import pytest
 from mod_edge.evaluation import frame_memory
 from mod_edge.evaluation.frame_memory import FrameMemory
 
+pytestmark = pytest.mark.numeric
+
 
 class Encoder:
     """Embeds a frame as its first pixel, in one buffer that the next call overwrites."""

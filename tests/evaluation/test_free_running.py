@@ -9,6 +9,8 @@ from mod_edge.runtime.open_session import open_session
 from mod_edge.runtime.queries import Query
 from mod_edge.training.dialogue import Dialogue, Turn
 
+pytestmark = pytest.mark.numeric
+
 FPS = 2.0
 
 

@@ -11,6 +11,8 @@ from mod_edge.errors import BackendError, BundleError, CheckpointError, ConfigEr
 from mod_edge.evaluation.opened_model import open_model
 from mod_edge.manifest import MANIFEST_FILE
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.mark.parametrize("backend", ["auto", "torch"])
 def test_a_checkpoint_runs_on_the_reference(tiny_checkpoint, backend):

@@ -11,6 +11,8 @@ from mod_edge.kv_budget import rows_of
 from mod_edge.kv_window import Rows
 from mod_edge.training.dialogue import Text, pieces_of_dialogue
 
+pytestmark = pytest.mark.numeric
+
 CROWDED = Rows(260, 148)  # holds a dialogue, and not what a random model says besides
 
 

@@ -15,6 +15,8 @@ from mod_edge.runtime.torch_runner import TorchRunner
 from mod_edge.stream_metrics import TurnOutcome
 from mod_edge.training.dialogue import Script, Shown, Text, Turn
 
+pytestmark = pytest.mark.numeric
+
 # Measured 2e-5 (losses are about 8); frames left in the MoD layers by a wrong trim give 0.6 to 2.2.
 ATOL_LOSS = 1e-4
 # With these the tiny model is early, on time and late.

@@ -21,6 +21,8 @@ from mod_edge.runtime.open_session import open_session
 from mod_edge.signature import layer_signature
 from mod_edge.targets import CPU_FP32
 
+pytestmark = pytest.mark.numeric
+
 NUM_LAYERS = 6
 
 

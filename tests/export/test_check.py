@@ -26,6 +26,8 @@ from mod_edge.signature import head_signature, layer_signature, vision_signature
 from mod_edge.targets import CPU_FP32
 from tests.export import graph_faults as faults
 
+pytestmark = pytest.mark.numeric
+
 CONFIG = preset_config("tiny")
 DENSE, MOD = layer_signature(CONFIG, 0, CPU_FP32), layer_signature(CONFIG, 1, CPU_FP32)
 VISION, HEAD = vision_signature(CONFIG, CPU_FP32), head_signature(CONFIG, CPU_FP32)

@@ -25,6 +25,8 @@ from mod_edge.signature import bundle_signatures
 from mod_edge.targets import TARGETS, Lowering
 from tests.conftest import CAPACITY
 
+pytestmark = pytest.mark.numeric
+
 ALL = [
     ("cuda", "fp32"),
     ("rtx", "fp32"),

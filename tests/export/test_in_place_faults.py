@@ -17,6 +17,8 @@ from mod_edge.targets import Lowering
 from tests.conftest import CAPACITY
 from tests.export import graph_faults, in_place_faults
 
+pytestmark = pytest.mark.numeric
+
 CONFIG = preset_config("tiny")
 FP32, FP16 = (Lowering("cuda", precision, CAPACITY) for precision in ("fp32", "fp16"))
 # Of the faults of both dialects these are written against ops that in_place does not have.

@@ -18,6 +18,8 @@ from mod_edge.presets import preset_config
 from mod_edge.signature import bundle_signatures
 from mod_edge.targets import CPU_FP32
 
+pytestmark = pytest.mark.numeric
+
 CONFIG = preset_config("tiny")
 GRAPHS = bundle_signatures(CONFIG, CPU_FP32)
 LAYERS = GRAPHS[1:-1]

@@ -14,6 +14,8 @@ from mod_edge.rope import inverse_frequencies
 from mod_edge.runtime.kv_cache import KvCache
 from mod_edge.targets import CPU_FP32, Lowering
 
+pytestmark = pytest.mark.numeric
+
 # Error of the sink's keys after 1,000 evictions: measured 2.3e-7 (keys up to 4), float32's rounding
 # of a cosine and of two products. Turned in place each time, they are off by 3e-5 to 6e-5 (in half
 # precision by 0.3); a rebase that forgets one eviction of 11 tokens is off by 3.6.

@@ -16,6 +16,8 @@ from mod_edge.manifest import CONFIG_FILE, read_manifest
 from mod_edge.runtime.onnx_runner import PROVIDER, OnnxRunner
 from mod_edge.targets import CPU_FP32
 
+pytestmark = pytest.mark.numeric
+
 CAPACITY = Rows(dense=200, mod=120)
 LIMITS = {"max_step_tokens": 40, "frames_per_step": 3}
 NO_PAST = Rows(0, 0)

@@ -9,6 +9,8 @@ import pytest
 from mod_edge.errors import ShapeError
 from mod_edge.runtime.preprocess import letterbox
 
+pytestmark = pytest.mark.numeric
+
 torch = pytest.importorskip("torch")
 
 CLIP = Path(__file__).resolve().parent.parent / "data" / "box.mp4"

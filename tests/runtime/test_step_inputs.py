@@ -11,6 +11,8 @@ from mod_edge.runtime.cuda_driver import ALIGNMENT, CudaDriver
 from mod_edge.runtime.step_inputs import DeviceFrames, StepInputs, StepLetters
 from tests.runtime.stand_in_driver import StandInCudart
 
+pytestmark = pytest.mark.numeric
+
 MAX_STEP_TOKENS = 40
 STORED = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}
 

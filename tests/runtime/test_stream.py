@@ -20,6 +20,8 @@ from mod_edge.runtime.torch_runner import TorchRunner
 from mod_edge.targets import CPU_FP32
 from tests.runtime.recorder import Recorder
 
+pytestmark = pytest.mark.numeric
+
 FPS = 8  # 122 frames of the clip
 WINDOW = "260"
 QUERIES = (Query("Please narrate the video in real time."), Query("What happens?", 7.0))

@@ -8,6 +8,8 @@ from mod_edge.kv_window import KvWindow, Rows
 from mod_edge.runtime.stepper import Stepper
 from mod_edge.runtime.torch_runner import TorchRunner
 
+pytestmark = pytest.mark.numeric
+
 POLICIES = [
     None,
     MoDConfig(),

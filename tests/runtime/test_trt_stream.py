@@ -25,6 +25,8 @@ from mod_edge.runtime.session import Session, SessionOptions
 from tests.runtime.recorder import Recorder
 from tests.runtime.stand_in_runner import FRAMES_PER_STEP, MAX_STEP_TOKENS, stand_in_for
 
+pytestmark = pytest.mark.numeric
+
 FPS = 8  # 122 frames of the clip
 QUERIES = (Query("Please narrate the video in real time."), Query("What happens?", 7.0))
 OPTIONS = SessionOptions(

@@ -26,6 +26,8 @@ from mod_edge.training.features import FrameFeatures
 from mod_edge.training.recipe import TrainConfig
 from tests.training.test_dialogue import Footage, Parrot
 
+pytestmark = pytest.mark.numeric
+
 NUM_FRAMES = 12
 NARRATE = Line("user", "Please narrate the video in real time.", 0.0)
 CONVERSATIONS = {

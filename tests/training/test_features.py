@@ -14,6 +14,8 @@ from mod_edge.runtime.preprocess import letterbox
 from mod_edge.training.features import frame_features
 from tests.training.toy_data import write_toy_data
 
+pytestmark = pytest.mark.numeric
+
 CPU = torch.device("cpu")
 RTOL_FP16 = 2e-3  # of the largest; measured 2.6e-4
 

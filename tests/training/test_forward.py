@@ -13,6 +13,8 @@ from mod_edge.layout import FRAME, step_layout
 from mod_edge.training.batches import Batch
 from mod_edge.training.forward import BatchedDecoder
 
+pytestmark = pytest.mark.numeric
+
 # Streams of unequal length, frames and text; the second has none of the frames.
 STREAMS = ((4, FRAME, 1, FRAME, 7, FRAME, 2), (11,), (3, FRAME, 5), (1, FRAME, 1, FRAME))
 

@@ -9,6 +9,8 @@ from mod_edge.checkpoint import Checkpoint
 from mod_edge.config import MoDConfig
 from mod_edge.training.initial_weights import ROUTER_BIAS, SMALL_DEVIATION, initial_model
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.fixture(scope="module")
 def base(tiny_checkpoint):

@@ -1,10 +1,13 @@
 """Norm and rotation with backward passes of their own, beside the reference's and autograd."""
 
+import pytest
 import torch
 from torch.autograd import gradcheck
 
 from mod_edge.layers import RMSNorm, rotate
 from mod_edge.training.islands import normalized, rotated
+
+pytestmark = pytest.mark.numeric
 
 FREQUENCIES = torch.tensor([1.0, 0.3, 0.05], dtype=torch.float64)
 EPS = 1e-3

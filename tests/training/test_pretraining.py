@@ -22,6 +22,8 @@ from mod_edge.training.scene import COLOURS, SHAPES, Scene, Thing, Track
 from mod_edge.training.small_model import scene_tokenizer, small_config
 from mod_edge.vision import pooling_matrix
 
+pytestmark = pytest.mark.numeric
+
 # Measured 0.09: on the coarse grid an object counts as half a cell larger all round; a swapped axis
 # gives 0.44.
 COVER_ERROR = 0.12

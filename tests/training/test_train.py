@@ -52,7 +52,7 @@ def data(tmp_path_factory):
 
 
 # Nothing is drawn but in the test of the picture.
-pytestmark = pytest.mark.usefixtures("no_picture")
+pytestmark = [pytest.mark.numeric, pytest.mark.usefixtures("no_picture")]
 
 
 def run(data, recipe, output, on_step=lambda *_: None, *, resume=False, force=False):

@@ -45,7 +45,7 @@ def data(tmp_path_factory):
     return folder
 
 
-pytestmark = pytest.mark.usefixtures("no_picture")
+pytestmark = [pytest.mark.numeric, pytest.mark.usefixtures("no_picture")]
 
 
 def run(data, output, *, settings=SETTINGS, on_step=lambda *_: None, resume=False):

@@ -30,6 +30,8 @@ from tests.conftest import CAPACITY
 from tests.export import graph_faults
 from tests.test_cli_processes import run_without
 
+pytestmark = pytest.mark.numeric
+
 CONFIG = preset_config("tiny")
 GRAPHS = [signature.name for signature in bundle_signatures(CONFIG, CPU_FP32)]
 MOD = layer_signature(CONFIG, 1, CPU_FP32)

@@ -18,6 +18,8 @@ from mod_edge.verification.graph_check import ALLOWED_ERROR, check_graph, judge
 from mod_edge.verification.recording import AFTER_ROLL
 from tests.export import graph_faults
 
+pytestmark = pytest.mark.numeric
+
 CONFIG = preset_config("tiny")
 MOD = layer_signature(CONFIG, 1, CPU_FP32)
 BACKEND = onnx_backend(CPU_FP32)

@@ -26,6 +26,8 @@ from tests.conftest import CAPACITY
 from tests.export import graph_faults, in_place_faults
 from tests.export.graph_faults import Surgery
 
+pytestmark = pytest.mark.numeric
+
 CONFIG = preset_config("tiny")
 IN_PLACE, IN_PLACE_FP16 = (Lowering("cuda", precision, CAPACITY) for precision in ("fp32", "fp16"))
 MOD, DENSE = 1, 0

@@ -24,6 +24,8 @@ from mod_edge.verification.stream_check import (
 )
 from mod_edge.verification.trace_file import read_trace, write_trace
 
+pytestmark = pytest.mark.numeric
+
 CONFIG = preset_config("tiny")
 SILENT, SPEAK = CONFIG.stream_config.frame_token_interval_id, CONFIG.stream_config.stream_end_id
 # Measured on the tiny bundles: largest and mean error of a row's logits.

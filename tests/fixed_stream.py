@@ -1,0 +1,88 @@
+"""A short stream with every token given, and all that a bundle computed on it.
+
+    python tests/fixed_stream.py BUNDLE OUT.npz
+
+Nothing that is fed depends on an answer, so two runs on different processors take the same steps
+and can be compared number by number. Needs numpy, OpenCV, ONNX Runtime and tokenizers only.
+"""
+
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+from tokenizers import Tokenizer
+
+from mod_edge.config import read_config
+from mod_edge.kv_window import KvWindow, Rows
+from mod_edge.manifest import CONFIG_FILE, TOKENIZER_FILE
+from mod_edge.runtime.capture import VideoFile
+from mod_edge.runtime.onnx_runner import OnnxRunner
+from mod_edge.runtime.preprocess import letterbox
+from mod_edge.runtime.protocol import Protocol
+from mod_edge.runtime.stepper import Stepper
+from mod_edge.targets import CPU_FP32
+
+CLIP = Path(__file__).parent / "data" / "box.mp4"
+FPS = 4
+NUM_FRAMES = 24
+FRAMES_PER_STEP = 2
+CAPACITY = Rows(dense=260, mod=160)  # rolls within the frames
+MAX_STEP_TOKENS = 64
+QUERY = "Please narrate the video in real time."
+REPLY = "The box moves."
+
+
+def main(bundle: Path, out: Path) -> None:
+    """Stream the clip's first frames: the query after the first two, the reply after half."""
+    config = read_config(bundle / CONFIG_FILE)
+    tokenizer = Tokenizer.from_file(str(bundle / TOKENIZER_FILE))
+    protocol = Protocol(config.stream_config, tokenizer, threshold=0)
+    window = KvWindow(CAPACITY, evict_fraction=0.125)
+    runner = OnnxRunner(
+        bundle,
+        config,
+        CPU_FP32,
+        CAPACITY,
+        max_step_tokens=MAX_STEP_TOKENS,
+        frames_per_step=FRAMES_PER_STEP,
+    )
+    stepper = Stepper(runner, config, window, MAX_STEP_TOKENS)
+    side = config.vision_config.image_size
+    pixels = np.zeros((NUM_FRAMES, side, side, 3), np.uint8)
+    with VideoFile(CLIP, fps=FPS, max_frames=NUM_FRAMES) as video:
+        for frame, target in zip(video, pixels, strict=True):
+            letterbox(frame.image, target)
+
+    embeds, logits, kept = [], [], []
+    for first in range(0, NUM_FRAMES, FRAMES_PER_STEP):
+        ours = runner.encode(pixels[first : first + FRAMES_PER_STEP])
+        embeds.append(np.asarray(ours).copy())
+        logits.extend(stepper.feed_frames(protocol.frame_prefix(), ours, closes_sink=False).copy())
+        kept.append(np.stack([runner.kept[layer] for layer in config.mod_layers]))
+        for _ in range(FRAMES_PER_STEP):
+            protocol.note_frame()
+        if first == 0:
+            logits.append(stepper.feed_text(protocol.response_prompt(QUERY), continues=False))
+            window.close_sink()
+        elif first == NUM_FRAMES // 2:
+            logits.append(stepper.feed_text(protocol.response_prompt(None), continues=False))
+        else:
+            continue
+        logits[-1] = logits[-1].copy()
+        for token_id in tokenizer.encode(REPLY, add_special_tokens=False).ids:
+            logits.append(stepper.feed_text([token_id], continues=True).copy())
+        protocol.note_reply([config.stream_config.eos_token_id])
+    np.savez(
+        out,
+        pixels=pixels,
+        embeds=np.concatenate(embeds),
+        logits=np.stack(logits),
+        kept=np.concatenate(kept, axis=1),  # (MoD layers, F, K)
+        num_rolls=len(stepper.rolls),
+        cpu_features=cv2.getCPUFeaturesLine(),  # "*" before those that are chosen at run time
+    )
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
