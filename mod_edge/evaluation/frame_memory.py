@@ -21,6 +21,9 @@ MAX_FRAMES = 2000  # of the largest models' embeddings, 0.3 GB
 class FrameMemory(Runner):
     """Remembers the newest frames that `runner` encoded; all else is that runner's.
 
+    Each new frame is encoded alone: numbers round by the size of a batch, and which frames are new
+    depends on what was watched before. So a frame has one embedding, whatever was.
+
     A runner that keeps embeddings on a device encodes anew: they are gone with its next call.
     """
 
@@ -28,19 +31,23 @@ class FrameMemory(Runner):
         self.name = runner.name
         self._runner = runner
         self._known: dict[bytes, Float32Array] = {}
+        self._stays_on_device = False
 
     def encode(self, frames: UInt8Array) -> FrameEmbeds:
         """See `Runner`."""
+        if self._stays_on_device:
+            return self._runner.encode(frames)
         keys = [hashlib.blake2b(frame.tobytes(), digest_size=16).digest() for frame in frames]
         if len(self._known) > MAX_FRAMES:
             self._known.clear()
-        unknown = [number for number, key in enumerate(keys) if key not in self._known]
-        if unknown:
-            embeds = self._runner.encode(frames[unknown])
+        for number, key in enumerate(keys):
+            if key in self._known:
+                continue
+            embeds = self._runner.encode(frames[number : number + 1])
             if not isinstance(embeds, np.ndarray):
-                return embeds  # of all these frames: of such a runner's none is ever known
-            new_keys = [keys[number] for number in unknown]
-            self._known |= dict(zip(new_keys, embeds.copy(), strict=True))
+                self._stays_on_device = True
+                return self._runner.encode(frames)
+            self._known[key] = embeds[0].copy()
         return np.stack([self._known[key] for key in keys])
 
     def step(

@@ -2,8 +2,9 @@
 
 The loss is VideoLLM-online's: cross-entropy at each frame's decision (streaming loss) and at each
 token of a reply (LM loss), summed with their weights and divided by the number of labels. A step
-is a pure function of recipe, data, state and its number, so that on a CPU a training that was
-killed and resumed ends with the very weights of one that was not.
+is a pure function of recipe, data, state and its number, so that a training that was killed and
+resumed ends with the very weights of one that was not: on one CPU, with as many threads and the
+same versions, where matrix products round alike.
 """
 
 import json

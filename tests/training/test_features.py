@@ -89,7 +89,11 @@ def test_numbers_too_large_for_float16_are_refused_and_leave_nothing(clips, mode
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, OSError])
-def test_what_was_stopped_goes_on_to_the_same_numbers(clips, model, tmp_path, monkeypatch, stop):
+@pytest.mark.parametrize("num_encoded", range(3, 7))  # stopped at any batch of the second clip
+def test_what_was_stopped_goes_on_to_the_same_numbers(
+    clips, model, tmp_path, monkeypatch, stop, num_encoded
+):
+    monkeypatch.setattr("mod_edge.training.features.FRAMES_AT_ONCE", 4)  # 3 times for 9 frames
     whole = frame_features(tmp_path / "data", clips, model, CPU, no_step).tokens[:]
     (store,) = (tmp_path / "data" / ".features").iterdir()
     shutil.rmtree(store)
@@ -97,11 +101,10 @@ def test_what_was_stopped_goes_on_to_the_same_numbers(clips, model, tmp_path, mo
 
     def encode(pixels):
         encoded.append(len(pixels))
-        if len(encoded) == 4:  # in the second clip
+        if len(encoded) == num_encoded + 1:
             raise stop
         return frame_tokens(pixels)
 
-    monkeypatch.setattr("mod_edge.training.features.FRAMES_AT_ONCE", 4)  # 3 times for 9 frames
     monkeypatch.setattr(model, "frame_tokens", encode)
     with pytest.raises(stop):
         frame_features(tmp_path / "data", clips, model, CPU, no_step)
@@ -110,10 +113,52 @@ def test_what_was_stopped_goes_on_to_the_same_numbers(clips, model, tmp_path, mo
     with (partial / "num_frames.txt").open("a") as counts:
         counts.write("1")  # a line cut off
     features = frame_features(tmp_path / "data", clips, model, CPU, no_step)
-    assert encoded == [4, 4, 1, 4, 4, 4, 1, 4, 4, 1]
+    num_left = 6 if num_encoded < 6 else 3  # the clip that was stopped in begins again
+    assert encoded == [4] * (num_encoded + 1 + num_left)
     assert features.num_frames.tolist() == [9, 9, 9]
-    assert np.array_equal(features.tokens, whole)
+    assert np.array_equal(features.tokens, whole)  # the same batches in the same process
     assert [path.name for path in store.parent.iterdir()] == [store.name]
+
+
+class Batched:
+    """A tower that marks each frame's tokens with its place in the batch and the batch's size.
+
+    Attributes:
+        is_black: of each frame, batch by batch.
+    """
+
+    def __init__(self, model):
+        self.size = model.config.frame_num_tokens, model.config.vision_config.hidden_size
+        self.is_black = []
+
+    def encode(self, frames):
+        self.is_black.append((frames.flatten(1).amax(1) == 0).tolist())
+        tokens = torch.zeros(len(frames), *self.size)
+        tokens[:, 0, 0] = torch.arange(len(frames))
+        tokens[:, 0, 1] = len(frames)
+        return tokens
+
+
+def test_a_frame_has_its_place_in_a_batch_of_one_size_whatever_was_before(
+    clips, model, tmp_path, monkeypatch
+):
+    """Kernels round by shape and row: that rows come out alike is no promise of theirs."""
+    tower = Batched(model)
+    monkeypatch.setattr("mod_edge.training.features.FRAMES_AT_ONCE", 4)
+    monkeypatch.setattr(model, "frame_tokens", tower.encode)
+    features = frame_features(tmp_path / "data", clips, model, CPU, no_step)
+    assert features.tokens[:, 0, 0].tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 0] * 3
+    assert set(features.tokens[:, 0, 1].tolist()) == {4}
+    for is_black in tower.is_black[2::3]:  # behind a clip's ninth frame, not what was there before
+        assert is_black == [False, True, True, True]
+
+
+def test_batches_of_another_size_have_features_of_their_own(clips, model, tmp_path, monkeypatch):
+    """What one version of this program has left unfinished is not gone on with by another."""
+    for size in (4, 5):
+        monkeypatch.setattr("mod_edge.training.features.FRAMES_AT_ONCE", size)
+        frame_features(tmp_path / "data", clips, model, CPU, no_step)
+    assert len(list((tmp_path / "data" / ".features").iterdir())) == 2
 
 
 def test_videos_that_cannot_be_read_are_all_named_before_any_is_encoded(
