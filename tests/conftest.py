@@ -13,6 +13,16 @@ import pytest
 from mod_edge.config import MoDConfig, ModelConfig, StreamConfig, TextConfig, VisionConfig
 from mod_edge.kv_window import Rows
 
+# Before anything is imported that reads them: what terminals and CI services set changes what is
+# printed, and what silences OpenCV hides the reasons of its failures.
+for variable in (
+    *("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS"),
+    *("TTY_COMPATIBLE", "TTY_INTERACTIVE", "TERMINAL_WIDTH"),
+    *("OPENCV_LOG_LEVEL", "OPENCV_FFMPEG_LOGLEVEL"),
+):
+    os.environ.pop(variable, None)
+os.environ["TERM"] = "xterm-256color"
+
 # Before torch is imported. Models this small only lose by sharing their work out: the tests of
 # test_model.py take 60 s with two threads on two busy cores, and 16 s with one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -87,7 +87,9 @@ def test_a_signal_ends_a_stream_with_its_summary_and_0(tiny_bundle, long_video, 
     assert [event["event"] for event in events].count("summary") == 1
     assert events[-1]["event"] == "summary"
     frames = [event for event in events if event["event"] == "frame"]
-    assert events[-1]["num_frames"] == len(frames) < NUM_FRAMES
+    # a signal between the two leaves a frame counted that is not told
+    assert events[-1]["num_frames"] - len(frames) in (0, 1)
+    assert 1 <= len(frames) < NUM_FRAMES
 
 
 def test_ctrl_c_ends_a_plain_stream_with_its_summary_too(tiny_bundle, long_video):

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -40,14 +41,34 @@ def told(*findings):
     return [(finding.severity, finding.message) for finding in findings]
 
 
-def test_a_tensorrt_that_loads_is_told_with_the_gpus_it_compiles_for():
-    pytest.importorskip("tensorrt_rtx")
+RTX = trt.TensorRT(
+    "tensorrt_rtx",
+    SimpleNamespace(ComputeCapability=SimpleNamespace(__members__={"SM86": 0, "SM120": 1})),
+    "1.7.1.116",
+    trt.Log(),
+    None,
+)
+
+
+def test_a_tensorrt_that_loads_is_told_with_the_gpus_it_compiles_for(monkeypatch):
+    monkeypatch.setattr(doctor_gpu, "load", {"tensorrt_rtx": RTX}.get)
     (compiler,) = look_at_compilers({"tensorrt-rtx": "1.7", "tensorrt": None})
-    ((severity, message),) = told(*judge_engines((compiler,), ORIN, ""))[:1]
-    assert severity == "ok"
-    assert message.startswith("TensorRT-RTX 1.")
-    assert "86, 89, 120" in message
-    assert message.endswith("without a GPU")
+    assert told(*judge_engines((compiler,), ORIN, ""))[:1] == [
+        (
+            "ok",
+            "TensorRT-RTX 1.7.1.116 compiles engines for compute capabilities 86, 120, "
+            "without a GPU",
+        )
+    ]
+
+
+def test_the_tensorrt_of_this_machine_is_told():
+    pytest.importorskip("tensorrt_rtx")
+    (compiler,) = look_at_compilers({"tensorrt-rtx": "as installed", "tensorrt": None})
+    finding, *_ = judge_engines((compiler,), ORIN, "")
+    assert finding.severity == "ok"
+    assert finding.message.startswith("TensorRT-RTX ")
+    assert {"86", "89", "120"} <= set(compiler.compute_capabilities)  # those of our profiles
 
 
 def test_a_tensorrt_that_is_installed_and_does_not_load_is_an_error(fresh_loads, monkeypatch):
@@ -81,8 +102,11 @@ def test_no_gpu_is_told_only_where_engines_could_be_compiled(gpu_is):
     assert judge_engines((), *look_at_gpu()) == []
 
 
-def test_the_report_holds_both(gpu_is):
+def test_the_report_holds_both(gpu_is, monkeypatch):
     gpu_is(ORIN)
+    installed = {"tensorrt-rtx": "1.7.1.116", "onnxruntime": "1.20"}
+    monkeypatch.setattr(doctor, "installed_version", installed.get)
+    monkeypatch.setattr(doctor_gpu, "load", {"tensorrt_rtx": RTX}.get)
     document = json.loads(json.dumps(doctor.diagnose().to_dict()))
     assert document["gpu"]["compute_capability"] == "87"
     assert [compiler["package"] for compiler in document["compilers"]] == ["tensorrt-rtx"]
