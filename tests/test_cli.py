@@ -1,7 +1,9 @@
 """The commands when all is well: what they print, where, and how they end."""
 
 import json
+import os
 import re
+import sys
 
 import cv2
 import numpy as np
@@ -137,6 +139,10 @@ def test_init_replaces_only_with_force(tmp_path):
 @pytest.mark.parametrize("name", ["a[/b]", "a[red]b", ":car:", "ä b", "a\x1b[31m\nb"])
 def test_folders_may_have_any_name(tmp_path, name):
     folder = tmp_path / name
+    try:
+        os.fsencode(folder)
+    except UnicodeEncodeError:
+        pytest.skip(f"paths here are in {sys.getfilesystemencoding()}, which lacks a character")
     result = succeeds("init", "tiny", folder)
     assert result.stdout.startswith(f"wrote {printable(str(folder))}: preset tiny")
     assert result.stdout.count("\n") == 1
@@ -340,6 +346,7 @@ def test_run_takes_a_budget_instead_of_a_window(tiny_bundle, clip):
 
 
 def test_run_on_the_reference_says_the_same(tiny_bundle, tiny_checkpoint, clip):
+    """No token is near a tie: the likeliest leads by 0.021 or more, rounding moves it by 1e-4."""
     arguments = ("run", tiny_bundle, "--source", clip, "--max-frames", 6, "--json")
     ours = events_of(succeeds(*arguments, "--query", QUERY, "--max-new-tokens", 4))
     theirs = events_of(

@@ -126,7 +126,8 @@ def test_keeping_every_token_uniformly_is_the_full_computation_model(make_config
     full = make_config(mod=None)
     embeds, layout = random_embeds(full, STREAM, torch.float32), layout_of(full, STREAM)
     theirs = make_model(full).full_forward(embeds, layout)
-    assert torch.equal(make_model(everything).full_forward(embeds, layout), theirs)
+    ours = make_model(everything).full_forward(embeds, layout)
+    assert relative_error(ours, theirs) <= RTOL_FP32  # measured 0, without one token 0.8
 
 
 def test_a_mod_layers_cache_is_shorter_by_the_skipped_tokens_and_a_dense_ones_is_not(

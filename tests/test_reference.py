@@ -11,7 +11,7 @@ from mod_edge.layout import step_layout
 pytestmark = pytest.mark.numeric
 
 # Relative to the largest value of the output, over five seeds on x86-64.
-RTOL_LLAMA = 1e-5  # measured 4.9e-6; one position off gives 0.4, norms swapped 0.4, eps 1e-6 9e-5
+RTOL_LLAMA = 2e-5  # measured 4.9e-6; one position off gives 0.4, norms swapped 0.4, eps 1e-6 9e-5
 RTOL_SIGLIP = 5e-6  # measured 9.6e-7, the tower alone 2.4e-7; exact GELU gives 2e-4, eps 1e-5 1e-5
 
 LLAMA3_SCALING = RopeScaling(8.0, 1.0, 4.0, 32)  # 32: so short that all three ranges are in use

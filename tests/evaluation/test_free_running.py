@@ -93,6 +93,8 @@ def test_captions_are_counted_by_kind_of_event():
 def test_a_free_run_is_what_the_session_says_of_the_file(
     make_subject, tiny_bundle, tiny_model, clips, watched
 ):
+    # The reference and ONNX Runtime round differently, but no token is near a tie: the likeliest
+    # leads the next by 0.026 or more, router logits differ by 3.8e-3 or more at the cut.
     dialogue, footage = watched[1]
     fps = tiny_model.config.stream_config.frame_fps
     subject = make_subject()

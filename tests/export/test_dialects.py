@@ -41,7 +41,7 @@ ONNX_TYPES = {
     "bf16": TensorProto.BFLOAT16,
 }
 # onnx's evaluator against ONNX Runtime on in_place layers: 5e-7 measured; a wrong mask gives 0.1.
-JUDGE_ERROR = 2e-6
+JUDGE_ERROR = 4e-6
 
 every_bundle = pytest.mark.parametrize(("target", "precision"), ALL)
 

@@ -8,12 +8,14 @@ from onnx import TensorProto, helper
 
 from mod_edge.config import read_config
 from mod_edge.errors import ExportError
+from mod_edge.export.check import relative_error
 from mod_edge.export.lower import lower, read_sizes_behind_casts
 from mod_edge.manifest import CONFIG_FILE, read_manifest
 from mod_edge.onnx_session import session_options
 from mod_edge.signature import bundle_signatures
 from mod_edge.targets import TARGETS, Lowering
 from tests.export.tensorrt_10_3 import CONSTANT_INPUTS, MAX_TOPK, NEWEST_OPSET, TYPES
+from tests.export.test_check import HEALTHY_ERROR
 
 PRECISIONS = ["fp16"]
 
@@ -130,7 +132,8 @@ def test_sizes_are_read_behind_the_cast_and_the_numbers_stay(tiny_bundle):
         for file in (path, lowered_path)
     )
     lowered_path.unlink()
-    np.testing.assert_array_equal(ours, theirs)
+    # Another graph, which ONNX Runtime may fuse in its own way. Measured 0.
+    assert relative_error(ours, theirs) <= HEALTHY_ERROR
 
 
 def test_only_compilers_get_their_sizes_behind_the_cast(tiny_bundle):

@@ -22,6 +22,9 @@ from tests.runtime.test_trt_stream import outcome, run_stream
 
 LIMITS = SessionLimits(CAPACITY, max_step_tokens=64, frames_per_step=3)
 CPU = "CPUExecutionProvider"
+# The same graphs on the same numbers, but at other addresses, of which kernels make no promise:
+# measured 0, logits up to 30. A sink that is not rebased gives 9.9 and more.
+ATOL_LOGITS = 1e-3
 
 
 class DeferredSession:
@@ -97,12 +100,13 @@ def test_the_stream_is_that_of_onnxruntime_on_the_cpu(bundle_for, cudart, clip):
     config, lowering = read_config(bundle / CONFIG_FILE), read_manifest(bundle).lowering
     twin = OnnxRunner(bundle, config, lowering, CAPACITY, **limits)
     theirs = run_stream(bundle, twin, clip, max_frames=60)
+    # No token is near a tie: the likeliest leads the next by 0.036 or more.
     assert outcome(ours) == outcome(theirs)
     assert len(outcome(ours)[2]) >= 3  # rolls
     assert ours.recorder.selections == theirs.recorder.selections
     all_logits = (ours.recorder.all_logits, theirs.recorder.all_logits)
     for our, their in zip(*all_logits, strict=True):
-        np.testing.assert_array_equal(our, their)
+        np.testing.assert_allclose(our, their, rtol=0, atol=ATOL_LOGITS)
 
 
 def test_without_the_provider_it_is_an_error_with_what_to_do(bundle_for):

@@ -140,7 +140,7 @@ def test_kept_positions_rise_and_are_those_of_the_last_step(feeder, config, embe
 
 
 def test_a_frame_taken_back_is_as_if_it_had_never_been_fed(tiny_bundle, config, embeds):
-    """Rows behind `past` are overwritten: bit by bit what a runner gives that never saw them."""
+    """Rows behind `past` are overwritten: the numbers of a runner that never saw them."""
     results = []
     for takes_back in (True, False):
         feeder = Feeder(OnnxRunner(tiny_bundle, config, CPU_FP32, CAPACITY, **LIMITS), config)
@@ -151,8 +151,9 @@ def test_a_frame_taken_back_is_as_if_it_had_never_been_fed(tiny_bundle, config, 
             feeder.past = past
         results.append(feeder.feed((4,), [9, 10, 11, 12]))
         results.append(feeder.feed((1, FRAME), [8], embeds[3:4]))
-    np.testing.assert_array_equal(results[0], results[2])
-    np.testing.assert_array_equal(results[1], results[3])
+    # Two runners' buffers lie at other addresses, of which kernels make no promise: measured 0.
+    np.testing.assert_allclose(results[0], results[2], rtol=0, atol=ATOL_LOGITS)
+    np.testing.assert_allclose(results[1], results[3], rtol=0, atol=ATOL_LOGITS)
 
 
 def test_steps_after_an_eviction_append_behind_what_is_left(feeder, embeds):

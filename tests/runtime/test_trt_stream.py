@@ -47,6 +47,9 @@ TWINS = {
 # Largest difference of logits, which go up to 30. Buckets give `delta` other blocks to multiply:
 # measured 4e-5; `in_place` runs the very same graphs on the same shapes: measured 0. A sink that is
 # not rebased gives 9.9 and more.
+# Tokens, decisions and selections are compared exactly, because none is near a tie: with buckets
+# the likeliest token leads the next by 4.3e-3 or more and silence is 0.040 or more in log odds from
+# the threshold; without them, 1.8e-3 and 0.070.
 ATOL_LOGITS = 1e-3
 FAULT_LOGITS = 1.0
 

@@ -25,7 +25,7 @@ MOD = layer_signature(CONFIG, 1, CPU_FP32)
 BACKEND = onnx_backend(CPU_FP32)
 BUNDLES = (("cpu", "fp32"), ("cuda", "fp32"), ("cuda", "fp16"), ("tensorrt-delta", "fp16"))
 # Measured on the healthy tiny graphs: 1.9e-6 in fp32, 2.6e-3 in fp16.
-HEALTHY_ERROR = {"fp32": 4e-6, "fp16": 5e-3}
+HEALTHY_ERROR = {"fp32": 6e-6, "fp16": 5e-3}
 
 
 # ---- healthy graphs ----

@@ -28,8 +28,9 @@ pytestmark = pytest.mark.numeric
 
 CONFIG = preset_config("tiny")
 SILENT, SPEAK = CONFIG.stream_config.frame_token_interval_id, CONFIG.stream_config.stream_end_id
-# Measured on the tiny bundles: largest and mean error of a row's logits.
-HEALTHY = {"fp32": (5e-5, 1e-5), "fp16": (0.1, 0.02)}
+# Of the tiny bundles, largest and mean error of a row's logits: measured 2e-5 and 4e-6 in fp32,
+# 0.035 and 0.007 in fp16. The mildest fault below gives 3.1 and 0.8.
+HEALTHY = {"fp32": (1e-4, 2e-5), "fp16": (0.1, 0.02)}
 
 
 @pytest.fixture(scope="module")
