@@ -86,7 +86,7 @@ torch-free: bundle
 
 # Ctrl-C stops it at any time, the same command goes on.
 results: $(INSTALLED) $(RESULTS)/scenes
-	$(BIN)/python -m mod_edge.comparison --data $(RESULTS)/scenes --base docs/results/base \
+	$(BIN)/python -m benchmarks.paper_tables --data $(RESULTS)/scenes --base docs/results/base \
 		--runs docs/results --write docs/results.md
 
 $(RESULTS)/scenes: | $(INSTALLED)

@@ -17,14 +17,14 @@ from torch import nn
 
 from mod_edge.config import ModelConfig
 from mod_edge.errors import ExportError
-from mod_edge.export.reference_step import Arrays, reference_step
+from mod_edge.export.step_io import Arrays, reference_step
 from mod_edge.export.widen import write_widened
-from mod_edge.layers import MoDDecoderLayer
-from mod_edge.layout import FRAME, step_layout
-from mod_edge.metrics import TIED_LOGITS, selection_gap
-from mod_edge.onnx_session import session_options
-from mod_edge.signature import GraphSignature, TensorSpec
-from mod_edge.targets import Lowering
+from mod_edge.model.layers import MoDDecoderLayer
+from mod_edge.native.onnx_session import session_options
+from mod_edge.plan.layout import FRAME, step_layout
+from mod_edge.plan.parity import TIED_LOGITS, selection_gap
+from mod_edge.plan.signature import GraphSignature, TensorSpec
+from mod_edge.plan.targets import Lowering
 
 # Largest error allowed, relative to the reference's largest value (at least 1). float32, measured
 # over the graphs of all presets: 2.4e-6 at most (a MoD layer of 8b); of real faults, the vision

@@ -14,9 +14,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from mod_edge.engine_manifest import EngineSettings
+from mod_edge.bundle.engine_manifest import EngineSettings
+from mod_edge.bundle.shape_ranges import OptimizationProfiles
 from mod_edge.errors import BackendError, ExportError
-from mod_edge.export.trt import (
+from mod_edge.native.trt import (
     DATA_TYPES,
     LogLine,
     TensorRT,
@@ -27,8 +28,7 @@ from mod_edge.export.trt import (
     set_timing_cache,
     timing_cache_bytes,
 )
-from mod_edge.shape_ranges import OptimizationProfiles
-from mod_edge.signature import GraphSignature, TensorSpec
+from mod_edge.plan.signature import GraphSignature, TensorSpec
 
 # An input that the network never reads, so that the engine ignores what it is fed: the parser takes
 # Attention's nonpad_kv_seqlen like that, and only this warning, at compilation, tells.

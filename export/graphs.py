@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from mod_edge.config import ModelConfig, TextConfig
-from mod_edge.layers import RMSNorm
-from mod_edge.precision import widened
-from mod_edge.routing import uniform_tokens
-from mod_edge.targets import Lowering
-from mod_edge.vision import FrameEncoder
+from mod_edge.model.dtypes import widened
+from mod_edge.model.layers import RMSNorm
+from mod_edge.model.routing import uniform_tokens
+from mod_edge.model.vision import FrameEncoder
+from mod_edge.plan.targets import Lowering
 
 # Below every real score, yet finite: a row whose whole past is masked must not become NaN.
 MASKED_SCORE = -1e9

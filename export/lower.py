@@ -12,7 +12,7 @@ import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from mod_edge.errors import ExportError
-from mod_edge.targets import TARGETS, Lowering
+from mod_edge.plan.targets import TARGETS, Lowering
 
 DECOMPOSABLE = "TRT_decomposable"
 UINT8 = onnx.TensorProto.UINT8

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mod_edge.errors import ConfigError
-from mod_edge.targets import DTYPES, TARGETS
+from mod_edge.plan.targets import DTYPES, TARGETS
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -8,7 +8,9 @@ with open_session("bundle", window="120s") as session, VideoFile("clip.mp4", fps
     print(session.summary())
 """
 
-from mod_edge.runtime.capture import Frame, LiveCapture, VideoFile
+from mod_edge.runtime.capture.live_capture import LiveCapture
+from mod_edge.runtime.capture.source import Frame
+from mod_edge.runtime.capture.video_file import VideoFile
 from mod_edge.runtime.events import (
     Event,
     FrameEvent,

@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from mod_edge.bundle.engine_manifest import read_engine_manifests
+from mod_edge.bundle.manifest import Manifest
 from mod_edge.config import ModelConfig
-from mod_edge.engine_manifest import read_engine_manifests
 from mod_edge.errors import BackendError, ConfigError
-from mod_edge.manifest import Manifest
-from mod_edge.runtime.cuda_driver import CudaDriver
+from mod_edge.native.cuda_driver import CudaDriver
+from mod_edge.plan.targets import TARGETS
 from mod_edge.runtime.runner import Runner, SessionLimits
-from mod_edge.targets import TARGETS
 
 BACKENDS = ("auto", "tensorrt", "onnx", "torch")
 DEVICES = ("auto", "cpu", "cuda")
@@ -96,7 +96,7 @@ def _driver_for_engines(folder: Path, manifest: Manifest) -> tuple[CudaDriver | 
     if not read_engine_manifests(folder):
         build = f"mod-edge build {folder} --profile NAME"
         return None, f"for target {target.name}, but no engines are built ({build})"
-    from mod_edge.export.trt import load
+    from mod_edge.native.trt import load
 
     try:
         load(target.compiler)
@@ -108,7 +108,7 @@ def _driver_for_engines(folder: Path, manifest: Manifest) -> tuple[CudaDriver | 
 def _open_tensorrt(
     folder: Path, manifest: Manifest, config: ModelConfig, limits: SessionLimits, driver: CudaDriver
 ) -> Runner:
-    from mod_edge.runtime.trt_runner import open_trt_runner
+    from mod_edge.runtime.device.trt_runner import open_trt_runner
 
     target = TARGETS[manifest.lowering.target]
     if not target.compiler:
@@ -126,7 +126,7 @@ def _open_onnx(
     try:
         import onnxruntime
 
-        from mod_edge.runtime.onnx_runner import OnnxRunner
+        from mod_edge.runtime.cpu.onnx_runner import OnnxRunner
     except ModuleNotFoundError as exc:
         raise BackendError(
             "backend onnx needs onnxruntime, which is not installed; install it with: pip install "
@@ -139,7 +139,7 @@ def _open_onnx(
         if not has_cuda:
             reason = f"for target cuda, but this onnxruntime has no {CUDA_PROVIDER}"
     if device == "cuda":
-        from mod_edge.runtime.cuda_runner import open_cuda_runner
+        from mod_edge.runtime.device.cuda_runner import open_cuda_runner
 
         return open_cuda_runner(folder, manifest, config, limits), reason
     runner = OnnxRunner(
@@ -155,7 +155,7 @@ def _open_onnx(
 
 def _open_torch(checkpoint: Path, manifest: Manifest) -> Runner:
     try:
-        from mod_edge.runtime.torch_runner import torch_runner_from_checkpoint
+        from mod_edge.runtime.cpu.torch_runner import torch_runner_from_checkpoint
     except ModuleNotFoundError as exc:
         raise BackendError(
             f"backend torch needs {exc.name}, which is not installed; "

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
-from mod_edge.runtime.protocol import Decision
+from mod_edge.plan.protocol import Decision
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,8 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from mod_edge.config import ModelConfig, read_config
-from mod_edge.engine_manifest import read_engine_manifests
-from mod_edge.errors import BundleError, ConfigError
-from mod_edge.kv_budget import KvPlan, plan_budget, plan_capacity, plan_window
-from mod_edge.manifest import (
+from mod_edge.bundle.engine_manifest import read_engine_manifests
+from mod_edge.bundle.manifest import (
     CONFIG_FILE,
     EMBEDDING_FILE,
     TOKENIZER_FILE,
@@ -18,13 +15,16 @@ from mod_edge.manifest import (
     read_manifest,
     require_listed,
 )
+from mod_edge.config import ModelConfig, read_config
+from mod_edge.errors import BundleError, ConfigError
+from mod_edge.plan.kv_budget import KvPlan, plan_budget, plan_capacity, plan_window
+from mod_edge.plan.protocol import text_minimum
+from mod_edge.plan.signature import bundle_signatures
+from mod_edge.plan.targets import Lowering
 from mod_edge.profiles import Profile, load_profile, profile_names
 from mod_edge.runtime.backends import BackendChoice, open_runner
-from mod_edge.runtime.protocol import text_minimum
 from mod_edge.runtime.runner import SessionLimits
 from mod_edge.runtime.session import Session, SessionOptions
-from mod_edge.signature import bundle_signatures
-from mod_edge.targets import Lowering
 
 
 def open_session(

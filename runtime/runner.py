@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mod_edge.errors import CacheError
-from mod_edge.kv_window import Eviction, Rows
-from mod_edge.layout import StepLayout
+from mod_edge.plan.kv_window import Eviction, Rows
+from mod_edge.plan.layout import StepLayout
 
 Float32Array = npt.NDArray[np.float32]
 Int64Array = npt.NDArray[np.int64]

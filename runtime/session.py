@@ -5,7 +5,6 @@ from collections import Counter, deque
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Protocol as TypingProtocol
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -13,9 +12,10 @@ from tokenizers.decoders import DecodeStream
 
 from mod_edge.config import ModelConfig
 from mod_edge.errors import ConfigError
-from mod_edge.kv_budget import KvPlan, rows_of
-from mod_edge.kv_window import KvWindow, Rows
-from mod_edge.runtime.capture import Frame
+from mod_edge.plan.kv_budget import KvPlan, rows_of
+from mod_edge.plan.kv_window import KvWindow, Rows
+from mod_edge.plan.protocol import Decision, Protocol
+from mod_edge.runtime.capture.source import Frame, Source
 from mod_edge.runtime.events import (
     Event,
     FrameEvent,
@@ -26,7 +26,6 @@ from mod_edge.runtime.events import (
     TextEvent,
 )
 from mod_edge.runtime.preprocess import letterbox
-from mod_edge.runtime.protocol import Decision, Protocol
 from mod_edge.runtime.queries import Query
 from mod_edge.runtime.runner import FrameEmbeds, Runner
 from mod_edge.runtime.stats import Latencies
@@ -35,16 +34,6 @@ from mod_edge.runtime.stepper import Stepper
 # Ids fed before a frame or a prompt in the middle of a stream: a cut reply's last token, the end
 # token, and the start of the frames.
 LONGEST_PREFIX = 4
-
-
-class Source(TypingProtocol):
-    """Where frames come from: `VideoFile` or `LiveCapture`."""
-
-    is_live: bool
-    num_dropped: int
-    warnings: list[str]
-
-    def __iter__(self) -> Iterator[Frame]: ...
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mod_edge.config import ModelConfig
-from mod_edge.kv_budget import rows_of
-from mod_edge.kv_window import Eviction, KvWindow, Rows
-from mod_edge.layout import FRAME, StepLayout, step_layout
+from mod_edge.plan.kv_budget import rows_of
+from mod_edge.plan.kv_window import Eviction, KvWindow, Rows
+from mod_edge.plan.layout import FRAME, StepLayout, step_layout
 from mod_edge.runtime.runner import Float32Array, FrameEmbeds, Runner
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mod_edge.config import MoDConfig, ModelConfig, StreamConfig, TextConfig, VisionConfig
-from mod_edge.kv_window import Rows
+from mod_edge.plan.kv_window import Rows
 
 # Before anything is imported that reads them: what terminals and CI services set changes what is
 # printed, and what silences OpenCV hides the reasons of its failures.
@@ -37,7 +37,7 @@ INTERLEAVED = MoDConfig()
 def one_thread():
     """ONNX Runtime with one thread too: a second one spins, and on a busy machine steals."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mod_edge.onnx_session.usable_cores", lambda: 1)
+        patch.setattr("mod_edge.native.onnx_session.usable_cores", lambda: 1)
         yield
 
 
@@ -47,10 +47,16 @@ def clip() -> Path:
     return CLIP
 
 
+@pytest.fixture
+def no_picture(monkeypatch):
+    """No losses are drawn (0.5 s each)."""
+    monkeypatch.setattr("mod_edge.training.train.plot_losses", lambda *_: None)
+
+
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory) -> Path:
     """The tiny preset's checkpoint; shared by all tests, so copy it before changing it."""
-    from mod_edge.presets import preset_config, write_checkpoint
+    from mod_edge.model.presets import preset_config, write_checkpoint
 
     folder = tmp_path_factory.mktemp("tiny") / "checkpoint"
     folder.mkdir()
@@ -61,7 +67,7 @@ def tiny_checkpoint(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def write_tiny(tmp_path_factory):
     """`write_tiny(mod)`: a tiny checkpoint with that `mod_config` (0.1 s)."""
-    from mod_edge.presets import preset_config, write_checkpoint
+    from mod_edge.model.presets import preset_config, write_checkpoint
 
     def write(mod: MoDConfig | None) -> Path:
         folder = tmp_path_factory.mktemp("routed")
@@ -75,8 +81,8 @@ def write_tiny(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_bundle(tiny_checkpoint) -> Path:
     """The tiny checkpoint's bundle (25 s, once a run); copy it before changing it."""
-    from mod_edge.checkpoint import Checkpoint
-    from mod_edge.export.bundle import export_bundle
+    from mod_edge.export.bundle_writer import export_bundle
+    from mod_edge.model.checkpoint import Checkpoint
 
     folder = tiny_checkpoint.parent / "bundle"
     export_bundle(Checkpoint(tiny_checkpoint), folder)
@@ -90,9 +96,9 @@ def export_tiny():
     Targets of one dialect and precision share their traces (10 s, once a run); all is written,
     checked and lowered each time.
     """
-    from mod_edge.checkpoint import Checkpoint
-    from mod_edge.export import bundle as bundle_module
-    from mod_edge.export.bundle import export_bundle
+    from mod_edge.export import bundle_writer as bundle_module
+    from mod_edge.export.bundle_writer import export_bundle
+    from mod_edge.model.checkpoint import Checkpoint
 
     trace, topologies = bundle_module.trace, {}
 
@@ -116,7 +122,7 @@ def bundle_for(tiny_checkpoint, export_tiny):
 
     `in_place` buffers have `CAPACITY` rows. Copy a bundle before changing it.
     """
-    from mod_edge.targets import Lowering, target_named
+    from mod_edge.plan.targets import Lowering, target_named
 
     @functools.cache
     def make(target: str, precision: str) -> Path:
@@ -138,8 +144,8 @@ def any_bundle(tiny_bundle, bundle_for):
 @pytest.fixture(scope="session")
 def recorded_stream(tiny_checkpoint):
     """The tiny reference and what a drawn video gave through it (4 s): model, recorder, trace."""
-    from mod_edge.checkpoint import Checkpoint
-    from mod_edge.targets import CPU_FP32
+    from mod_edge.model.checkpoint import Checkpoint
+    from mod_edge.plan.targets import CPU_FP32
     from mod_edge.verification.reference_stream import MAX_FRAMES, record_stream
     from mod_edge.verification.sample_video import SampleVideo
 
@@ -167,7 +173,7 @@ def recording_of(recorded_stream):
 def built_bundle(bundle_for, tmp_path_factory) -> Path:
     """The `rtx` bundle in fp16 with engines for profile rtx-ada (8 s, once a run); copy it."""
     pytest.importorskip("tensorrt_rtx")
-    from mod_edge.export.engine import build_engines
+    from mod_edge.export.engines import build_engines
     from mod_edge.profiles import load_profile
 
     folder = tmp_path_factory.mktemp("built") / "bundle"
@@ -212,7 +218,7 @@ def make_model():
     """
     import torch
 
-    from mod_edge.model import VideoLLM
+    from mod_edge.model.video_llm import VideoLLM
 
     def make(config, *, seed=0, dtype=None):
         model = VideoLLM(config).eval().requires_grad_(False)

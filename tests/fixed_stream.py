@@ -13,15 +13,15 @@ import cv2
 import numpy as np
 from tokenizers import Tokenizer
 
+from mod_edge.bundle.manifest import CONFIG_FILE, TOKENIZER_FILE
 from mod_edge.config import read_config
-from mod_edge.kv_window import KvWindow, Rows
-from mod_edge.manifest import CONFIG_FILE, TOKENIZER_FILE
-from mod_edge.runtime.capture import VideoFile
-from mod_edge.runtime.onnx_runner import OnnxRunner
+from mod_edge.plan.kv_window import KvWindow, Rows
+from mod_edge.plan.protocol import Protocol
+from mod_edge.plan.targets import CPU_FP32
+from mod_edge.runtime.capture.video_file import VideoFile
+from mod_edge.runtime.cpu.onnx_runner import OnnxRunner
 from mod_edge.runtime.preprocess import letterbox
-from mod_edge.runtime.protocol import Protocol
 from mod_edge.runtime.stepper import Stepper
-from mod_edge.targets import CPU_FP32
 
 CLIP = Path(__file__).parent / "data" / "box.mp4"
 FPS = 4

@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
 
-from mod_edge.runtime.capture import Frame, VideoFile
+from mod_edge.runtime.capture.source import Frame
+from mod_edge.runtime.capture.video_file import VideoFile
 from mod_edge.runtime.events import FrameEvent
 from mod_edge.runtime.open_session import open_session
 from mod_edge.runtime.queries import Query

@@ -1,53 +1,57 @@
-"""The house rules, read from the syntax trees: floors, names and sizes of files.
+"""The house rules, read from the syntax trees: floors by folder, names and sizes of files.
 
-A file imports from its own floor or from one below:
+A file imports only from its own floor or one below it; its folder says which floor it is on:
 
-    F4  the commands that people type
-    F3  runtime/    without the PyTorch reference, but for torch_runner, imported only when wanted
-    F2  export/
-    F1  the PyTorch reference
-    F0  plain data and integers: the standard library and numpy
+    commands   mod_edge/commands/
+    judges     mod_edge/verification/ evaluation/ training/ toy_scenes/ doctor/
+    runtime    runtime/    without export/ and the model, but for torch_runner, imported late
+    export     export/
+    model      mod_edge/model/
+    plain      mod_edge/ itself, plan/ bundle/ data/ native/ and profiles/: no torch, no onnx
 """
 
 import ast
 import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = {"mod_edge": 0, "export": 2, "runtime": 3, "profiles": 0}  # floor of a folder's files
-TOP_FOLDERS = {"comparison", "evaluation", "training", "verification"}  # of mod_edge/, all F4
-FILES_OF_FLOOR = {  # of mod_edge/, the folder that holds several floors
-    0: (
-        "__init__ config costs engine_manifest errors installed kv_budget kv_window layout "
-        "manifest metrics noise onnx_session rope shape_ranges signature staging stream_metrics "
-        "targets"
-    ),
-    1: "checkpoint layers model precision presets routing shipped tokenizer vision",
-    4: (
-        "__main__ bench build build_view cli cli_app cli_training console doctor doctor_finding "
-        "doctor_gpu doctor_view evaluate evaluate_view export_plan inspection inspection_view "
-        "stream_view targets_view verify verify_view"
-    ),
+FLOORS = ("plain", "model", "export", "runtime", "judges", "commands")
+FLOOR_OF_FOLDER = {
+    "mod_edge": "plain",
+    "mod_edge/plan": "plain",
+    "mod_edge/bundle": "plain",
+    "mod_edge/data": "plain",
+    "mod_edge/native": "plain",
+    "profiles": "plain",
+    "mod_edge/model": "model",
+    "export": "export",
+    "runtime": "runtime",
+    "runtime/capture": "runtime",
+    "runtime/cpu": "runtime",
+    "runtime/device": "runtime",
+    "mod_edge/doctor": "judges",
+    "mod_edge/evaluation": "judges",
+    "mod_edge/toy_scenes": "judges",
+    "mod_edge/training": "judges",
+    "mod_edge/verification": "judges",
+    "mod_edge/commands": "commands",
 }
-FLOORS = {name: floor for floor, names in FILES_OF_FLOOR.items() for name in names.split()}
-REACHABLE = {0: {0}, 1: {0, 1}, 2: {0, 1, 2}, 3: {0, 2, 3}, 4: {0, 1, 2, 3, 4}}
-F0_PACKAGES = {*sys.stdlib_module_names, "numpy", "mod_edge"}
-TORCH_RUNNER = ROOT / "runtime" / "torch_runner.py"
-MAX_LINES = 400
+COMMAND_ENTRY = ROOT / "mod_edge" / "__main__.py"  # `python -m mod_edge`, which is a command
+UNREACHABLE = {"runtime": {"model", "export"}}  # below it, and yet not for it
+PLAIN_PACKAGES = {*sys.stdlib_module_names, "numpy", "tokenizers", "tomli", "mod_edge"}
+NATIVE_PACKAGES = {"onnxruntime", "tensorrt", "tensorrt_rtx", "cuda"}
+TORCH_RUNNER = ROOT / "runtime" / "cpu" / "torch_runner.py"
+MAX_LINES = 800
 VAGUE_NAMES = {"utils", "util", "helpers", "helper", "common", "misc", "manager", "managers"}
 
-SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
-ALL_FILES = [*SOURCES, *sorted((ROOT / "tests").rglob("*.py"))]
+TOP_FOLDERS = ("mod_edge", "export", "runtime", "profiles")
+SOURCES = sorted(path for folder in TOP_FOLDERS for path in (ROOT / folder).rglob("*.py"))
+SCRIPTS = sorted((ROOT / "benchmarks").rglob("*.py"))
+ALL_FILES = [*SOURCES, *SCRIPTS, *sorted((ROOT / "tests").rglob("*.py"))]
 
 
 def name_of(path):
     return path.relative_to(ROOT).as_posix()
-
-
-every_source = pytest.mark.parametrize("path", SOURCES, ids=name_of)
-every_file = pytest.mark.parametrize("path", ALL_FILES, ids=name_of)
 
 
 def module_of(path):
@@ -62,23 +66,22 @@ MODULES = {module_of(path): path for path in SOURCES}
 
 
 def floor_of(path):
-    folder, *inner = path.relative_to(ROOT).parent.parts
-    if folder != "mod_edge":
-        return FOLDERS[folder]
-    if inner and inner[0] in TOP_FOLDERS:
-        return 4
-    if path.stem not in FLOORS:
-        pytest.fail(f"{name_of(path)} has no floor yet: add it to FILES_OF_FLOOR in {__file__}")
-    return FLOORS[path.stem]
+    if path == COMMAND_ENTRY:
+        return "commands"
+    return FLOOR_OF_FOLDER[path.parent.relative_to(ROOT).as_posix()]
+
+
+def is_late(node):
+    """Whether what stands in the node does not run when the file is imported."""
+    if isinstance(node, ast.If):
+        return isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+    return isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
 
 
 def imports_of(path):
-    """(module, whether inside a function) for every import of the file."""
+    """(module, whether inside a function or for types alone) for every import of the file."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
-    lazy = {
-        inner for node in ast.walk(tree) if isinstance(node, functions) for inner in ast.walk(node)
-    }
+    lazy = {inner for node in ast.walk(tree) if is_late(node) for inner in ast.walk(node)}
     found = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -92,45 +95,74 @@ def imports_of(path):
     return found
 
 
-@every_source
-def test_every_file_imports_from_its_own_floor_or_below(path):
-    floor = floor_of(path)
-    for module, _ in imports_of(path):
-        if module not in MODULES:
-            continue
-        other = floor_of(MODULES[module])
-        reachable = REACHABLE[floor] | ({1} if path == TORCH_RUNNER else set())
-        assert other in reachable, f"{name_of(path)} (F{floor}) imports {module} (F{other})"
+def faults_in(files, fault_of):
+    """What `fault_of` says of each file, with its name, where it says anything."""
+    return [f"{name_of(path)} {fault}" for path in files if (fault := fault_of(path))]
 
 
-@every_source
-def test_only_functions_import_the_torch_runner(path):
-    eager = {module for module, is_lazy in imports_of(path) if not is_lazy}
-    assert module_of(TORCH_RUNNER) not in eager
+def test_every_folder_of_code_has_a_floor():
+    folders = {path.parent.relative_to(ROOT).as_posix() for path in SOURCES}
+    assert folders == FLOOR_OF_FOLDER.keys()
 
 
-@every_source
-def test_the_ground_floor_needs_only_the_standard_library_and_numpy(path):
-    if floor_of(path) != 0:
-        return
-    more = {"profiles": {"tomli", "tomllib"}}.get(path.parent.name, set())
-    allowed = F0_PACKAGES | more | {"onnx_session": {"onnxruntime"}}.get(path.stem, set())
-    packages = {module.split(".")[0] for module, _ in imports_of(path)}
-    assert packages <= allowed
+def test_every_file_imports_from_its_own_floor_or_below():
+    def fault_of(path):
+        floor = floor_of(path)
+        reachable = set(FLOORS[: FLOORS.index(floor) + 1]) - UNREACHABLE.get(floor, set())
+        reachable |= {"model"} if path == TORCH_RUNNER else set()
+        ours = {module for module, _ in imports_of(path) if module in MODULES}
+        above = sorted(each for each in ours if floor_of(MODULES[each]) not in reachable)
+        return f"({floor}) imports {', '.join(above)}" if above else ""
+
+    assert faults_in(SOURCES, fault_of) == []
 
 
-@every_file
-def test_no_file_imports_a_root_folder_by_its_bare_name(path):
-    bare = {module for module, _ in imports_of(path)} & {"export", "runtime", "profiles"}
-    assert not bare, f"import mod_edge.{min(bare)}: that is its name once installed"
+def test_only_functions_import_the_torch_runner():
+    def fault_of(path):
+        eager = {module for module, is_lazy in imports_of(path) if not is_lazy}
+        return "imports it" if module_of(TORCH_RUNNER) in eager else ""
+
+    assert faults_in(SOURCES, fault_of) == []
 
 
-@every_file
-def test_no_file_is_longer_than_can_be_read_at_once(path):
-    num_lines = len(path.read_text(encoding="utf-8").splitlines())
-    assert num_lines <= MAX_LINES
+def test_the_plain_floor_needs_only_the_standard_library_numpy_and_tokenizers():
+    def fault_of(path):
+        if floor_of(path) != "plain":
+            return ""
+        allowed = PLAIN_PACKAGES | (NATIVE_PACKAGES if "native" in path.parts else set())
+        more = {module.split(".")[0] for module, _ in imports_of(path)} - allowed
+        return f"imports {', '.join(sorted(more))}" if more else ""
+
+    assert faults_in(SOURCES, fault_of) == []
 
 
-@every_file
-def test_no_module_has_a_vague_name(path):
-    assert not VAGUE_NAMES & set(path.stem.split("_"))
+def test_native_packages_are_imported_only_when_a_function_of_theirs_is_called():
+    def fault_of(path):
+        if floor_of(path) != "plain" or "native" not in path.parts:
+            return ""
+        eager = {module.split(".")[0] for module, is_lazy in imports_of(path) if not is_lazy}
+        return f"imports {eager & NATIVE_PACKAGES}" if eager & NATIVE_PACKAGES else ""
+
+    assert faults_in(SOURCES, fault_of) == []
+
+
+def test_no_file_imports_a_root_folder_by_its_bare_name():
+    def fault_of(path):
+        bare = {module for module, _ in imports_of(path)} & {"export", "runtime", "profiles"}
+        return f"imports {min(bare)}: it is mod_edge.{min(bare)} once installed" if bare else ""
+
+    assert faults_in(ALL_FILES, fault_of) == []
+
+
+def test_no_file_is_longer_than_can_be_read_at_once():
+    def fault_of(path):
+        num_lines = len(path.read_text(encoding="utf-8").splitlines())
+        return f"has {num_lines} lines" if num_lines > MAX_LINES else ""
+
+    assert faults_in(ALL_FILES, fault_of) == []
+
+
+def test_no_module_has_a_vague_name():
+    assert (
+        faults_in(ALL_FILES, lambda path: " ".join(VAGUE_NAMES & set(path.stem.split("_")))) == []
+    )

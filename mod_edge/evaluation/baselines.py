@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import zip_longest
 
+from mod_edge.data.dialogue import Dialogue
+from mod_edge.data.stream_metrics import frame_diff
 from mod_edge.evaluation.free_running import Account, Said, captions_of, queries_of
 from mod_edge.evaluation.teacher_forcing import late_frames
-from mod_edge.stream_metrics import frame_diff
-from mod_edge.training.dialogue import Dialogue
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from mod_edge.kv_window import Eviction, Rows
-from mod_edge.layout import StepLayout
+from mod_edge.plan.kv_window import Eviction, Rows
+from mod_edge.plan.layout import StepLayout
 from mod_edge.runtime.runner import (
     Float32Array,
     FrameEmbeds,

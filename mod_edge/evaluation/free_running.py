@@ -8,12 +8,12 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from mod_edge.evaluation.footage import Footage
-from mod_edge.evaluation.subject import Subject
+from mod_edge.data.dialogue import Dialogue, Turn
+from mod_edge.data.stream_metrics import is_same, match_in_order, mean, ratio
+from mod_edge.evaluation.clip_frames import Footage
+from mod_edge.evaluation.eval_model import Subject
 from mod_edge.runtime.events import ReplyEvent
 from mod_edge.runtime.queries import Query
-from mod_edge.stream_metrics import is_same, match_in_order, mean, ratio
-from mod_edge.training.dialogue import Dialogue, Turn
 
 
 @dataclass(frozen=True)

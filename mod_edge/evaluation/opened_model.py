@@ -6,10 +6,10 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from mod_edge.bundle.manifest import MANIFEST_FILE
 from mod_edge.config import ModelConfig
 from mod_edge.errors import BackendError, ConfigError
-from mod_edge.kv_window import Rows
-from mod_edge.manifest import MANIFEST_FILE
+from mod_edge.plan.kv_window import Rows
 from mod_edge.profiles import Profile, load_profile
 from mod_edge.runtime.backends import BackendChoice, open_runner
 from mod_edge.runtime.open_session import profile_of_bundle, read_bundle
@@ -92,8 +92,8 @@ def _open_checkpoint(path: Path) -> OpenedModel:
     try:
         import torch
 
-        from mod_edge.checkpoint import Checkpoint
-        from mod_edge.runtime.torch_runner import TorchRunner
+        from mod_edge.model.checkpoint import Checkpoint
+        from mod_edge.runtime.cpu.torch_runner import TorchRunner
     except ModuleNotFoundError as exc:
         raise BackendError(
             f"{path} is no bundle, and PyTorch, which evaluates checkpoints, is not all here: no "

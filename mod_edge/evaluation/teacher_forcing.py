@@ -11,11 +11,8 @@ from itertools import zip_longest
 
 import numpy as np
 
-from mod_edge.evaluation.subject import Subject
-from mod_edge.kv_window import KvWindow
-from mod_edge.runtime.runner import UInt8Array
-from mod_edge.runtime.stepper import Stepper
-from mod_edge.stream_metrics import (
+from mod_edge.data.dialogue import Dialogue, Script, Shown, Text, Turn
+from mod_edge.data.stream_metrics import (
     Float64Array,
     TurnOutcome,
     frame_diff,
@@ -25,7 +22,10 @@ from mod_edge.stream_metrics import (
     speaks,
     token_losses,
 )
-from mod_edge.training.dialogue import Dialogue, Script, Shown, Text, Turn
+from mod_edge.evaluation.eval_model import Subject
+from mod_edge.plan.kv_window import KvWindow
+from mod_edge.runtime.runner import UInt8Array
+from mod_edge.runtime.stepper import Stepper
 
 
 @dataclass(frozen=True)

@@ -1,29 +1,18 @@
-"""The decision threshold of a trained checkpoint, chosen where it is not measured.
-
-    python -m mod_edge.evaluation.thresholds CHECKPOINT --data DIR
-
-watches clips of the split `validation` with each of some thresholds and writes the best of them
-into the checkpoint's config.
-"""
+"""The decision threshold of a trained checkpoint, chosen where it is not measured."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
 
-import typer
-from rich.table import Table
-
+from mod_edge.bundle.manifest import CONFIG_FILE, is_bundle
 from mod_edge.config import read_config, write_config
-from mod_edge.console import out, progress, reports_errors
+from mod_edge.data.clips import Clip
+from mod_edge.data.dialogue import Dialogue, dialogue_of_clip
 from mod_edge.errors import ConfigError
-from mod_edge.evaluation.footage import read_footage, seed_of
+from mod_edge.evaluation.clip_frames import read_footage, seed_of
+from mod_edge.evaluation.eval_model import Subject
 from mod_edge.evaluation.free_running import Account, run_free, score
 from mod_edge.evaluation.opened_model import open_model
-from mod_edge.evaluation.subject import Subject
-from mod_edge.manifest import CONFIG_FILE, is_bundle
-from mod_edge.training.clips import Clip, read_clips
-from mod_edge.training.dialogue import Dialogue, dialogue_of_clip
 
 SPLIT = "validation"
 # 0 takes the likeliest token as it is, 0.725 is the published demo's. Up to 0.5 they hardly differ:
@@ -93,40 +82,3 @@ def adopt_threshold(checkpoint: Path, threshold: float) -> None:
     written = checkpoint / f"{CONFIG_FILE}.new"
     write_config(replace(config, stream_config=stream), written)
     written.replace(checkpoint / CONFIG_FILE)
-
-
-if __name__ == "__main__":
-
-    @reports_errors
-    def main(
-        checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder.")],
-        data: Annotated[Path, typer.Option(help="Data set: JSONL files and their videos.")],
-        clips: Annotated[int | None, typer.Option(min=1, help="Only the first so many.")] = None,
-        threshold: Annotated[
-            list[float] | None, typer.Option(min=0, max=1, help="To try; more than once.")
-        ] = None,
-        tolerance: Annotated[
-            float, typer.Option(min=0, help="Seconds that a right caption may be off.")
-        ] = 1.0,
-    ) -> None:
-        """Choose the threshold below which the silent token's probability counts as zero."""
-        tried = tuple(threshold or THRESHOLDS)
-        with progress("choosing") as show:
-            choice = choose_threshold(
-                checkpoint,
-                read_clips(data, SPLIT)[:clips],
-                tried,
-                tolerance_s=tolerance,
-                on_step=show,
-            )
-        table = Table("threshold", "F1", "moment F1", box=None)
-        for each, f1, moment_f1 in zip(tried, choice.f1, choice.moment_f1, strict=True):
-            table.add_row(f"{each:g}", f"{f1:.3f}", f"{moment_f1:.3f}")
-        out.print(table)
-        if choice.is_arbitrary:
-            out.print(f"none is better than another: {checkpoint} keeps its threshold")
-            return
-        adopt_threshold(checkpoint, choice.threshold)
-        out.print(f"{choice.threshold:g} is now the threshold of {checkpoint}")
-
-    typer.run(main)

@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from mod_edge.data.dialogue import Dialogue
+from mod_edge.data.stream_metrics import is_same, match_in_order
 from mod_edge.evaluation.free_running import Account, captions_of, queries_of
-from mod_edge.stream_metrics import is_same, match_in_order
-from mod_edge.training.dialogue import Dialogue
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,10 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from mod_edge.config import StreamConfig
+from mod_edge.data.clips import Clip
+from mod_edge.data.dialogue import Piece, Shown, dialogue_of_clip, pieces_of_dialogue
 from mod_edge.errors import DataError
-from mod_edge.runtime.protocol import Decision
-from mod_edge.training.clips import Clip
-from mod_edge.training.dialogue import Piece, Shown, dialogue_of_clip, pieces_of_dialogue
+from mod_edge.plan.protocol import Decision
 from mod_edge.training.features import FrameFeatures
 from mod_edge.training.recipe import TrainConfig
 

@@ -28,13 +28,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from mod_edge.bundle.staging import staged_folder
+from mod_edge.data.clips import NUM_FAULTS_SHOWN, Clip
 from mod_edge.errors import DataError, SourceError, joined_faults
-from mod_edge.model import VideoLLM
-from mod_edge.runtime.capture import VideoFile
+from mod_edge.model.video_llm import VideoLLM
+from mod_edge.runtime.capture.opencv import open_file
+from mod_edge.runtime.capture.video_file import VideoFile
 from mod_edge.runtime.preprocess import letterbox
-from mod_edge.runtime.sources import open_file
-from mod_edge.staging import staged_folder
-from mod_edge.training.clips import NUM_FAULTS_SHOWN, Clip
 
 FOLDER = ".features"
 FRAMES_FILE, COUNTS_FILE = "frames.f16", "num_frames.txt"

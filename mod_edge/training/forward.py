@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, linear, pad, silu
 
-from mod_edge.layers import Attention, DecoderLayer, MoDDecoderLayer, RMSNorm
-from mod_edge.model import VideoLLM
-from mod_edge.routing import keep_top_tokens, uniform_tokens
+from mod_edge.model.layers import Attention, DecoderLayer, MoDDecoderLayer, RMSNorm
+from mod_edge.model.routing import keep_top_tokens, uniform_tokens
+from mod_edge.model.video_llm import VideoLLM
 from mod_edge.training.attention import causal_attention
 from mod_edge.training.batches import Batch, round_up
-from mod_edge.training.islands import normalized, rotated
+from mod_edge.training.fused_ops import normalized, rotated
 
 
 @dataclass(frozen=True)

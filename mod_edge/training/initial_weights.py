@@ -15,10 +15,10 @@ import math
 import torch
 from torch import Tensor
 
-from mod_edge.checkpoint import Checkpoint, tensor_shapes
 from mod_edge.config import ModelConfig
-from mod_edge.model import VideoLLM
-from mod_edge.presets import random_tensor, seeded_generator
+from mod_edge.model.checkpoint import Checkpoint, tensor_shapes
+from mod_edge.model.presets import random_tensor, seeded_generator
+from mod_edge.model.video_llm import VideoLLM
 
 SMALL_DEVIATION = 0.02
 SMALL_PARTS = ("embed_tokens", "lm_head", "router")

@@ -24,10 +24,10 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from mod_edge.bundle.manifest import CONFIG_FILE
 from mod_edge.config import ModelConfig, config_from_dict, config_to_dict, read_config
 from mod_edge.errors import DataError
-from mod_edge.manifest import CONFIG_FILE
-from mod_edge.presets import GEOMETRIES, preset_config
+from mod_edge.model.presets import GEOMETRIES, preset_config
 
 if sys.version_info >= (3, 11):
     import tomllib

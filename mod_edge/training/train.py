@@ -18,23 +18,23 @@ import torch
 from tokenizers import Tokenizer
 
 from mod_edge import __version__
-from mod_edge.checkpoint import WEIGHTS_FILE, Checkpoint, is_checkpoint, tensor_shapes
+from mod_edge.bundle.manifest import CONFIG_FILE, TOKENIZER_FILE, file_sha256
+from mod_edge.bundle.staging import check_target, staged_folder
 from mod_edge.config import write_config
+from mod_edge.data.clips import Clip, read_clips, split_file
 from mod_edge.errors import BackendError
-from mod_edge.manifest import CONFIG_FILE, TOKENIZER_FILE, file_sha256
-from mod_edge.model import VideoLLM
-from mod_edge.presets import write_safetensors
-from mod_edge.staging import check_target, staged_folder
-from mod_edge.tokenizer import preset_tokenizer, read_tokenizer
+from mod_edge.model.checkpoint import WEIGHTS_FILE, Checkpoint, is_checkpoint, tensor_shapes
+from mod_edge.model.presets import write_safetensors
+from mod_edge.model.video_llm import VideoLLM
+from mod_edge.plan.tokenizer import preset_tokenizer, read_tokenizer
+from mod_edge.toy_scenes.motion_loss import Watching, answers_of_clips
 from mod_edge.training.batches import Batches, check_fills_a_batch, streams_of_clips
-from mod_edge.training.clips import Clip, read_clips, split_file
 from mod_edge.training.features import FrameFeatures, frame_features
 from mod_edge.training.initial_weights import initial_model
 from mod_edge.training.plot import plot_losses, require_matplotlib
 from mod_edge.training.recipe import Recipe
+from mod_edge.training.resume_state import Unfinished
 from mod_edge.training.trainer import Trainer, recent, trained_parameters
-from mod_edge.training.unfinished import Unfinished
-from mod_edge.training.watching import Watching, answers_of_clips
 
 SPLIT = "train"
 TRAINING_FILE, PLOT_FILE = "training.json", "loss.png"

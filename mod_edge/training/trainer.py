@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from mod_edge.data.stream_metrics import mean, ratio
 from mod_edge.errors import DataError
-from mod_edge.model import VideoLLM
-from mod_edge.stream_metrics import mean, ratio
+from mod_edge.model.video_llm import VideoLLM
 from mod_edge.training.batches import Batch, Batches
 from mod_edge.training.forward import BatchedDecoder
 from mod_edge.training.recipe import TrainConfig
-from mod_edge.training.unfinished import TrainingState, Unfinished
+from mod_edge.training.resume_state import TrainingState, Unfinished
 
 FINAL_LEARNING_RATE = 0.1  # of the highest
 ADAM_BETAS = (0.9, 0.95)  # as Llama's: the second moment follows within 20 steps

@@ -22,11 +22,11 @@ from polygraphy.exception import PolygraphyException
 from polygraphy.json import load_json, save_json
 from polygraphy.logger import G_LOGGER
 
+from mod_edge.bundle.manifest import MANIFEST_FILE, FileRecord, Manifest, record_file
 from mod_edge.errors import BundleError, ConfigError
-from mod_edge.manifest import MANIFEST_FILE, FileRecord, Manifest, record_file
-from mod_edge.metrics import TIED_LOGITS, cut_margin
-from mod_edge.signature import GraphSignature
-from mod_edge.targets import Lowering
+from mod_edge.plan.parity import TIED_LOGITS, cut_margin
+from mod_edge.plan.signature import GraphSignature
+from mod_edge.plan.targets import Lowering
 from mod_edge.verification.graph_check import ALLOWED_ERROR
 from mod_edge.verification.recording import (
     AFTER_ROLL,

@@ -17,9 +17,9 @@ from polygraphy.backend.onnxrt import OnnxrtRunner
 from polygraphy.common import TensorMetadata
 
 from mod_edge.errors import BackendError
-from mod_edge.onnx_session import names_dtypes_dims, session_options
-from mod_edge.signature import GraphSignature, TensorSpec
-from mod_edge.targets import TARGETS, Lowering
+from mod_edge.native.onnx_session import names_dtypes_dims, session_options
+from mod_edge.plan.signature import GraphSignature, TensorSpec
+from mod_edge.plan.targets import TARGETS, Lowering
 from mod_edge.verification.recording import held_dtype
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"

@@ -17,15 +17,15 @@ from polygraphy.comparator import Comparator, IterationResult
 from polygraphy.logger import G_LOGGER
 
 from mod_edge.errors import BackendError
-from mod_edge.metrics import (
+from mod_edge.plan.parity import (
     TIED_LOGITS,
     cut_margin,
     row_scales,
     selection_gap,
     worst_row_cosine,
 )
+from mod_edge.plan.signature import GraphSignature
 from mod_edge.runtime.runner import Int64Array
-from mod_edge.signature import GraphSignature
 from mod_edge.verification.graph_backends import GraphBackend
 from mod_edge.verification.recording import Arrays, GraphRecording, GraphStep, held_dtype
 

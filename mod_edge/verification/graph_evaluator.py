@@ -15,8 +15,8 @@ from polygraphy.backend.base import BaseRunner
 from polygraphy.common import TensorMetadata
 
 from mod_edge.errors import BackendError
-from mod_edge.signature import GraphSignature
-from mod_edge.targets import Lowering
+from mod_edge.plan.signature import GraphSignature
+from mod_edge.plan.targets import Lowering
 from mod_edge.verification.graph_backends import GraphBackend, NotRun, input_metadata
 
 NAME = "onnx evaluator"

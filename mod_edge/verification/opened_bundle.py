@@ -6,18 +6,18 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from mod_edge.config import ModelConfig, read_config
-from mod_edge.errors import ConfigError
-from mod_edge.manifest import (
+from mod_edge.bundle.manifest import (
     CONFIG_FILE,
     TOKENIZER_FILE,
     Manifest,
     check_files,
     read_manifest,
 )
-from mod_edge.signature import GraphSignature, bundle_signatures
-from mod_edge.targets import Lowering
-from mod_edge.tokenizer import read_tokenizer
+from mod_edge.config import ModelConfig, read_config
+from mod_edge.errors import ConfigError
+from mod_edge.plan.signature import GraphSignature, bundle_signatures
+from mod_edge.plan.targets import Lowering
+from mod_edge.plan.tokenizer import read_tokenizer
 
 
 @dataclass(frozen=True)

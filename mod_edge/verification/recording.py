@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mod_edge.kv_window import Eviction, Rows
-from mod_edge.layout import StepLayout
+from mod_edge.plan.kv_window import Eviction, Rows
+from mod_edge.plan.layout import StepLayout
+from mod_edge.plan.signature import GraphSignature, TensorSpec
+from mod_edge.plan.targets import Lowering
 from mod_edge.runtime.runner import Float32Array, Int64Array, UInt8Array
-from mod_edge.signature import GraphSignature, TensorSpec
-from mod_edge.targets import Lowering
 
 AFTER_ROLL = ", after a roll"
 

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 
-from mod_edge.signature import GraphSignature
+from mod_edge.plan.signature import GraphSignature
 from mod_edge.verification.graph_check import GraphResult
 from mod_edge.verification.recording import GraphRecording, StreamTrace
 from mod_edge.verification.stream_check import Follow, StreamResult

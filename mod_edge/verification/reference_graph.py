@@ -17,19 +17,19 @@ from polygraphy.backend.base import BaseRunner
 from polygraphy.common import TensorMetadata
 from torch import Tensor, nn
 
-from mod_edge.export.reference_step import ReferenceHead
-from mod_edge.layers import LayerCache, rotate
-from mod_edge.layout import StepLayout
-from mod_edge.model import VideoLLM
-from mod_edge.rope import inverse_frequencies
+from mod_edge.export.step_io import ReferenceHead
+from mod_edge.model.layers import LayerCache, rotate
+from mod_edge.model.video_llm import VideoLLM
+from mod_edge.model.vision import FrameEncoder
+from mod_edge.plan.layout import StepLayout
+from mod_edge.plan.rope import inverse_frequencies
+from mod_edge.plan.signature import GraphSignature
+from mod_edge.plan.targets import Lowering
 from mod_edge.runtime.runner import Float32Array, Int64Array
-from mod_edge.signature import GraphSignature
-from mod_edge.targets import Lowering
 from mod_edge.verification.graph_backends import input_metadata
 from mod_edge.verification.graph_check import run_steps
 from mod_edge.verification.recording import Arrays, GraphRecording, GraphStep, Selections
 from mod_edge.verification.reference_recording import DecoderStep, LayerState, Recorder
-from mod_edge.vision import FrameEncoder
 
 # Rows behind the past that a graph must mask: evicted ones stand there in a runtime's buffer.
 STALE_ROWS = 3

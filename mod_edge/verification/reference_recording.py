@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mod_edge.kv_window import Eviction, Rows
-from mod_edge.layers import LayerCache, MoDDecoderLayer
-from mod_edge.layout import StepLayout
-from mod_edge.model import VideoLLM
+from mod_edge.model.layers import LayerCache, MoDDecoderLayer
+from mod_edge.model.video_llm import VideoLLM
+from mod_edge.plan.kv_window import Eviction, Rows
+from mod_edge.plan.layout import StepLayout
 from mod_edge.runtime.runner import (
     Float32Array,
     FrameEmbeds,
@@ -95,7 +95,7 @@ class Recorder(Runner):
             selections: step by step and by MoD layer, (F, K) to compute instead of the reference's
                 own choice; empty to let it choose.
         """
-        from mod_edge.runtime.torch_runner import TorchRunner
+        from mod_edge.runtime.cpu.torch_runner import TorchRunner
 
         self._runner = TorchRunner(model)
         self.name = self._runner.name

@@ -7,15 +7,16 @@ from tokenizers import Tokenizer
 
 from mod_edge.config import ModelConfig
 from mod_edge.errors import ConfigError
-from mod_edge.kv_budget import KvPlan, plan_capacity, rows_of
-from mod_edge.kv_window import Rows
-from mod_edge.model import VideoLLM
+from mod_edge.model.video_llm import VideoLLM
+from mod_edge.plan.kv_budget import KvPlan, plan_capacity, rows_of
+from mod_edge.plan.kv_window import Rows
+from mod_edge.plan.protocol import Protocol
+from mod_edge.plan.targets import Lowering
+from mod_edge.runtime.capture.source import Source
 from mod_edge.runtime.events import FrameEvent
-from mod_edge.runtime.protocol import Protocol
 from mod_edge.runtime.queries import Query
 from mod_edge.runtime.runner import Int64Array
-from mod_edge.runtime.session import LONGEST_PREFIX, Session, SessionOptions, Source
-from mod_edge.targets import Lowering
+from mod_edge.runtime.session import LONGEST_PREFIX, Session, SessionOptions
 from mod_edge.verification.recording import AFTER_ROLL, EvictCall, StreamTrace
 from mod_edge.verification.reference_recording import Recorder
 from mod_edge.verification.stream_check import replay

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import cv2
 import numpy as np
 
-from mod_edge.runtime.capture import Frame, Image
+from mod_edge.runtime.capture.source import Frame, Image
 
 HEIGHT, WIDTH = 240, 320
 SCENE_FRAMES = 12  # then the background changes, as between two shots

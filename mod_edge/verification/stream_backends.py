@@ -4,10 +4,10 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from mod_edge.errors import ModEdgeError
+from mod_edge.plan.protocol import Protocol
+from mod_edge.plan.targets import TARGETS
 from mod_edge.runtime.backends import BackendChoice, open_runner
-from mod_edge.runtime.protocol import Protocol
 from mod_edge.runtime.runner import Runner, SessionLimits
-from mod_edge.targets import TARGETS
 from mod_edge.verification.graph_backends import NO_CUDA, NotRun, has_cuda_provider, rewriting
 from mod_edge.verification.opened_bundle import OpenedBundle
 from mod_edge.verification.recording import StreamTrace

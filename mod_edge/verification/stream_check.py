@@ -12,11 +12,11 @@ import numpy as np
 
 from mod_edge.config import ModelConfig
 from mod_edge.errors import ModEdgeError
-from mod_edge.layout import FRAME, StepLayout, step_layout
-from mod_edge.metrics import num_other_tokens, row_scales, selection_gap
-from mod_edge.runtime.protocol import Protocol
+from mod_edge.plan.layout import FRAME, StepLayout, step_layout
+from mod_edge.plan.parity import num_other_tokens, row_scales, selection_gap
+from mod_edge.plan.protocol import Protocol
+from mod_edge.plan.signature import layer_name
 from mod_edge.runtime.runner import Float32Array, Int64Array, Runner
-from mod_edge.signature import layer_name
 from mod_edge.verification.recording import EncodeCall, EvictCall, ReadCall, StepCall, StreamTrace
 
 STREAM = "stream"  # stands where results of graphs have the graph's name

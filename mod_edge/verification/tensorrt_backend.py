@@ -4,16 +4,16 @@ from polygraphy import config as polygraphy_config
 from polygraphy.backend.base import BaseRunner
 from polygraphy.common import TensorMetadata
 
-from mod_edge.engine_manifest import engine_file, read_engine_manifests
+from mod_edge.bundle.engine_manifest import engine_file, read_engine_manifests
+from mod_edge.bundle.shape_ranges import optimization_profiles
 from mod_edge.errors import BackendError
-from mod_edge.export.gpu import find_gpu
-from mod_edge.export.trt import NAMES, TensorRT, load
-from mod_edge.runtime.engine_choice import find_engines
-from mod_edge.runtime.engine_loader import EngineLoader
+from mod_edge.native.gpu import find_gpu
+from mod_edge.native.trt import NAMES, TensorRT, load
+from mod_edge.plan.signature import GraphSignature
+from mod_edge.plan.targets import TARGETS
+from mod_edge.runtime.device.engine_choice import find_engines
+from mod_edge.runtime.device.engine_loader import EngineLoader
 from mod_edge.runtime.runner import SessionLimits
-from mod_edge.shape_ranges import optimization_profiles
-from mod_edge.signature import GraphSignature
-from mod_edge.targets import TARGETS
 from mod_edge.verification.graph_backends import GraphBackend, NotRun, input_metadata
 from mod_edge.verification.opened_bundle import OpenedBundle
 from mod_edge.verification.recording import Arrays

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import torch
 
-from mod_edge.checkpoint import checkpoint_of_bundle
-from mod_edge.runtime.capture import VideoFile
+from mod_edge.model.checkpoint import checkpoint_of_bundle
+from mod_edge.plan.signature import GraphSignature
+from mod_edge.runtime.capture.video_file import VideoFile
 from mod_edge.runtime.runner import Runner
-from mod_edge.signature import GraphSignature
 from mod_edge.verification.graph_check import GraphResult, judge, run_steps
 from mod_edge.verification.opened_bundle import OpenedBundle
 from mod_edge.verification.recording import Arrays, GraphRecording, StreamTrace, held_dtype
@@ -85,7 +85,7 @@ class TorchReference(Reference):
         )
 
     def _runner_in_dtype(self, _trace: StreamTrace) -> Runner:
-        from mod_edge.runtime.torch_runner import TorchRunner
+        from mod_edge.runtime.cpu.torch_runner import TorchRunner
 
         dtype = getattr(torch, self._bundle.lowering.dtype)
         return TorchRunner(in_dtype(self._checkpoint.load_model(), dtype))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mod_edge.errors import BundleError
-from mod_edge.kv_window import Eviction, Rows
+from mod_edge.plan.kv_window import Eviction, Rows
 from mod_edge.verification.recording import (
     Arrays,
     Call,

@@ -6,11 +6,11 @@ import cv2
 import numpy as np
 import pytest
 
-from mod_edge.evaluation.footage import read_footage
+from mod_edge.data.clips import Clip, Line, read_clips, write_clips
+from mod_edge.data.dialogue import dialogue_of_clip
+from mod_edge.evaluation.clip_frames import read_footage
+from mod_edge.evaluation.eval_model import Subject
 from mod_edge.evaluation.opened_model import open_model
-from mod_edge.evaluation.subject import Subject
-from mod_edge.training.clips import Clip, Line, read_clips, write_clips
-from mod_edge.training.dialogue import dialogue_of_clip
 
 SIDE, VIDEO_FPS, DURATION_S = 48, 4.0, 5.0
 COLOURS = {"red": (0, 0, 255), "green": (0, 255, 0), "blue": (255, 0, 0)}

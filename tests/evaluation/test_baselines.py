@@ -2,10 +2,10 @@
 
 import pytest
 
+from mod_edge.data.dialogue import Dialogue, Turn
 from mod_edge.evaluation.baselines import BASELINES, Habits, habits_of
 from mod_edge.evaluation.free_running import Account, Said
 from mod_edge.evaluation.teacher_forcing import time_diff_s
-from mod_edge.training.dialogue import Dialogue, Turn
 
 SILENT, SPEAKING, MOMENTS = BASELINES
 HABITS = Habits("It moves.", {"What?": "Red."})

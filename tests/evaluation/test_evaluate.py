@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import pytest
 
-from mod_edge.console import out
+from mod_edge.commands.console import out
+from mod_edge.commands.evaluation_view import print_evaluation
 from mod_edge.errors import ConfigError, DataError
-from mod_edge.evaluate import Evaluation, evaluate
-from mod_edge.evaluate_view import print_evaluation
+from mod_edge.evaluation.eval_run import Row, Thresholds
+from mod_edge.evaluation.evaluate import Evaluation, evaluate
 from mod_edge.evaluation.free_running import EventKind, score
-from mod_edge.evaluation.screening import Row, Thresholds
 from mod_edge.evaluation.teacher_forcing import TeacherForced
 from mod_edge.evaluation.transcript import Entry, Transcript
 

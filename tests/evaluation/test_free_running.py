@@ -2,12 +2,12 @@
 
 import pytest
 
+from mod_edge.data.dialogue import Dialogue, Turn
 from mod_edge.evaluation.free_running import Account, EventKind, Said, run_free, score
-from mod_edge.runtime.capture import VideoFile
+from mod_edge.runtime.capture.video_file import VideoFile
 from mod_edge.runtime.events import ReplyEvent
 from mod_edge.runtime.open_session import open_session
 from mod_edge.runtime.queries import Query
-from mod_edge.training.dialogue import Dialogue, Turn
 
 pytestmark = pytest.mark.numeric
 

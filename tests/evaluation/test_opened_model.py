@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from mod_edge import profiles
+from mod_edge.bundle.manifest import MANIFEST_FILE
 from mod_edge.errors import BackendError, BundleError, CheckpointError, ConfigError
 from mod_edge.evaluation.opened_model import open_model
-from mod_edge.manifest import MANIFEST_FILE
 
 pytestmark = pytest.mark.numeric
 
@@ -71,7 +71,7 @@ def test_a_checkpoint_without_torch_says_what_to_install(tiny_checkpoint, monkey
 
 def test_evaluating_a_bundle_needs_no_torch():
     code = (
-        "import sys, mod_edge.evaluate, mod_edge.evaluate_view; "
+        "import sys, mod_edge.evaluation.evaluate, mod_edge.commands.evaluation_view; "
         "sys.exit('torch' in sys.modules or 'onnx' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -8,12 +8,12 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from mod_edge.config import MoDConfig
+from mod_edge.data.dialogue import Script, Shown, Text, Turn
+from mod_edge.data.stream_metrics import TurnOutcome
 from mod_edge.evaluation.opened_model import open_model
 from mod_edge.evaluation.teacher_forcing import late_frames, summarize, teacher_forced
-from mod_edge.layout import FRAME, step_layout
-from mod_edge.runtime.torch_runner import TorchRunner
-from mod_edge.stream_metrics import TurnOutcome
-from mod_edge.training.dialogue import Script, Shown, Text, Turn
+from mod_edge.plan.layout import FRAME, step_layout
+from mod_edge.runtime.cpu.torch_runner import TorchRunner
 
 pytestmark = pytest.mark.numeric
 
@@ -101,7 +101,7 @@ def whole_stream_outcomes(model, tokenizer, dialogue, pixels, threshold):
 
 @pytest.fixture(scope="module")
 def reference(tiny_checkpoint):
-    from mod_edge.checkpoint import Checkpoint
+    from mod_edge.model.checkpoint import Checkpoint
 
     return Checkpoint(tiny_checkpoint).load_model()
 

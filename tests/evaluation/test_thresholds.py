@@ -1,17 +1,16 @@
 """The threshold of a checkpoint: the best on validation, and written where it belongs."""
 
-import runpy
 import shutil
-import sys
 from dataclasses import replace
 
 import pytest
+from typer.testing import CliRunner
 
+from mod_edge.commands.app import app
 from mod_edge.config import read_config
+from mod_edge.data.clips import read_clips
 from mod_edge.errors import ConfigError
-from mod_edge.evaluation import thresholds as thresholds_module
 from mod_edge.evaluation.thresholds import adopt_threshold, choose_threshold
-from mod_edge.training.clips import read_clips
 
 
 def silent(_name, _done, _total):
@@ -40,8 +39,10 @@ def test_the_best_threshold_by_f1_then_moments_then_order(
             number = tried.index(watched[0][1])
             self.f1, self.moment_f1 = f1[number], moment_f1[number]
 
-    monkeypatch.setattr(thresholds_module, "score", Score)
-    monkeypatch.setattr(thresholds_module, "run_free", lambda *_, threshold, seed: threshold)
+    monkeypatch.setattr("mod_edge.evaluation.thresholds.score", Score)
+    monkeypatch.setattr(
+        "mod_edge.evaluation.thresholds.run_free", lambda *_, threshold, seed: threshold
+    )
     clips = read_clips(data, "test")
     choice = choose_threshold(tiny_checkpoint, clips, tried, tolerance_s=1.0, on_step=silent)
     assert choice.threshold == best
@@ -63,22 +64,18 @@ def test_an_adopted_threshold_is_the_checkpoints_own(write_tiny):
     assert replace(after, stream_config=before.stream_config) == before
 
 
-@pytest.mark.filterwarnings("ignore:.*found in sys.modules")  # runpy, of a module already there
-def test_the_command_writes_what_it_chose(data, write_tiny, tmp_path, monkeypatch, capsys):
+def test_the_command_writes_what_it_chose(data, write_tiny, tmp_path):
     folder, clips = write_tiny(None), tmp_path / "data"
     shutil.copytree(data, clips)
     shutil.copyfile(clips / "test.jsonl", clips / "validation.jsonl")
     adopt_threshold(folder, 0.9)
-    argv = [str(folder), "--data", str(clips), "--clips", "1", "--threshold", "0.25"]
-    run_command(monkeypatch, argv)
-    assert "0.25 is now the threshold of" in capsys.readouterr().out
+    argv = ["threshold", str(folder), "--data", str(clips), "--clips", "1", "--threshold", "0.25"]
+    assert "0.25 is now the threshold of" in run_command(argv)
     assert threshold_of(folder) == 0.25
-    run_command(monkeypatch, [*argv, "--threshold", "0.25"])
-    assert "none is better than another" in capsys.readouterr().out
+    assert "none is better than another" in run_command([*argv, "--threshold", "0.25"])
 
 
-def run_command(monkeypatch, argv):
-    monkeypatch.setattr(sys, "argv", ["thresholds", *argv])
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_module(thresholds_module.__name__, run_name="__main__")
-    assert not ended.value.code
+def run_command(argv):
+    done = CliRunner().invoke(app, argv)
+    assert done.exit_code == 0, done.output
+    return done.output

@@ -1,8 +1,8 @@
 """What was due and what was said, side by side."""
 
+from mod_edge.data.dialogue import Dialogue, Turn
 from mod_edge.evaluation.free_running import Account, Said
 from mod_edge.evaluation.transcript import Entry, transcript_of
-from mod_edge.training.dialogue import Dialogue, Turn
 
 FPS = 2.0
 STOPS = Turn(0, 11, None, "The red ball stops.", "stops", ("red", "ball", "stops"))  # at 5 s

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from mod_edge.checkpoint import Checkpoint
 from mod_edge.config import MoDConfig
-from mod_edge.export import bundle as bundle_module
-from mod_edge.presets import preset_config, write_checkpoint
+from mod_edge.export import bundle_writer as bundle_module
+from mod_edge.model.checkpoint import Checkpoint
+from mod_edge.model.presets import preset_config, write_checkpoint
 from tests.export.topologies import read_topologies
 
 

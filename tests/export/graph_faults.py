@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from mod_edge.presets import preset_config
+from mod_edge.model.presets import preset_config
 
 CONFIG = preset_config("tiny")
 

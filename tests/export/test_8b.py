@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import pytest
 
-from mod_edge.presets import preset_config, write_checkpoint
+from mod_edge.model.presets import preset_config, write_checkpoint
 
 pytest.importorskip("tensorrt_rtx")
 
@@ -23,10 +23,10 @@ MAX_BYTES = 6 * 2**30
 EXPORT = """
 import json, re, sys, time
 from pathlib import Path
-from mod_edge.checkpoint import Checkpoint
-from mod_edge.export.bundle import export_bundle
-from mod_edge.kv_window import Rows
-from mod_edge.targets import Lowering
+from mod_edge.model.checkpoint import Checkpoint
+from mod_edge.export.bundle_writer import export_bundle
+from mod_edge.plan.kv_window import Rows
+from mod_edge.plan.targets import Lowering
 
 checkpoint, bundle = map(Path, sys.argv[1:])
 steps = []

@@ -9,7 +9,6 @@ import pytest
 import torch
 from onnx.reference import ReferenceEvaluator
 
-from mod_edge.checkpoint import Checkpoint
 from mod_edge.errors import ExportError
 from mod_edge.export.check import (
     ALLOWED_RELATIVE_ERROR,
@@ -18,12 +17,13 @@ from mod_edge.export.check import (
     check_structure,
     relative_error,
 )
-from mod_edge.export.reference_step import reference_module
-from mod_edge.layout import step_layout
-from mod_edge.onnx_session import session_options
-from mod_edge.presets import preset_config
-from mod_edge.signature import head_signature, layer_signature, vision_signature
-from mod_edge.targets import CPU_FP32
+from mod_edge.export.step_io import reference_module
+from mod_edge.model.checkpoint import Checkpoint
+from mod_edge.model.presets import preset_config
+from mod_edge.native.onnx_session import session_options
+from mod_edge.plan.layout import step_layout
+from mod_edge.plan.signature import head_signature, layer_signature, vision_signature
+from mod_edge.plan.targets import CPU_FP32
 from tests.export import graph_faults as faults
 
 pytestmark = pytest.mark.numeric

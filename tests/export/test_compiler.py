@@ -8,14 +8,15 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from mod_edge.bundle.engine_manifest import EngineSettings
+from mod_edge.bundle.manifest import CONFIG_FILE, read_manifest
+from mod_edge.bundle.shape_ranges import ShapeRange, StepLimits, optimization_profiles
 from mod_edge.config import read_config
-from mod_edge.engine_manifest import EngineSettings
 from mod_edge.errors import BackendError, ExportError
-from mod_edge.export import compiler, trt
+from mod_edge.export import compiler
 from mod_edge.export.compiler import compile_graph
-from mod_edge.manifest import CONFIG_FILE, read_manifest
-from mod_edge.shape_ranges import ShapeRange, StepLimits, optimization_profiles
-from mod_edge.signature import GraphSignature, TensorSpec, bundle_signatures
+from mod_edge.native import trt
+from mod_edge.plan.signature import GraphSignature, TensorSpec, bundle_signatures
 from tests.conftest import CAPACITY
 
 pytest.importorskip("tensorrt_rtx")

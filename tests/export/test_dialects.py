@@ -8,21 +8,21 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from mod_edge.checkpoint import Checkpoint
+from mod_edge.bundle.manifest import CONFIG_FILE, EMBEDDING_FILE, read_manifest
 from mod_edge.config import read_config
 from mod_edge.errors import ConfigError, ExportError
-from mod_edge.export.bundle import graph_weights
+from mod_edge.export.bundle_writer import graph_weights
 from mod_edge.export.check import ALLOWED_RELATIVE_ERROR, STEP_SHAPES, relative_error
 from mod_edge.export.lower import DECOMPOSABLE, mark_attention_decomposable, without_decomposable
-from mod_edge.export.onnx_export import rounded
-from mod_edge.export.reference_step import reference_module, reference_step
+from mod_edge.export.step_io import reference_module, reference_step
+from mod_edge.export.trace import rounded
 from mod_edge.export.widen import float32_of_bits, write_widened
-from mod_edge.kv_window import Rows
-from mod_edge.layout import step_layout
-from mod_edge.manifest import CONFIG_FILE, EMBEDDING_FILE, read_manifest
-from mod_edge.onnx_session import session_options
-from mod_edge.signature import bundle_signatures
-from mod_edge.targets import TARGETS, Lowering
+from mod_edge.model.checkpoint import Checkpoint
+from mod_edge.native.onnx_session import session_options
+from mod_edge.plan.kv_window import Rows
+from mod_edge.plan.layout import step_layout
+from mod_edge.plan.signature import bundle_signatures
+from mod_edge.plan.targets import TARGETS, Lowering
 from tests.conftest import CAPACITY
 
 pytestmark = pytest.mark.numeric

@@ -6,14 +6,14 @@ import onnx
 import pytest
 import torch
 
-from mod_edge.checkpoint import Checkpoint
 from mod_edge.errors import ExportError
-from mod_edge.export.bundle import graph_weights
+from mod_edge.export.bundle_writer import graph_weights
 from mod_edge.export.check import ALLOWED_RELATIVE_ERROR, check_numbers
-from mod_edge.export.reference_step import reference_module
-from mod_edge.presets import preset_config
-from mod_edge.signature import layer_signature
-from mod_edge.targets import Lowering
+from mod_edge.export.step_io import reference_module
+from mod_edge.model.checkpoint import Checkpoint
+from mod_edge.model.presets import preset_config
+from mod_edge.plan.signature import layer_signature
+from mod_edge.plan.targets import Lowering
 from tests.conftest import CAPACITY
 from tests.export import graph_faults, in_place_faults
 

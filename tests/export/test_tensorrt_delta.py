@@ -6,14 +6,14 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
+from mod_edge.bundle.manifest import CONFIG_FILE, read_manifest
 from mod_edge.config import read_config
 from mod_edge.errors import ExportError
 from mod_edge.export.check import relative_error
 from mod_edge.export.lower import lower, read_sizes_behind_casts
-from mod_edge.manifest import CONFIG_FILE, read_manifest
-from mod_edge.onnx_session import session_options
-from mod_edge.signature import bundle_signatures
-from mod_edge.targets import TARGETS, Lowering
+from mod_edge.native.onnx_session import session_options
+from mod_edge.plan.signature import bundle_signatures
+from mod_edge.plan.targets import TARGETS, Lowering
 from tests.export.tensorrt_10_3 import CONSTANT_INPUTS, MAX_TOPK, NEWEST_OPSET, TYPES
 from tests.export.test_check import HEALTHY_ERROR
 

@@ -4,9 +4,9 @@ import onnx
 from onnx import TensorProto, helper
 
 from mod_edge.export.graphs import graph_module, linear_weight_names
-from mod_edge.export.onnx_export import ONNX_DTYPES, Topology
-from mod_edge.signature import head_signature, layer_signature, vision_signature
-from mod_edge.targets import CPU_FP32
+from mod_edge.export.trace import ONNX_DTYPES, Topology
+from mod_edge.plan.signature import head_signature, layer_signature, vision_signature
+from mod_edge.plan.targets import CPU_FP32
 
 
 def read_topologies(bundle, config):

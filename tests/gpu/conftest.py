@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 
+from mod_edge.bundle.manifest import CONFIG_FILE, read_manifest
 from mod_edge.config import read_config
 from mod_edge.errors import BackendError
-from mod_edge.export.engine import build_engines
-from mod_edge.export.trt import load
-from mod_edge.manifest import CONFIG_FILE, read_manifest
+from mod_edge.export.engines import build_engines
+from mod_edge.native.cuda_driver import CudaDriver
+from mod_edge.native.trt import load
+from mod_edge.plan.targets import TARGETS
 from mod_edge.profiles import FrameRange, load_profile, profile_names
-from mod_edge.runtime.cuda_driver import CudaDriver
+from mod_edge.runtime.device.trt_runner import open_trt_runner
 from mod_edge.runtime.runner import SessionLimits
-from mod_edge.runtime.trt_runner import open_trt_runner
-from mod_edge.targets import TARGETS
 from tests.runtime.stand_in_runner import (
     DELTA_CAPACITY,
     FRAMES_PER_STEP,

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from mod_edge.kv_window import Eviction, Rows
-from mod_edge.layout import FRAME
-from mod_edge.manifest import read_manifest
-from mod_edge.runtime import step_chain
-from mod_edge.runtime.onnx_runner import OnnxRunner
+from mod_edge.bundle.manifest import read_manifest
+from mod_edge.plan.kv_window import Eviction, Rows
+from mod_edge.plan.layout import FRAME
+from mod_edge.runtime.cpu.onnx_runner import OnnxRunner
+from mod_edge.runtime.device import step_chain
 from tests.runtime.stand_in_runner import Feeder
 
 BUNDLES = (

@@ -1,6 +1,6 @@
 """`mod-edge verify` with engines on a real GPU: graph by graph by Polygraphy, and the stream."""
 
-from mod_edge.verify import verify_bundle
+from mod_edge.verification.verify import verify_bundle
 from tests.gpu.test_trt_runner import every_bundle
 
 

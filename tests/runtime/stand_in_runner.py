@@ -5,18 +5,18 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mod_edge.bundle.manifest import CONFIG_FILE, Manifest, read_manifest
+from mod_edge.bundle.shape_ranges import StepLimits
 from mod_edge.config import ModelConfig, read_config
-from mod_edge.export.trt import TensorRT
-from mod_edge.kv_window import Rows
-from mod_edge.layout import step_layout
-from mod_edge.manifest import CONFIG_FILE, Manifest, read_manifest
-from mod_edge.runtime.cuda_driver import CudaDriver
-from mod_edge.runtime.device_runner import DeviceRunner
+from mod_edge.native.cuda_driver import CudaDriver
+from mod_edge.native.trt import TensorRT
+from mod_edge.plan.kv_window import Rows
+from mod_edge.plan.layout import step_layout
+from mod_edge.runtime.device.device_runner import DeviceRunner
+from mod_edge.runtime.device.trt_runner import open_trt_runner
 from mod_edge.runtime.runner import SessionLimits
-from mod_edge.runtime.trt_runner import open_trt_runner
-from mod_edge.shape_ranges import StepLimits
-from tests.runtime.stand_in_driver import StandInCudart
-from tests.runtime.stand_in_tensorrt import build_stand_ins, stand_in_tensorrt
+from tests.native.stand_in_driver import StandInCudart
+from tests.native.stand_in_tensorrt import build_stand_ins, stand_in_tensorrt
 
 DELTA_CAPACITY = Rows(dense=260, mod=132)
 MAX_STEP_TOKENS, FRAMES_PER_STEP = 64, 3

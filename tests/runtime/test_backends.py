@@ -4,13 +4,13 @@ import shutil
 
 import pytest
 
+from mod_edge.bundle.engine_manifest import ENGINES_FOLDER
+from mod_edge.bundle.manifest import CONFIG_FILE, read_manifest
 from mod_edge.config import read_config
-from mod_edge.engine_manifest import ENGINES_FOLDER
 from mod_edge.errors import BackendError, ConfigError
-from mod_edge.manifest import CONFIG_FILE, read_manifest
+from mod_edge.native.cuda_driver import CudaDriver
 from mod_edge.runtime import backends
 from mod_edge.runtime.backends import BackendChoice, open_runner
-from mod_edge.runtime.cuda_driver import CudaDriver
 from mod_edge.runtime.runner import SessionLimits
 from tests.conftest import CAPACITY
 from tests.runtime.stand_in_runner import stand_in_for
@@ -31,8 +31,10 @@ def machine(stand_in_bundle, monkeypatch):
     machine = stand_in_for(stand_in_bundle("rtx", "fp16"))
     shutil.rmtree(machine.bundle / ENGINES_FOLDER, ignore_errors=True)  # other tests build some
     monkeypatch.setattr(backends, "CudaDriver", lambda: CudaDriver(machine.cudart))
-    monkeypatch.setattr("mod_edge.export.trt.load", lambda _compiler: machine.tensorrt)
-    monkeypatch.setattr("mod_edge.runtime.trt_runner.load", lambda _compiler: machine.tensorrt)
+    monkeypatch.setattr("mod_edge.native.trt.load", lambda _compiler: machine.tensorrt)
+    monkeypatch.setattr(
+        "mod_edge.runtime.device.trt_runner.load", lambda _compiler: machine.tensorrt
+    )
     return machine
 
 

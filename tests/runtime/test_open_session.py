@@ -4,14 +4,14 @@ import re
 
 import pytest
 
-from mod_edge.engine_manifest import EngineManifest, EngineSettings, write_engine_manifest
+from mod_edge.bundle.engine_manifest import EngineManifest, EngineSettings, write_engine_manifest
+from mod_edge.bundle.manifest import Manifest, write_manifest
+from mod_edge.bundle.shape_ranges import step_limits
 from mod_edge.errors import BundleError, ConfigError
-from mod_edge.kv_window import Rows
-from mod_edge.manifest import Manifest, write_manifest
+from mod_edge.plan.kv_window import Rows
+from mod_edge.plan.targets import TARGETS, Lowering
 from mod_edge.profiles import load_profile
 from mod_edge.runtime.open_session import open_session, profile_of_bundle
-from mod_edge.shape_ranges import step_limits
-from mod_edge.targets import TARGETS, Lowering
 from tests.conftest import CAPACITY
 
 

@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from mod_edge.checkpoint import Checkpoint
+from mod_edge.bundle.manifest import CONFIG_FILE, TOKENIZER_FILE
 from mod_edge.config import read_config
-from mod_edge.kv_budget import plan_window
-from mod_edge.manifest import CONFIG_FILE, TOKENIZER_FILE
-from mod_edge.runtime.capture import VideoFile
+from mod_edge.model.checkpoint import Checkpoint
+from mod_edge.plan.kv_budget import plan_window
+from mod_edge.plan.protocol import Decision
+from mod_edge.plan.targets import CPU_FP32
+from mod_edge.runtime.capture.video_file import VideoFile
+from mod_edge.runtime.cpu.onnx_runner import OnnxRunner
+from mod_edge.runtime.cpu.torch_runner import TorchRunner
 from mod_edge.runtime.events import FrameEvent, ReplyEvent, RollEvent, TextEvent
-from mod_edge.runtime.onnx_runner import OnnxRunner
-from mod_edge.runtime.protocol import Decision
 from mod_edge.runtime.queries import Query
 from mod_edge.runtime.session import Session, SessionOptions
-from mod_edge.runtime.torch_runner import TorchRunner
-from mod_edge.targets import CPU_FP32
 from tests.runtime.recorder import Recorder
 
 pytestmark = pytest.mark.numeric

@@ -9,22 +9,22 @@ import torch
 from tokenizers import Tokenizer
 
 from mod_edge.config import read_config
-from mod_edge.errors import DataError
-from mod_edge.kv_budget import plan_window
-from mod_edge.runtime.protocol import text_minimum
-from mod_edge.runtime.queries import Query
-from mod_edge.runtime.session import Session, SessionOptions
-from mod_edge.training.batches import NO_LABEL, Batches, stream_of_pieces, streams_of_clips
-from mod_edge.training.clips import Clip, Line
-from mod_edge.training.dialogue import (
+from mod_edge.data.clips import Clip, Line
+from mod_edge.data.dialogue import (
     Decision,
     Shown,
     dialogue_of_clip,
     pieces_of_dialogue,
 )
+from mod_edge.errors import DataError
+from mod_edge.plan.kv_budget import plan_window
+from mod_edge.plan.protocol import text_minimum
+from mod_edge.runtime.queries import Query
+from mod_edge.runtime.session import Session, SessionOptions
+from mod_edge.training.batches import NO_LABEL, Batches, stream_of_pieces, streams_of_clips
 from mod_edge.training.features import FrameFeatures
 from mod_edge.training.recipe import TrainConfig
-from tests.training.test_dialogue import Footage, Parrot
+from tests.data.test_dialogue import Footage, Parrot
 
 pytestmark = pytest.mark.numeric
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mod_edge.errors import DataError, SourceError
-from mod_edge.runtime.capture import VideoFile
+from mod_edge.runtime.capture.video_file import VideoFile
 from mod_edge.runtime.preprocess import letterbox
 from mod_edge.training.features import frame_features
 from tests.training.toy_data import write_toy_data

@@ -8,8 +8,8 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from mod_edge.config import BASELINES, INSERTIONS, ROUTER_SCALINGS, MoDConfig
-from mod_edge.layers import MoDDecoderLayer
-from mod_edge.layout import FRAME, step_layout
+from mod_edge.model.layers import MoDDecoderLayer
+from mod_edge.plan.layout import FRAME, step_layout
 from mod_edge.training.batches import Batch
 from mod_edge.training.forward import BatchedDecoder
 

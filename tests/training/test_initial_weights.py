@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mod_edge.checkpoint import Checkpoint
 from mod_edge.config import MoDConfig
+from mod_edge.model.checkpoint import Checkpoint
 from mod_edge.training.initial_weights import ROUTER_BIAS, SMALL_DEVIATION, initial_model
 
 pytestmark = pytest.mark.numeric

@@ -6,7 +6,7 @@ import pytest
 
 from mod_edge.config import MoDConfig, TextConfig, read_config
 from mod_edge.errors import ConfigError, DataError
-from mod_edge.presets import preset_config
+from mod_edge.model.presets import preset_config
 from mod_edge.training.recipe import TrainConfig, read_recipe
 
 MODEL = 'init = "tiny"'

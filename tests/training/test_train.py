@@ -8,16 +8,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mod_edge.checkpoint import Checkpoint
 from mod_edge.config import MoDConfig, TextConfig, VisionConfig
 from mod_edge.errors import ConfigError, DataError
-from mod_edge.presets import preset_config
+from mod_edge.model.checkpoint import Checkpoint
+from mod_edge.model.presets import preset_config
 from mod_edge.training import train as train_module
 from mod_edge.training.initial_weights import initial_model
 from mod_edge.training.plot import plot_losses
 from mod_edge.training.recipe import Recipe, TrainConfig
+from mod_edge.training.resume_state import Unfinished
 from mod_edge.training.trainer import adamw, learning_rate, trained_parameters
-from mod_edge.training.unfinished import Unfinished
 from tests.training.toy_data import write_toy_data
 
 PRESET = preset_config("tiny")

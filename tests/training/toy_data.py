@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 
-from mod_edge.training.clips import Clip, Line, write_clips
+from mod_edge.data.clips import Clip, Line, write_clips
 
 COLOURS = {"red": (0, 0, 255), "green": (0, 255, 0)}  # BGR
 VIDEO_FPS = 2

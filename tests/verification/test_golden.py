@@ -15,20 +15,20 @@ from polygraphy.comparator import RunResults
 from polygraphy.json import load_json
 from typer.testing import CliRunner
 
-from mod_edge.cli import app
+from mod_edge.bundle.manifest import MANIFEST_FILE, read_manifest
+from mod_edge.commands.app import app
 from mod_edge.errors import BundleError, ConfigError
-from mod_edge.manifest import MANIFEST_FILE, read_manifest
-from mod_edge.presets import preset_config
-from mod_edge.signature import bundle_signatures, layer_signature
-from mod_edge.targets import CPU_FP32, Lowering
+from mod_edge.model.presets import preset_config
+from mod_edge.plan.signature import bundle_signatures, layer_signature
+from mod_edge.plan.targets import CPU_FP32, Lowering
 from mod_edge.verification import torch_reference
 from mod_edge.verification.golden import STREAM_FILE, Golden, GoldenWriter, require_numpy_dtypes
 from mod_edge.verification.recording import AFTER_ROLL, StepCall
 from mod_edge.verification.stream_check import StreamResult
-from mod_edge.verify import verify_bundle, verify_golden
+from mod_edge.verification.verify import verify_bundle, verify_golden
+from tests.commands.test_processes import run_without
 from tests.conftest import CAPACITY
 from tests.export import graph_faults
-from tests.test_cli_processes import run_without
 
 pytestmark = pytest.mark.numeric
 
@@ -113,7 +113,7 @@ def test_a_faulty_bundle_fails_with_the_command_that_shows_more(golden, tiny_bun
 
 def trust_again(folder):
     """Put the files down in the manifest as they are now."""
-    from mod_edge.manifest import record_file
+    from mod_edge.bundle.manifest import record_file
 
     path = folder / MANIFEST_FILE
     document = json.loads(path.read_text())

@@ -8,11 +8,11 @@ import numpy as np
 import onnx
 import pytest
 
-from mod_edge.manifest import read_manifest
-from mod_edge.metrics import TIED_LOGITS, cut_margin, selection_gap
-from mod_edge.presets import preset_config
-from mod_edge.signature import bundle_signatures, layer_signature
-from mod_edge.targets import CPU_FP32
+from mod_edge.bundle.manifest import read_manifest
+from mod_edge.model.presets import preset_config
+from mod_edge.plan.parity import TIED_LOGITS, cut_margin, selection_gap
+from mod_edge.plan.signature import bundle_signatures, layer_signature
+from mod_edge.plan.targets import CPU_FP32
 from mod_edge.verification.graph_backends import graph_backends, onnx_backend
 from mod_edge.verification.graph_check import ALLOWED_ERROR, check_graph, judge
 from mod_edge.verification.recording import AFTER_ROLL

@@ -11,17 +11,17 @@ import numpy as np
 import onnx
 import pytest
 
+from mod_edge.bundle.manifest import CONFIG_FILE, read_manifest
 from mod_edge.config import read_config
-from mod_edge.manifest import CONFIG_FILE, read_manifest
-from mod_edge.presets import preset_config
-from mod_edge.runtime.kv_cache import KvCache
-from mod_edge.signature import layer_signature
-from mod_edge.targets import CPU_FP32, Lowering
+from mod_edge.model.presets import preset_config
+from mod_edge.plan.signature import layer_signature
+from mod_edge.plan.targets import CPU_FP32, Lowering
+from mod_edge.runtime.cpu.kv_cache import KvCache
 from mod_edge.verification.graph_backends import onnx_backend
 from mod_edge.verification.graph_check import ALLOWED_ERROR, check_graph
 from mod_edge.verification.graph_evaluator import evaluator_backend
 from mod_edge.verification.reference_graph import ReferenceGraph
-from mod_edge.verify import verify_bundle
+from mod_edge.verification.verify import verify_bundle
 from tests.conftest import CAPACITY
 from tests.export import graph_faults, in_place_faults
 from tests.export.graph_faults import Surgery

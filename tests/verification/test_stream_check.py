@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
+from mod_edge.bundle.manifest import TOKENIZER_FILE, read_manifest
 from mod_edge.errors import CacheError
-from mod_edge.manifest import TOKENIZER_FILE, read_manifest
-from mod_edge.presets import preset_config
-from mod_edge.runtime.kv_cache import KvCache
-from mod_edge.runtime.onnx_runner import OnnxRunner
-from mod_edge.runtime.protocol import Protocol
+from mod_edge.model.presets import preset_config
+from mod_edge.plan.protocol import Protocol
+from mod_edge.runtime.cpu.kv_cache import KvCache
+from mod_edge.runtime.cpu.onnx_runner import OnnxRunner
+from mod_edge.runtime.cpu.torch_runner import TorchRunner
 from mod_edge.runtime.runner import Runner
-from mod_edge.runtime.torch_runner import TorchRunner
 from mod_edge.verification.recording import EncodeCall, EvictCall, ReadCall, StepCall
 from mod_edge.verification.reference_stream import MIN_ROLLS, follow_stream
 from mod_edge.verification.stream_check import (

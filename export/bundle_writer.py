@@ -1,0 +1,197 @@
+"""A checkpoint written as a bundle: graphs, embedding table, tokenizer, config and manifest."""
+
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mod_edge.bundle.engine_manifest import ENGINES_FOLDER
+from mod_edge.bundle.manifest import (
+    CONFIG_FILE,
+    EMBEDDING_FILE,
+    TOKENIZER_FILE,
+    GraphRecord,
+    Manifest,
+    is_bundle,
+    record_file,
+    write_manifest,
+)
+from mod_edge.bundle.staging import staged_folder
+from mod_edge.config import ModelConfig, write_config
+from mod_edge.errors import ExportError
+from mod_edge.export.check import ALLOWED_RELATIVE_ERROR, check_numbers, check_structure
+from mod_edge.export.lower import lower_file
+from mod_edge.export.step_io import reference_module
+from mod_edge.export.trace import Topology, raw_array, rounded, trace, write_graph
+from mod_edge.model.checkpoint import Checkpoint
+from mod_edge.plan.signature import GraphSignature, bundle_signatures
+from mod_edge.plan.targets import CPU_FP32, Lowering
+
+TOOLS = ("mod-edge", "torch", "onnx", "onnxscript", "onnxruntime", "numpy", "onnx_graphsurgeon")
+EMBEDDING_CHUNK_ROWS = 8192
+
+OnStep = Callable[[str, int, int], None]
+
+
+def export_bundle(
+    checkpoint: Checkpoint,
+    target: Path,
+    *,
+    lowering: Lowering = CPU_FP32,
+    layers: Sequence[int] | None = None,
+    force: bool = False,
+    on_step: OnStep = lambda _name, _done, _total: None,
+) -> Manifest:
+    """Export `checkpoint` as the bundle folder `target`, checking every graph as it is written.
+
+    One graph's weights are in memory at a time. The folder appears whole or not at all.
+
+    Args:
+        checkpoint: an open checkpoint.
+        target: the folder to make. Engines in a bundle that is replaced stay, for `build` to tell
+            which are still fresh.
+        lowering: what the graphs are for.
+        layers: decoder layers to export, None for all; a bundle that lacks some cannot be run.
+        force: replace `target` if it exists.
+        on_step: told the name of the part that begins, how many parts are done, and of how many.
+
+    Raises:
+        ExportError: an unknown layer, a broken promise, numbers that differ, or a target that
+            holds the checkpoint.
+        ConfigError: `target` exists and `force` is not given.
+    """
+    config = checkpoint.config
+    indices = _checked_layers(config, layers)
+    if checkpoint.path.resolve().is_relative_to(target.resolve()):
+        raise ExportError(
+            f"{target} would replace the checkpoint {checkpoint.path}; export into another folder"
+        )
+    signatures = bundle_signatures(config, lowering, indices)
+    total = len(signatures) + 2
+    with staged_folder(target, is_ours=is_bundle, force=force, carried=(ENGINES_FOLDER,)) as folder:
+        (folder / "layers").mkdir()
+        graphs: dict[str, GraphRecord] = {}
+        topologies: dict[str, Topology] = {}
+        for done, signature in enumerate(signatures):
+            on_step(signature.name, done, total)
+            if signature.kind not in topologies:
+                topologies[signature.kind] = trace(config, signature, lowering)
+            graphs[signature.name] = _export_graph(
+                checkpoint, signature, lowering, topologies[signature.kind], folder
+            )
+        on_step("embedding", total - 2, total)
+        _write_embedding(checkpoint, getattr(torch, lowering.dtype), folder / EMBEDDING_FILE)
+        write_config(config, folder / CONFIG_FILE)
+        shutil.copyfile(checkpoint.path / TOKENIZER_FILE, folder / TOKENIZER_FILE)
+        on_step("manifest", total - 1, total)
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        manifest = Manifest(
+            checkpoint={
+                "fingerprint": checkpoint.fingerprint(),
+                "name": checkpoint.path.resolve().name,
+            },
+            lowering=lowering,
+            layers=list(indices),
+            graphs=graphs,
+            files={path.relative_to(folder).as_posix(): record_file(path) for path in files},
+            tools={name: import_module(name.replace("-", "_")).__version__ for name in TOOLS},
+        )
+        write_manifest(manifest, folder)
+    return manifest
+
+
+def _export_graph(
+    checkpoint: Checkpoint,
+    signature: GraphSignature,
+    lowering: Lowering,
+    topology: Topology,
+    folder: Path,
+) -> GraphRecord:
+    config, path = checkpoint.config, folder / signature.file
+    write_graph(topology, graph_weights(checkpoint, signature), path)
+    check_structure(path, signature, topology.weight_shapes, has_router=config.has_router)
+
+    def make_reference() -> nn.Module:
+        weights = graph_weights(checkpoint, signature)
+        return reference_module(config, signature.kind, weights, topology.weight_dtypes)
+
+    # Before it is lowered: ONNX Runtime does not read what only the target's compiler knows.
+    error = check_numbers(path, config, signature, lowering, make_reference)
+    lower_file(path, lowering)
+    return GraphRecord(
+        file=signature.file,
+        kind=signature.kind,
+        opset=lowering.opset,
+        inputs=[[spec.name, spec.dtype, list(spec.dims)] for spec in signature.inputs],
+        outputs=[[spec.name, spec.dtype, list(spec.dims)] for spec in signature.outputs],
+        parity={
+            "max_relative_error": error,
+            "allowed": ALLOWED_RELATIVE_ERROR[lowering.precision],
+        },
+    )
+
+
+def graph_weights(
+    checkpoint: Checkpoint, signature: GraphSignature
+) -> Iterable[tuple[str, Tensor]]:
+    """The graph's weights, from the checkpoint, under the names that its module gives them."""
+    if signature.kind == "rebase":
+        return ()
+    if signature.kind == "vision":
+        return checkpoint.tensors("vision_model.", "connector.")
+    if signature.kind == "head":
+        return _head_weights(checkpoint)
+    prefix = f"model.layers.{int(signature.name.removeprefix('layer-'))}."
+    return ((name.removeprefix(prefix), tensor) for name, tensor in checkpoint.tensors(prefix))
+
+
+def _head_weights(checkpoint: Checkpoint) -> Iterator[tuple[str, Tensor]]:
+    is_tied = checkpoint.config.text_config.tie_word_embeddings
+    yield "norm.weight", checkpoint.tensor("model.norm.weight")
+    yield (
+        "lm_head.weight",
+        checkpoint.tensor("model.embed_tokens.weight" if is_tied else "lm_head.weight"),
+    )
+
+
+def _write_embedding(checkpoint: Checkpoint, dtype: torch.dtype, path: Path) -> None:
+    name = "model.embed_tokens.weight"
+    table = checkpoint.tensor(name)
+    storage = raw_array(torch.empty(0, dtype=dtype)).dtype
+    array = np.lib.format.open_memmap(path, "w+", storage, tuple(table.shape))
+    for start in range(0, len(table), EMBEDDING_CHUNK_ROWS):
+        chunk = table[start : start + EMBEDDING_CHUNK_ROWS]
+        array[start : start + len(chunk)] = raw_array(rounded(name, chunk, dtype))
+    array.flush()
+
+
+def _checked_layers(config: ModelConfig, layers: Sequence[int] | None) -> tuple[int, ...]:
+    num_layers = config.text_config.num_hidden_layers
+    if layers is None:
+        return tuple(range(num_layers))
+    unknown = sorted(set(layers) - set(range(num_layers)))
+    if unknown:
+        raise ExportError(f"no layers {unknown} in this model; it has 0 to {num_layers - 1}")
+    return tuple(sorted(set(layers)))
+
+
+def parse_layers(text: str) -> list[int]:
+    """Layer indices of a list of numbers and ranges: "0-1,5" is 0, 1 and 5.
+
+    Raises:
+        ExportError: not such a list.
+    """
+    layers: list[int] = []
+    for part in text.split(","):
+        # Four digits: no model has more layers, and a longer range would only fill the memory.
+        match = re.fullmatch(r"\s*(\d{1,4})(?:-(\d{1,4}))?\s*", part)
+        indices = range(int(match[1]), int(match[2] or match[1]) + 1) if match else ()
+        if not indices:
+            raise ExportError(f"layers={text!r}, wanted numbers and ranges like 0-1 or 0,5")
+        layers += indices
+    return layers

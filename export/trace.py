@@ -1,0 +1,227 @@
+"""One traced topology, written as many ONNX graphs: trace once a kind, then set the weights.
+
+Weights are traced as graph inputs named like the checkpoint's tensors and become initializers only
+when a graph is written. So the exporter cannot fold, merge or rename them, layers of one kind share
+one trace, and tracing needs no weights in memory.
+"""
+
+import logging
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto
+from torch import Tensor, nn
+
+from mod_edge.config import ModelConfig
+from mod_edge.errors import ExportError
+from mod_edge.export.graphs import graph_module, linear_weight_names
+from mod_edge.plan.signature import GraphSignature
+from mod_edge.plan.targets import Lowering
+
+# onnxruntime maps external data into memory where it starts on a page.
+DATA_ALIGNMENT = 4096
+# Example sizes for tracing: all above 1, because torch.export would bake a 0 or 1 in, and all
+# different, so that two dims are never taken for one.
+TRACE_SIZES = {"T": 29, "X": 5, "F": 2, "S": 7, "R": 11, "B": 13}
+ONNX_DTYPES = {
+    torch.float32: TensorProto.FLOAT,
+    torch.float16: TensorProto.FLOAT16,
+    torch.bfloat16: TensorProto.BFLOAT16,
+}
+
+
+@dataclass(frozen=True)
+class Topology:
+    """A traced graph whose weights are still inputs.
+
+    Attributes:
+        proto: the ONNX model without weights.
+        weight_shapes: shape of every weight as the graph holds it.
+        weight_dtypes: its dtype there.
+        transposed: names of weights that the graph holds as [in, out].
+    """
+
+    proto: onnx.ModelProto
+    weight_shapes: Mapping[str, tuple[int, ...]]
+    weight_dtypes: Mapping[str, torch.dtype]
+    transposed: frozenset[str]
+
+
+def trace(config: ModelConfig, signature: GraphSignature, lowering: Lowering) -> Topology:
+    """The topology of `signature`'s kind of graph, traced at this config's sizes."""
+    module = graph_module(config, signature.kind, lowering)
+    # Never filled and never read: torch.export only looks at shapes and dtypes.
+    weights = {
+        name: torch.empty(param.shape, dtype=param.dtype)
+        for name, param in module.named_parameters()
+    }
+    inputs = [
+        torch.zeros([_size(dim) for dim in spec.dims], dtype=getattr(torch, spec.dtype))
+        for spec in signature.inputs
+    ]
+    dynamic = [
+        {axis: torch.export.Dim.DYNAMIC for axis, dim in enumerate(spec.dims) if dim in TRACE_SIZES}
+        for spec in signature.inputs
+    ]
+    with _quiet_exporter():
+        program = torch.onnx.export(
+            _WeightsAsInputs(module),
+            (weights, inputs),
+            dynamo=True,
+            opset_version=lowering.opset,
+            dynamic_shapes=(dict.fromkeys(weights), dynamic),
+            input_names=[*weights, *(spec.name for spec in signature.inputs)],
+            output_names=[spec.name for spec in signature.outputs],
+            verbose=False,
+        )
+    assert program is not None  # only the legacy exporter returns None
+    proto = program.model_proto
+    _clean(proto, signature)
+    return Topology(
+        proto=proto,
+        weight_shapes={name: tuple(weight.shape) for name, weight in weights.items()},
+        weight_dtypes={name: weight.dtype for name, weight in weights.items()},
+        transposed=linear_weight_names(module),
+    )
+
+
+def write_graph(topology: Topology, weights: Iterable[tuple[str, Tensor]], path: Path) -> None:
+    """Write `topology` with these weights as `path` and, beside it, one external data file.
+
+    Args:
+        topology: from `trace`.
+        weights: names and tensors in the checkpoint's layout, each used and dropped in turn, so
+            that one tensor is in memory at a time.
+        path: the .onnx file to write; the data file's suffix is .data. No weights, no such file.
+
+    Raises:
+        ExportError: a weight is missing, unknown, given twice, misshapen, or too large
+            for its dtype.
+    """
+    data_path = path.with_suffix(".data")
+    initializers: dict[str, TensorProto] = {}
+    with data_path.open("wb") as data:
+        for name, tensor in weights:
+            if name in initializers or name not in topology.weight_shapes:
+                raise ExportError(f"{path.name}: weight {name!r} is unknown or given twice")
+            held = _graph_tensor(name, tensor, topology)
+            data.write(b"\0" * (-data.tell() % DATA_ALIGNMENT))
+            initializers[name] = _external_tensor(name, held, data_path.name, data.tell())
+            data.write(np.ascontiguousarray(raw_array(held)).data)
+    missing = topology.weight_shapes.keys() - initializers.keys()
+    if missing:
+        raise ExportError(f"{path.name}: no weights for {', '.join(sorted(missing))}")
+    model = onnx.ModelProto()
+    model.CopyFrom(topology.proto)
+    if not initializers:
+        data_path.unlink()
+    signature_inputs = [spec for spec in model.graph.input if spec.name not in initializers]
+    del model.graph.input[:]
+    model.graph.input.extend(signature_inputs)
+    model.graph.initializer.extend(initializers.values())
+    path.write_bytes(model.SerializeToString())
+
+
+def rounded(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """`tensor` in `dtype`.
+
+    Raises:
+        ExportError: a value overflows.
+    """
+    result = tensor.to(dtype)
+    # aminmax, unlike isfinite, makes no second tensor of a head's size
+    if not _is_finite(result) and _is_finite(tensor):
+        largest = float(tensor.abs().max())
+        raise ExportError(
+            f"weight {name!r} has values up to {largest:.3g}, {dtype} ends at "
+            f"{torch.finfo(dtype).max:.3g}; export with --precision bf16 or fp32"
+        )
+    return result
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return not tensor.numel() or bool(torch.stack(tensor.aminmax()).isfinite().all())
+
+
+def raw_array(tensor: Tensor) -> np.ndarray:
+    """The tensor's memory as numpy sees it; bfloat16, which numpy lacks, as its 16 bits."""
+    tensor = tensor.contiguous()
+    return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
+class _WeightsAsInputs(nn.Module):
+    """Calls a module with the weights it is given instead of its own."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.__dict__["module"] = module  # not a submodule: its own parameters must not be seen
+        self.eval()
+
+    def forward(self, weights: dict[str, Tensor], inputs: list[Tensor]) -> object:
+        return torch.func.functional_call(self.__dict__["module"], weights, tuple(inputs))
+
+
+def _size(dim: str | int) -> int:
+    return dim if isinstance(dim, int) else TRACE_SIZES[dim]
+
+
+def _clean(proto: onnx.ModelProto, signature: GraphSignature) -> None:
+    """Give dynamic dims their letters (the exporter calls them s0, s1, ...) and drop its notes."""
+    specs = {spec.name: spec for spec in (*signature.inputs, *signature.outputs)}
+    for value in (*proto.graph.input, *proto.graph.output):
+        spec = specs.get(value.name)
+        if spec is None:
+            continue
+        for dim, wanted in zip(value.type.tensor_type.shape.dim, spec.dims, strict=True):
+            if isinstance(wanted, str):
+                dim.dim_param = wanted
+    # Inner shapes keep the exporter's names, which no longer match: readers infer them anew. The
+    # rest is where in whose source folder a node was traced: nobody's business, and most of a file.
+    del proto.graph.value_info[:]
+    del proto.metadata_props[:]
+    del proto.graph.metadata_props[:]
+    for item in (*proto.graph.node, *proto.graph.input, *proto.graph.output):
+        del item.metadata_props[:]
+        item.doc_string = ""
+
+
+def _graph_tensor(name: str, tensor: Tensor, topology: Topology) -> Tensor:
+    if name in topology.transposed:
+        tensor = tensor.T
+    wanted = topology.weight_shapes[name]
+    if tuple(tensor.shape) != wanted:
+        raise ExportError(f"weight {name!r} is {tuple(tensor.shape)}, the graph wants {wanted}")
+    return rounded(name, tensor, topology.weight_dtypes[name])
+
+
+def _external_tensor(name: str, tensor: Tensor, location: str, offset: int) -> TensorProto:
+    proto = TensorProto(
+        name=name,
+        data_type=ONNX_DTYPES[tensor.dtype],
+        dims=tensor.shape,
+        data_location=TensorProto.EXTERNAL,
+    )
+    for key, value in (("location", location), ("offset", offset), ("length", tensor.nbytes)):
+        proto.external_data.add(key=key, value=str(value))
+    return proto
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Silence the exporter's notes that are not about the user's model."""
+    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # it misses torchvision, which nothing here needs
+    try:
+        with warnings.catch_warnings():
+            # A deprecation inside torch's own copy of its tree specification.
+            warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,214 @@
+"""What lies under a bundle's `engines/`: which compiler made which engine, from what, for what.
+
+    engines/<target>-<8 hex>/   one folder a set of settings; the hex is the settings' key
+        manifest.json           format 1: {"format_version", "settings": `EngineSettings`,
+                                "engines": {graph name: `EngineRecord`}}
+        *.engine                one a graph
+        timing.cache            TensorRT's, kept from build to build
+        runtime.cache           TensorRT-RTX's, written by the first run on a device
+
+An engine is fresh while its key is the one that its graph, its weights and the settings give today
+and its file is the one that was written. No key covers what a driver does: an engine is for one
+compute capability, and says so.
+"""
+
+import hashlib
+import json
+import shlex
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mod_edge.bundle.manifest import MANIFEST_FILE, Manifest, file_sha256
+from mod_edge.bundle.shape_ranges import StepLimits, optimization_profiles
+from mod_edge.bundle.staging import write_whole
+from mod_edge.config import ModelConfig
+from mod_edge.errors import BundleError
+from mod_edge.plan.kv_window import Rows
+from mod_edge.plan.signature import GraphSignature
+from mod_edge.profiles import profile_names
+
+FORMAT_VERSION = 1
+ENGINES_FOLDER = "engines"
+TIMING_CACHE_FILE = "timing.cache"
+RUNTIME_CACHE_FILE = "runtime.cache"
+# Part of every key. Raise it when the compiler is told anything else than before (flags, streams):
+# engines from before are then built again.
+RECIPE = 1
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """Everything but the graph that decides what an engine is.
+
+    Attributes:
+        target: the bundle's.
+        compiler: Python module, "tensorrt" or "tensorrt_rtx".
+        version: of the compiler, in full: engines of another version do not load.
+        compute_capability: of the GPU, "89" for 8.9.
+        precision: the bundle's.
+        profile: name of the profile; the values that matter are the fields below.
+        limits: the largest steps.
+        workspace_mib: memory that a kernel may ask for while it runs.
+        builder_optimization_level: 0 (fast build) to 5 (fast engine).
+    """
+
+    target: str
+    compiler: str
+    version: str
+    compute_capability: str
+    precision: str
+    profile: str
+    limits: StepLimits
+    workspace_mib: int
+    builder_optimization_level: int
+
+    @property
+    def key(self) -> str:
+        """Hexadecimal; equal exactly where all fields are."""
+        return _digest(asdict(self))
+
+    @property
+    def folder(self) -> str:
+        """Path of these settings' engines inside a bundle."""
+        return f"{ENGINES_FOLDER}/{self.target}-{self.key[:8]}"
+
+
+@dataclass(frozen=True)
+class EngineRecord:
+    """One engine file beside the manifest; `build_s` seconds to compile."""
+
+    file: str
+    key: str
+    sha256: str
+    size_bytes: int
+    build_s: float
+
+
+@dataclass(frozen=True)
+class EngineManifest:
+    """The engines of one folder."""
+
+    settings: EngineSettings
+    engines: dict[str, EngineRecord]
+    format_version: int = FORMAT_VERSION
+
+
+def engine_file(signature: GraphSignature) -> str:
+    """The engine's file name."""
+    return f"{signature.name}.engine"
+
+
+def engine_key(
+    manifest: Manifest, config: ModelConfig, signature: GraphSignature, settings: EngineSettings
+) -> str:
+    """What an engine of this graph must carry to be fresh.
+
+    Hashes of the graph and its weights come from the bundle's manifest, so hold the files against
+    it first (`check_files`).
+    """
+    ranges = optimization_profiles(signature, config, settings.limits)
+    return _digest(
+        {
+            "recipe": RECIPE,
+            "settings": settings.key,
+            "files": [manifest.files[file].sha256 for file in signature.files],
+            "ranges": {
+                name: {tensor: asdict(shapes) for tensor, shapes in inputs.items()}
+                for name, inputs in ranges.items()
+            },
+        }
+    )
+
+
+def engine_fault(folder: Path, record: EngineRecord | None, key: str, *, hash_all: bool) -> str:
+    """Why the engine is not fresh, for the end of a sentence about it; "" if it is.
+
+    Args:
+        folder: the settings' folder.
+        record: the engine's in the manifest there, if it has one.
+        key: from `engine_key`.
+        hash_all: compare the file's contents, not only its size.
+    """
+    if record is None:
+        return "was not built"
+    if record.key != key:
+        return "was built from another export of the graph, or by another mod-edge"
+    path = folder / record.file
+    if not path.is_file():
+        return "is missing"
+    if path.stat().st_size != record.size_bytes or (
+        hash_all and file_sha256(path) != record.sha256
+    ):
+        return "is damaged"
+    return ""
+
+
+def build_command(folder: Path, settings: EngineSettings) -> str:
+    """What to type so that the bundle at `folder` has the engines of these settings."""
+    profile = settings.profile
+    if profile not in profile_names():
+        profile += ".toml"  # a file of the user's, of which only the name is known
+    command = f"mod-edge build {shlex.quote(str(folder))} --profile {shlex.quote(profile)}"
+    if settings.compiler == "tensorrt":  # compiles for the GPU that it runs on
+        return command
+    return f"{command} --compute-capability {settings.compute_capability}"
+
+
+def write_engine_manifest(engines: EngineManifest, bundle: Path) -> None:
+    """Write into the settings' folder, whole or not at all."""
+    text = json.dumps(asdict(engines), indent=1) + "\n"
+    write_whole(bundle / engines.settings.folder / MANIFEST_FILE, text.encode())
+
+
+def read_engine_manifests(bundle: Path) -> list[EngineManifest]:
+    """All engine manifests of the bundle, by folder name; empty where nothing was built.
+
+    Raises:
+        BundleError: a manifest is damaged or of another format, or names a file elsewhere.
+    """
+    paths = sorted((bundle / ENGINES_FOLDER).glob(f"*/{MANIFEST_FILE}"))
+    return [_read(path) for path in paths]
+
+
+def read_engine_manifest(bundle: Path, settings: EngineSettings) -> EngineManifest:
+    """The engines of these settings; empty where nothing was built.
+
+    Raises:
+        BundleError: as `read_engine_manifests`, or the folder is other settings'.
+    """
+    path = bundle / settings.folder / MANIFEST_FILE
+    if not path.is_file():
+        return EngineManifest(settings, {})
+    engines = _read(path)
+    if engines.settings != settings:
+        raise BundleError(f"{path} is of other settings; remove {path.parent} and build again")
+    return engines
+
+
+def _read(path: Path) -> EngineManifest:
+    advice = f"remove {path.parent} and build again"
+    try:
+        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        version = data["format_version"]
+        if version != FORMAT_VERSION:
+            raise BundleError(
+                f"{path} has format {version!r}, this mod-edge reads {FORMAT_VERSION}; {advice}"
+            )
+        settings = dict(data["settings"])
+        limits = dict(settings.pop("limits"))
+        limits["capacity"] = Rows(*limits["capacity"])
+        engines = {name: EngineRecord(**record) for name, record in data["engines"].items()}
+        manifest = EngineManifest(
+            EngineSettings(limits=StepLimits(**limits), **settings), engines, version
+        )
+        if any(Path(record.file).name != record.file for record in engines.values()):
+            raise BundleError(f"{path} names a file outside its folder; {advice}")
+    except (ValueError, KeyError, TypeError, AttributeError) as exc:
+        raise BundleError(f"{path} is damaged ({exc!r}); {advice}") from exc
+    return manifest
+
+
+def _digest(document: object) -> str:
+    text = json.dumps(document, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()

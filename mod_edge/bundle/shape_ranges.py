@@ -1,0 +1,151 @@
+"""Ranges of every dynamic dim for TensorRT: which steps an engine takes, and which it is tuned for.
+
+A layer's engine has up to three optimization profiles, because one kernel choice cannot suit a lone
+token and a prefill: `one-frame` (the step of a live stream), `many-frames` (a file's, where more
+than one is allowed) and `text` (decode and prefill). Every range follows from `StepLimits` and the
+letters of `signature`, so a new input without a range cannot be forgotten.
+"""
+
+from dataclasses import dataclass
+
+from mod_edge.config import ModelConfig
+from mod_edge.errors import ConfigError
+from mod_edge.plan.kv_window import Rows
+from mod_edge.plan.signature import GraphSignature
+from mod_edge.profiles import Profile
+
+ONE_FRAME, MANY_FRAMES, TEXT, ANY = "one-frame", "many-frames", "text", "any"
+TUNED_SINK_ROWS = 128  # a system prompt, the first frame and a standing instruction
+
+
+@dataclass(frozen=True)
+class ShapeRange:
+    """One input's shapes in an optimization profile: from `min` to `max`, tuned for `opt`."""
+
+    min: tuple[int, ...]
+    opt: tuple[int, ...]
+    max: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        ranks = {len(self.min), len(self.opt), len(self.max)}
+        if len(ranks) > 1:
+            raise ConfigError(f"min, opt, max differ in rank: {self.min}, {self.opt}, {self.max}")
+        if not all(a <= b <= c for a, b, c in zip(self.min, self.opt, self.max, strict=True)):
+            raise ConfigError(f"need min <= opt <= max: {self.min}, {self.opt}, {self.max}")
+
+
+@dataclass(frozen=True)
+class StepLimits:
+    """The largest steps that a session may feed.
+
+    Attributes:
+        max_step_tokens: T at most.
+        opt_frames: F that `many-frames` and the vision graph are tuned for.
+        max_frames: F at most, in a step and in the vision graph.
+        capacity: rows of the cache: S at most, and T and R of a step, which must fit in there.
+    """
+
+    max_step_tokens: int
+    opt_frames: int
+    max_frames: int
+    capacity: Rows
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.opt_frames <= self.max_frames:
+            raise ConfigError(
+                f"opt_frames={self.opt_frames}, max_frames={self.max_frames}: "
+                "wanted 1 <= opt_frames <= max_frames"
+            )
+        for name, value in (
+            ("max_step_tokens", self.max_step_tokens),
+            ("capacity.dense", self.capacity.dense),
+            ("capacity.mod", self.capacity.mod),
+        ):
+            if value < 1:
+                raise ConfigError(f"{name}={value}, wanted at least 1")
+
+
+def step_limits(profile: Profile, capacity: Rows) -> StepLimits:
+    """The limits that `profile` sets to a session over a cache of `capacity` rows."""
+    frames = profile.frames_per_step
+    return StepLimits(profile.max_step_tokens, frames.opt, frames.max, capacity)
+
+
+def profile_for(num_frames: int) -> str:
+    """The optimization profile of a layer's engine that a step with this many frames takes."""
+    return {0: TEXT, 1: ONE_FRAME}.get(num_frames, MANY_FRAMES)
+
+
+OptimizationProfiles = dict[str, dict[str, ShapeRange]]  # by profile and input
+
+
+def optimization_profiles(
+    signature: GraphSignature, config: ModelConfig, limits: StepLimits
+) -> OptimizationProfiles:
+    """The shapes of every input of `signature`, profile by profile, the first being the default.
+
+    Raises:
+        ConfigError: a step of `limits.max_frames` does not fit in `limits.max_step_tokens` or
+            in the cache.
+    """
+    return {
+        name: {
+            spec.name: ShapeRange(
+                *(
+                    tuple(dim if isinstance(dim, int) else letters[dim][place] for dim in spec.dims)
+                    for place in range(3)
+                )
+            )
+            for spec in signature.inputs
+        }
+        for name, letters in _letters(signature, config, limits).items()
+    }
+
+
+Letters = dict[str, tuple[int, int, int]]  # min, opt, max
+
+
+def _letters(
+    signature: GraphSignature, config: ModelConfig, limits: StepLimits
+) -> dict[str, Letters]:
+    if signature.kind == "vision":
+        return {ANY: {"F": (1, limits.opt_frames, limits.max_frames)}}
+    if signature.kind == "head":  # each frame's last token, or the last of a text
+        return {ANY: {"T": (1, 1, limits.max_frames)}}
+    if signature.kind == "rebase":
+        heads, rows = config.text_config.num_key_value_heads, limits.capacity.dense
+        return {ANY: {"B": (heads, heads * min(TUNED_SINK_ROWS, rows), heads * rows)}}
+    capacity = limits.capacity.mod if signature.kind == "mod" else limits.capacity.dense
+    past = {"S": (1, capacity, capacity)}
+    frames = {ONE_FRAME: (1, 1, 1)}
+    if limits.max_frames > 1:
+        frames[MANY_FRAMES] = (2, max(2, limits.opt_frames), limits.max_frames)
+    frames[TEXT] = (0, 0, 0)
+    return {name: past | _step_letters(config, limits, count) for name, count in frames.items()}
+
+
+def _step_letters(config: ModelConfig, limits: StepLimits, frames: tuple[int, int, int]) -> Letters:
+    """X, F, T and R of the steps with so many frames.
+
+    The least text is the interval token before each frame. No step is longer than the cache it is
+    written to: of T tokens N are a frame's, of R rows K, the rest is text.
+    """
+    tokens, kept = config.frame_num_tokens, config.num_kept
+    few, tuned, many = frames
+    most_tokens = min(limits.max_step_tokens, limits.capacity.dense)
+    if most_tokens < many * (tokens + 1) or limits.capacity.mod < many * (kept + 1):
+        raise ConfigError(
+            f"{many} frames in a step take {many * (tokens + 1)} tokens ({many * (kept + 1)} rows "
+            f"in MoD layers); max_step_tokens is {limits.max_step_tokens}, the cache has "
+            f"{limits.capacity.dense} rows ({limits.capacity.mod}): take fewer frames a step, a "
+            "larger max_step_tokens or a larger window"
+        )
+    most_text = min(most_tokens - few * tokens, limits.capacity.mod - few * kept)
+    most_tokens = min(most_tokens, limits.capacity.mod + many * (tokens - kept))
+    least = (max(1, few), max(1, tuned))
+    return {
+        "F": frames,
+        "X": (*least, most_text),
+        "T": (least[0] + few * tokens, least[1] + tuned * tokens, most_tokens),
+        "R": (least[0] + few * kept, least[1] + tuned * kept, most_text + few * kept),
+    }

@@ -1,0 +1,1 @@
+"""The `mod-edge` commands: each parses, calls one library function and prints."""

@@ -1,0 +1,73 @@
+"""The `mod-edge` command: all commands in the order of `--help`. How they end: `EXIT_CODES`."""
+
+from typing import Annotated
+
+import typer
+
+from mod_edge import __version__
+from mod_edge.commands.build import build
+from mod_edge.commands.console import out
+from mod_edge.commands.doctor import doctor
+from mod_edge.commands.eval import evaluate
+from mod_edge.commands.export import export
+from mod_edge.commands.init import init
+from mod_edge.commands.inspect import inspect
+from mod_edge.commands.pretrain import pretrain
+from mod_edge.commands.run import run
+from mod_edge.commands.scenes import scenes
+from mod_edge.commands.targets import targets
+from mod_edge.commands.threshold import threshold
+from mod_edge.commands.train import train
+from mod_edge.commands.verify import verify
+
+EXIT_CODES = (
+    "Exit codes: 0 done (also when Ctrl-C or the end of the video ended a run), 1 an error that is "
+    "explained in one line, 2 wrong usage, 130 Ctrl-C before a command was done."
+)
+
+app = typer.Typer(
+    name="mod-edge",
+    epilog=EXIT_CODES,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        out.print(f"mod-edge {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            help="Print the version and exit.",
+            callback=_print_version,
+            is_eager=True,  # before a command is found missing
+        ),
+    ] = False,
+) -> None:
+    """Train VideoLLM-MoD checkpoints, export them to ONNX and stream video on the device."""
+
+
+for command in (
+    init,
+    inspect,
+    scenes,
+    pretrain,
+    train,
+    threshold,
+    evaluate,
+    export,
+    targets,
+    build,
+    run,
+    verify,
+    doctor,
+):
+    app.command("eval" if command is evaluate else None, epilog=EXIT_CODES)(command)

@@ -1,0 +1,51 @@
+"""`mod-edge build`."""
+
+from typing import Annotated
+
+import typer
+
+from mod_edge.commands.arguments import DEFAULT_BUNDLE, BundleArgument, JsonOption
+from mod_edge.commands.console import err, out, print_json, printable, progress, reports_errors, si
+from mod_edge.export.engines import BuildReport
+
+
+@reports_errors
+def build(
+    profile: Annotated[str, typer.Option(help="Profile name or TOML file: shapes and device.")],
+    bundle: BundleArgument = DEFAULT_BUNDLE,
+    compute_capability: Annotated[
+        str | None, typer.Option(help="Of the GPU to compile for, like 8.9; default: this one's.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Build the fresh ones again.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Compile a bundle's graphs into TensorRT engines, those that are not fresh already."""
+    from mod_edge.export.build_bundle import build_bundle
+    from mod_edge.profiles import load_profile
+
+    settings = load_profile(profile)
+    with progress("build") as show:
+        report = build_bundle(
+            bundle, settings, compute_capability=compute_capability, force=force, on_step=show
+        )
+    if json:
+        print_json(report.to_json())
+    else:
+        print_build(report)
+
+
+def print_build(report: BuildReport) -> None:
+    """Print what was built, where it lies and what it is for; warnings on stderr."""
+    for graph in report.graphs:
+        for warning in graph.warnings:
+            err.print("warning:", style="yellow", end=" ")
+            err.print(printable(f"{graph.name}: {warning}"))
+    capability = report.settings.compute_capability
+    out.print(
+        printable(
+            f"{report.num_built} built, {report.num_fresh} fresh in {report.seconds:.1f} s: "
+            f"{report.folder}, {si(report.size_bytes, 'B')} for compute capability "
+            f"{capability[:-1]}.{capability[-1]} by {report.compiler}, "
+            f"peak memory {si(report.peak_memory_bytes, 'B')}"
+        )
+    )

@@ -1,0 +1,135 @@
+"""`mod-edge eval` on the screen."""
+
+from rich.table import Table
+
+from mod_edge.commands.console import err, out, print_pairs, printable, table
+from mod_edge.evaluation.evaluate import Evaluation
+from mod_edge.evaluation.free_running import EventKind, FreeRunning
+from mod_edge.evaluation.teacher_forcing import TeacherForced
+from mod_edge.evaluation.transcript import Transcript
+
+FORCED_COLUMNS = ("LM-PPL", "TimeDiff", "Fluency", "LM-Correctness")
+FREE_COLUMNS = ("precision", "recall", "F1", "moment F1", "error", "|error|", "answers")
+KIND_COLUMNS = ("due", "right", "right moment")
+NOTHING = "-"
+
+
+def print_evaluation(evaluation: Evaluation, *, is_verbose: bool) -> None:
+    """Print what was watched, every row's measures, and the model's captions by kind of event.
+
+    Where `is_verbose`, first all that the model said, beside what was due.
+    """
+    if is_verbose:
+        for transcript in evaluation.transcripts:
+            _print_transcript(transcript)
+    print_pairs([(name, printable(text)) for name, text in _facts(evaluation)])
+    thresholds, tolerance_s = evaluation.thresholds, evaluation.tolerance_s
+    out.print(f"\nfed the true dialogue, threshold {thresholds.teacher_forced:g}")
+    rows = [(row.name, *_forced_cells(row.teacher_forced)) for row in evaluation.rows]
+    out.print(table("", *FORCED_COLUMNS, rows=rows))
+    out.print(
+        f"\nleft to itself, threshold {thresholds.free_running:g}, tolerance {tolerance_s:g} s"
+    )
+    rows = [(row.name, *_free_cells(row.free_running)) for row in evaluation.rows]
+    out.print(table("", *FREE_COLUMNS, rows=rows))
+    first = evaluation.rows[0]
+    found = first.free_running
+    out.print(
+        f"{first.name}: {found.num_right} of {found.num_true} captions right, something said at "
+        f"{found.num_moments} of their moments"
+    )
+    if found.kinds:
+        out.print(f"\n{first.name}'s captions by kind of event")
+        rows = [(printable(name), *_kind_cells(kind)) for name, kind in found.kinds.items()]
+        out.print(table("", *KIND_COLUMNS, rows=rows))
+    for warning in evaluation.warnings:
+        err.print("warning:", style="yellow", end=" ")
+        err.print(printable(warning))
+
+
+def print_shortfall(evaluation: Evaluation, least_f1: float) -> None:
+    """Say on stderr that the model is worse than it should be."""
+    err.print("error:", style="bold red", end=" ")
+    err.print(f"F1 is {_number(evaluation.rows[0].free_running.f1)}, wanted {least_f1:g} or more")
+
+
+def _print_transcript(transcript: Transcript) -> None:
+    rows = [
+        (
+            f"{entry.time_s:.1f} s",
+            "-" if entry.late_s is None else f"{entry.late_s:+.1f}",
+            "right" if entry.is_right else "WRONG",
+            printable(entry.query or ""),
+            printable(entry.due or NOTHING),
+            printable(entry.said or NOTHING) if not entry.is_right else '"',
+        )
+        for entry in transcript.entries
+    ]
+    grid = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("time", "late", ""):
+        grid.add_column(name, justify="right", no_wrap=True)
+    for name in ("asked", "due", "said"):
+        grid.add_column(name)
+    for row in rows:
+        grid.add_row(*row)
+    captions = [entry for entry in transcript.entries if entry.query is None and entry.due]
+    num_right = sum(entry.is_right for entry in captions)
+    out.print(f"{printable(transcript.clip)}: {num_right} of {len(captions)} captions right")
+    out.print(grid)
+    out.print()
+
+
+def _facts(evaluation: Evaluation) -> list[tuple[str, str]]:
+    clips = (
+        f"{evaluation.num_clips} clips, {evaluation.num_frames} frames at {evaluation.fps:g} "
+        "frames/s"
+    )
+    habit = f"say {evaluation.most_frequent!r}" if evaluation.most_frequent else "have no caption"
+    return [
+        ("model", evaluation.model),
+        ("backend", evaluation.backend),
+        ("data", f"{evaluation.data}, {evaluation.split}: {clips}"),
+        ("baselines", f"{habit}, the most frequent caption of split {evaluation.habits_from}"),
+    ]
+
+
+def _forced_cells(forced: TeacherForced) -> tuple[str, ...]:
+    return (
+        _perplexity(forced.lm_ppl),
+        _seconds(forced.time_diff_s),
+        _number(forced.fluency),
+        _number(forced.lm_correctness),
+    )
+
+
+def _free_cells(free: FreeRunning) -> tuple[str, ...]:
+    return (
+        _number(free.precision),
+        _number(free.recall),
+        _number(free.f1),
+        _number(free.moment_f1),
+        _seconds(free.time_error_s, sign="+"),
+        _seconds(free.time_error_abs_s),
+        f"{free.num_answers_right}/{free.num_answers}" if free.num_answers else NOTHING,
+    )
+
+
+def _kind_cells(kind: EventKind) -> tuple[str, ...]:
+    return (
+        str(kind.num_true),
+        f"{kind.num_right / kind.num_true:.3f}",
+        f"{kind.num_moments / kind.num_true:.3f}",
+    )
+
+
+def _number(value: float | None) -> str:
+    return NOTHING if value is None else f"{value:.3f}"
+
+
+def _perplexity(value: float | None) -> str:
+    """Four digits of anything from 1 to many thousands."""
+    return NOTHING if value is None else f"{value:#.4g}".rstrip(".")
+
+
+def _seconds(value: float | None, *, sign: str = "") -> str:
+    return NOTHING if value is None else f"{value:{sign}.2f} s"

@@ -1,0 +1,87 @@
+"""`mod-edge export`."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mod_edge.commands.arguments import (
+    DEFAULT_BUNDLE,
+    ForceOption,
+    JsonOption,
+    require_export_extra,
+)
+from mod_edge.commands.build import print_build
+from mod_edge.commands.console import err, out, print_json, printable, progress, reports_errors, si
+
+
+@reports_errors
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Bundle folder.")] = DEFAULT_BUNDLE,
+    profile: Annotated[
+        str, typer.Option(help="Profile of the device it is for: name or TOML file.")
+    ] = "cpu",
+    target: Annotated[
+        str | None, typer.Option(help="One of the profile's targets; see mod-edge targets.")
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="fp32, fp16 or bf16 instead of the profile's.")
+    ] = None,
+    window: Annotated[
+        str | None,
+        typer.Option(help="Instead of the profile's, for graphs that have it in them: 120s, 4096."),
+    ] = None,
+    layers: Annotated[
+        str | None, typer.Option(help="Only these decoder layers, like 0-1 or 0,5.")
+    ] = None,
+    build: Annotated[bool, typer.Option("--build", help="Compile the engines here too.")] = False,
+    force: ForceOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Cut a checkpoint into ONNX graphs, each held against PyTorch as it is written."""
+    require_export_extra()
+    from mod_edge.export.bundle_writer import export_bundle, parse_layers
+    from mod_edge.export.lowering_choice import choose_lowering, require_compiler, summary
+    from mod_edge.model.checkpoint import Checkpoint
+    from mod_edge.profiles import load_profile
+
+    settings = load_profile(profile)
+    opened = Checkpoint(checkpoint)
+    lowering = choose_lowering(opened, settings, target=target, precision=precision, window=window)
+    if build:
+        require_compiler(lowering)
+    err.print(printable(summary(lowering)))
+    with progress("export") as show:
+        manifest = export_bundle(
+            opened,
+            output,
+            lowering=lowering,
+            layers=None if layers is None else parse_layers(layers),
+            force=force,
+            on_step=show,
+        )
+    report = None
+    if build:
+        from mod_edge.export.build_bundle import build_bundle
+
+        with progress("build") as show:
+            report = build_bundle(output, settings, on_step=show)
+    if json:
+        document = {
+            "bundle": str(output),
+            "lowering": asdict(lowering),
+            "parity": {name: graph.parity for name, graph in manifest.graphs.items()},
+        }
+        print_json(document | ({"build": report.to_json()} if report else {}))
+        return
+    worst = max(manifest.graphs.values(), key=lambda graph: graph.parity["max_relative_error"])
+    size = sum(record.size_bytes for record in manifest.files.values())
+    out.print(
+        f"wrote {printable(str(output))}: {len(manifest.graphs)} graphs, {si(size, 'B')}; "
+        f"largest error against PyTorch {worst.parity['max_relative_error']:.1e} ({worst.file}), "
+        f"allowed {worst.parity['allowed']:.0e}"
+    )
+    if report:
+        print_build(report)

@@ -1,0 +1,109 @@
+"""`mod-edge inspect`."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mod_edge.commands.arguments import JsonOption, require_export_extra
+from mod_edge.commands.console import (
+    out,
+    print_json,
+    print_pairs,
+    printable,
+    reports_errors,
+    si,
+    table,
+)
+from mod_edge.config import MoDConfig
+from mod_edge.plan.costs import Comparison
+
+if TYPE_CHECKING:
+    from mod_edge.model.inspection import Inspection
+
+
+@reports_errors
+def inspect(
+    target: Annotated[str, typer.Argument(help="Checkpoint, bundle or preset.")],
+    frames: Annotated[
+        int, typer.Option(min=1, help="Length of the stream costs are taken over.")
+    ] = 600,
+    json: JsonOption = False,
+) -> None:
+    """Show what a model is made of and what a frame costs, beside the full-computation model."""
+    require_export_extra()
+    from mod_edge.model.inspection import inspect as inspect_target
+
+    inspection = inspect_target(target, frames)
+    if json:
+        print_json(inspection.to_json())
+    else:
+        print_inspection(inspection)
+
+
+def print_inspection(inspection: "Inspection") -> None:
+    """Print layers, parameters and costs, each cost beside the full-computation model's."""
+    config = inspection.config
+    text, vision = config.text_config, config.vision_config
+    total = si(inspection.parameters["total"], "parameters")
+    out.print(f"{printable(inspection.name)}: {total}")
+    num_mod = len(config.mod_layers)
+    rows = [
+        (
+            "decoder",
+            f"{text.num_hidden_layers} layers of {text.hidden_size}: "
+            f"{text.num_hidden_layers - num_mod} dense, {num_mod} MoD",
+        ),
+        ("routing", _routing(config.mod_config)),
+        (
+            "vision",
+            f"{vision.image_size} pixels, {vision.num_patches} patches, "
+            f"{vision.num_hidden_layers} layers of {vision.hidden_size}",
+        ),
+        (
+            "frame",
+            f"{config.frame_num_tokens} tokens, {config.num_kept} computed in a MoD layer, "
+            f"{config.stream_config.frame_fps:g} frames/s",
+        ),
+    ]
+    rows += [
+        (f"{part} weights", si(count, ""))
+        for part, count in inspection.parameters.items()
+        if part != "total"
+    ]
+    print_pairs(rows)
+    out.print()
+    cost_rows = [
+        *_cost_rows("with the interval token", inspection.with_interval),
+        *_cost_rows("frame tokens only", inspection.frames_only),
+        ("vision FLOPs", si(inspection.vision_flops, ""), si(inspection.vision_flops, ""), "1.000"),
+    ]
+    header = f"a frame, mean of {inspection.num_frames}"
+    out.print(table(header, "this model", "full computation", "ratio", rows=cost_rows))
+
+
+def _routing(mod: MoDConfig | None) -> str:
+    if mod is None:
+        return "none: full computation"
+    if mod.is_baseline:
+        first = f" from layer {mod.exit_layer} on" if mod.insertion == "early_exit" else ""
+        return f"none: {mod.insertion}, MoD layers{first} compute no vision token"
+    scaling = f", router_scaling {mod.router_scaling}" if mod.selection == "learned" else ""
+    return f"{mod.insertion}, {mod.selection}, keep_ratio {mod.keep_ratio:g}{scaling}"
+
+
+def _cost_rows(title: str, comparison: Comparison) -> list[tuple[str, ...]]:
+    model, full = comparison.model, comparison.full
+    return [
+        (
+            f"decoder FLOPs, {title}",
+            si(model.flops, ""),
+            si(full.flops, ""),
+            f"{comparison.flops_ratio:.3f}",
+        ),
+        (
+            f"KV cache (float32), {title}",
+            si(model.kv_bytes, "B"),
+            si(full.kv_bytes, "B"),
+            f"{comparison.kv_ratio:.3f}",
+        ),
+    ]

@@ -1,0 +1,223 @@
+"""A stream on the screen: a live view on a terminal, plain lines elsewhere, or JSON lines."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from rich.console import Group
+from rich.live import Live
+from rich.text import Text
+
+from mod_edge.commands.console import err, out, print_json, print_pairs, printable
+from mod_edge.errors import ModEdgeError
+from mod_edge.plan.protocol import Decision
+from mod_edge.runtime.capture.source import Source
+from mod_edge.runtime.events import (
+    Event,
+    FrameEvent,
+    QueryEvent,
+    ReplyEvent,
+    RollEvent,
+    Summary,
+    TextEvent,
+)
+from mod_edge.runtime.queries import Query
+from mod_edge.runtime.session import Session
+
+DECISION_STYLES = {
+    Decision.SILENT: "dim",
+    Decision.SPEAK: "bold green",
+    Decision.UNDECIDED: "yellow",
+    Decision.ASKED: "bold cyan",
+}
+
+
+def show_stream(
+    session: Session,
+    source: Source,
+    queries: Sequence[Query],
+    *,
+    as_json: bool,
+    is_verbose: bool,
+) -> None:
+    """Stream `source` to its end or to Ctrl-C, showing events and then the summary.
+
+    Raises:
+        ModEdgeError: the source broke off or a text did not fit, after the summary of what was
+            watched until then.
+    """
+    view: StreamView
+    if as_json:
+        view = JsonView(session)
+    elif out.is_terminal:
+        view = LiveView(session, is_verbose=is_verbose)
+    else:
+        view = PlainView(session, is_verbose=is_verbose)
+    with view:
+        try:
+            for event in session.stream(source, queries):
+                view.show(event)
+        except KeyboardInterrupt:
+            pass  # the usual way to end a camera's stream
+        except ModEdgeError:
+            if session.summary().num_frames:  # the camera broke off, maybe after hours
+                view.finish(session.summary())
+            raise
+        view.finish(session.summary())
+
+
+class StreamView(ABC):
+    """Shows events as they come; a context manager."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+
+    @abstractmethod
+    def show(self, event: Event) -> None:
+        """Show one event."""
+
+    @abstractmethod
+    def finish(self, summary: Summary) -> None:
+        """Show the end."""
+
+    def __enter__(self) -> "StreamView":
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        return None
+
+
+class JsonView(StreamView):
+    """One JSON object a line on stdout; the pieces of replies are left to the reply's own line."""
+
+    def show(self, event: Event) -> None:
+        if not isinstance(event, TextEvent):
+            print_json(event.to_json())
+
+    def finish(self, summary: Summary) -> None:
+        print_json(summary.to_json())
+
+
+class PlainView(StreamView):
+    """Queries and replies as lines, every frame and roll too where `is_verbose`."""
+
+    def __init__(self, session: Session, *, is_verbose: bool) -> None:
+        super().__init__(session)
+        self._is_verbose = is_verbose
+        _print_header(session)
+
+    def show(self, event: Event) -> None:
+        if _is_shown(event, self._is_verbose):
+            out.print(_line(event))
+
+    def finish(self, summary: Summary) -> None:
+        _print_summary(summary)
+
+
+class LiveView(StreamView):
+    """Replies scroll by above a status line and the reply that is being spoken."""
+
+    def __init__(self, session: Session, *, is_verbose: bool) -> None:
+        super().__init__(session)
+        self._is_verbose = is_verbose
+        self._spoken = ""
+        self._decision = Decision.SILENT
+        _print_header(session)
+        # Drawn four times a second, not at every event: drawing would cost more than a small model.
+        self._live = Live(get_renderable=self._render, console=out, transient=True)
+
+    def __enter__(self) -> "LiveView":
+        self._live.__enter__()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._live.stop()
+
+    def show(self, event: Event) -> None:
+        if isinstance(event, FrameEvent):
+            self._decision = event.decision
+        elif isinstance(event, TextEvent):
+            self._spoken += event.text
+        if _is_shown(event, self._is_verbose):
+            self._live.console.print(_line(event))
+        if isinstance(event, ReplyEvent):
+            self._spoken = ""
+            self._live.refresh()
+
+    def finish(self, summary: Summary) -> None:
+        self._live.stop()
+        _print_summary(summary)
+
+    def _render(self) -> Group:
+        summary = self.session.summary()
+        status = Text.assemble(
+            (f"{_clock(summary.time_s)} ", "bold"),
+            (f"{self._decision.value:<9} ", DECISION_STYLES[self._decision]),
+            f"{summary.fps:5.1f} fps  vision {_times(summary.vision_ms)}  "
+            f"decoder {_times(summary.decoder_ms)} ms p50/p95  "
+            f"cache {summary.cache_fill:4.0%}  dropped {summary.num_dropped}",
+        )
+        speech = Text(printable(self._spoken), style="green")
+        return Group(speech, status) if self._spoken else Group(status)
+
+
+def _print_header(session: Session) -> None:
+    plan = session.plan
+    err.print(f"backend {session.backend}")
+    err.print(
+        f"window {plan.capacity.dense} tokens ({plan.capacity.mod} rows in MoD layers), "
+        f"{plan.size_bytes / 2**20:.1f} MiB: {plan.num_seconds:g} s of video, "
+        f"{plan.num_seconds_full:g} s for a full-computation model"
+    )
+
+
+def _is_shown(event: Event, is_verbose: bool) -> bool:
+    """Whether the event gets a line of its own."""
+    if isinstance(event, (FrameEvent, RollEvent)):
+        return is_verbose
+    return isinstance(event, (QueryEvent, ReplyEvent))
+
+
+def _line(event: Event) -> Text:
+    clock = (f"{_clock(event.time_s)} ", "bold")
+    if isinstance(event, QueryEvent):
+        return Text.assemble(clock, ("query     ", "cyan"), printable(event.query))
+    if isinstance(event, ReplyEvent):
+        text = printable(event.text) or "(nothing)"
+        cut = " ..." if event.is_cut else ""
+        return Text.assemble(clock, ("reply     ", "green"), text, (cut, "dim"))
+    if isinstance(event, FrameEvent):
+        times = f"vision {event.vision_ms:.1f} ms, decoder {event.decoder_ms:.1f} ms"
+        decision = (f"{event.decision.value:<9} ", DECISION_STYLES[event.decision])
+        return Text.assemble(clock, decision, f"frame {event.index}, {times}")
+    assert isinstance(event, RollEvent)
+    forgotten = f"{event.num_dropped_tokens} tokens forgotten in {event.roll_ms:.1f} ms"
+    return Text.assemble(clock, ("roll      ", "magenta"), forgotten)
+
+
+def _print_summary(summary: Summary) -> None:
+    decisions = ", ".join(f"{count} {name}" for name, count in summary.decisions.items())
+    rows = [
+        ("frames", f"{summary.num_frames} ({decisions}), {summary.num_dropped} dropped"),
+        ("replies", f"{summary.num_replies} with {summary.num_reply_tokens} tokens"),
+        ("speed", f"{summary.fps:.1f} frames/s over {summary.wall_s:.1f} s"),
+        ("vision", f"{_times(summary.vision_ms)} ms a frame, p50/p95"),
+        ("decoder", f"{_times(summary.decoder_ms)} ms a frame, p50/p95"),
+        (
+            "cache",
+            f"{summary.cache_fill:.0%} full, {summary.num_rolls} rolls forgot "
+            f"{summary.num_evicted} of {summary.num_tokens} tokens",
+        ),
+    ]
+    print_pairs(rows)
+    for warning in summary.warnings:
+        err.print("warning:", style="yellow", end=" ")
+        err.print(printable(warning))
+
+
+def _times(percentiles: dict[str, float]) -> str:
+    return f"{percentiles['p50']:.1f}/{percentiles['p95']:.1f}"
+
+
+def _clock(time_s: float) -> str:
+    minutes, seconds = divmod(time_s, 60)
+    return f"{int(minutes):3d}:{seconds:04.1f}"

@@ -1,0 +1,37 @@
+"""`mod-edge targets`."""
+
+from mod_edge.commands.arguments import JsonOption
+from mod_edge.commands.console import out, print_json, printable, reports_errors
+from mod_edge.native.installed import describe_targets
+from mod_edge.plan.targets import DTYPES
+
+HEADER = ("target", "runs on", "dialect", "opset", *DTYPES, "found here")
+
+
+@reports_errors
+def targets(json: JsonOption = False) -> None:
+    """Show where graphs can run, in which precisions, and which of these are installed here."""
+    if json:
+        print_json({"targets": describe_targets()})
+    else:
+        print_targets()
+
+
+def print_targets() -> None:
+    """Print one row a target: where it runs, how its graphs are made, what it takes."""
+    rows = [HEADER] + [
+        (
+            row["target"],
+            row["runs_on"],
+            row["dialect"],
+            str(row["opset"]),
+            *("yes" if precision in row["precisions"] else "-" for precision in DTYPES),
+            printable(row["found"] or "-"),
+        )
+        for row in describe_targets()
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for number, row in enumerate(rows):
+        cells = (f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
+        # in plain lines: a table of rich's would be cut to the terminal's width
+        out.print("  ".join(cells).rstrip(), style="bold" if number == 0 else None)

@@ -1,0 +1,62 @@
+"""`mod-edge train`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mod_edge.commands.arguments import (
+    TRAIN_PACKAGES,
+    DataOption,
+    ForceOption,
+    JsonOption,
+    explained_imports,
+    require_packages,
+)
+from mod_edge.commands.console import err, out, print_json, printable, progress, reports_errors, si
+
+
+@reports_errors
+def train(
+    data: DataOption,
+    config: Annotated[Path, typer.Option(help="Recipe: TOML file.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Checkpoint folder to make.")],
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a training that was stopped.")
+    ] = False,
+    force: ForceOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Train a checkpoint on a data set; Ctrl-C keeps what was done, for --resume."""
+    require_packages(TRAIN_PACKAGES, "on the machine where checkpoints are trained", "train")
+    with explained_imports():
+        from mod_edge.training.recipe import read_recipe
+        from mod_edge.training.resume_state import Unfinished
+        from mod_edge.training.train import train as train_checkpoint
+        from mod_edge.training.trainer import shown_loss
+
+    recipe = read_recipe(config)
+    try:
+        with progress("train") as show:
+            report = train_checkpoint(
+                data, recipe, output, resume=resume, force=force, on_step=show
+            )
+    except KeyboardInterrupt as exc:
+        if not Unfinished(output).folder.exists():
+            raise
+        raise KeyboardInterrupt("stopped; the same command with --resume goes on") from exc
+    if json:
+        print_json(report.to_json())
+        return
+    out.print(
+        f"wrote {printable(str(output))}: {si(report.num_parameters, 'parameters')}, "
+        f"{si(report.num_trained, '')} of them trained in {report.steps} steps on "
+        f"{report.num_clips} clips; loss {shown_loss(report.lm_loss)} of replies, "
+        f"{shown_loss(report.stream_loss)} of decisions; {report.time_s:.0f} s"
+    )
+    if report.num_short_clips:
+        err.print("warning:", style="yellow", end=" ")
+        err.print(
+            f"{report.num_short_clips} of {report.num_clips} videos end sooner than their lines in "
+            "train.jsonl say; what is said after that was not learned"
+        )

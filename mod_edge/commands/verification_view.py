@@ -1,0 +1,144 @@
+"""`mod-edge verify` on the screen."""
+
+from collections.abc import Sequence
+
+from mod_edge.commands.console import err, out, print_pairs, printable
+from mod_edge.verification.graph_check import GraphResult, OutputError
+from mod_edge.verification.stream_check import STREAM, StreamResult
+from mod_edge.verification.verify import VerifyReport
+
+COLUMNS = ("graph", "backend", "worst output", "max", "mean", "99.9 %", "cosine", "allowed", "")
+LEFT_COLUMNS = (0, 1, 2, 8)
+STYLES = {"ok": "green", "failed": "bold red", "not run": "yellow"}
+
+
+def print_report(report: VerifyReport, *, is_verbose: bool) -> None:
+    """Print every graph and stream with its errors, then in words what failed or was not run."""
+    print_pairs(
+        [
+            ("reference", printable(report.reference)),
+            ("errors", "relative to the largest value of the row, in the reference"),
+            ("steps", "; ".join(report.steps)),
+        ]
+    )
+    results: list[GraphResult | StreamResult] = [*report.graphs, *report.streams]
+    styles = ["" if result.status == "ok" else STYLES[result.status] for result in results]
+    _print_table(COLUMNS, [_cells(result) for result in results], LEFT_COLUMNS, styles)
+    for stream in report.streams:
+        if stream.num_steps:
+            out.print(_stream_sentence(stream))
+    if is_verbose:
+        for graph in report.graphs:
+            _print_steps(graph)
+    for result in results:
+        if result.reason:
+            out.print(result.status, style=STYLES[result.status], end=" ")
+            out.print(printable(f"{_name(result)}, {result.backend}: {result.reason}"))
+
+
+def print_failure(report: VerifyReport, reference_options: str) -> None:
+    """Say on stderr what failed, and which command shows more of it.
+
+    Args:
+        report: not ok.
+        reference_options: how the command was told its reference.
+    """
+    judged = {graph.graph for graph in report.graphs if graph.status != "not run"}
+    bad = report.bad_graphs
+    if bad:
+        verb = "differs" if len(bad) == 1 else "differ"
+        what = f"{len(bad)} of {len(judged)} graphs {verb} from the reference, first {bad[0]}"
+        hint = f"--graph {bad[0]} --verbose shows its steps and the kept tokens"
+    elif any(stream.status == "failed" for stream in report.streams):
+        what = "every graph agrees with the reference, the whole stream does not"
+        hint = "--json lists the answers that differ"
+    else:
+        what, hint = "nothing could be run here, so nothing was compared", "--json tells why"
+    err.print("error:", style="bold red", end=" ")
+    err.print(printable(what))
+    err.print()
+    err.print("hint:", style="cyan", end=" ")
+    err.print(printable(f"mod-edge verify {report.bundle} {reference_options} {hint}"))
+
+
+def _name(result: GraphResult | StreamResult) -> str:
+    return result.graph if isinstance(result, GraphResult) else STREAM
+
+
+def _cells(result: GraphResult | StreamResult) -> tuple[str, ...]:
+    verdict = "FAILED" if result.status == "failed" else result.status
+    allowed = f"{result.allowed:.0e}" if result.allowed else "-"
+    return (_name(result), result.backend, *_errors(result), allowed, verdict)
+
+
+def _errors(result: GraphResult | StreamResult) -> tuple[str, ...]:
+    if isinstance(result, StreamResult):
+        if not result.num_steps:
+            return ("-",) * 5
+        return ("logits", f"{result.largest:.1e}", f"{result.mean:.1e}", "-", "-")
+    if result.worst is None:
+        return ("-",) * 5
+    return (result.worst.output, *_numbers(result.worst))
+
+
+def _numbers(error: OutputError) -> tuple[str, ...]:
+    cosine = f"{error.cosine:.6f}"
+    return (f"{error.largest:.1e}", f"{error.mean:.1e}", f"{error.quantile:.1e}", cosine)
+
+
+def _stream_sentence(stream: StreamResult) -> str:
+    others = len(stream.other_answers)
+    first = ""
+    if others:
+        answer = stream.other_answers[0]
+        first = (
+            f" (first {answer.ours} for {answer.theirs} at step {answer.step}, "
+            f"margin {answer.margin:.1e})"
+        )
+    return (
+        f"stream, {stream.backend}: {stream.num_frames} frames, {stream.num_rolls} rolls, "
+        f"{stream.num_answers} decisions and tokens, {others} different{first}; "
+        f"{stream.num_selections} selections, {stream.num_ties} tokens tied (gap {stream.gap:.1e})"
+    )
+
+
+def _print_steps(result: GraphResult) -> None:
+    """One line an output of every step, and one a selection."""
+    if not result.outputs and not result.selections:
+        return
+    out.print()
+    rows = [(error.step, error.output, *_numbers(error), _place(error)) for error in result.outputs]
+    title = f"{result.graph}, {result.backend}"
+    columns = (title, "output", "max", "mean", "99.9 %", "cosine", "first bad row")
+    styles = [STYLES["failed"] if error.first_bad_row else "" for error in result.outputs]
+    _print_table(columns, rows, (0, 1, 6), styles)
+    for selection in result.selections:
+        same = "as the reference" if selection.num_other == 0 else f"reference {selection.theirs}"
+        gap = f", gap {selection.gap:.1e}" if selection.num_other else ""
+        out.print(
+            f"{selection.step}: kept {selection.ours}, {same}{gap}; "
+            f"margin at the cut {selection.margin:.1e}"
+        )
+
+
+def _place(error: OutputError) -> str:
+    if error.first_bad_row is None:
+        return ""
+    row = ", ".join(map(str, error.first_bad_row))
+    return f"[{row}] of {list(error.shape[:-1])}"
+
+
+def _print_table(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    left_columns: Sequence[int],
+    styles: Sequence[str],
+) -> None:
+    """Lines with aligned cells, never cut off: a log has no width to fit into."""
+    widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
+    for cells, style in zip((columns, *rows), ("bold", *styles), strict=True):
+        padded = [
+            cell.ljust(width) if number in left_columns else cell.rjust(width)
+            for number, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        ]
+        out.print("  ".join(padded).rstrip(), style=style or None)

@@ -1,0 +1,177 @@
+"""A data set of videos with timed conversations: JSONL beside ordinary video files.
+
+    DIR/train.jsonl  validation.jsonl  test.jsonl     one video a line
+    DIR/videos/*.mp4                                  wherever the lines say
+
+A line is the layout of the published streaming data (VideoLLM-online's `conversation` with `role`,
+`content` and `time` in seconds), plus the video's path relative to DIR:
+
+    {"video_uid": "a1", "video": "videos/a1.mp4", "duration": 30.0, "conversation": [
+        {"role": "user", "content": "Please narrate the video in real time.", "time": 0.0},
+        {"role": "assistant", "content": "A red ball is here.", "time": 0.0},
+        {"role": "assistant", "content": "The red ball stops.", "time": 4.5,
+         "kind": "stops", "keys": ["red", "ball", "stops"]}]}
+
+`kind` and `keys` are optional: the kind of event that a caption tells of, for tables, and the words
+that it must hold to count as right; without them the whole sentence must be the same.
+"""
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mod_edge.data.stream_metrics import is_same
+from mod_edge.errors import DataError, joined_faults
+
+ROLES = ("user", "assistant")
+NUM_FAULTS_SHOWN = 8
+DURATION_SLACK_S = 1.0
+
+
+@dataclass(frozen=True)
+class Line:
+    """Something said at `time_s` seconds of video; `kind` and `keys` see the module."""
+
+    role: str
+    content: str
+    time_s: float
+    kind: str = ""
+    keys: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A video and what is said over it, in order of time."""
+
+    uid: str
+    video: Path
+    duration_s: float
+    conversation: tuple[Line, ...]
+
+    def most_frames(self, fps: float) -> int:
+        """Frames that it has at most: one at 0 s, and the last not behind its end."""
+        return int(self.duration_s * fps) + 1
+
+    def ends_too_soon(self, num_frames: int, fps: float) -> bool:
+        """Whether the video's frames end sooner than the line says, by more than rounding does.
+
+        Args:
+            num_frames: that were read of it.
+            fps: frames/s at which they were.
+        """
+        return num_frames < (self.duration_s - DURATION_SLACK_S) * fps
+
+
+def split_file(folder: Path, split: str) -> Path:
+    """Where the lines of a split are."""
+    return folder / f"{split}.jsonl"
+
+
+def read_clips(folder: Path, split: str, *, needs_videos: bool = True) -> list[Clip]:
+    """The clips of a split, in the file's order.
+
+    Args:
+        folder: the data set.
+        split: the name of its JSONL file.
+        needs_videos: whether a video that is not there is a fault.
+
+    Raises:
+        DataError: no such split, lines that are no clips (some of them named at once), or videos
+            that are not there.
+    """
+    path = split_file(folder, split)
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except FileNotFoundError as exc:
+        raise DataError(
+            f"{folder} has no {path.name}, so no data for {split!r}; "
+            "its format is in the docstring of mod_edge/data/clips.py"
+        ) from exc
+    except (OSError, UnicodeDecodeError) as exc:
+        raise DataError(f"{path} cannot be read: {exc}") from exc
+    clips, faults = [], []
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            try:
+                clips.append(_clip_from_json(line, folder, needs_video=needs_videos))
+            except (KeyError, TypeError, ValueError) as exc:
+                what = f"lacks {exc}" if isinstance(exc, KeyError) else str(exc)
+                faults.append(f"line {number}: {what}")
+    if faults:
+        shown = joined_faults(faults, NUM_FAULTS_SHOWN)
+        raise DataError(f"{path}: {shown}; its format is in mod_edge/data/clips.py")
+    if not clips:
+        raise DataError(f"{path} is empty; it needs one line a video")
+    return clips
+
+
+def write_clips(folder: Path, split: str, clips: Iterable[Clip]) -> None:
+    """Write a split's lines; the videos, below `folder`, are the caller's."""
+    with split_file(folder, split).open("w", encoding="utf-8") as file:
+        for clip in clips:
+            file.write(json.dumps(_clip_to_json(clip, folder)) + "\n")
+
+
+def _clip_from_json(line: str, folder: Path, *, needs_video: bool) -> Clip:
+    data = json.loads(line)
+    if not isinstance(data, dict):
+        raise ValueError(f"is a {type(data).__name__}, wanted an object")
+    duration_s = _seconds(data["duration"], "duration")
+    if not isinstance(data["conversation"], list):
+        raise ValueError(f"conversation is a {type(data['conversation']).__name__}, wanted a list")
+    conversation = tuple(_line_from_json(each, duration_s) for each in data["conversation"])
+    times = [each.time_s for each in conversation]
+    if times != sorted(times):
+        raise ValueError("the conversation's times do not rise")
+    video = folder / str(data["video"])
+    if Path(data["video"]).is_absolute() or ".." in Path(data["video"]).parts:
+        raise ValueError(f"video={data['video']!r}, wanted a path inside the data set's folder")
+    if needs_video and not video.is_file():
+        raise ValueError(f"its video {video} is not there")
+    return Clip(str(data["video_uid"]), video, duration_s, conversation)
+
+
+def _line_from_json(data: Any, duration_s: float) -> Line:
+    if not isinstance(data, dict):
+        raise ValueError(f"conversation holds a {type(data).__name__}, wanted objects")
+    role, content, time_s = data["role"], data["content"], _seconds(data["time"], "time")
+    if role not in ROLES:
+        raise ValueError(f"role={role!r}, wanted one of {', '.join(ROLES)}")
+    if not isinstance(content, str) or not content.strip():
+        raise ValueError(f"content={content!r}, wanted some words")
+    if time_s > duration_s:
+        raise ValueError(f"time={time_s} is behind the video's end, {duration_s} s")
+    kind, keys = data.get("kind", ""), data.get("keys", [])
+    if not isinstance(kind, str):
+        raise ValueError(f"kind={kind!r}, wanted a word")
+    is_list = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
+    if not is_list or not all(any(map(str.isalnum, key)) for key in keys):
+        raise ValueError(f"keys={keys!r}, wanted a list of words")
+    if not is_same(content, content, keys):
+        raise ValueError(f"keys={keys!r}, wanted words of {content!r} in their order")
+    return Line(role, content, time_s, kind, tuple(keys))
+
+
+def _clip_to_json(clip: Clip, folder: Path) -> dict[str, Any]:
+    lines = []
+    for line in clip.conversation:
+        entry: dict[str, Any] = {"role": line.role, "content": line.content, "time": line.time_s}
+        kind = {"kind": line.kind} if line.kind else {}
+        keys = {"keys": list(line.keys)} if line.keys else {}
+        lines.append(entry | kind | keys)
+    return {
+        "video_uid": clip.uid,
+        "video": clip.video.relative_to(folder).as_posix(),
+        "duration": clip.duration_s,
+        "conversation": lines,
+    }
+
+
+def _seconds(value: Any, name: str) -> float:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(value) or value < 0:
+        raise ValueError(f"{name}={value!r}, wanted seconds")
+    return float(value)

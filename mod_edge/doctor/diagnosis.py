@@ -1,0 +1,223 @@
+"""What this machine can run and what it lacks: each fact judged, with the way to fix it."""
+
+import platform
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from mod_edge.doctor.facts import (
+    MODULES,
+    ONNXRUNTIME_PACKAGES,
+    PACKAGES,
+    Camera,
+    Compiler,
+    Machine,
+    Provider,
+    attempt,
+    installed_version,
+    look_at_cameras,
+    look_at_compilers,
+    look_at_gpu,
+    look_at_machine,
+    look_at_opencv,
+    look_at_providers,
+)
+from mod_edge.native.gpu import Gpu
+from mod_edge.native.trt import HOW_TO_INSTALL
+
+MIN_FREE_BYTES = 2**30  # less is too little for any but a toy model
+INSTALL_ONNXRUNTIME = "pip install 'mod-edge[cpu]' (or 'mod-edge[gpu]' for an NVIDIA GPU)"
+
+Severity = Literal["ok", "warning", "error"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is well or not, and what to do about it (empty when well)."""
+
+    severity: Severity
+    message: str
+    advice: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that was found.
+
+    Attributes:
+        versions: of packages, None where not installed; `python`, `opencv` and `onnxruntime` too.
+        providers: those that the installed onnxruntime offers.
+        video_backends: whether OpenCV was built with `FFmpeg` and `GStreamer`.
+        compilers: the TensorRTs that are installed.
+        gpu: the first visible NVIDIA GPU; None where there is none that works.
+    """
+
+    versions: dict[str, str | None]
+    machine: Machine
+    providers: tuple[Provider, ...]
+    video_backends: dict[str, bool]
+    cameras: tuple[Camera, ...]
+    compilers: tuple[Compiler, ...]
+    gpu: Gpu | None
+    findings: tuple[Finding, ...]
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether there is no error among the findings."""
+        return all(finding.severity != "error" for finding in self.findings)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain dicts, tuples and scalars, for JSON."""
+        return asdict(self)
+
+
+def diagnose() -> Report:
+    """Look at this machine; opens each camera and each ONNX Runtime provider for a moment."""
+    versions = {name: installed_version(name) for name in (*PACKAGES, *ONNXRUNTIME_PACKAGES)}
+    versions["python"] = platform.python_version()
+    machine = look_at_machine()
+    providers, onnxruntime_fault = attempt(look_at_providers)
+    opencv, opencv_fault = attempt(look_at_opencv)
+    versions["opencv"], video_backends = opencv or (None, {})
+    cameras = attempt(look_at_cameras)[0] or ()  # fails only where OpenCV did
+    compilers = look_at_compilers(versions)
+    gpu, gpu_fault = look_at_gpu()
+    findings = (
+        *_judge_packages(versions),
+        *_judge_onnxruntime(versions, onnxruntime_fault),
+        *(_judge_provider(provider) for provider in providers or ()),
+        _judge_video(versions["opencv"], video_backends, opencv_fault),
+        _judge_cameras(cameras),
+        *judge_engines(compilers, gpu, gpu_fault),
+        *_judge_machine(machine, versions),
+    )
+    return Report(
+        versions, machine, providers or (), video_backends, cameras, compilers, gpu, findings
+    )
+
+
+def _judge_packages(versions: dict[str, str | None]) -> list[Finding]:
+    missing = [name for name in ("numpy", "tokenizers") if versions[name] is None]
+    if not missing:
+        return []
+    return [
+        Finding(
+            "error",
+            f"{' and '.join(missing)} not installed: the base install is incomplete",
+            "pip install --force-reinstall mod-edge",
+        )
+    ]
+
+
+def _judge_onnxruntime(versions: dict[str, str | None], fault: str) -> list[Finding]:
+    found = [name for name in ONNXRUNTIME_PACKAGES if versions[name] is not None]
+    if len(found) > 1:
+        return [
+            Finding(
+                "error",
+                f"{' and '.join(found)} are installed side by side and own the same files",
+                f"pip uninstall -y {' '.join(found)}, then {INSTALL_ONNXRUNTIME}",
+            )
+        ]
+    if fault and not found:
+        message = "onnxruntime is not installed: no bundle can run on the CPU or with CUDA"
+        return [Finding("error", message, INSTALL_ONNXRUNTIME)]
+    if fault:
+        message = f"{found[0]} {versions[found[0]]} cannot be imported: {fault}"
+        return [Finding("error", message, f"pip install --force-reinstall {found[0]}")]
+    name = found[0] if found else "onnxruntime"  # built from source: no metadata
+    return [Finding("ok", f"{name} {versions.get(name) or '(built from source)'}")]
+
+
+def _judge_provider(provider: Provider) -> Finding:
+    if provider.loads:
+        return Finding("ok", f"{provider.name} runs")
+    return Finding(
+        "warning",
+        f"{provider.name} is listed but does not load"
+        + (f": {provider.reason}" if provider.reason else ""),
+        "install the CUDA, cuDNN or TensorRT version that this onnxruntime was built for and put "
+        "it on LD_LIBRARY_PATH; until then bundles run on the CPU",
+    )
+
+
+def _judge_video(version: str | None, backends: dict[str, bool], fault: str) -> Finding:
+    if version is None:
+        return Finding(
+            "error",
+            f"OpenCV cannot be imported: {fault}",
+            "on a machine without a desktop: apt-get install libgl1 libglib2.0-0, or "
+            "pip uninstall -y opencv-python and pip install opencv-python-headless",
+        )
+    built = [name for name, is_built in backends.items() if is_built]
+    if built:
+        return Finding("ok", f"OpenCV {version} reads video with {' and '.join(built)}")
+    return Finding(
+        "error",
+        f"OpenCV {version} was built without FFmpeg and GStreamer: no video file can be read",
+        "pip install --force-reinstall opencv-python",
+    )
+
+
+def _judge_cameras(cameras: tuple[Camera, ...]) -> Finding:
+    open_ones = [f"/dev/video{camera.number}" for camera in cameras if camera.opens]
+    if open_ones:
+        return Finding("ok", f"camera at {', '.join(open_ones)}")  # others hold metadata, often
+    if not cameras:
+        return Finding("ok", "no camera is connected; files and streams can be read")
+    return Finding(
+        "warning",
+        f"none of {len(cameras)} video devices opens",
+        "close the program that uses the camera, and join the group: sudo usermod -aG video $USER",
+    )
+
+
+def _judge_machine(machine: Machine, versions: dict[str, str | None]) -> list[Finding]:
+    findings = []
+    for what, free_bytes, advice in (
+        ("memory", machine.memory_available_bytes, "close other programs or add swap"),
+        ("disk", machine.disk_free_bytes, "make room, or work in a folder on another disk"),
+    ):
+        if free_bytes is not None and free_bytes < MIN_FREE_BYTES:
+            message = f"only {free_bytes / 2**20:.0f} MiB of {what} are free"
+            findings.append(Finding("warning", message, advice))
+    if machine.jetson_release and versions["tensorrt"] is None:
+        findings.append(
+            Finding(
+                "warning",
+                "this Jetson's TensorRT is not visible to this Python",
+                "apt-get install python3-libnvinfer, and make the virtual environment with "
+                "python3 -m venv --system-site-packages",
+            )
+        )
+    return findings
+
+
+def judge_engines(
+    compilers: tuple[Compiler, ...], gpu: Gpu | None, gpu_fault: str
+) -> list[Finding]:
+    """Findings about compiling and running engines; none where nobody asked for either."""
+    findings = [_judge_compiler(compiler) for compiler in compilers]
+    if gpu is not None:
+        message = (
+            f"{gpu.name}: compute capability {gpu.compute_capability}, "
+            f"{gpu.memory_bytes / 2**30:.1f} GiB, driver for CUDA {gpu.cuda}"
+        )
+        findings.append(Finding("ok", message))
+    elif compilers:
+        findings.append(Finding("ok", f"engines do not run here: {gpu_fault}"))
+    return findings
+
+
+def _judge_compiler(compiler: Compiler) -> Finding:
+    if compiler.fault:
+        return Finding(
+            "error",
+            f"{compiler.package} is installed and does not load: {compiler.fault}",
+            HOW_TO_INSTALL[MODULES[compiler.package]],
+        )
+    where = (
+        f"compute capabilities {', '.join(compiler.compute_capabilities)}, without a GPU"
+        if compiler.compute_capabilities
+        else "the GPU of this machine"
+    )
+    return Finding("ok", f"{compiler.name} compiles engines for {where}")

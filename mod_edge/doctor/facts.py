@@ -1,0 +1,252 @@
+"""The facts about this machine: versions, providers, cameras, compilers, GPU, memory.
+
+Nothing here prints or raises where a part does not work: the fact then says so. Heavy packages
+(torch, onnx) are looked up in the installed metadata, never imported; TensorRT is imported, because
+only that shows whether its libraries load, and it is quick.
+"""
+
+import contextlib
+import io
+import platform
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TypeVar
+
+from mod_edge.errors import BackendError
+from mod_edge.native.captured_stderr import captured_noise
+from mod_edge.native.gpu import Gpu, find_gpu
+from mod_edge.native.onnx_session import session_options, usable_cores
+from mod_edge.native.trt import load
+
+# All of these install one and the same module, `onnxruntime`.
+ONNXRUNTIME_PACKAGES = (
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "onnxruntime-openvino",
+    "onnxruntime-qnn",
+    "onnxruntime-trt-rtx",
+)
+PACKAGES = (
+    "mod-edge",
+    "numpy",
+    "tokenizers",
+    "torch",
+    "onnx",
+    "polygraphy",
+    "tensorrt",
+    "tensorrt-rtx",
+    "cuda-python",
+)
+MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}  # by package
+REMOTE_PROVIDERS = {"AzureExecutionProvider"}  # sends inputs to a service; part of every wheel
+
+JETSON_RELEASE = Path("/etc/nv_tegra_release")
+BOARD_MODEL = Path("/proc/device-tree/model")
+CPU_INFO = Path("/proc/cpuinfo")
+MEMORY_INFO = Path("/proc/meminfo")
+
+LOG_WARNINGS = 2  # onnxruntime's severity; the reason why a provider does not load is logged
+# y = x + x on two floats, IR version 8 and opset 13, so that every onnxruntime in use reads it:
+# onnx.helper.make_model(make_graph([make_node("Add", ["x", "x"], ["y"])], "probe", [x], [y]),
+# opset_imports=[make_opsetid("", 13)], ir_version=8).SerializeToString()
+PROBE_MODEL = (
+    b'\x08\x08:9\n\x0e\n\x01x\n\x01x\x12\x01y"\x03Add\x12\x05probe'
+    b"Z\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x02"
+    b"b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x02"
+    b"B\x04\n\x00\x10\r"
+)
+
+
+@dataclass(frozen=True)
+class Provider:
+    """An ONNX Runtime execution provider: whether a session really runs on it, else why not."""
+
+    name: str
+    loads: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Camera:
+    """A listed video device, /dev/video<number>, and whether it opens."""
+
+    number: int
+    opens: bool
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The computer; None where the system does not say.
+
+    Attributes:
+        name: board or processor.
+        jetson_release: first line of /etc/nv_tegra_release; None where it is no Jetson.
+        num_cores: that this process may use.
+    """
+
+    name: str
+    architecture: str
+    system: str
+    jetson_release: str | None
+    num_cores: int
+    memory_total_bytes: int | None
+    memory_available_bytes: int | None
+    disk_free_bytes: int | None
+
+
+@dataclass(frozen=True)
+class Compiler:
+    """A TensorRT that is installed: its name and version, or why it does not load.
+
+    Attributes:
+        compute_capabilities: that it compiles for without such a GPU.
+    """
+
+    package: str
+    name: str
+    fault: str = ""
+    compute_capabilities: tuple[str, ...] = ()
+
+
+def installed_version(package: str) -> str | None:
+    """Version in the package's metadata; None if it is not installed."""
+    try:
+        return metadata.version(package)
+    except Exception:  # broken metadata raises KeyError or TypeError, by Python's version
+        return None
+
+
+Result = TypeVar("Result")
+
+
+def attempt(look: Callable[[], Result]) -> tuple[Result | None, str]:
+    """What `look` returns and "", or None and the reason why it failed."""
+    try:
+        with captured_noise():
+            return look(), ""
+    except Exception as exc:  # a broken native library raises anything from ImportError on
+        return None, _last_line(str(exc)) or type(exc).__name__
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else ""
+
+
+def look_at_machine() -> Machine:
+    """The computer, its memory and the disk of the current folder."""
+    memory = _memory_bytes()
+    try:
+        disk_free_bytes = shutil.disk_usage(".").free
+    except OSError:  # the current folder was deleted
+        disk_free_bytes = None
+    return Machine(
+        name=_machine_name(),
+        architecture=platform.machine(),
+        system=platform.platform(terse=True),
+        jetson_release=_read(JETSON_RELEASE).partition("\n")[0] or None,
+        num_cores=usable_cores(),
+        memory_total_bytes=memory.get("MemTotal"),
+        memory_available_bytes=memory.get("MemAvailable"),
+        disk_free_bytes=disk_free_bytes,
+    )
+
+
+def _machine_name() -> str:
+    processor = re.search(r"^model name\s*: (.+)$", _read(CPU_INFO), re.MULTILINE)
+    return (
+        _read(BOARD_MODEL).strip("\0\n ")
+        or (processor.group(1).strip() if processor else "")
+        or platform.processor()
+        or platform.machine()
+    )
+
+
+def _memory_bytes() -> dict[str, int]:
+    lines = re.findall(r"^(\w+):\s+(\d+) kB$", _read(MEMORY_INFO), re.MULTILINE)
+    return {name: int(kib) * 1024 for name, kib in lines}
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def look_at_providers() -> tuple[Provider, ...]:
+    """The execution providers of the installed onnxruntime, each tried."""
+    import onnxruntime
+
+    names = onnxruntime.get_available_providers()
+    return tuple(_try_provider(name) for name in names if name not in REMOTE_PROVIDERS)
+
+
+def _try_provider(name: str) -> Provider:
+    """Run a session on it: a listed provider whose libraries are missing falls back silently."""
+    import onnxruntime
+
+    with captured_noise() as noise, contextlib.redirect_stdout(io.StringIO()):  # prints both ways
+        try:
+            options = session_options()
+            options.log_severity_level = LOG_WARNINGS
+            session = onnxruntime.InferenceSession(PROBE_MODEL, options, providers=[name])
+            loads = session.get_providers()[0] == name
+            failure = ""
+        except Exception as exc:  # each provider has exceptions of its own
+            loads, failure = False, str(exc)
+    return Provider(name, loads, "" if loads else _library_fault(failure or noise.text))
+
+
+def _library_fault(log: str) -> str:
+    """The missing library in ONNX Runtime's log, which ends with general advice, else its end."""
+    log = re.sub(r"\x1b\[[0-9;]*m", "", log)  # it colours its log wherever it goes
+    fault = re.search(r"with error: (.+)$", log, re.MULTILINE)
+    return fault.group(1).strip() if fault else _last_line(log)
+
+
+def look_at_opencv() -> tuple[str | None, dict[str, bool]]:
+    """OpenCV's version, and whether it was built with `FFmpeg` and `GStreamer`."""
+    import cv2
+
+    built = re.findall(
+        r"^\s+(FFMPEG|GStreamer):\s+(YES|NO)", cv2.getBuildInformation(), re.MULTILINE
+    )
+    backends = {name: answer == "YES" for name, answer in built}
+    return cv2.__version__, {
+        "FFmpeg": backends.get("FFMPEG", False),
+        "GStreamer": backends.get("GStreamer", False),
+    }
+
+
+def look_at_cameras() -> tuple[Camera, ...]:
+    """The listed video devices, each opened for a moment."""
+    from mod_edge.runtime.capture.opencv import camera_numbers, can_open_camera
+
+    return tuple(Camera(number, can_open_camera(number)) for number in camera_numbers())
+
+
+def look_at_compilers(versions: Mapping[str, str | None]) -> tuple[Compiler, ...]:
+    """The TensorRTs among the installed packages."""
+    return tuple(_try(package) for package in MODULES if versions.get(package) is not None)
+
+
+def _try(package: str) -> Compiler:
+    try:
+        with captured_noise():
+            tensorrt = load(MODULES[package])
+    except BackendError as exc:
+        return Compiler(package, package, str(exc.__cause__ or exc))
+    return Compiler(package, tensorrt.name, "", tensorrt.compute_capabilities)
+
+
+def look_at_gpu() -> tuple[Gpu | None, str]:
+    """The GPU and "", or None and why there is none."""
+    try:
+        return find_gpu(), ""
+    except BackendError as exc:
+        return None, str(exc)

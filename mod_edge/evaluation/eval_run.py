@@ -1,0 +1,156 @@
+"""The clips, watched one after the other by the model, its controls and the baselines."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from mod_edge.data.clips import Clip
+from mod_edge.data.dialogue import Dialogue, dialogue_of_clip
+from mod_edge.data.stream_metrics import TurnOutcome
+from mod_edge.evaluation.baselines import BASELINES, Habits
+from mod_edge.evaluation.clip_frames import read_footage, seed_of
+from mod_edge.evaluation.eval_model import Subject
+from mod_edge.evaluation.free_running import Account, FreeRunning, run_free, score
+from mod_edge.evaluation.teacher_forcing import (
+    TeacherForced,
+    summarize,
+    teacher_forced,
+    time_diff_s,
+)
+from mod_edge.evaluation.transcript import Transcript, transcript_of
+from mod_edge.runtime.runner import UInt8Array
+
+View = Callable[[UInt8Array, int], UInt8Array]
+
+MODEL_VIEW: Mapping[str, View] = {"model": lambda pixels, _seed: pixels}
+CONTROL_VIEWS: Mapping[str, View] = {
+    "black video": lambda pixels, _seed: np.zeros_like(pixels),
+    "shuffled frames": lambda pixels, seed: np.random.default_rng(seed).permutation(pixels),
+}
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Of the silent token's probability, by how the model is run; see `Protocol`."""
+
+    teacher_forced: float
+    free_running: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """The measures of one that watched; when teacher-forced, a baseline has a TimeDiff only."""
+
+    name: str
+    teacher_forced: TeacherForced
+    free_running: FreeRunning
+
+    def to_json(self) -> dict[str, Any]:
+        """Both parts; what is infinite or says nothing is null."""
+        forced, free = self.teacher_forced, self.free_running
+        ratios = {name: getattr(free, name) for name in ("precision", "recall", "f1", "moment_f1")}
+        return {
+            "name": self.name,
+            "teacher_forced": {
+                name: None if value is None or not math.isfinite(value) else value
+                for name, value in asdict(forced).items()
+            },
+            "free_running": asdict(free) | ratios,
+        }
+
+
+class Screening:
+    """What was seen and said so far.
+
+    Attributes:
+        num_frames: of all clips so far.
+    """
+
+    def __init__(self, subject: Subject, thresholds: Thresholds, *, controls: bool) -> None:
+        self.num_frames = 0
+        self._subject = subject
+        self._fps = subject.config.stream_config.frame_fps
+        self._thresholds = thresholds
+        self._views = {**MODEL_VIEW, **(CONTROL_VIEWS if controls else {})}
+        self._names: list[str] = []
+        self._dialogues: list[Dialogue] = []
+        self._outcomes: dict[str, list[list[TurnOutcome]]] = {name: [] for name in self._views}
+        self._accounts: dict[str, list[Account]] = {name: [] for name in self._views}
+        self._video_warnings: list[str] = []
+        self._num_short_clips = 0
+
+    def watch(self, clip: Clip) -> None:
+        """Let the model watch one more clip, in every view.
+
+        Raises:
+            SourceError: its video cannot be read.
+        """
+        footage, seed = read_footage(clip, self._subject.config), seed_of(clip)
+        dialogue = dialogue_of_clip(clip, self._fps, len(footage.pixels))
+        for name, view in self._views.items():
+            seen = footage.with_pixels(view(footage.pixels, seed))
+            outcomes = teacher_forced(
+                self._subject,
+                dialogue,
+                seen.pixels,
+                threshold=self._thresholds.teacher_forced,
+                seed=seed,
+            )
+            threshold = self._thresholds.free_running
+            account = run_free(self._subject, dialogue, seen, threshold=threshold, seed=seed)
+            self._outcomes[name].append(outcomes)
+            self._accounts[name].append(account)
+        self._names.append(clip.uid)
+        self._dialogues.append(dialogue)
+        self._video_warnings += footage.warnings
+        self._num_short_clips += clip.ends_too_soon(dialogue.num_frames, self._fps)
+        self.num_frames += dialogue.num_frames
+
+    def rows(self, habits: Habits, tolerance_s: float) -> list[Row]:
+        """The model, its controls and the baselines, over the clips so far."""
+        return [*self._model_rows(tolerance_s), *self._baseline_rows(habits, tolerance_s)]
+
+    def transcripts(self, tolerance_s: float) -> list[Transcript]:
+        """What the model said over each clip so far, beside what was due."""
+        return [
+            transcript_of(name, dialogue, account, self._fps, tolerance_s)
+            for name, dialogue, account in zip(
+                self._names, self._dialogues, self._accounts["model"], strict=True
+            )
+        ]
+
+    def warnings(self, rows: Sequence[Row]) -> list[str]:
+        """What a user should know of the videos, of how the model runs and of its windows."""
+        rolls = {row.name: row.free_running.num_rolls for row in rows}
+        short = []
+        if self._num_short_clips:
+            short.append(
+                f"{self._num_short_clips} of {len(self._names)} videos end sooner than their lines "
+                "say; what is due after that is left out"
+            )
+        return [
+            *self._video_warnings,
+            *short,
+            *self._subject.warnings,
+            *(
+                f"{name}: so much was said that the window rolled, {count} times in all"
+                for name, count in rolls.items()
+                if count
+            ),
+        ]
+
+    def _model_rows(self, tolerance_s: float) -> Iterator[Row]:
+        for name, accounts in self._accounts.items():
+            clips = zip(self._dialogues, accounts, strict=True)
+            forced = summarize(self._outcomes[name], self._fps)
+            yield Row(name, forced, score(clips, self._fps, tolerance_s))
+
+    def _baseline_rows(self, habits: Habits, tolerance_s: float) -> Iterator[Row]:
+        for baseline in BASELINES:
+            clips = [(each, baseline.account(each, habits, self._fps)) for each in self._dialogues]
+            differences = [baseline.frame_diffs(each) for each in self._dialogues]
+            forced = TeacherForced(time_diff_s=time_diff_s(differences, self._fps))
+            yield Row(baseline.name, forced, score(clips, self._fps, tolerance_s))

@@ -1,0 +1,1 @@
+"""VideoLLM-MoD in plain PyTorch, and the checkpoints that hold its weights."""

@@ -1,0 +1,249 @@
+"""Random-weight checkpoints of named geometries: `mod-edge init`.
+
+They exist to measure and to test with, before anybody has trained anything: graphs, memory and
+speed of a geometry do not depend on what its weights say.
+"""
+
+import hashlib
+import json
+import math
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mod_edge.bundle.manifest import CONFIG_FILE, TOKENIZER_FILE
+from mod_edge.bundle.staging import staged_folder
+from mod_edge.config import (
+    MoDConfig,
+    ModelConfig,
+    RopeScaling,
+    TextConfig,
+    VisionConfig,
+    write_config,
+)
+from mod_edge.errors import ConfigError
+from mod_edge.model.checkpoint import INDEX_FILE, WEIGHTS_FILE, is_checkpoint, tensor_shapes
+from mod_edge.model.shipped import NAME as SHIPPED
+from mod_edge.plan.tokenizer import preset_tokenizer, stream_config_of
+
+SHARD_BYTES = 2 * 10**9
+
+SIGLIP_B_16_224 = VisionConfig(768, 3072, 12, 12, image_size=224, patch_size=16)
+SIGLIP_L_16_384 = VisionConfig(1024, 4096, 24, 16, image_size=384, patch_size=16)
+VIT_S_16_224 = VisionConfig(384, 1536, 12, 6, image_size=224, patch_size=16)
+VIT_TINY_64 = VisionConfig(64, 192, 2, 4, image_size=64, patch_size=16)
+
+# name: (decoder, vision tower, dtype of the published weights)
+GEOMETRIES: Mapping[str, tuple[TextConfig, VisionConfig, str]] = {
+    # Odd on purpose: three query heads a group, so that a swapped axis shows.
+    "tiny": (TextConfig(96, 256, 6, 6, 2, 16, 512), VIT_TINY_64, "float32"),
+    "135m": (  # SmolLM2-135M
+        TextConfig(576, 1536, 30, 9, 3, 64, 49152, rope_theta=100000.0, tie_word_embeddings=True),
+        VIT_S_16_224,
+        "float32",
+    ),
+    "1b": (  # Llama-3.2-1B
+        TextConfig(
+            *(2048, 8192, 16, 32, 8, 64, 128256),
+            rope_scaling=RopeScaling(32.0, 1.0, 4.0, 8192),
+            tie_word_embeddings=True,
+        ),
+        SIGLIP_B_16_224,
+        "bfloat16",
+    ),
+    "8b": (  # Llama-3-8B, the paper's
+        TextConfig(4096, 14336, 32, 32, 8, 128, 128256),
+        SIGLIP_L_16_384,
+        "bfloat16",
+    ),
+}
+
+# Scales of the random weights, chosen on the tiny preset so that frames get both decisions and
+# replies end: see `_protocol_rows`.
+BRANCH_GAIN = 2.0
+ROUTER_GAIN = 0.3
+NUM_TINY_LAYERS = 6
+FRAME_BIAS = 3.0
+PROTOCOL_GAIN = 6.0
+EOS_GAIN = 3.0
+
+
+def preset_config(name: str) -> ModelConfig:
+    """The config of the preset `name` (a key of `GEOMETRIES`), MoD interleaved with r = 0.2."""
+    text, vision, dtype = GEOMETRIES[name]
+    stream = stream_config_of(preset_tokenizer(text.vocab_size))
+    return ModelConfig(text, vision, stream, MoDConfig(), dtype=dtype)
+
+
+def init_checkpoint(
+    preset: str,
+    folder: Path,
+    *,
+    seed: int = 0,
+    force: bool = False,
+    on_progress: Callable[[str, float, float], None] = lambda _part, _done, _total: None,
+) -> int:
+    """Make the checkpoint folder of a preset with random weights; it appears whole or not at all.
+
+    Args:
+        preset: a key of `GEOMETRIES`.
+        folder: the folder to make.
+        seed: of all weights.
+        force: replace `folder` if it exists.
+        on_progress: told what is written, the bytes done and of how many.
+
+    Returns:
+        Bytes of weights.
+
+    Raises:
+        ConfigError: an unknown preset, or `folder` exists and `force` is not given.
+    """
+    if preset not in GEOMETRIES:
+        known = (SHIPPED, *GEOMETRIES)
+        near = get_close_matches(preset, known, n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise ConfigError(f"preset={preset!r}, wanted one of {', '.join(known)}{hint}")
+    config = preset_config(preset)
+    dtype: torch.dtype = getattr(torch, config.dtype)
+    total = sum(map(math.prod, tensor_shapes(config).values())) * dtype.itemsize
+    done = 0
+
+    def on_bytes(nbytes: int) -> None:
+        nonlocal done
+        done += nbytes
+        on_progress("weights", done, total)
+
+    with staged_folder(folder, is_ours=is_checkpoint, force=force) as staging:
+        write_checkpoint(config, staging, seed, on_bytes)
+    return total
+
+
+def write_checkpoint(
+    config: ModelConfig, folder: Path, seed: int, on_bytes: Callable[[int], None]
+) -> None:
+    """Write a checkpoint of `config` with random weights into `folder`, one tensor in memory.
+
+    Args:
+        config: any config whose protocol strings are the preset tokenizer's.
+        folder: exists and is empty.
+        seed: each tensor is drawn from a generator of its own, seeded by this and its name.
+        on_bytes: told the size of every tensor as it is written.
+    """
+    write_config(config, folder / CONFIG_FILE)
+    preset_tokenizer(config.text_config.vocab_size).save(str(folder / TOKENIZER_FILE), pretty=False)
+    dtype = getattr(torch, config.dtype)
+    shapes = tensor_shapes(config)
+    shards = _shards(shapes, dtype.itemsize)
+    weight_map: dict[str, str] = {}
+    for number, names in enumerate(shards, start=1):
+        file = WEIGHTS_FILE
+        if len(shards) > 1:
+            file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        weight_map.update(dict.fromkeys(names, file))
+        tensors = (random_tensor(config, name, shapes[name], seed).to(dtype) for name in names)
+        write_safetensors(
+            folder / file, {name: shapes[name] for name in names}, dtype, tensors, on_bytes
+        )
+    if len(shards) > 1:
+        total = sum(map(math.prod, shapes.values())) * dtype.itemsize
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (folder / INDEX_FILE).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+
+
+def random_tensor(config: ModelConfig, name: str, shape: tuple[int, ...], seed: int) -> Tensor:
+    """One float32 tensor of a random checkpoint; the same for the same seed and name."""
+    generator = seeded_generator(seed, name)
+    noise = torch.randn(shape, generator=generator)
+    if name.endswith(".bias"):
+        bias = 0.02 * noise
+        return bias + FRAME_BIAS * _frame_direction(config, seed) if "connector.2" in name else bias
+    if len(shape) == 1:
+        return 1 + 0.1 * noise  # norms, not all ones: a norm put in another's place must show
+    if name == "model.embed_tokens.weight" and not config.text_config.tie_word_embeddings:
+        return noise
+    if name in ("model.embed_tokens.weight", "lm_head.weight"):
+        return _protocol_rows(config, noise / math.sqrt(shape[1]), seed)
+    fan_in = math.prod(shape[1:])
+    return noise * (_gain(name, config.text_config.num_hidden_layers) / math.sqrt(fan_in))
+
+
+def _gain(name: str, num_layers: int) -> float:
+    if "router" in name:
+        return ROUTER_GAIN
+    if name.endswith(("o_proj.weight", "down_proj.weight")):
+        # What all layers together add to the residual stream is the same for any depth.
+        return BRANCH_GAIN * math.sqrt(NUM_TINY_LAYERS / num_layers)
+    return BRANCH_GAIN if name.startswith("model.layers") else 1.0
+
+
+def _protocol_rows(config: ModelConfig, head: Tensor, seed: int) -> Tensor:
+    """`head` (V, D) biased so that frames get a decision and replies end.
+
+    The connector's bias puts one direction into every frame token; the silent and the speak row
+    share it, so that they win at frames, and which of the two does hangs on the rest. The row of
+    the end token is longer than others, so that it is the likeliest now and then.
+    """
+    stream = config.stream_config
+    direction = _frame_direction(config, seed)
+    for token_id in (stream.frame_token_interval_id, stream.stream_end_id):
+        head[token_id] = PROTOCOL_GAIN * head[token_id] + direction / direction.norm()
+    head[stream.eos_token_id] *= EOS_GAIN
+    return head
+
+
+def _frame_direction(config: ModelConfig, seed: int) -> Tensor:
+    return torch.randn(
+        config.text_config.hidden_size, generator=seeded_generator(seed, "frame direction")
+    )
+
+
+def seeded_generator(seed: int, name: str) -> torch.Generator:
+    """A generator of one tensor's own, so that no tensor hangs on which others are drawn."""
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little"))
+
+
+def _shards(shapes: Mapping[str, tuple[int, ...]], itemsize: int) -> list[list[str]]:
+    """Tensor names in files of at most `SHARD_BYTES`, unless one tensor alone is larger."""
+    shards: list[list[str]] = [[]]
+    size = 0
+    for name, shape in shapes.items():
+        nbytes = math.prod(shape) * itemsize
+        if shards[-1] and size + nbytes > SHARD_BYTES:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += nbytes
+    return shards
+
+
+def write_safetensors(
+    path: Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    dtype: torch.dtype,
+    tensors: Iterator[Tensor],
+    on_bytes: Callable[[int], None],
+) -> None:
+    """Write a safetensors file as its tensors come; the library's writer wants all in memory.
+
+    The format: eight bytes of header length, a JSON header, the data (safetensors' README).
+    """
+    dtype_name = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}[dtype]
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, shape in shapes.items():
+        end = offset + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": dtype_name, "shape": shape, "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # the data starts aligned
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for tensor in tensors:
+            data = tensor.contiguous().view(torch.uint8).numpy()
+            file.write(data.data)  # `tofile` loses the end in silence where the disk is full
+            on_bytes(data.nbytes)

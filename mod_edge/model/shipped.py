@@ -1,0 +1,28 @@
+"""The trained checkpoint that comes with mod-edge: a small model that narrates made-up scenes.
+
+Its folder, `narrator/`, holds the checkpoint, the recipe it was trained by, and its model card.
+"""
+
+import shutil
+from pathlib import Path
+
+from mod_edge.bundle.manifest import CONFIG_FILE, TOKENIZER_FILE
+from mod_edge.bundle.staging import staged_folder
+from mod_edge.model.checkpoint import WEIGHTS_FILE, is_checkpoint
+
+NAME = "narrator"
+CARD_FILE = "MODEL_CARD.md"
+FOLDER = Path(__file__).resolve().parents[1] / NAME
+FILES = (CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, CARD_FILE)
+
+
+def copy_shipped(folder: Path, *, force: bool) -> int:
+    """Make the checkpoint folder `folder`, whole or not at all; returns the bytes of weights.
+
+    Raises:
+        ConfigError: `folder` exists and `force` is not given, or it is something else.
+    """
+    with staged_folder(folder, is_ours=is_checkpoint, force=force) as staging:
+        for name in FILES:
+            shutil.copyfile(FOLDER / name, staging / name)
+    return (FOLDER / WEIGHTS_FILE).stat().st_size

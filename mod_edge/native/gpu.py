@@ -1,0 +1,54 @@
+"""This machine's NVIDIA GPU."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from mod_edge.native.cudart import call, load_cudart
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """The first visible GPU.
+
+    Attributes:
+        name: NVIDIA's.
+        compute_capability: "89" for 8.9.
+        memory_bytes: all of it; on a Jetson, what it shares with the CPU.
+        cuda: newest CUDA version that the driver can run, "13.0".
+    """
+
+    name: str
+    compute_capability: str
+    memory_bytes: int
+    cuda: str
+
+
+def find_gpu(cudart: Any = None) -> Gpu:
+    """The GPU; makes no CUDA context, so it costs no device memory.
+
+    Args:
+        cudart: what stands for `cuda.bindings.runtime`; that itself where None.
+
+    Raises:
+        BackendError: there is none, or no driver, or cuda-python is not installed.
+    """
+    if cudart is None:
+        cudart = load_cudart("no GPU can be looked for: cuda-python does not load")
+    ask = partial(call, cudart, explain=_explain)
+    ask("cudaGetDeviceCount")  # fails where there is no driver or no device
+    properties = ask("cudaGetDeviceProperties", 0)
+    driver = ask("cudaDriverGetVersion")  # 13020 for 13.2
+    return Gpu(
+        properties.name.split(b"\0")[0].decode(),
+        f"{properties.major}{properties.minor}",
+        properties.totalGlobalMem,
+        f"{driver // 1000}.{driver % 1000 // 10}",
+    )
+
+
+def _explain(name: str, error: str) -> str:
+    return (
+        f"no NVIDIA GPU can be used here ({name} gives {error}); if there is one, "
+        "install its driver, and look at CUDA_VISIBLE_DEVICES"
+    )

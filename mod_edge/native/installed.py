@@ -1,0 +1,61 @@
+"""Which targets the packages of this Python serve, from their metadata: nothing is imported.
+
+Whether they work is another question: a driver, a GPU, a library may be missing. `mod-edge doctor`
+tries some of them.
+"""
+
+import re
+from importlib import metadata
+from importlib.util import find_spec
+from typing import Any
+
+from mod_edge.plan.targets import KV_CACHE_UPDATE_VERSION, TARGETS
+
+CUDA_PACKAGE = "onnxruntime-gpu"  # brings the module that the CPU's package brings, with CUDA in it
+
+
+def installed_targets() -> dict[str, str]:
+    """Package and version that serve a target, by the target's name, in the order of `TARGETS`.
+
+    One TensorRT is one target: the newest that it can compile for.
+    """
+    found: dict[str, str] = {}
+    for target, module in (("cpu", "onnxruntime"), ("rtx", "tensorrt_rtx")):
+        if find_spec(module) is not None:
+            found[target] = f"{module} {_module_version(module) or '(unknown version)'}"
+    if "cpu" in found and (version := _package_version(CUDA_PACKAGE)):
+        found["cuda"] = f"{CUDA_PACKAGE} {version}"
+    if find_spec("tensorrt") is not None and (version := _module_version("tensorrt")):
+        release = tuple(int(number) for number in re.findall(r"\d+", version)[:2])
+        has_kv_cache = release >= KV_CACHE_UPDATE_VERSION
+        found["tensorrt" if has_kv_cache else "tensorrt-delta"] = f"tensorrt {version}"
+    return {name: found[name] for name in TARGETS if name in found}
+
+
+def describe_targets() -> list[dict[str, Any]]:
+    """Every target's row of the table and what serves it here, JSON-able; `found` None for none."""
+    found = installed_targets()
+    return [
+        {
+            "target": target.name,
+            "runs_on": target.runs_on,
+            "dialect": target.dialect,
+            "opset": target.opset,
+            "precisions": list(target.precisions),
+            "found": found.get(target.name),
+        }
+        for target in TARGETS.values()
+    ]
+
+
+def _module_version(module: str) -> str | None:
+    """Version of the package that a module came with: the package's name may be longer."""
+    packages = (module.replace("_", "-"), *metadata.packages_distributions().get(module, ()))
+    return next(filter(None, map(_package_version, packages)), None)
+
+
+def _package_version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except Exception:  # broken metadata raises KeyError or TypeError, by Python's version
+        return None

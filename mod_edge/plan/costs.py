@@ -1,0 +1,89 @@
+"""What a model costs, counted from its config: parameters, KV bytes and FLOPs a frame.
+
+FLOPs are two a multiply-add. Attention counts the causal half, as the paper's profile of 600 frames
+does; router, norms, activations and the language-model head (which runs only where something is
+decided or said) are left out of the decoder's figure, and vision stands on a line of its own.
+"""
+
+from dataclasses import dataclass, replace
+
+from mod_edge.config import ModelConfig
+from mod_edge.plan.targets import ITEM_BYTES
+
+# The paper profiles 600 frames: five minutes at two a second.
+PAPER_NUM_FRAMES = 600
+
+
+@dataclass(frozen=True)
+class StreamCost:
+    """Decoder cost of a stream of frames, as means a frame."""
+
+    tokens: int
+    flops: float
+    kv_bytes: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The model's cost beside that of the full-computation model; ratios are ours / full."""
+
+    model: StreamCost
+    full: StreamCost
+
+    @property
+    def flops_ratio(self) -> float:
+        """Decoder FLOPs relative to full computation."""
+        return self.model.flops / self.full.flops
+
+    @property
+    def kv_ratio(self) -> float:
+        """Cache bytes relative to full computation."""
+        return self.model.kv_bytes / self.full.kv_bytes
+
+
+def compare_with_full(config: ModelConfig, num_frames: int, *, has_interval: bool) -> Comparison:
+    """Costs over a stream of `num_frames`, with or without the interval token between frames."""
+    full = replace(config, mod_config=None)
+    return Comparison(
+        _stream_cost(config, num_frames, int(has_interval)),
+        _stream_cost(full, num_frames, int(has_interval)),
+    )
+
+
+def layer_parameters(config: ModelConfig) -> int:
+    """Weights of one decoder layer's linear layers, router left out."""
+    text = config.text_config
+    kv_width = text.num_key_value_heads * text.head_dim
+    width = text.num_attention_heads * text.head_dim
+    attention = text.hidden_size * (2 * width + 2 * kv_width)
+    return attention + 3 * text.hidden_size * text.intermediate_size
+
+
+def vision_flops(config: ModelConfig) -> float:
+    """FLOPs of encoding one frame: vision tower, pooling head and connector."""
+    vision, size = config.vision_config, config.vision_config.hidden_size
+    patches = vision.num_patches
+    embedding = patches * 3 * vision.patch_size**2 * size
+    layer = patches * (4 * size**2 + 2 * size * vision.intermediate_size) + 2 * patches**2 * size
+    head = 2 * patches * size**2
+    hidden = config.text_config.hidden_size
+    connector = config.frame_num_tokens * (size * hidden + hidden**2)
+    return 2.0 * (embedding + vision.num_hidden_layers * layer + head + connector)
+
+
+def _stream_cost(config: ModelConfig, num_frames: int, num_intervals: int) -> StreamCost:
+    text = config.text_config
+    tokens = config.frame_num_tokens + num_intervals
+    num_mod = len(config.mod_layers)
+    flops, kv_rows = 0.0, 0
+    for num_layers, rows in (
+        (text.num_hidden_layers - num_mod, tokens),
+        (num_mod, config.num_kept + num_intervals),
+    ):
+        # Row i attends to i + 1 rows, half the square in the mean; scores and values, 2 each.
+        width = text.num_attention_heads * text.head_dim
+        attention = 2.0 * rows * (rows * num_frames) * width
+        flops += num_layers * (2.0 * rows * layer_parameters(config) + attention)
+        kv_rows += num_layers * rows
+    row_bytes = 2 * text.num_key_value_heads * text.head_dim * ITEM_BYTES["float32"]
+    return StreamCost(tokens, flops, kv_rows * row_bytes)

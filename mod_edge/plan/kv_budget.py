@@ -1,0 +1,164 @@
+"""How large a window is: tokens, seconds or MiB turned into rows of both geometries and back.
+
+A window is planned for `num_frames` frames with their interval tokens and for text besides: at
+least what the session must be able to hold (sink and one reply), and at least `TEXT_SHARE` of all
+tokens. Each planned frame saves N - K rows in every MoD layer.
+"""
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mod_edge.config import ModelConfig
+from mod_edge.errors import ConfigError
+from mod_edge.plan.kv_window import Rows
+from mod_edge.plan.targets import ITEM_BYTES
+
+TEXT_SHARE = 1 / 8  # replies in a narrated stream; measured shares differ, rows do not run out
+BYTES_PER_MIB = 2**20
+
+
+@dataclass(frozen=True)
+class KvPlan:
+    """A window's size.
+
+    Attributes:
+        capacity: rows of a dense and of a MoD layer's buffers.
+        size_bytes: all layers' keys and values.
+        num_seconds: video it holds.
+        num_seconds_full: video that a full-computation model would hold in the same bytes.
+    """
+
+    capacity: Rows
+    size_bytes: int
+    num_seconds: float
+    num_seconds_full: float
+
+
+def rows_of(config: ModelConfig, num_text: int, num_frames: int) -> Rows:
+    """Cache rows that text tokens and whole frames take in each geometry."""
+    return Rows(
+        num_text + num_frames * config.frame_num_tokens, num_text + num_frames * config.num_kept
+    )
+
+
+def plan_window(config: ModelConfig, window: str, text_minimum: int, *, dtype: str) -> KvPlan:
+    """The plan for `window`: seconds of video ("120s") or stream tokens ("4096").
+
+    Args:
+        config: the model.
+        window: a number, with "s" behind it for seconds.
+        text_minimum: text tokens that must fit beside one frame: sink and longest reply.
+        dtype: of keys and values, a key of `ITEM_BYTES`.
+
+    Raises:
+        ConfigError: not such a number, or too small.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(s?)", window.strip())
+    if (
+        match is None
+        or (not match[2] and "." in match[1])  # tokens are whole
+        or (match[2] and float(match[1]) == 0)
+    ):
+        raise ConfigError(f"window={window!r}, wanted seconds like 120s or tokens like 4096")
+    if match[2]:
+        num_frames = math.ceil(float(match[1]) * config.stream_config.frame_fps)
+        capacity = _capacity(config, num_frames, text_minimum)
+        return _plan(config, capacity, num_frames, text_minimum, dtype)
+    num_tokens = int(match[1])
+    num_frames = _most_frames(
+        lambda frames: _capacity(config, frames, text_minimum).dense <= num_tokens
+    )
+    if num_frames < 1:
+        least = _capacity(config, 1, text_minimum).dense
+        raise ConfigError(
+            f"window={window} is too small: the sink, one frame and the longest reply take {least} "
+            "tokens; take a larger --window or a smaller max_new_tokens"
+        )
+    planned = _capacity(config, num_frames, text_minimum)
+    spare = num_tokens - planned.dense
+    return _plan(config, planned.plus(Rows(spare, spare)), num_frames, text_minimum, dtype)
+
+
+def plan_capacity(config: ModelConfig, capacity: Rows, text_minimum: int, *, dtype: str) -> KvPlan:
+    """The plan whose rows are given: those that `in_place` graphs carry in themselves.
+
+    Where a window of this `text_minimum` was turned into these rows, its plan comes back.
+
+    Raises:
+        ConfigError: not even one frame fits beside `text_minimum`.
+    """
+    num_frames = _most_frames(lambda frames: _capacity(config, frames, text_minimum).fits(capacity))
+    if num_frames < 1:
+        least = _capacity(config, 1, text_minimum)
+        raise ConfigError(
+            f"the bundle's cache has {capacity.dense} rows ({capacity.mod} in MoD layers): the "
+            f"sink, one frame and the longest reply take {least.dense} ({least.mod}); export "
+            "with a larger --window, or run with a smaller --max-new-tokens"
+        )
+    return _plan(config, capacity, num_frames, text_minimum, dtype)
+
+
+def plan_budget(config: ModelConfig, budget_mib: float, text_minimum: int, *, dtype: str) -> KvPlan:
+    """The plan for the largest window whose keys and values take at most `budget_mib`.
+
+    The other arguments are those of `plan_window`.
+
+    Raises:
+        ConfigError: not a finite number, or not even one frame fits.
+    """
+    if not math.isfinite(budget_mib):
+        raise ConfigError(f"kv-budget={budget_mib:g} MiB, wanted a finite number")
+    budget = budget_mib * BYTES_PER_MIB
+    num_frames = _most_frames(
+        lambda frames: _size_bytes(config, _capacity(config, frames, text_minimum), dtype) <= budget
+    )
+    if num_frames < 1:
+        least = _size_bytes(config, _capacity(config, 1, text_minimum), dtype) / BYTES_PER_MIB
+        enough = math.ceil(10 * least) / 10  # as printed: rounded down, it would not do
+        raise ConfigError(
+            f"kv-budget={budget_mib:g} MiB is too small: the sink, one frame and the longest reply "
+            f"take {enough:.1f} MiB; take a larger --kv-budget or a smaller --max-new-tokens"
+        )
+    capacity = _capacity(config, num_frames, text_minimum)
+    return _plan(config, capacity, num_frames, text_minimum, dtype)
+
+
+def _capacity(config: ModelConfig, num_frames: int, text_minimum: int) -> Rows:
+    interval_tokens = num_frames
+    frame_tokens = num_frames * (config.frame_num_tokens + 1)
+    text = max(text_minimum, math.ceil(frame_tokens * TEXT_SHARE / (1 - TEXT_SHARE)))
+    return rows_of(config, interval_tokens + text, num_frames)
+
+
+def _size_bytes(config: ModelConfig, capacity: Rows, dtype: str) -> int:
+    text = config.text_config
+    num_mod = len(config.mod_layers)
+    rows = (text.num_hidden_layers - num_mod) * capacity.dense + num_mod * capacity.mod
+    return 2 * rows * text.num_key_value_heads * text.head_dim * ITEM_BYTES[dtype]
+
+
+def _plan(
+    config: ModelConfig, capacity: Rows, num_frames: int, text_minimum: int, dtype: str
+) -> KvPlan:
+    size_bytes = _size_bytes(config, capacity, dtype)
+    spare_rows = capacity.dense - _capacity(config, num_frames, text_minimum).dense
+
+    def fits_full(frames: int) -> bool:
+        rows = _capacity(config, frames, text_minimum).dense + spare_rows
+        return _size_bytes(config, Rows(rows, rows), dtype) <= size_bytes
+
+    fps = config.stream_config.frame_fps
+    return KvPlan(capacity, size_bytes, num_frames / fps, _most_frames(fits_full) / fps)
+
+
+def _most_frames(fits: Callable[[int], bool]) -> int:
+    """The largest count that `fits`, a predicate that is true up to it; 0 if none is."""
+    low, high = 0, 1
+    while fits(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low

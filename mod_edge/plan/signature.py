@@ -1,0 +1,192 @@
+"""Names, dtypes and dims of every graph's inputs and outputs: the one place that holds them.
+
+The exporter traces by it, its check compares with it, profiles give it ranges, the engine builder
+and the runtime bind by it. Letters, everywhere the same: T tokens of a step, X of them text, F
+whole frames, N tokens a frame, K kept of a frame, R = X + F*K rows that a MoD layer computes, S
+rows in a cache, D hidden, G key/value heads, E head dim, V vocabulary, I image side in pixels; B
+rows of keys of one layer, heads and tokens counted together.
+
+Two dialects (`targets`). `delta`, plain ops: a layer takes the past as a token-major view of any
+length and returns only the new rows, so that the runtime appends without a copy. `in_place`: a
+layer takes a head-major cache of fixed size, writes its rows at `write_index` and returns the same
+buffer; input and output must be bound to one address.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mod_edge.config import ModelConfig
+from mod_edge.errors import ExportError
+from mod_edge.plan.targets import TARGETS, Lowering
+
+Dims = tuple[str | int, ...]  # a letter is dynamic, a number static
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output: numpy's dtype name (or "bfloat16") and dims by letter or number."""
+
+    name: str
+    dtype: str
+    dims: Dims
+
+
+@dataclass(frozen=True)
+class GraphSignature:
+    """One graph: its name ("vision", "layer-07", "head", "rebase"), kind and tensors in order."""
+
+    name: str
+    kind: str  # vision, dense, mod, head or rebase
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    @property
+    def file(self) -> str:
+        """The graph's path inside a bundle."""
+        prefix, _, number = self.name.partition("-")
+        return f"layers/{number}.onnx" if number else f"{prefix}.onnx"
+
+    @property
+    def data_file(self) -> str | None:
+        """The path of its weights, where it has any."""
+        return None if self.kind == "rebase" else self.file.removesuffix("onnx") + "data"
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The paths of the graph and, where it has any, of its weights."""
+        return (self.file,) if self.data_file is None else (self.file, self.data_file)
+
+    @property
+    def aliases(self) -> dict[str, str]:
+        """Outputs that are written into an input's buffer, by that input's name."""
+        outputs = {spec.name for spec in self.outputs}
+        names = {"present_key": "past_key", "present_value": "past_value"}
+        return {output: names[output] for output in names if output in outputs}
+
+
+def layer_name(index: int) -> str:
+    """The graph name of decoder layer `index`."""
+    return f"layer-{index:02d}"
+
+
+def bundle_signatures(
+    config: ModelConfig, lowering: Lowering, layers: Sequence[int] | None = None
+) -> list[GraphSignature]:
+    """Every graph of a bundle in the order of a step; `layers` None means all of them.
+
+    Raises:
+        ExportError: the config's routing is for comparison only and has no graphs.
+    """
+    _require_graphs(config)
+    indices = range(config.text_config.num_hidden_layers) if layers is None else layers
+    signatures = [
+        vision_signature(config, lowering),
+        *(layer_signature(config, index, lowering) for index in indices),
+        head_signature(config, lowering),
+    ]
+    if TARGETS[lowering.target].has_device_cache:
+        signatures.append(rebase_signature(config, lowering))
+    return signatures
+
+
+def _require_graphs(config: ModelConfig) -> None:
+    mod = config.mod_config
+    if mod is None or not (mod.is_baseline or mod.selection == "random"):
+        return
+    name, value = ("insertion", mod.insertion) if mod.is_baseline else ("selection", mod.selection)
+    raise ExportError(
+        f"mod_config.{name}={value!r} is for comparison only and has no graphs; measure the "
+        "checkpoint itself with mod-edge eval, or export one with a learned or uniform selection"
+    )
+
+
+def vision_signature(config: ModelConfig, lowering: Lowering) -> GraphSignature:
+    """RGB frames as bytes -> connector output; scaling to -1..1 happens in the graph."""
+    side = config.vision_config.image_size
+    frame_embeds: Dims = ("F", config.frame_num_tokens, config.text_config.hidden_size)
+    return GraphSignature(
+        "vision",
+        "vision",
+        (TensorSpec("frames", "uint8", ("F", side, side, 3)),),
+        (TensorSpec("frame_embeds", lowering.dtype, frame_embeds),),
+    )
+
+
+def layer_signature(config: ModelConfig, index: int, lowering: Lowering) -> GraphSignature:
+    """One decoder layer, dense or MoD."""
+    text, dtype = config.text_config, lowering.dtype
+    is_mod = index in config.mod_layers
+    hidden: Dims = (1, "T", text.hidden_size)
+    angles: Dims = (1, "T", text.head_dim // 2)
+    routing_inputs = (
+        TensorSpec("text_index", "int64", ("X",)),
+        TensorSpec("frame_index", "int64", ("F", config.frame_num_tokens)),
+        TensorSpec("row_order", "int64", ("R",)),
+    )
+    cache_inputs, cache_outputs = _cache_specs(config, lowering, is_mod=is_mod)
+    return GraphSignature(
+        layer_name(index),
+        "mod" if is_mod else "dense",
+        (
+            TensorSpec("hidden", dtype, hidden),
+            TensorSpec("cos", "float32", angles),
+            TensorSpec("sin", "float32", angles),
+            *cache_inputs,
+            *(routing_inputs if is_mod else ()),
+        ),
+        (
+            TensorSpec("new_hidden", dtype, hidden),
+            *cache_outputs,
+            *((TensorSpec("kept", "int64", ("F", config.num_kept)),) if is_mod else ()),
+        ),
+    )
+
+
+def _cache_specs(
+    config: ModelConfig, lowering: Lowering, *, is_mod: bool
+) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    groups, size = config.text_config.num_key_value_heads, config.text_config.head_dim
+    if lowering.capacity is None:
+        past: Dims = ("S", groups, size)
+        new: Dims = ("R" if is_mod else "T", groups, size)
+        count, prefix = "past_length", "new"
+    else:
+        past = new = (1, groups, lowering.capacity.mod if is_mod else lowering.capacity.dense, size)
+        count, prefix = "write_index", "present"
+    inputs = (
+        TensorSpec("past_key", lowering.dtype, past),
+        TensorSpec("past_value", lowering.dtype, past),
+        TensorSpec(count, "int64", (1,)),
+    )
+    outputs = (
+        TensorSpec(f"{prefix}_key", lowering.dtype, new),
+        TensorSpec(f"{prefix}_value", lowering.dtype, new),
+    )
+    return inputs, outputs
+
+
+def head_signature(config: ModelConfig, lowering: Lowering) -> GraphSignature:
+    """Final norm and language-model head, for any number of rows; logits are always float32."""
+    text = config.text_config
+    return GraphSignature(
+        "head",
+        "head",
+        (TensorSpec("hidden", lowering.dtype, (1, "T", text.hidden_size)),),
+        (TensorSpec("logits", "float32", (1, "T", text.vocab_size)),),
+    )
+
+
+def rebase_signature(config: ModelConfig, lowering: Lowering) -> GraphSignature:
+    """The sink's keys turned by one angle a pair of dims, for a cache on a device."""
+    size = config.text_config.head_dim
+    angles: Dims = (1, size // 2)
+    return GraphSignature(
+        "rebase",
+        "rebase",
+        (
+            TensorSpec("key", lowering.dtype, ("B", size)),
+            TensorSpec("cos", "float32", angles),
+            TensorSpec("sin", "float32", angles),
+        ),
+        (TensorSpec("rebased_key", lowering.dtype, ("B", size)),),
+    )

@@ -1,0 +1,132 @@
+"""Where graphs run: one table of targets, and the lowering of a graph that follows from it.
+
+`cpu` and `cuda` are ONNX Runtime, `rtx` is TensorRT-RTX, `tensorrt` is TensorRT from 10.15 on, and
+`tensorrt-delta` the older one that has no KV cache ops (JetPack 6 has 10.3, JetPack 7.0 has 10.13).
+Everything that differs between them is a column here or follows from one.
+"""
+
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from mod_edge.errors import ConfigError
+from mod_edge.plan.kv_window import Rows
+
+DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}  # numpy's names
+ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "uint8": 1}
+
+# TensorRT with TensorScatter as an in-place KV cache update.
+KV_CACHE_UPDATE_VERSION = (10, 15)
+
+
+@dataclass(frozen=True)
+class Target:
+    """One place where graphs run.
+
+    Attributes:
+        name: what `--target` takes.
+        dialect: `delta` (plain ops, new rows out) or `in_place` (TensorScatter and Attention).
+        opset: of its graphs; 20 is the newest that TensorRT 10.3 reads.
+        precisions: of `DTYPES` those that it takes.
+        compiler: the Python module that compiles its engines, "" where ONNX Runtime runs the graph.
+        runs_on: for people.
+    """
+
+    name: str
+    dialect: str
+    opset: int
+    precisions: tuple[str, ...]
+    compiler: str
+    runs_on: str
+
+    @property
+    def has_device_cache(self) -> bool:
+        """Whether the KV cache lives in device memory, so that the device rebases the sink."""
+        return self.name != "cpu"
+
+
+# bf16 is left out where the ops of that opset do not take it (Conv before 22) or where it has
+# never run (ONNX Runtime's CUDA provider; its CPU provider has no bf16 MatMul).
+TARGETS = {
+    target.name: target
+    for target in (
+        Target("cpu", "delta", 20, ("fp32",), "", "ONNX Runtime on a CPU"),
+        Target("cuda", "in_place", 24, ("fp32", "fp16"), "", "ONNX Runtime's CUDA provider"),
+        Target("rtx", "in_place", 24, ("fp32", "fp16", "bf16"), "tensorrt_rtx", "TensorRT-RTX"),
+        Target(
+            "tensorrt",
+            "in_place",
+            24,
+            ("fp32", "fp16", "bf16"),
+            "tensorrt",
+            "TensorRT 10.15 or newer",
+        ),
+        Target(
+            "tensorrt-delta",
+            "delta",
+            20,
+            ("fp32", "fp16"),
+            "tensorrt",
+            "TensorRT 10.3 to 10.14 (JetPack 6 and 7.0)",
+        ),
+    )
+}
+
+
+def target_named(name: str) -> Target:
+    """The target of that name.
+
+    Raises:
+        ConfigError: there is none; lists those there are.
+    """
+    if name not in TARGETS:
+        near = get_close_matches(name, TARGETS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"no target is called {name!r}{hint} (known: {', '.join(TARGETS)})")
+    return TARGETS[name]
+
+
+@dataclass(frozen=True)
+class Lowering:
+    """What a bundle's graphs are made for.
+
+    Attributes:
+        target: name of a target.
+        precision: one that the target takes; dtype of weights, hidden states and the KV cache.
+        capacity: rows of the cache buffers, baked into `in_place` graphs (TensorRT wants them
+            static); None in `delta` graphs, which take a past of any length.
+    """
+
+    target: str
+    precision: str
+    capacity: Rows | None = None
+
+    def __post_init__(self) -> None:
+        target = target_named(self.target)
+        if self.precision not in target.precisions:
+            raise ConfigError(
+                f"target {self.target} takes {', '.join(target.precisions)}, not "
+                f"{self.precision!r}; take one of these, or another target (mod-edge targets)"
+            )
+        if (self.capacity is not None) != (target.dialect == "in_place"):
+            raise ConfigError(
+                f"target {self.target} is {target.dialect} and got capacity={self.capacity}; "
+                "in_place graphs have a fixed number of cache rows, delta graphs none"
+            )
+
+    @property
+    def dialect(self) -> str:
+        """The target's dialect."""
+        return TARGETS[self.target].dialect
+
+    @property
+    def opset(self) -> int:
+        """The target's opset."""
+        return TARGETS[self.target].opset
+
+    @property
+    def dtype(self) -> str:
+        """Numpy's name of the precision; numpy itself has no bfloat16."""
+        return DTYPES[self.precision]
+
+
+CPU_FP32 = Lowering("cpu", "fp32")

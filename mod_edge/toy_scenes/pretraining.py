@@ -1,0 +1,279 @@
+"""Teaches a small vision tower to see: what a model of our size has in place of SigLIP.
+
+The published models start from a vision tower that has seen the world. Ours starts from pictures of
+made-up scenes, whose objects are known: each patch is asked for the colour and shape it shows, each
+pooled token for how much of every colour and shape lies in its cell and where, and the pooled "CLS"
+token for what is in the picture, where each colour is and how large. The questions are linear and
+are thrown away afterwards; so what they ask for is what a decoder can read off the tokens. Held-out
+combinations are never shown.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
+from torch.utils.data import DataLoader, IterableDataset
+
+from mod_edge.config import ModelConfig
+from mod_edge.model.vision import PIXEL_MAX, PIXEL_MEAN, FrameEncoder, pooling_matrix
+from mod_edge.runtime.preprocess import letterbox
+from mod_edge.toy_scenes.render import Image, Renderer, photographs_of
+from mod_edge.toy_scenes.scene import COLOURS, SHAPES, Look
+from mod_edge.toy_scenes.scene_generator import write_scene
+from mod_edge.toy_scenes.scenes import VIDEO_SIZE
+
+NUM_COLOURS, NUM_SHAPES = len(COLOURS), len(SHAPES)
+FIRST_SEED = 500_000_000  # of no data set whose seed is below 40
+SCENE_S = 20.0
+PICTURES_A_SCENE = 8
+OWNER_CELLS = 4  # along a patch's side, where it is counted what it shows
+IGNORED = -100  # cross_entropy's own mark
+LEAST_SHARE, SURE_SHARE = 0.05, 0.3  # of a patch that an object covers: none below, some above
+LEAST_OWNED = 3  # such cells of an object make it present
+COVER_GAIN = 10.0  # shares of a cell are small numbers
+PLACE_GAIN = 20.0
+NUM_CELL_TARGETS = 3 * NUM_COLOURS + NUM_SHAPES
+# Of a colour's middle and side in the picture, so that both vary by about 1.
+WHERE_GAINS, USUAL_SIDE = (4.0, 4.0, 20.0), 0.2
+NUM_EVEN_BATCHES = 20  # of pictures by which the outputs are evened out
+DEVIATION, PATCH_DEVIATION = 0.02, 0.05  # of initial weights: the pixels are the smaller input
+JPEG_QUALITY = (50, 95)  # videos are compressed, so what is learned from is too
+
+Maps = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class PretrainingOptions:
+    """How long and how fast the vision tower learns."""
+
+    steps: int = 5000
+    batch_pictures: int = 64
+    learning_rate: float = 1.5e-3
+    weight_decay: float = 0.05
+    warmup_ratio: float = 0.05
+    seed: int = 0
+    dtype: str = "bfloat16"
+
+
+class Questions(nn.Module):
+    """The linear heads: patches, cells and CLS."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.patch = nn.Linear(size, NUM_COLOURS + NUM_SHAPES + 2)  # each with "nothing"
+        self.cell = nn.Linear(size, NUM_CELL_TARGETS)
+        self.cls = nn.Linear(size, NUM_COLOURS + NUM_SHAPES)
+        self.where = nn.Linear(size, len(WHERE_GAINS) * NUM_COLOURS)
+
+
+def pretrain_vision(
+    encoder: FrameEncoder,
+    config: ModelConfig,
+    options: PretrainingOptions,
+    *,
+    photographs: Path | None = None,
+    on_step: Callable[[int, float], None] = lambda _step, _loss: None,
+) -> None:
+    """Train the vision tower of `encoder` from the beginning; its connector is left alone.
+
+    Args:
+        encoder: in float32; the tower's weights are replaced.
+        config: its config.
+        options: see there.
+        photographs: a video of which backgrounds are cut.
+        on_step: told each step's number, from 1, and its loss.
+    """
+    torch.manual_seed(options.seed)
+    vision = encoder.vision_model.requires_grad_(requires_grad=True)
+    _initialise(vision)
+    questions = Questions(config.vision_config.hidden_size)
+    parameters = [*vision.parameters(), *questions.parameters()]
+    optimizer = torch.optim.AdamW(
+        parameters, lr=options.learning_rate, weight_decay=options.weight_decay, betas=(0.9, 0.98)
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer,
+        max_lr=options.learning_rate,
+        total_steps=options.steps,
+        pct_start=options.warmup_ratio,
+    )
+    pictures = iter(
+        DataLoader(
+            Pictures(config, options.seed, photographs),
+            batch_size=options.batch_pictures,
+            num_workers=1,
+            prefetch_factor=4,
+            multiprocessing_context="spawn",  # OpenCV's threads do not survive a fork
+        )
+    )
+    dtype = getattr(torch, options.dtype)
+    for step in range(1, options.steps + 1):
+        batch = next(pictures)
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            pixels = batch["picture"].permute(0, 3, 1, 2).float()
+            hidden, cls = vision((pixels / PIXEL_MAX - PIXEL_MEAN) / PIXEL_MEAN)
+        loss = _loss(questions, encoder.pooling, hidden.float(), cls.float()[:, 0], batch)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        on_step(step, loss.item())
+    even_out(encoder, [next(pictures)["picture"] for _ in range(NUM_EVEN_BATCHES)])
+
+
+@torch.no_grad()
+def even_out(encoder: FrameEncoder, pictures: Sequence[Tensor]) -> None:
+    """Give every channel of the pooled tokens mean 0 and deviation 1; CLS stays what it is.
+
+    Else what the pictures have in common outweighs what tells them apart, and a decoder, whose
+    norms let through the direction of a token alone, hardly sees the difference.
+
+    Args:
+        encoder: its tower's last norm is changed, and what reads it within the tower.
+        pictures: (B, I, I, 3) uint8 each, over which mean and deviation are taken.
+    """
+    cells = torch.cat([encoder.frame_tokens(each)[:, encoder.has_cls :] for each in pictures])
+    deviation, mean = torch.std_mean(cells.flatten(0, 1), dim=0)
+    vision = encoder.vision_model
+    vision.post_layernorm.weight.div_(deviation)
+    vision.post_layernorm.bias.sub_(mean).div_(deviation)
+    attention = vision.head.attention
+    key_value = slice(len(mean), None)  # the query is a probe of its own
+    attention.in_proj_bias[key_value] += attention.in_proj_weight[key_value] @ mean
+    attention.in_proj_weight[key_value] *= deviation
+
+
+def _initialise(vision: nn.Module) -> None:
+    for name, parameter in vision.named_parameters():
+        if name.endswith("bias"):
+            nn.init.zeros_(parameter)
+        elif "norm" in name:
+            nn.init.ones_(parameter)
+        else:
+            nn.init.normal_(parameter, std=PATCH_DEVIATION if "patch" in name else DEVIATION)
+
+
+def _loss(
+    questions: Questions, pooling: Tensor, hidden: Tensor, cls: Tensor, batch: dict[str, Tensor]
+) -> Tensor:
+    """Of patches (B, patches, Dv), the cells that `pooling` makes of them, and CLS (B, Dv)."""
+    patch = questions.patch(hidden).flatten(0, 1)
+    colour, shape = patch.split([NUM_COLOURS + 1, NUM_SHAPES + 1], dim=1)
+    is_there = ~batch["where"].isnan()
+    return (
+        cross_entropy(colour, batch["patch_colour"].flatten(), ignore_index=IGNORED)
+        + cross_entropy(shape, batch["patch_shape"].flatten(), ignore_index=IGNORED)
+        + mse_loss(questions.cell(pooling @ hidden), batch["cell"])
+        + 0.3 * binary_cross_entropy_with_logits(questions.cls(cls), batch["present"])
+        + 0.5 * mse_loss(questions.where(cls)[is_there], batch["where"][is_there])
+    )
+
+
+class Pictures(IterableDataset[dict[str, Tensor]]):
+    """Pictures of ever new scenes, and the answers to all questions about them."""
+
+    def __init__(self, config: ModelConfig, seed: int, photographs: Path | None) -> None:
+        self._config, self._seed = config, seed
+        self._photographs = photographs
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        cv2.setNumThreads(1)
+        photographs = photographs_of(self._photographs) if self._photographs else ()
+        rng = np.random.default_rng(self._seed)
+        scene_seed = FIRST_SEED + 10_000_000 * self._seed
+        vision = self._config.vision_config
+        side = vision.image_size
+        pooling = pooling_matrix(vision.grid_size, self._config.frame_token_pooled)
+        while True:
+            scene = write_scene(scene_seed, SCENE_S, held_out=False)
+            renderer = Renderer(scene, VIDEO_SIZE, photographs)
+            scene_seed += 1
+            for time_s in rng.uniform(0, SCENE_S, PICTURES_A_SCENE):
+                quality = int(rng.integers(*JPEG_QUALITY))
+                picture = np.empty((side, side, 3), np.uint8)
+                letterbox(_compressed(renderer.frame(time_s), quality), picture)
+                owners = renderer.owners(time_s, OWNER_CELLS * vision.grid_size)
+                yield {
+                    "picture": torch.from_numpy(picture),
+                    **answers(self._config, pooling, scene.looks(time_s), owners),
+                }
+
+
+def answers(
+    config: ModelConfig, pooling: Tensor, looks: list[Look], owners: Image
+) -> dict[str, Tensor]:
+    """What the questions should be answered with.
+
+    Args:
+        config: of the model, for its patches and cells.
+        pooling: (cells, patches), see `pooling_matrix`.
+        looks: the objects.
+        owners: (side, side), any side that the grid divides; see `Renderer.owners`.
+
+    Returns:
+        patch_colour, patch_shape (patches,) int64, the number of classes for nothing, `IGNORED`
+        where it is unclear; cell (rows*columns, targets) float32; present (classes,) float32; where
+        (colours*3,) float32, NaN for colours that are not present.
+    """
+    side = len(owners)
+    cover = np.zeros((NUM_COLOURS + NUM_SHAPES, side, side), np.float32)
+    for index, look in enumerate(looks):
+        is_own = owners == index
+        cover[COLOURS.index(_main_colour(look))] += is_own
+        cover[NUM_COLOURS + SHAPES.index(look.shape)] += is_own
+    y, x = (np.mgrid[0:side, 0:side].astype(np.float32) + 0.5) / side - 0.5
+    colours = cover[:NUM_COLOURS]
+    places = PLACE_GAIN * np.concatenate([colours * x, colours * y])
+    # Means over the patches first: the cells are made of patches, and may overlap.
+    patches = _means(np.concatenate([cover, places]), config.vision_config.grid_size)
+    shares = patches[:, : NUM_COLOURS + NUM_SHAPES].copy()
+    patches[:, : NUM_COLOURS + NUM_SHAPES] *= COVER_GAIN
+    present = cover.sum(axis=(1, 2)) > LEAST_OWNED
+    return {
+        "patch_colour": _classes(shares[:, :NUM_COLOURS]),
+        "patch_shape": _classes(shares[:, NUM_COLOURS:]),
+        "cell": torch.from_numpy(pooling.numpy() @ patches),
+        "present": torch.from_numpy(present.astype(np.float32)),
+        "where": torch.from_numpy(_where(colours, x, y, present[:NUM_COLOURS])),
+    }
+
+
+def _where(colours: Maps, x: Maps, y: Maps, is_present: npt.NDArray[np.bool_]) -> Maps:
+    """(colours*3,): the middle of what is seen of each, and the side of a square as large."""
+    shares = colours.mean(axis=(1, 2))
+    with np.errstate(invalid="ignore"):  # 0 / 0 of what is absent
+        middles = [(colours * place).mean(axis=(1, 2)) / shares for place in (x, y)]
+    wheres = np.stack([*middles, np.sqrt(shares) - USUAL_SIDE], axis=1)
+    wheres[~is_present] = np.nan
+    return (wheres * np.array(WHERE_GAINS, np.float32)).flatten()
+
+
+def _means(maps: Maps, grid: int) -> Maps:
+    """(patches, maps) means over the patches of maps (maps, side, side)."""
+    count, side, _ = maps.shape
+    cut = maps.reshape(count, grid, side // grid, grid, side // grid)
+    means: Maps = cut.mean(axis=(2, 4)).reshape(count, -1).T
+    return np.ascontiguousarray(means)
+
+
+def _classes(shares: Maps) -> Tensor:
+    """(patches,) the class that covers most of each patch, the number of classes for none."""
+    most, which = shares.max(axis=1), shares.argmax(axis=1)
+    classes = np.where(most >= SURE_SHARE, which, IGNORED)
+    return torch.from_numpy(np.where(most < LEAST_SHARE, shares.shape[1], classes))
+
+
+def _main_colour(look: Look) -> str:
+    return look.next_colour if look.blend >= 0.5 else look.colour
+
+
+def _compressed(picture: Image, quality: int) -> Image:
+    _, data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    return np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR), np.uint8)

@@ -1,0 +1,84 @@
+"""The geometry of the model that ships, its tokenizer, and its vision tower: where training starts.
+
+A base checkpoint holds a vision tower that has been taught to see (`pretraining`), and a connector
+and a decoder that have learned nothing yet.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from mod_edge.bundle.staging import staged_folder
+from mod_edge.config import MoDConfig, ModelConfig, TextConfig, VisionConfig
+from mod_edge.model.checkpoint import is_checkpoint
+from mod_edge.plan.tokenizer import INTERVAL, SYSTEM_PROMPT, stream_config_of, tokenizer_of_corpus
+from mod_edge.toy_scenes.pretraining import PretrainingOptions, pretrain_vision
+from mod_edge.toy_scenes.scene_generator import write_scene
+from mod_edge.training.initial_weights import initial_model
+from mod_edge.training.train import save_model
+
+VOCAB_SIZE = 1024
+NUM_CORPUS_SCENES = 400  # hold every word and phrase that scenes are told in
+CORPUS_SEED = 400_000_000  # of no data set whose seed is below 40
+CORPUS_SCENE_S = 30.0
+STEPS_SHOWN = 100
+
+
+def small_config(tokenizer: Tokenizer) -> ModelConfig:
+    """The config with `scene_tokenizer`: 3 million parameters, MoD interleaved with r = 0.2."""
+    text = TextConfig(192, 512, 6, 6, 2, 32, VOCAB_SIZE, tie_word_embeddings=True)
+    vision = VisionConfig(96, 256, 3, 4, image_size=64, patch_size=8)
+    return ModelConfig(text, vision, stream_config_of(tokenizer), MoDConfig(), dtype="float16")
+
+
+def scene_tokenizer() -> Tokenizer:
+    """A tokenizer that has one token for each word that scenes are told in."""
+    return tokenizer_of_corpus(_corpus(), VOCAB_SIZE, VOCAB_SIZE)
+
+
+def _corpus() -> Iterator[str]:
+    yield f"{SYSTEM_PROMPT}\n\n["
+    yield INTERVAL
+    for seed in range(CORPUS_SEED, CORPUS_SEED + NUM_CORPUS_SCENES):
+        # Words of held-out combinations are ordinary words.
+        for each in write_scene(seed, CORPUS_SCENE_S, held_out=False).happenings:
+            question = "" if each.query is None else f"\nUser: {each.query}"
+            yield f"]{question}\nAssistant: {each.text}"
+
+
+def write_base(
+    folder: Path,
+    *,
+    photographs: Path | None,
+    options: PretrainingOptions,
+    force: bool,
+    on_step: Callable[[str, float, float], None],
+) -> None:
+    """Make the checkpoint folder from which the shipped model was trained.
+
+    Args:
+        folder: to make.
+        photographs: a video of which the pictures' backgrounds are cut.
+        options: of the vision tower's training.
+        force: replace a checkpoint that is there.
+        on_step: told the mean loss of the last steps, the steps done and of how many.
+
+    Raises:
+        ConfigError: `folder` exists and `force` is not given, or it is something else.
+        SourceError: the photographs cannot be read.
+    """
+    tokenizer = scene_tokenizer()
+    config = small_config(tokenizer)
+    model = initial_model(config, None, options.seed)
+    losses: list[float] = []
+
+    def note(step: int, loss: float) -> None:
+        losses.append(loss)
+        if step % STEPS_SHOWN == 0:
+            mean = sum(losses[-STEPS_SHOWN:]) / STEPS_SHOWN
+            on_step(f"step {step}, loss {mean:.3f}", step, options.steps)
+
+    with staged_folder(folder, is_ours=is_checkpoint, force=force) as staging:
+        pretrain_vision(model, config, options, photographs=photographs, on_step=note)
+        save_model(model, tokenizer, staging)

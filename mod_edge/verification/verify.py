@@ -1,0 +1,204 @@
+"""`mod-edge verify`: every graph of a bundle, then the whole stream, against the reference.
+
+The reference is the PyTorch model of the bundle's checkpoint, or the golden files that it left for
+a device without PyTorch. Each graph gets inputs recorded from a real stream and is judged alone, so
+that errors do not add up; then the stream is run from frames to answers on every backend.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mod_edge.bundle.staging import staged_folder
+from mod_edge.plan.targets import TARGETS, Lowering
+from mod_edge.verification.golden import Golden, GoldenWriter, is_golden, require_numpy_dtypes
+from mod_edge.verification.graph_backends import GraphBackend, NotRun, graph_backends
+from mod_edge.verification.graph_check import GraphResult, check_graph
+from mod_edge.verification.graph_evaluator import evaluator_backend
+from mod_edge.verification.opened_bundle import OpenedBundle, open_bundle
+from mod_edge.verification.recording import StreamTrace
+from mod_edge.verification.reference import Reference
+from mod_edge.verification.stream_backends import check_streams, session_limits
+from mod_edge.verification.stream_check import STREAM, StreamResult
+from mod_edge.verification.tensorrt_backend import engine_backend, find_tensorrt
+
+EVERY_GRAPH = "every graph"
+
+OnStep = Callable[[str, float, float], None]
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What was found.
+
+    Attributes:
+        bundle: the folder.
+        reference: what judged.
+        lowering: the bundle's.
+        steps: kinds of the recorded steps of the layers, or of the only graph.
+        graphs: results by graph and backend, in the order of a step.
+        streams: results by backend.
+    """
+
+    bundle: str
+    reference: str
+    lowering: Lowering
+    steps: list[str]
+    graphs: list[GraphResult]
+    streams: list[StreamResult]
+
+    @property
+    def bad_graphs(self) -> list[str]:
+        """Names of the graphs that failed on some backend, the first in a step first."""
+        return list(dict.fromkeys(each.graph for each in self.graphs if each.status == "failed"))
+
+    @property
+    def is_ok(self) -> bool:
+        """Whether nothing failed and something was run."""
+        statuses = {graph.status for graph in self.graphs}
+        statuses |= {stream.status for stream in self.streams}
+        return "failed" not in statuses and "ok" in statuses
+
+    def to_json(self) -> dict[str, Any]:
+        """One JSON document; numbers that JSON lacks, infinite or none at all, are null."""
+        return {"ok": self.is_ok, "bad_graphs": self.bad_graphs, **_finite(asdict(self))}
+
+
+def _finite(document: Any) -> Any:
+    if isinstance(document, dict):
+        return {key: _finite(value) for key, value in document.items()}
+    if isinstance(document, (list, tuple)):
+        return [_finite(value) for value in document]
+    is_number = not isinstance(document, float) or math.isfinite(document)
+    return document if is_number else None
+
+
+def verify_bundle(
+    folder: Path,
+    checkpoint: Path,
+    *,
+    graph: str | None = None,
+    source: Path | None = None,
+    golden: Path | None = None,
+    force: bool = False,
+    on_step: OnStep = lambda _name, _done, _total: None,
+) -> VerifyReport:
+    """Hold a bundle against the PyTorch model that it was made from.
+
+    Args:
+        folder: the bundle.
+        checkpoint: that it was made from.
+        graph: name of the only graph to judge, without the stream; None for all and the stream.
+        source: video file to record from; None draws one.
+        golden: folder to make, with golden files of what is judged.
+        force: replace `golden` if it is there.
+        on_step: told the name of the part that begins, how many parts are done, and of how many.
+
+    Raises:
+        BundleError: a damaged bundle, or one of another checkpoint.
+        CheckpointError: a damaged checkpoint.
+        ConfigError: no such graph, a video that is too short, or `golden` exists.
+        SourceError: the video cannot be read.
+    """
+    bundle = open_bundle(folder)
+    bundle.signatures(graph)
+    from mod_edge.verification.torch_reference import TorchReference
+
+    if golden is None:
+        on_step("reference", 0, 1)
+        return _verify(bundle, TorchReference(bundle, checkpoint, source), graph, None, on_step)
+    with staged_folder(golden, is_ours=is_golden, force=force) as staging:
+        require_numpy_dtypes(bundle.lowering)
+        on_step("reference", 0, 1)
+        reference = TorchReference(bundle, checkpoint, source)
+        writer = GoldenWriter(staging, bundle.manifest, reference.name)
+        report = _verify(bundle, reference, graph, writer, on_step)
+        writer.finish(reference.trace if graph is None else None)
+    return report
+
+
+def verify_golden(
+    folder: Path,
+    golden: Path,
+    *,
+    graph: str | None = None,
+    on_step: OnStep = lambda _name, _done, _total: None,
+) -> VerifyReport:
+    """Hold a bundle against golden files, without PyTorch; see `verify_bundle`.
+
+    Raises:
+        BundleError: a damaged bundle, or golden files that are damaged or of another bundle.
+        ConfigError: no such graph, in the bundle or in the golden files.
+    """
+    bundle = open_bundle(folder)
+    return _verify(bundle, Golden(golden, bundle.manifest), graph, None, on_step)
+
+
+def _verify(
+    bundle: OpenedBundle,
+    reference: Reference,
+    graph: str | None,
+    writer: GoldenWriter | None,
+    on_step: OnStep,
+) -> VerifyReport:
+    signatures = bundle.signatures(graph)
+    backends, lacking = _graph_backends(bundle, reference.trace)
+    graphs: list[GraphResult] = []
+    kinds: dict[str, None] = {}
+    for done, signature in enumerate(signatures):
+        on_step(signature.name, done, len(signatures) + 1)
+        recording = reference.recording(signature)
+        if recording is None:
+            graphs.append(GraphResult(signature.name, "", "not run", "no golden files of it"))
+            continue
+        if graph is not None or signature.kind in ("dense", "mod"):
+            kinds |= dict.fromkeys(step.kind for step in recording.steps)
+        if writer is not None:
+            writer.add_graph(recording)
+        in_dtype = reference.graph_in_dtype(recording)
+        graphs += [in_dtype] if in_dtype else []
+        path = bundle.folder / signature.file
+        for backend in backends:
+            if reason := backend.obstacle(path):
+                graphs.append(GraphResult(signature.name, backend.name, "not run", reason))
+            else:
+                graphs.append(check_graph(path, recording, backend))
+    graphs += [GraphResult(EVERY_GRAPH, each.name, "not run", each.reason) for each in lacking]
+    streams: list[StreamResult] = []
+    if graph is None:
+        on_step(STREAM, len(signatures), len(signatures) + 1)
+        streams = _check_streams(bundle, reference)
+    return VerifyReport(
+        str(bundle.folder), reference.name, bundle.lowering, list(kinds), graphs, streams
+    )
+
+
+def _graph_backends(
+    bundle: OpenedBundle, trace: StreamTrace | None
+) -> tuple[list[GraphBackend], list[NotRun]]:
+    backends, lacking = graph_backends(bundle.lowering)
+    evaluator = evaluator_backend(bundle.lowering)
+    if isinstance(evaluator, NotRun):
+        lacking.append(evaluator)
+    elif evaluator is not None:
+        backends.append(evaluator)
+    if TARGETS[bundle.lowering.target].compiler and trace is not None:
+        tensorrt = find_tensorrt(bundle)
+        if isinstance(tensorrt, NotRun):
+            lacking.append(tensorrt)
+        else:
+            backends.append(engine_backend(bundle, tensorrt, session_limits(bundle, trace)))
+    return backends, lacking
+
+
+def _check_streams(bundle: OpenedBundle, reference: Reference) -> list[StreamResult]:
+    if not bundle.is_whole:
+        missing = "the bundle does not hold all layers"
+        return [StreamResult("every backend", "not run", missing)]
+    if reference.trace is None:
+        return [StreamResult("every backend", "not run", "no golden files of the stream")]
+    in_dtype = reference.stream_in_dtype()
+    results = [in_dtype] if in_dtype else []
+    return results + list(check_streams(bundle, reference.trace, reference.follow))

@@ -1,0 +1,1 @@
+"""Frames at the rate of the model, from video files, cameras and streams."""

@@ -1,0 +1,207 @@
+"""The newest frame of a camera or a stream at the model's rate.
+
+A live source is read as fast as it delivers and only its newest frame is kept: what the model sees
+is never older than one camera frame, and the grid instants that it was too slow for are counted.
+"""
+
+import math
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from typing import cast
+
+from mod_edge.errors import ConfigError, SourceError
+from mod_edge.profiles import Camera
+from mod_edge.runtime.capture.opencv import ask_camera, is_address, name_of, open_live
+from mod_edge.runtime.capture.source import Frame, Image, check_pace
+
+READ_TIMEOUT_S = 5.0
+# What FFmpeg read to probe a stream (3 frames of MJPEG, up to seconds of RTSP) comes out at once
+# and is old; this long of reading leaves it behind before the first frame is handed out.
+SETTLE_S = 0.25
+JOIN_MARGIN_S = 1.0
+
+
+class LiveCapture(AbstractContextManager["LiveCapture"]):
+    """The newest frame of a camera or stream at each instant of the `fps` grid.
+
+    A thread reads as fast as the source delivers and keeps one frame. The same frame is never
+    handed out twice: a source slower than `fps` gives fewer frames, each with its own time.
+
+    Args:
+        source: camera number, stream address (rtsp://, http://) or GStreamer pipeline.
+        fps: frames/s of the grid, on time.monotonic().
+        max_frames: end after so many frames.
+        read_timeout_s: longest wait for a frame.
+        wanted: picture size and rate to ask a camera for; None leaves it as it is.
+
+    Attributes:
+        is_live: True.
+        num_frames: handed out so far.
+        num_dropped: grid instants that passed while the caller was busy, so far.
+        warnings: sentences about a camera that gives something else, and a stream that ended.
+
+    Raises:
+        SourceError: the source cannot be opened; while iterating: it stopped delivering.
+        ConfigError: fps, max_frames or read_timeout_s is not positive.
+    """
+
+    is_live = True
+
+    def __init__(
+        self,
+        source: int | str,
+        *,
+        fps: float,
+        max_frames: int | None = None,
+        read_timeout_s: float = READ_TIMEOUT_S,
+        wanted: Camera | None = None,
+    ) -> None:
+        check_pace(fps, max_frames)
+        if not 0 < read_timeout_s < math.inf:
+            raise ConfigError(f"read_timeout_s={read_timeout_s}: wanted more than 0 seconds")
+        self.num_frames = 0
+        self.num_dropped = 0
+        self.warnings: list[str] = []
+        self._name = name_of(source)
+        self._can_end = is_address(source)
+        self._fps = fps
+        self._max_frames = max_frames
+        self._read_timeout_s = read_timeout_s
+        self._capture = open_live(source, self._name, read_timeout_s)
+        if wanted is not None and isinstance(source, int):
+            self.warnings += ask_camera(self._capture, self._name, wanted)
+
+        self._changed = threading.Condition()  # guards what both threads touch: these five
+        self._newest: Image | None = None
+        self._num_arrived = 0
+        self._arrived_s = time.monotonic()
+        self._has_ended = False
+        self._failure: SourceError | None = None
+
+        self._is_closing = False
+        self._is_finished = False
+        self._num_seen = 0  # number of the arrival that was handed out last
+        self._start_s = -math.inf
+        self._due = 0  # the k of the next grid instant k / fps
+        self._reader = threading.Thread(target=self._read, name="mod-edge capture", daemon=True)
+        self._reader.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __iter__(self) -> Iterator[Frame]:
+        return self
+
+    def __next__(self) -> Frame:
+        if self.num_frames == self._max_frames or self._is_closing:
+            raise StopIteration
+        with self._changed:
+            if self._due == 0:
+                self._wait_for_first_frame()
+            else:
+                self._wait_for_instant()
+            if not self._wait_for_new_frame():
+                self._finish()
+                raise StopIteration
+            return self._take_newest()
+
+    def close(self) -> None:
+        """Stop reading and wait for the thread, at most the read timeout."""
+        self._is_closing = True
+        # V4L2 sits out a time limit of its own in a silent camera: the thread is a daemon, leave it
+        self._reader.join(self._read_timeout_s + JOIN_MARGIN_S)
+
+    def _read(self) -> None:
+        """Keep the newest frame until the source ends, fails or is closed; the thread's body."""
+        failure: SourceError | None = None
+        try:
+            while not self._is_closing:
+                asked_s = time.monotonic()
+                is_picture, image = self._capture.read()
+                if not is_picture or image.size == 0:
+                    failure = self._reason_to_stop(time.monotonic() - asked_s)
+                    break
+                with self._changed:
+                    self._newest = cast(Image, image)
+                    self._num_arrived += 1
+                    self._arrived_s = time.monotonic()
+                    self._changed.notify_all()
+        except Exception as exc:  # raised again in the caller's thread, by _finish()
+            failure = SourceError(f"{self._name} could not be read further: {exc}")
+            failure.__cause__ = exc
+        finally:
+            self._capture.release()
+            with self._changed:  # here, so that a waiting caller wakes whatever happened
+                self._failure = failure
+                self._has_ended = True
+                self._changed.notify_all()
+
+    def _reason_to_stop(self, waited_s: float) -> SourceError | None:
+        """None for a stream that was closed by its server."""
+        if waited_s >= 0.9 * self._read_timeout_s:
+            return self._stalled(waited_s)
+        if self._can_end and self._num_arrived:
+            return None
+        return SourceError(
+            f"{self._name} stopped delivering after {self._num_arrived} frames; check its cable "
+            "and power, and that no other program took it, then run again"
+        )
+
+    def _stalled(self, silent_s: float) -> SourceError:
+        return SourceError(
+            f"{self._name} delivered no frame for {silent_s:.1f} s (allowed: "
+            f"{self._read_timeout_s:g} s) after {self._num_arrived} frames; check that it is "
+            "powered and reachable, then run again"
+        )
+
+    def _wait_for_first_frame(self) -> None:
+        self._wait_for_new_frame()
+        self._changed.wait_for(lambda: self._has_ended, SETTLE_S)
+        self._start_s = time.monotonic()
+
+    def _wait_for_instant(self) -> None:
+        """Sleep until the next instant that has not passed; count those that have."""
+        passed = int((time.monotonic() - self._start_s) * self._fps)
+        if passed > self._due:  # the newest passed instant is served now, not dropped
+            self.num_dropped += passed - self._due
+            self._due = passed
+        due_s = self._start_s + self._due / self._fps
+        while (left_s := due_s - time.monotonic()) > 0:
+            if self._has_ended and self._num_arrived == self._num_seen:
+                return
+            self._changed.wait(left_s)
+
+    def _wait_for_new_frame(self) -> bool:
+        """False when the source has ended; a frame that arrived before comes first."""
+        since_s = time.monotonic()
+        while self._num_arrived == self._num_seen:
+            if self._has_ended:
+                return False
+            now_s = time.monotonic()
+            left_s = max(self._arrived_s, since_s) + self._read_timeout_s - now_s
+            if left_s <= 0:
+                raise self._stalled(now_s - self._arrived_s)
+            self._changed.wait(left_s)
+        return True
+
+    def _take_newest(self) -> Frame:
+        assert self._newest is not None
+        # a frame that was waited for may belong to a later instant: the source's delay, not a drop
+        instant = max(self._due, int((self._arrived_s - self._start_s) * self._fps))
+        frame = Frame(self.num_frames, instant / self._fps, self._newest)
+        self.num_frames += 1
+        self._num_seen = self._num_arrived
+        self._due = instant + 1
+        return frame
+
+    def _finish(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+        if not self._is_finished:
+            self._is_finished = True
+            lasted_s = self._arrived_s - self._start_s
+            self.warnings.append(
+                f"{self._name} ended after {max(lasted_s, 0):.1f} s; {self.num_frames} frames used"
+            )

@@ -1,0 +1,152 @@
+"""Opening a video file, camera or stream with OpenCV: errors that say why, nothing printed."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import cv2
+
+from mod_edge.errors import SourceError
+from mod_edge.native.captured_stderr import captured_noise
+from mod_edge.profiles import Camera
+
+OPEN_TIMEOUT_S = 10.0
+
+
+def open_file(path: Path) -> cv2.VideoCapture:
+    """The file, opened as a video.
+
+    Raises:
+        SourceError: it is missing, not a regular file, unreadable, empty, or not a video.
+    """
+    try:
+        if path.is_dir():
+            raise SourceError(f"{path} is a folder; name one video file in it")
+        size_bytes = path.stat().st_size
+        if not path.is_file():  # opening a pipe would wait for ever
+            raise SourceError(f"{path} is not a regular file; for a camera give its number")
+        with path.open("rb") as file:
+            head = file.read(8)
+    except FileNotFoundError as exc:
+        raise SourceError(f"there is no video file {path}; check the path") from exc
+    except OSError as exc:
+        raise SourceError(f"{path} cannot be read: {exc.strerror}; check its permissions") from exc
+    if not head:
+        raise SourceError(f"{path} is empty (0 bytes); copy or record it again")
+    capture, reason = _open_quietly(str(path))
+    if not capture.isOpened():
+        raise SourceError(
+            f"{path} cannot be read as a video{reason}: {size_bytes} bytes, first {head!r}; "
+            f"wanted a whole mp4, mkv, webm or avi file that OpenCV {cv2.__version__} can decode; "
+            "rewrite it with: ffmpeg -i VIDEO -c:v libx264 fixed.mp4"
+        )
+    return capture
+
+
+def open_live(source: int | str, name: str, read_timeout_s: float) -> cv2.VideoCapture:
+    """The camera or stream, opened.
+
+    Args:
+        source: camera number, device path, stream address or GStreamer pipeline.
+        name: what messages call it.
+        read_timeout_s: after which a silent stream's read() gives up; devices have their own.
+
+    Raises:
+        SourceError: it cannot be opened; says what to check.
+    """
+    if is_pipeline(source):
+        capture, reason = _open_quietly(source, cv2.CAP_GSTREAMER)
+        advice = (
+            "try it with gst-launch-1.0 first; OpenCV must be built with GStreamer, as JetPack's "
+            "is and PyPI's is not (mod-edge doctor shows it)"
+        )
+    elif is_address(source):
+        limits = [
+            cv2.CAP_PROP_OPEN_TIMEOUT_MSEC,
+            round(OPEN_TIMEOUT_S * 1000),
+            cv2.CAP_PROP_READ_TIMEOUT_MSEC,  # else FFmpeg's 30 s, and close() would wait them out
+            max(1, round(read_timeout_s * 1000)),
+        ]
+        capture, reason = _open_quietly(source, cv2.CAP_ANY, limits)
+        advice = "check the address, user and password, and that the server answers from here"
+    else:
+        # V4L2 first: GStreamer, where OpenCV has it, would come before it and change no size.
+        capture, reason = _open_quietly(source, cv2.CAP_V4L2)
+        if not capture.isOpened():
+            capture, reason = _open_quietly(source)
+        devices = ", ".join(f"/dev/video{number}" for number in camera_numbers())
+        advice = (
+            f"this machine has {devices or 'no /dev/video*'}; check the number, that no other "
+            "program uses the camera, that you are in the group video, and in a container that "
+            "the device was passed in"
+        )
+    if not capture.isOpened():
+        raise SourceError(f"{name} cannot be opened{reason}; {advice}")
+    return capture
+
+
+def ask_camera(capture: cv2.VideoCapture, name: str, wanted: Camera) -> list[str]:
+    """Ask for a picture size and a rate; a sentence about what the camera gives instead, if so."""
+    capture.set(cv2.CAP_PROP_FRAME_WIDTH, wanted.width)
+    capture.set(cv2.CAP_PROP_FRAME_HEIGHT, wanted.height)
+    capture.set(cv2.CAP_PROP_FPS, wanted.fps)
+    width = round(capture.get(cv2.CAP_PROP_FRAME_WIDTH))
+    height = round(capture.get(cv2.CAP_PROP_FRAME_HEIGHT))
+    fps = capture.get(cv2.CAP_PROP_FPS)  # 0 where it does not tell
+    is_rate = fps == 0 or abs(fps - wanted.fps) <= 1  # 29.97 is 30
+    if (width, height) == (wanted.width, wanted.height) and is_rate:
+        return []
+    return [
+        f"{name} gives {width} x {height} pixels at {fps:g} frames/s, the profile asks for "
+        f"{wanted.width} x {wanted.height} at {wanted.fps:g}"
+    ]
+
+
+def camera_numbers() -> list[int]:
+    """Numbers of the video devices that are listed; not all of them deliver pictures."""
+    names = [path.name.removeprefix("video") for path in Path("/dev").glob("video*")]
+    return sorted(int(name) for name in names if name.isdecimal())
+
+
+def can_open_camera(number: int) -> bool:
+    """Whether the camera opens; silent, and it is closed again."""
+    capture, _ = _open_quietly(number)
+    is_open = capture.isOpened()
+    capture.release()
+    return is_open
+
+
+def is_address(source: int | str) -> bool:
+    """Whether the source is a stream's address, not a device."""
+    return isinstance(source, str) and "://" in source
+
+
+def is_pipeline(source: int | str) -> bool:
+    """Whether the source is a GStreamer pipeline that hands its pictures to an appsink."""
+    return isinstance(source, str) and "!" in source and "appsink" in source
+
+
+def name_of(source: int | str) -> str:
+    """The source as messages call it."""
+    if isinstance(source, int):
+        return f"camera {source}"
+    # a pipeline may hold a password anywhere
+    return "the GStreamer pipeline" if is_pipeline(source) else without_password(source)
+
+
+def without_password(address: str) -> str:
+    """The address, fit to print: rtsp://user:secret@host becomes rtsp://***@host."""
+    return re.sub(r"//[^/]*@", "//***@", address)
+
+
+def _open_quietly(*arguments: Any) -> tuple[cv2.VideoCapture, str]:
+    """The capture, open or not, and FFmpeg's reason as ` (reason)`, or an empty string.
+
+    OpenCV tries one backend after the other and each prints its failure, which buries our message.
+    FFmpeg's share can only be silenced by a variable of the environment, which belongs to the
+    command line, and the calls that silence OpenCV's share differ from 4.8 to 5.0.
+    """
+    with captured_noise() as noise:
+        capture = cv2.VideoCapture(*arguments)
+    reasons = re.findall(r"^\[[^\]]+ @ 0x[0-9a-f]+\] (.+)$", noise.text, re.MULTILINE)
+    return capture, f" ({reasons[-1].strip()})" if reasons else ""

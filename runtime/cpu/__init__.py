@@ -1,0 +1,1 @@
+"""Runners in host memory: ONNX Runtime on the CPU, and the PyTorch reference."""

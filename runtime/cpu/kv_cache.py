@@ -1,0 +1,113 @@
+"""The rolling KV cache's buffers in host memory, preallocated and appended by the graphs.
+
+`delta` graphs take token-major buffers (S, G, E): the rows of the past and the rows that a step
+adds are contiguous views of one buffer, which the graph reads and writes. `in_place` graphs take
+head-major ones (1, G, S, E) whole, and write into them. Nothing is copied either way. An eviction
+moves the rest down with one memmove a contiguous block and rebases the sink.
+"""
+
+import ctypes
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mod_edge.config import ModelConfig
+from mod_edge.errors import CacheError
+from mod_edge.plan.kv_window import Eviction, Rows
+from mod_edge.plan.rope import inverse_frequencies
+from mod_edge.plan.targets import Lowering
+
+Buffer = npt.NDArray[Any]  # of the lowering's dtype
+
+
+@dataclass(frozen=True)
+class LayerBuffers:
+    """One layer's keys, rotated at their positions, and values, in the dialect's order of dims."""
+
+    key: Buffer
+    value: Buffer
+    is_mod: bool
+
+    def blocks(self, buffer: Buffer) -> Buffer:
+        """`buffer` as (blocks, S, row): one block of all heads, or one a head."""
+        is_token_major = buffer.ndim == 3
+        blocks: Buffer = buffer.reshape(1, len(buffer), -1) if is_token_major else buffer[0]
+        return blocks
+
+    def first_rows(self, buffer: Buffer, num_rows: int) -> Buffer:
+        """A view of its first rows, (num_rows, G, E) or (G, num_rows, E)."""
+        return buffer[:num_rows] if buffer.ndim == 3 else buffer[0, :, :num_rows]
+
+
+class KvCache:
+    """All layers' buffers; which rows are in use is the `KvWindow`'s knowledge."""
+
+    def __init__(self, config: ModelConfig, lowering: Lowering, capacity: Rows) -> None:
+        """Allocate zeroed buffers: a NaN in a masked row would poison the attention.
+
+        Raises:
+            CacheError: there is not so much memory.
+        """
+        text = config.text_config
+        groups, size = text.num_key_value_heads, text.head_dim
+        self.capacity = capacity
+        self._frequencies = inverse_frequencies(text)
+        self._first_sink_keys: list[Buffer] = []
+        self.layers: list[LayerBuffers] = []
+        for index in range(text.num_hidden_layers):
+            is_mod = index in config.mod_layers
+            rows = capacity.mod if is_mod else capacity.dense
+            shape = (rows, groups, size) if lowering.dialect == "delta" else (1, groups, rows, size)
+            try:
+                key, value = np.zeros(shape, lowering.dtype), np.zeros(shape, lowering.dtype)
+            except (MemoryError, ValueError, OverflowError) as exc:  # ValueError: beyond 2**63
+                raise CacheError(
+                    f"a KV cache of {capacity.dense} tokens does not fit in this machine's memory; "
+                    "take a smaller --window or --kv-budget"
+                ) from exc
+            self.layers.append(LayerBuffers(key, value, is_mod))
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all buffers."""
+        return sum(layer.key.nbytes + layer.value.nbytes for layer in self.layers)
+
+    def evict(self, eviction: Eviction) -> None:
+        """Drop the rows that `eviction` names and rebase the sink.
+
+        The sink's keys become R(num_evicted) times what was first written: seen from tokens whose
+        positions are never lowered, the sink moves up by what was dropped behind it. Always from
+        the first copy, so that rounding does not add up over the rolls.
+        """
+        if not self._first_sink_keys:
+            self._first_sink_keys = [
+                layer.first_rows(layer.key, _rows(eviction.sink, layer)).astype(np.float32)
+                for layer in self.layers
+            ]
+        angles = eviction.num_evicted * self._frequencies
+        cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+        for layer, first_keys in zip(self.layers, self._first_sink_keys, strict=True):
+            sink = _rows(eviction.sink, layer)
+            source = sink + _rows(eviction.dropped, layer)
+            length = _rows(eviction.length, layer)
+            for buffer in (layer.key, layer.value):
+                for block in layer.blocks(buffer):
+                    _move_rows(block, source, sink, length - source)
+            half = first_keys.shape[-1] // 2
+            first, second = first_keys[..., :half], first_keys[..., half:]
+            rebased = layer.first_rows(layer.key, sink)
+            rebased[..., :half] = first * cos - second * sin
+            rebased[..., half:] = second * cos + first * sin
+
+
+def _rows(rows: Rows, layer: LayerBuffers) -> int:
+    return rows.mod if layer.is_mod else rows.dense
+
+
+def _move_rows(buffer: Buffer, source: int, target: int, num_rows: int) -> None:
+    # numpy would go through a temporary copy, because the ranges overlap.
+    row_bytes = buffer.strides[0]
+    base = buffer.ctypes.data
+    ctypes.memmove(base + target * row_bytes, base + source * row_bytes, num_rows * row_bytes)

@@ -1,0 +1,88 @@
+"""The PyTorch reference behind the runner's contract: the twin that judges the others.
+
+Where the runtime keeps rotated keys and moves the sink, this one keeps unrotated keys with a list
+of positions, lowers the positions of all that follows the sink, and rotates everything anew.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mod_edge.model.checkpoint import checkpoint_of_bundle
+from mod_edge.model.video_llm import VideoLLM
+from mod_edge.plan.kv_window import Eviction, Rows
+from mod_edge.plan.layout import StepLayout
+from mod_edge.runtime.runner import Float32Array, FrameEmbeds, Int64Array, Runner, UInt8Array
+
+
+class TorchRunner(Runner):
+    """Runs the reference model in float32; needs the checkpoint, not a bundle."""
+
+    def __init__(self, model: VideoLLM) -> None:
+        self.name = f"torch (reference, torch {torch.__version__}, CPU)"
+        self._model = model
+        self._mod_layers = frozenset(model.config.mod_layers)
+        self._caches = model.empty_caches()
+        self._num_evicted = 0
+        self._hidden = torch.empty(0)
+        self._kept: dict[int, torch.Tensor] = {}
+
+    @torch.inference_mode()
+    def encode(self, frames: UInt8Array) -> Float32Array:
+        embeds: Float32Array = self._model(torch.from_numpy(frames)).float().numpy()
+        return embeds
+
+    @torch.inference_mode()
+    def step(
+        self,
+        layout: StepLayout,
+        token_ids: Sequence[int],
+        frame_embeds: FrameEmbeds | None,
+        *,
+        position: int,
+        past: Rows,
+    ) -> None:
+        for index, cache in enumerate(self._caches):
+            cache.keep(torch.arange(self._rows(past, index)))
+        text = self._model.model.embed_tokens(torch.tensor(list(token_ids)))
+        hidden = text.new_empty(layout.num_tokens, text.shape[1])
+        hidden[torch.tensor(layout.text_index)] = text
+        if frame_embeds is not None:
+            frames = torch.from_numpy(np.asarray(frame_embeds)).to(hidden.dtype)
+            hidden[torch.tensor(layout.frame_index)] = frames
+        positions = torch.arange(layout.num_tokens) + (position - self._num_evicted)
+        output = self._model.step(hidden, layout, positions, self._caches)
+        self._hidden, self._kept = output.hidden, output.kept
+
+    @torch.inference_mode()
+    def logits(self, rows: Sequence[int]) -> Float32Array:
+        logits: Float32Array = self._model.logits(self._hidden[list(rows)]).numpy()
+        return logits
+
+    def evict(self, eviction: Eviction) -> None:
+        self._num_evicted = eviction.num_evicted
+        for index, cache in enumerate(self._caches):
+            sink = self._rows(eviction.sink, index)
+            first = sink + self._rows(eviction.dropped, index)
+            length = self._rows(eviction.length, index)
+            cache.keep(torch.cat([torch.arange(sink), torch.arange(first, length)]))
+            cache.positions[sink:] -= eviction.dropped.dense
+
+    @property
+    def kept(self) -> Mapping[int, Int64Array]:
+        return {index: np.asarray(kept) for index, kept in self._kept.items()}
+
+    def _rows(self, rows: Rows, layer: int) -> int:
+        return rows.mod if layer in self._mod_layers else rows.dense
+
+
+def torch_runner_from_checkpoint(path: Path, fingerprint: str) -> TorchRunner:
+    """The reference on the checkpoint at `path`, which must have this fingerprint.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged.
+        BundleError: the bundle was made from another checkpoint.
+    """
+    return TorchRunner(checkpoint_of_bundle(path, fingerprint).load_model())

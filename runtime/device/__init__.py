@@ -1,0 +1,1 @@
+"""Runners in device memory: TensorRT engines, and the CUDA provider of ONNX Runtime."""

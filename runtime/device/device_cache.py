@@ -1,0 +1,214 @@
+"""The rolling KV cache's buffers in device memory, in the layout that the graphs' dialect wants.
+
+`in_place`: (G, S, E) a buffer, past and present at one address; the engine writes its rows itself.
+`delta`: (S, G, E); an engine reads a bucket of rows from the front and writes its new ones beside
+the cache, from where they are appended: what it reads and what it writes must not overlap.
+
+To copy rows both are runs of S rows: G of them (a head each) with rows of E values, or one with
+rows of G*E.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from mod_edge.config import ModelConfig
+from mod_edge.native.cuda_driver import CudaDriver, aligned
+from mod_edge.plan.kv_window import Eviction, Rows
+from mod_edge.plan.rope import inverse_frequencies
+from mod_edge.plan.targets import ITEM_BYTES, Lowering
+from mod_edge.runtime.device.graph_set import GraphContext
+from mod_edge.runtime.device.step_inputs import FLOAT32_BYTES, UploadBlocks
+
+PURPOSE = "the KV cache"
+# Every bucket makes other shapes, and shapes that repeat get a CUDA graph: few are better. Where an
+# eighth of the window is dropped at once, a full window stays in the last one.
+NUM_BUCKETS = 4
+
+
+@dataclass(frozen=True)
+class DeviceLayer:
+    """One layer's buffers by address; `new_*` are 0 where the graph writes into the cache."""
+
+    is_mod: bool
+    num_rows: int
+    key: int
+    value: int
+    new_key: int = 0
+    new_value: int = 0
+
+
+class Runs(NamedTuple):
+    """The address of the first run's row, and after how many rows the next run has it."""
+
+    address: int
+    num_rows: int
+
+
+@dataclass(frozen=True)
+class FirstSinkKeys:
+    """The sink's keys as first written: each layer's at its address, its runs without gaps."""
+
+    addresses: tuple[int, ...]
+    rebased: int  # where the rebase graph writes
+
+
+class DeviceCache:
+    """All layers' buffers; which rows are in use is the `KvWindow`'s knowledge."""
+
+    def __init__(
+        self,
+        driver: CudaDriver,
+        config: ModelConfig,
+        lowering: Lowering,
+        capacity: Rows,
+        *,
+        max_step_tokens: int,
+    ) -> None:
+        """Take zeroed buffers: a NaN in a masked row would poison the attention.
+
+        Raises:
+            CacheError: the device has not so much memory.
+        """
+        text = config.text_config
+        item_bytes = ITEM_BYTES[lowering.dtype]
+        self.capacity = capacity
+        self._driver = driver
+        self._heads = text.num_key_value_heads
+        self._is_delta = lowering.dialect == "delta"
+        self._num_runs = 1 if self._is_delta else self._heads
+        self._token_bytes = self._heads * text.head_dim * item_bytes
+        self._row_bytes = self._token_bytes // self._num_runs
+        self._frequencies = inverse_frequencies(text)
+        self._first: FirstSinkKeys | None = None
+        self._angles = UploadBlocks(driver, 2 * self._angle_bytes, PURPOSE)
+        self.layers = [
+            self._take_layer(index in config.mod_layers, max_step_tokens)
+            for index in range(text.num_hidden_layers)
+        ]
+
+    @property
+    def _angle_bytes(self) -> int:
+        return aligned(self._frequencies.size * FLOAT32_BYTES)
+
+    def addresses(self, index: int) -> dict[str, int]:
+        """The layer's cache tensors, by the names of its graph."""
+        layer = self.layers[index]
+        past = {"past_key": layer.key, "past_value": layer.value}
+        if self._is_delta:
+            return past | {"new_key": layer.new_key, "new_value": layer.new_value}
+        return past | {"present_key": layer.key, "present_value": layer.value}
+
+    def bucket(self, past: Rows) -> Rows | None:
+        """How many rows a `delta` step binds as its past; at least one, for none is no shape."""
+        if not self._is_delta:
+            return None
+        # One for both geometries, or there would be as many shapes as pairs.
+        sizes = [math.ceil(rows / NUM_BUCKETS) for rows in self.capacity]
+        number = max(1, *(math.ceil(rows / size) for rows, size in zip(past, sizes, strict=True)))
+        dense, mod = (
+            min(number * size, rows) for size, rows in zip(sizes, self.capacity, strict=True)
+        )
+        return Rows(dense, mod)
+
+    def append(self, past: Rows, added: Rows) -> None:
+        """Copy what a `delta` step has put beside the cache behind its past."""
+        if not self._is_delta:
+            return
+        for layer in self.layers:
+            first = _rows(past, layer) * self._row_bytes
+            size_bytes = _rows(added, layer) * self._row_bytes
+            self._driver.copy(layer.key + first, layer.new_key, size_bytes)
+            self._driver.copy(layer.value + first, layer.new_value, size_bytes)
+
+    def evict(self, eviction: Eviction, rebase: GraphContext) -> None:
+        """Drop the rows that `eviction` names and rebase the sink, without waiting for it.
+
+        The rule is that of `KvCache.evict`, and `rebase` is the graph that turns keys by it.
+        """
+        if self._first is None:
+            self._first = self._keep_first(eviction.sink)
+        self._upload_angles(eviction.num_evicted)
+        for layer, first_keys in zip(self.layers, self._first.addresses, strict=True):
+            sink = _rows(eviction.sink, layer)
+            source = sink + _rows(eviction.dropped, layer)
+            num_moved = _rows(eviction.length, layer) - source
+            for buffer in (layer.key, layer.value):
+                self._move_rows(layer, buffer, source, sink, num_moved)
+            if sink:
+                self._rebase(layer, first_keys, sink, rebase)
+
+    def _take_layer(self, is_mod: bool, max_step_tokens: int) -> DeviceLayer:
+        num_rows = self.capacity.mod if is_mod else self.capacity.dense
+        size_bytes = num_rows * self._token_bytes
+        key, value = (self._driver.malloc_zeroed(size_bytes, PURPOSE) for _ in range(2))
+        if not self._is_delta:
+            return DeviceLayer(is_mod, num_rows, key, value)
+        size_bytes = max_step_tokens * self._token_bytes
+        new_key, new_value = (self._driver.malloc(size_bytes, PURPOSE) for _ in range(2))
+        return DeviceLayer(is_mod, num_rows, key, value, new_key, new_value)
+
+    def _keep_first(self, sink: Rows) -> FirstSinkKeys:
+        sizes = [aligned(_rows(sink, layer) * self._token_bytes) for layer in self.layers]
+        base = self._driver.malloc(sum(sizes) + max(sizes), PURPOSE)
+        addresses = tuple(base + sum(sizes[:index]) for index in range(len(sizes)))
+        for layer, address in zip(self.layers, addresses, strict=True):
+            num_rows = _rows(sink, layer)
+            self._copy_rows(Runs(address, num_rows), Runs(layer.key, layer.num_rows), num_rows)
+        return FirstSinkKeys(addresses, base + sum(sizes))
+
+    def _upload_angles(self, num_evicted: int) -> None:
+        angles = num_evicted * self._frequencies
+        block = self._angles.next_block().array
+        for place, function in ((0, np.cos), (self._angle_bytes, np.sin)):
+            out = block[place:][: angles.size * FLOAT32_BYTES].view(np.float32)
+            function(angles, out=out, casting="same_kind")
+        self._angles.upload(2 * self._angle_bytes)
+
+    def _rebase(self, layer: DeviceLayer, first_keys: int, sink: int, rebase: GraphContext) -> None:
+        assert self._first is not None
+        addresses = {
+            "key": first_keys,
+            "cos": self._angles.address,
+            "sin": self._angles.address + self._angle_bytes,
+            "rebased_key": self._first.rebased,
+        }
+        rebase.bind(addresses, {"B": sink * self._heads})
+        rebase.enqueue()
+        rebased, keys = Runs(self._first.rebased, sink), Runs(layer.key, layer.num_rows)
+        self._copy_rows(keys, rebased, sink)
+
+    def _move_rows(
+        self, layer: DeviceLayer, buffer: int, source: int, target: int, num_rows: int
+    ) -> None:
+        """Move rows down, piece by piece: a copy within the device must not overlap itself."""
+        step = source - target
+        if not step:
+            return
+        for first in range(0, num_rows, step):
+            self._copy_rows(
+                Runs(buffer + (target + first) * self._row_bytes, layer.num_rows),
+                Runs(buffer + (source + first) * self._row_bytes, layer.num_rows),
+                min(step, num_rows - first),
+            )
+
+    def _copy_rows(self, target: Runs, source: Runs, num_rows: int) -> None:
+        """Copy the first rows of every run."""
+        width = num_rows * self._row_bytes
+        if self._num_runs == 1:
+            self._driver.copy(target.address, source.address, width)
+            return
+        self._driver.copy_rows(
+            target.address,
+            target.num_rows * self._row_bytes,
+            source.address,
+            source.num_rows * self._row_bytes,
+            width=width,
+            height=self._num_runs,
+        )
+
+
+def _rows(rows: Rows, layer: DeviceLayer) -> int:
+    return rows.mod if layer.is_mod else rows.dense

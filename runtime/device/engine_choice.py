@@ -1,0 +1,160 @@
+"""Which of the engines beside a bundle run here: built for this GPU, by this compiler, from it."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from mod_edge.bundle.engine_manifest import (
+    EngineManifest,
+    EngineSettings,
+    build_command,
+    engine_fault,
+    engine_key,
+    read_engine_manifests,
+)
+from mod_edge.bundle.manifest import MANIFEST_FILE, SMALL_FILE_BYTES, Manifest
+from mod_edge.config import ModelConfig
+from mod_edge.errors import BackendError
+from mod_edge.native.trt import NAMES, TensorRT
+from mod_edge.plan.signature import bundle_signatures
+from mod_edge.profiles import load_profile, profile_names
+from mod_edge.runtime.runner import SessionLimits
+
+
+def find_engines(
+    folder: Path,
+    manifest: Manifest,
+    config: ModelConfig,
+    limits: SessionLimits,
+    *,
+    tensorrt: TensorRT,
+    compute_capability: str,
+) -> EngineManifest:
+    """The engines that fit; of several such sets, the one that was built last.
+
+    Args:
+        folder: a checked bundle with every layer.
+        manifest: its manifest.
+        config: its config.
+        limits: what they must take.
+        tensorrt: what they are to run on.
+        compute_capability: of the GPU, "89" for 8.9.
+
+    Raises:
+        BackendError: none was built, or none fits; says what differs, and the command that builds
+            what does.
+        BundleError: an engine manifest is damaged.
+    """
+    found = read_engine_manifests(folder)
+    if not found:
+        raise BackendError(
+            f"bundle {folder} has no engines; build them with: mod-edge build {folder} "
+            f"--profile {_profile_for(manifest, compute_capability)}"
+        )
+    fitting, too_small, misfits = [], [], []
+    for engines in found:
+        settings = engines.settings
+        here = _settings_here(settings, manifest, tensorrt, compute_capability)
+        faults = _differences(settings, here) or _file_faults(folder, manifest, config, engines)
+        limit_faults = _limit_faults(settings, limits)
+        if faults:
+            misfits.append(f"{settings.folder} {'; '.join(faults)}")
+        elif limit_faults:
+            too_small.append(f"{settings.folder} {'; '.join(limit_faults)}")
+        else:
+            fitting.append(engines)
+    if fitting:
+        return max(fitting, key=lambda engines: _built_at(folder, engines))
+    if too_small:
+        raise BackendError(
+            f"no engines of bundle {folder} are made for so much: {', and '.join(too_small)}; run "
+            "with less, or raise it in the profile and build again"
+        )
+    newest = max(found, key=lambda engines: _built_at(folder, engines))
+    here = _settings_here(newest.settings, manifest, tensorrt, compute_capability)
+    raise BackendError(
+        f"no engines of bundle {folder} fit: {', and '.join(misfits)}; build them with: "
+        f"{build_command(folder, here)}"
+    )
+
+
+def _built_at(folder: Path, engines: EngineManifest) -> float:
+    return (folder / engines.settings.folder / MANIFEST_FILE).stat().st_mtime
+
+
+def _settings_here(
+    settings: EngineSettings, manifest: Manifest, tensorrt: TensorRT, compute_capability: str
+) -> EngineSettings:
+    """The same settings for this bundle, compiler and GPU."""
+    return replace(
+        settings,
+        target=manifest.lowering.target,
+        compiler=tensorrt.compiler,
+        version=tensorrt.version,
+        compute_capability=compute_capability,
+        precision=manifest.lowering.precision,
+    )
+
+
+def _differences(settings: EngineSettings, here: EngineSettings) -> list[str]:
+    """What the engines were built for, where this is something else."""
+    theirs, ours = (
+        (
+            f"{NAMES[each.compiler]} {each.version}",
+            f"compute capability {each.compute_capability}",
+            f"target {each.target}",
+            f"precision {each.precision}",
+        )
+        for each in (settings, here)
+    )
+    return [
+        f"are for {built_for}, here is {wanted}"
+        for built_for, wanted in zip(theirs, ours, strict=True)
+        if built_for != wanted
+    ]
+
+
+def _limit_faults(settings: EngineSettings, limits: SessionLimits) -> list[str]:
+    theirs, capacity = settings.limits, limits.capacity
+    faults = []
+    if theirs.max_step_tokens < limits.max_step_tokens:
+        faults.append(
+            f"take {theirs.max_step_tokens} tokens a step, wanted {limits.max_step_tokens}"
+        )
+    if theirs.max_frames < limits.frames_per_step:
+        faults.append(f"take {theirs.max_frames} frames a step, wanted {limits.frames_per_step}")
+    if not capacity.fits(theirs.capacity):
+        faults.append(
+            f"take a cache of {theirs.capacity.dense} rows ({theirs.capacity.mod} in MoD layers), "
+            f"wanted {capacity.dense} ({capacity.mod})"
+        )
+    return faults
+
+
+def _file_faults(
+    folder: Path, manifest: Manifest, config: ModelConfig, engines: EngineManifest
+) -> list[str]:
+    """Engines that are missing, damaged or of another export; small files are hashed."""
+    faults = []
+    for signature in bundle_signatures(config, manifest.lowering):
+        record = engines.engines.get(signature.name)
+        fault = engine_fault(
+            folder / engines.settings.folder,
+            record,
+            engine_key(manifest, config, signature, engines.settings),
+            hash_all=record is not None and record.size_bytes < SMALL_FILE_BYTES,
+        )
+        if fault:
+            faults.append(f"are not whole: {signature.name} {fault}")
+    return faults
+
+
+def _profile_for(manifest: Manifest, compute_capability: str) -> str:
+    """A shipped profile for this GPU, or else any for the bundle's target."""
+    target = manifest.lowering.target
+    profiles = [
+        profile for profile in map(load_profile, profile_names()) if target in profile.targets
+    ]
+    fitting = [
+        profile for profile in profiles if compute_capability in profile.compute_capabilities
+    ]
+    return (fitting or profiles)[0].name

@@ -1,0 +1,177 @@
+"""Engine files turned into TensorRT's engines and contexts, held against their signatures."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mod_edge.bundle.staging import write_whole
+from mod_edge.errors import BackendError
+from mod_edge.native.trt import (
+    DATA_TYPES,
+    TensorRT,
+    context_settings,
+    is_aliased,
+    new_kernel_cache,
+)
+from mod_edge.plan.signature import GraphSignature, TensorSpec
+
+
+class EngineLoader:
+    """Loads engines and makes their contexts; `warnings` is what TensorRT said meanwhile."""
+
+    def __init__(self, tensorrt: TensorRT, stream: int, cache_path: Path) -> None:
+        """Start TensorRT's runtime.
+
+        Args:
+            tensorrt: the one that the engines are of.
+            stream: that all contexts will run on.
+            cache_path: where TensorRT-RTX keeps the kernels that it compiles for this GPU.
+
+        Raises:
+            BackendError: it does not start.
+        """
+        self.warnings: list[str] = []
+        self._tensorrt = tensorrt
+        self._stream = stream
+        self._cache_path = cache_path
+        self._stored_cache = b""
+        self._cache: Any = None
+        self._settings: dict[tuple[int, bool], Any] = {}  # contexts may not outlive theirs
+        with self._reported("does not start here"):
+            self._runtime = tensorrt.api.Runtime(tensorrt.native_logger)
+
+    def engine(self, path: Path, signature: GraphSignature, num_profiles: int) -> Any:
+        """The engine in that file, which is what `signature` says.
+
+        Raises:
+            BackendError: it does not load, or has other tensors or optimization profiles, or copies
+                the cache where it should write into it.
+        """
+        with self._reported(f"cannot load {path}"):
+            data = np.memmap(path, np.uint8, "r")  # not read into memory: it may be gigabytes
+            engine = _required(self._runtime.deserialize_cuda_engine(data))
+        faults = _faults(self._tensorrt.api, engine, signature)
+        if engine.num_optimization_profiles != num_profiles:
+            found = engine.num_optimization_profiles
+            faults.append(f"it has {found} optimization profiles, wanted {num_profiles}")
+        if faults:
+            raise BackendError(
+                f"{path} is not the engine that its manifest says: {'; '.join(faults)}; remove "
+                f"{path.parent} and build again"
+            )
+        return engine
+
+    def context(self, engine: Any, profile_index: int, *, is_captured: bool) -> Any:
+        """A context of one optimization profile that waits for its scratch memory.
+
+        Args:
+            engine: from `engine`.
+            profile_index: of the profile.
+            is_captured: see `context_settings`.
+
+        Raises:
+            BackendError: TensorRT cannot make it.
+        """
+        with self._reported("cannot make an execution context"):
+            if self._cache is None:
+                self._cache = new_kernel_cache(self._tensorrt, engine)
+                self._load_cache()
+            kind = (id(engine), is_captured)
+            if kind not in self._settings:
+                self._settings[kind] = context_settings(
+                    self._tensorrt, engine, self._cache, is_captured=is_captured
+                )
+            context = _required(engine.create_execution_context(self._settings[kind]))
+            _required(context.set_optimization_profile_async(profile_index, self._stream))
+        return context
+
+    def close(self) -> None:
+        """Keep what TensorRT-RTX compiled for the next run; all contexts are gone already."""
+        try:
+            self._save_cache()
+        finally:
+            self._settings.clear()
+            self._cache = None
+
+    def _save_cache(self) -> None:
+        """Write the file whole or not at all, and only where there is anything new."""
+        if self._cache is None:
+            return
+        data = bytes(memoryview(self._cache.serialize()))
+        if data == self._stored_cache:
+            return
+        try:
+            write_whole(self._cache_path, data)
+        except OSError as exc:
+            self.warnings.append(
+                f"{self._cache_path} cannot be written ({exc.strerror}): every start compiles its "
+                "kernels anew"
+            )
+
+    def _load_cache(self) -> None:
+        if self._cache is None or not self._cache_path.is_file():
+            return
+        data = self._cache_path.read_bytes()
+        if self._cache.deserialize(data):
+            self._stored_cache = data
+        else:
+            self.warnings.append(
+                f"{self._cache_path} is of another driver or GPU: its kernels are compiled anew"
+            )
+
+    @contextmanager
+    def _reported(self, what: str) -> Iterator[None]:
+        """TensorRT's own words in the error, or among the warnings where there is none."""
+        with self._tensorrt.log.collected() as lines:
+            try:
+                yield
+            except Exception as exc:  # pybind raises bare exceptions of many types
+                errors = [" ".join(line.text.split()) for line in lines if line.is_error]
+                reason = errors[0] if errors else exc
+                raise BackendError(
+                    f"{self._tensorrt.name} {what}: {reason}; see: mod-edge doctor"
+                ) from exc
+        known = set(self.warnings)
+        self.warnings += dict.fromkeys(line.text for line in lines if line.text not in known)
+
+
+def _required(answer: Any) -> Any:
+    """TensorRT's answer; it gives None or False where it fails, and tells the log why."""
+    if not answer:
+        raise RuntimeError("no reason given")
+    return answer
+
+
+def _faults(api: Any, engine: Any, signature: GraphSignature) -> list[str]:
+    """What makes the engine another graph's: its tensors are bound by the signature."""
+    names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+    inputs = {spec.name: spec for spec in signature.inputs}
+    outputs = {spec.name: spec for spec in signature.outputs}
+    faults = [f"it has no {name!r}" for name in [*inputs, *outputs] if name not in names]
+    for name in names:
+        is_input = engine.get_tensor_mode(name) == api.TensorIOMode.INPUT
+        spec = (inputs if is_input else outputs).get(name)
+        found = (engine.get_tensor_dtype(name).name, tuple(engine.get_tensor_shape(name)))
+        if spec is None or not _fits(*found, spec, is_input=is_input):
+            faults.append(f"its {name!r} is {found}, wanted {spec}")
+        if engine.get_tensor_location(name) != api.TensorLocation.DEVICE:
+            faults.append(f"it wants {name!r} in host memory")
+    faults += [
+        f"it does not write {output!r} into {past!r} but copies the cache"
+        for output, past in signature.aliases.items()
+        if not is_aliased(engine, output, past)
+    ]
+    return faults
+
+
+def _fits(dtype: str, dims: tuple[int, ...], spec: TensorSpec, *, is_input: bool) -> bool:
+    """Inputs exactly; of outputs TensorRT may know more or less than the signature."""
+    if dtype != DATA_TYPES[spec.dtype] or len(dims) != len(spec.dims):
+        return False
+    wanted = [-1 if isinstance(dim, str) else dim for dim in spec.dims]
+    if is_input:
+        return list(dims) == wanted
+    return all(-1 in (dim, want) or dim == want for dim, want in zip(dims, wanted, strict=True))

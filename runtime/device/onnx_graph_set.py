@@ -1,0 +1,179 @@
+"""ONNX Runtime's CUDA provider on a device runner's memory and stream: what engines are elsewhere.
+
+Everything is bound by device address, nothing is copied to the host, and a run does not wait for
+the device. A provider that is not there, or that leaves real work to the CPU, is an error.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from mod_edge.config import ModelConfig
+from mod_edge.errors import BackendError
+from mod_edge.native.captured_stderr import captured_noise
+from mod_edge.native.onnx_session import session_options
+from mod_edge.plan.signature import GraphSignature, bundle_signatures
+from mod_edge.plan.targets import Lowering
+
+PROVIDER = "CUDAExecutionProvider"
+DEVICE = "cuda"
+# Shapes are computed on the host by whichever provider; an op of these must not be.
+DEVICE_OPS = frozenset(
+    [
+        "Attention",
+        "Conv",
+        "Gemm",
+        "LayerNormalization",
+        "MatMul",
+        "ScatterND",
+        "Softmax",
+        "TensorScatter",
+        "TopK",
+    ]
+)
+RECORD_ASSIGNMENT = "session.record_ep_graph_assignment_info"
+
+
+class OnnxContext:
+    """One session's bindings: what `EngineContext` is to an engine."""
+
+    is_capturable = False
+
+    def __init__(self, session: Any, signature: GraphSignature, device: str) -> None:
+        """Bind nothing yet; `device` is where the addresses will be."""
+        self._session = session
+        self._signature = signature
+        self._device = device
+        self._binding = session.io_binding()
+        self._options = onnxruntime.RunOptions()
+        # The runner's stream keeps the order; the host waits where it reads.
+        self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+
+    def bind(self, addresses: Mapping[str, int], letters: Mapping[str, int]) -> None:
+        """Say where every tensor lies and how large it is, see `EngineContext.bind`."""
+        for specs, bind in (
+            (self._signature.inputs, self._binding.bind_input),
+            (self._signature.outputs, self._binding.bind_output),
+        ):
+            for spec in specs:
+                shape = [letters[dim] if isinstance(dim, str) else dim for dim in spec.dims]
+                dtype = np.dtype(spec.dtype)
+                bind(spec.name, self._device, 0, dtype, shape, addresses[spec.name])
+
+    def enqueue(self) -> None:
+        """Run what is bound, behind all that the stream has to do before.
+
+        Raises:
+            BackendError: ONNX Runtime cannot.
+        """
+        try:
+            self._session.run_with_iobinding(self._binding, self._options)
+        except Exception as exc:  # pybind gives its failures no type of their own
+            raise BackendError(
+                f"{self._signature.name} does not run on {PROVIDER}: {exc}; report it, and take "
+                "--device cpu meanwhile"
+            ) from exc
+
+
+class OnnxGraphSet:
+    """A session a graph, all on one provider and one stream."""
+
+    can_capture = False  # each session would want a graph of its own, and addresses of its own
+    warnings: tuple[str, ...] = ()
+
+    def __init__(
+        self,
+        stream: int,
+        folder: Path,
+        config: ModelConfig,
+        lowering: Lowering,
+        *,
+        provider: str = PROVIDER,
+        device: str = DEVICE,
+    ) -> None:
+        """Load all graphs.
+
+        Args:
+            stream: CUDA stream to run on.
+            folder: a checked bundle with every layer.
+            config: its config.
+            lowering: what its graphs were made for.
+            provider: ONNX Runtime's name of what computes.
+            device: ONNX Runtime's name of where its memory is.
+
+        Raises:
+            BackendError: a graph does not load, or not on the provider.
+        """
+        self._device = device
+        options = {}
+        if provider == PROVIDER:
+            # TF32's 10 bits of mantissa would make a router keep other tokens.
+            options = {"device_id": "0", "user_compute_stream": str(stream), "use_tf32": "0"}
+        self._graphs = {
+            signature.name: (signature, _open(folder / signature.file, provider, options))
+            for signature in bundle_signatures(config, lowering)
+        }
+
+    def context(self, name: str, _profile: str, *, is_captured: bool = False) -> OnnxContext:
+        """A new context of the graph `name`, for steps of any shape."""
+        assert not is_captured, "ask can_capture first"
+        signature, session = self._graphs[name]
+        return OnnxContext(session, signature, self._device)
+
+    def close(self) -> None:
+        """Let go of the sessions."""
+        self._graphs.clear()
+
+
+def _open(path: Path, provider: str, provider_options: dict[str, str]) -> Any:
+    available = onnxruntime.get_available_providers()
+    if provider not in available:
+        raise BackendError(
+            f"this onnxruntime has {', '.join(available)}, wanted {provider}; install it with: "
+            'pip uninstall -y onnxruntime, pip install "mod-edge[gpu]"; or take --device cpu'
+        )
+    options = session_options()
+    options.enable_mem_pattern = False  # kept for every shape seen
+    options.add_session_config_entry(RECORD_ASSIGNMENT, "1")
+    with captured_noise() as noise:
+        try:
+            session = onnxruntime.InferenceSession(
+                str(path), options, providers=[(provider, provider_options)]
+            )
+        except Exception as exc:  # onnxruntime raises bare pybind exceptions of many types
+            raise BackendError(
+                f"onnxruntime cannot load {path} on {provider}: {exc}; see: mod-edge doctor"
+            ) from exc
+    found = session.get_providers()[0]
+    if found != provider:
+        reason = " ".join(noise.text.split())[-300:]
+        raise BackendError(
+            f"{path.name} runs on {found}, wanted {provider}{f' ({reason})' if reason else ''}; "
+            'install its libraries (mod-edge doctor; pip install "mod-edge[gpu]"), or take '
+            "--device cpu"
+        )
+    strays = ops_elsewhere(session, provider)
+    if strays:
+        raise BackendError(
+            f"{path.name}: onnxruntime {onnxruntime.__version__} leaves {', '.join(strays)} to "
+            f"another provider than {provider}; upgrade onnxruntime-gpu, or take --device cpu"
+        )
+    return session
+
+
+def ops_elsewhere(session: Any, provider: str) -> list[str]:
+    """Types of ops that do real work on another provider; empty where the version cannot tell."""
+    if not hasattr(session, "get_provider_graph_assignment_info"):  # before onnxruntime 1.24
+        return []
+    return sorted(
+        {
+            node.op_type
+            for part in session.get_provider_graph_assignment_info()
+            if part.ep_name != provider
+            for node in part.get_nodes()
+            if node.op_type in DEVICE_OPS
+        }
+    )

@@ -1,0 +1,190 @@
+"""The page, from planted results alone."""
+
+import json
+
+import pytest
+
+from benchmarks.paper_tables import report
+from benchmarks.paper_tables.arms import PLAN
+from benchmarks.paper_tables.report import REMARKS_FILE, STEP_COST_FILE, write_page
+from benchmarks.paper_tables.results import read_json, thinned, write_document
+from mod_edge.errors import DataError
+
+PAGE = "results.md"
+F1_BY_SEED = {"full": (0.81, 0.79, 0.80), "mod": (0.80, 0.80, 0.80), "early-exit": (0.3, 0.31, 0.3)}
+
+
+STEP_COST = {
+    "batch": {"streams": 8, "frames": 61, "tokens": 791},
+    "processes": 3,
+    "dtype": "bfloat16",
+    "sizes": [
+        {
+            "title": "D=192, L=6",
+            "time_s": {"full": [2.0, 1.9, 2.2], "mod": [1.0, 1.5, 1.1]},
+            "step_bytes": {"full": 30 * 2**20, "mod": 10 * 2**20},
+            "state_bytes": {"full": 10 * 2**20, "mod": 10 * 2**20},
+            "flops_ratio": 0.6,
+        }
+    ],
+    "versions": {"torch": "2"},
+    "machine": {"architecture": "x86_64", "cores": 2, "threads": 2, "device": "cpu"},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(plant, tmp_path_factory):
+    """Results of three arms with three seeds each, one run of another, and their page."""
+    folder = tmp_path_factory.mktemp("results")
+    for arm, values in F1_BY_SEED.items():
+        for seed, f1 in enumerate(values):
+            plant(folder, f"{arm}-{seed}", f1=f1)
+    plant(folder, "uniform-0", f1=0.4)
+    write_document(folder / STEP_COST_FILE, STEP_COST)
+    (folder / REMARKS_FILE).write_text("Because *that* is so.\n")
+    write_page(folder, folder / PAGE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(folder):
+    """The page's text."""
+    return (folder / PAGE).read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Pages without their pictures, which take longer than all the rest."""
+    monkeypatch.setattr(report, "draw_all", lambda *_: None)
+
+
+def lines_of(page, start):
+    return [line for line in page.splitlines() if line.startswith(f"| {start} |")]
+
+
+def test_a_table_gives_mean_interval_seeds_and_cost(page):
+    full, mod = lines_of(page, "full computation")[1], lines_of(page, "MoD")[1]
+    assert full.startswith("| full computation | 3 | 0.800 ± 0.025 | 0.700 ± 0.000 | 0.750 ± 0.000")
+    assert "(1.00)" in full
+    assert mod.endswith("(0.64) |")  # (11 + 3) of 22 rows in each pair of layers
+
+
+def test_one_seed_is_shown_without_an_interval(page):
+    (uniform,) = [line for line in lines_of(page, "uniform selection") if "0.400" in line]
+    assert uniform.startswith("| uniform selection | 1 | 0.400 | 0.700 |")
+
+
+def test_the_first_table_is_summed_up_in_one_sentence(page):
+    assert (
+        "**MoD and full computation cannot be told apart here (F1 +0.000 ± 0.025), as in the "
+        "paper; MoD is better than early exit (F1 +0.497 ± 0.014), as in the paper; MoD and layer "
+        "skip have not both been run.**"
+    ) in page
+
+
+def test_differences_whose_interval_leaves_out_zero_are_bold(page):
+    (exits,) = lines_of(page, "MoD less early exit")
+    (full,) = lines_of(page, "MoD less full computation")
+    assert "| **+0.497 ± 0.014** |" in exits
+    assert "**" not in full
+
+
+def test_baselines_stand_in_the_first_table_only(page):
+    (silent,) = lines_of(page, "always silent")
+    assert silent.startswith("| always silent | - | 0.125 | 0.250 | 0.000 | - | 1.500 | - | - |")
+
+
+def test_missing_runs_are_named(page):
+    assert f"10 of {len(PLAN)} runs are done; missing (seeds): layer skip (0, 1, 2)" in page
+    assert "uniform selection (1, 2)" in page
+    assert "full computation (" not in page.split("missing (seeds)")[1].split("\n")[0]
+
+
+def test_the_arms_are_listed_with_their_layers(page):
+    assert "| MoD | 1, 3, 5 | 2 of 10 | learned | full |" in page
+    assert "| early exit | 2, 3, 4, 5 | 0 of 10 | - | - |" in page
+    assert "| full computation | none | - | - | - |" in page
+
+
+def test_the_step_cost_stands_beside_the_papers(page):
+    assert (
+        "**At D=192, L=6 a step of MoD takes 0.55 of the time and 0.50 of the memory of full "
+        "computation; the paper reports 0.58 and 0.70 for its 8B model.**"
+    ) in page
+    assert "| D=192, L=6, MoD | 1.100 s (1.000 to 1.500) | 20 MiB | 10 MiB | 0.60 |" in page
+
+
+def test_remarks_are_included_as_they_are(page):
+    assert "## Remarks\n\nBecause *that* is so.\n" in page
+
+
+def test_the_conditions_are_told(page):
+    assert "- clips: train 9, test 9 (sha256 of their lines: abababab" in page
+    assert "- x86_64, 2 cores, torch threads: 1, cpu; mod_edge 0, torch 2" in page
+    assert "- 2.2 h for 10 runs of 13.0 to 13.0 min; medians: training 10.0 min" in page
+    assert "MoD 0.6, 0.6, 0.6" in page
+
+
+def test_every_picture_of_the_page_is_there_and_small(page, folder):
+    for name in ("f1.png", "lm-ppl.png", "losses.png"):
+        assert f"](./{name})" in page
+        assert 1_000 < (folder / name).stat().st_size < 100_000
+
+
+def test_the_same_results_give_the_same_page_and_pictures(plant, tmp_path):
+    plant(tmp_path, "mod-0")
+    contents = []
+    for _ in range(2):
+        write_page(tmp_path, tmp_path / PAGE)
+        contents.append([path.read_bytes() for path in sorted(tmp_path.iterdir())])
+    assert contents[0] == contents[1]
+
+
+def test_pictures_are_found_from_the_page(plant, tmp_path, no_pictures):
+    plant(tmp_path / "docs" / "figures", "mod-0")
+    write_page(tmp_path / "docs" / "figures", tmp_path / "docs" / PAGE)
+    assert "](figures/f1.png)" in (tmp_path / "docs" / PAGE).read_text(encoding="utf-8")
+
+
+def test_an_infinite_perplexity_is_left_out(plant, tmp_path, no_pictures):
+    plant(tmp_path, "mod-0", lm_ppl=None)
+    plant(tmp_path, "mod-1", lm_ppl=2.0)
+    write_page(tmp_path, tmp_path / PAGE)
+    page = (tmp_path / PAGE).read_text(encoding="utf-8")
+    assert "| MoD | 2 | 0.500 ± 0.000 | 0.700 ± 0.000 | 0.750 ± 0.000 | 2.000 |" in page
+
+
+def test_no_results_are_an_error(tmp_path):
+    with pytest.raises(DataError, match="holds no results yet; `make results`"):
+        write_page(tmp_path, tmp_path / PAGE)
+
+
+def test_results_that_differ_in_more_than_arm_and_seed_are_not_compared(plant, tmp_path):
+    plant(tmp_path, "mod-0")
+    plant(tmp_path, "full-0")
+    path = tmp_path / "full-0.json"
+    data = read_json(path)
+    data["settings"]["train"]["steps"] = 7
+    path.write_text(json.dumps(data))
+    with pytest.raises(DataError, match=r"full-0 and mod-0 .*train.steps was 7, is \d+.*remove"):
+        write_page(tmp_path, tmp_path / PAGE)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "cannot be read"),
+        ("[]", "holds a list, wanted an object"),
+        ("{}", "no result of format 1"),
+        ('{"format": 1, "losses": {}}', "choice, .*versions missing or unknown"),
+    ],
+)
+def test_a_damaged_result_is_named(tmp_path, text, message):
+    (tmp_path / "mod-0.json").write_text(text)
+    with pytest.raises(DataError, match=rf"mod-0\.json.*{message}"):
+        write_page(tmp_path, tmp_path / PAGE)
+
+
+def test_a_curve_is_thinned_to_means_of_stretches():
+    assert thinned([1.0, 2.0, 3.0, 4.0, 5.0], 2) == [1.5, 4.0]
+    assert thinned([1.0, 2.0], 5) == [1.0, 2.0]

@@ -1,0 +1,215 @@
+"""Runs: carried out once, resumed, skipped, stopped in time; and one from end to end."""
+
+import json
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+
+from benchmarks.paper_tables import runs as runs_module
+from benchmarks.paper_tables.arms import PLAN
+from benchmarks.paper_tables.report import write_page
+from benchmarks.paper_tables.results import (
+    Result,
+    read_json,
+    read_result,
+    result_path,
+    write_result,
+)
+from benchmarks.paper_tables.runs import Comparison, carry_out, carry_out_all
+from benchmarks.paper_tables.settings import STANDARD, Settings
+from mod_edge.data.clips import Clip, Line, write_clips
+from mod_edge.errors import DataError
+from mod_edge.model.checkpoint import Checkpoint
+from mod_edge.training.recipe import TrainConfig
+
+pytestmark = pytest.mark.numeric
+
+SIDE, VIDEO_FPS, DURATION_S = 32, 4.0, 3.0
+SETTINGS = Settings(
+    text_config={"hidden_size": 32, "intermediate_size": 48},
+    train=TrainConfig(
+        trainable=("connector", "model", "lm_head"),
+        steps=3,
+        batch_clips=1,
+        max_frames=6,
+        learning_rate=1e-3,
+        save_every=1,
+        device="cpu",
+    ),
+    thresholds=(0.0, 1.0),
+    num_validation_clips=1,
+    num_test_clips=None,
+    tolerance_s=1.0,
+)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """One short clip in each split."""
+    folder = tmp_path_factory.mktemp("data")
+    for level, split in enumerate(("train", "validation", "test")):
+        video = folder / f"{split}.mp4"
+        codec = cv2.VideoWriter.fourcc(*"mp4v")
+        writer = cv2.VideoWriter(str(video), codec, VIDEO_FPS, (SIDE, SIDE))
+        for number in range(round(DURATION_S * VIDEO_FPS)):
+            writer.write(np.full((SIDE, SIDE, 3), 40 * level + 10 * number, np.uint8))
+        writer.release()
+        lines = (
+            Line("user", "Narrate.", 0.0),
+            Line("assistant", "It is dark.", 0.0),
+            Line("assistant", "It is light.", 1.5),
+        )
+        write_clips(folder, split, [Clip(split, video, DURATION_S, lines)])
+    return folder
+
+
+@pytest.fixture
+def comparison(data, tiny_checkpoint, tmp_path):
+    return Comparison(
+        data, Checkpoint(tiny_checkpoint), tmp_path / "work", tmp_path / "results", SETTINGS
+    )
+
+
+@pytest.fixture
+def pretended(monkeypatch, planted_result):
+    """Runs that are not carried out: their names in order, each taking a minute of a clock."""
+    names, clock = [], [0.0]
+
+    def pretend(comparison, run, _on_step):
+        names.append(run.name)
+        clock[0] += 60
+        return replace(planted_result(run), settings=comparison.identity(run))
+
+    monkeypatch.setattr(runs_module, "carry_out", pretend)
+    monkeypatch.setattr(runs_module.time, "monotonic", lambda: clock[0])
+    return names
+
+
+def carry_on(comparison, runs=PLAN, max_minutes=None):
+    return carry_out_all(
+        comparison, runs, max_minutes=max_minutes, on_step=silent, on_result=lambda _run: None
+    )
+
+
+def silent(_name, _done, _total):
+    """Progress that nobody watches."""
+
+
+def test_what_is_done_is_not_done_again(comparison, pretended):
+    assert carry_on(comparison, PLAN[:2]) == []
+    assert carry_on(comparison, PLAN[:4]) == []
+    assert pretended == [run.name for run in PLAN[:4]]
+
+
+def test_no_run_begins_that_would_end_too_late(comparison, pretended):
+    left = carry_on(comparison, PLAN[:5], max_minutes=2.5)
+    assert pretended == [run.name for run in PLAN[:2]]
+    assert left == [*PLAN[2:5]]
+
+
+def test_the_first_run_begins_however_little_time_there_is(comparison, pretended):
+    assert carry_on(comparison, PLAN[:2], max_minutes=0) == [PLAN[1]]
+
+
+def test_results_of_other_settings_are_named_before_anything_runs(comparison, pretended):
+    carry_on(comparison, PLAN[:2])
+    other = replace(comparison, settings=replace(SETTINGS, tolerance_s=2.0))
+    with pytest.raises(DataError) as error:
+        carry_on(other)
+    for run in PLAN[:2]:
+        assert f"{run.name}.json: measuring.tolerance_s was 1.0, is 2.0" in str(error.value)
+    assert len(pretended) == 2
+
+
+def test_a_stop_keeps_what_was_done(comparison, pretended, monkeypatch):
+    pretend = runs_module.carry_out
+
+    def stop_at_the_second(comparison, run, on_step):
+        if len(pretended) == 1:
+            raise KeyboardInterrupt
+        return pretend(comparison, run, on_step)
+
+    monkeypatch.setattr(runs_module, "carry_out", stop_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        carry_on(comparison, PLAN[:3])
+    assert [path.name for path in comparison.results.iterdir()] == [f"{PLAN[0].name}.json"]
+
+
+def test_arms_and_seeds_differ_in_nothing_else(comparison):
+    first, *others = (comparison.identity(run) for run in PLAN)
+    for other in others:
+        merged = {
+            **other,
+            "model": {**other["model"], "mod_config": first["model"]["mod_config"]},
+            "train": {**other["train"], "seed": first["train"]["seed"]},
+        }
+        assert merged == first
+
+
+def test_a_run_has_a_folder_of_its_own_for_every_setting(comparison):
+    other = replace(comparison, settings=replace(SETTINGS, num_validation_clips=2))
+    assert comparison.folder(PLAN[0]) != other.folder(PLAN[0])
+    assert len({comparison.folder(run) for run in PLAN}) == len(PLAN)
+
+
+def test_the_standard_geometry_is_deep_enough_for_all_insertions_to_differ(comparison):
+    standard = replace(comparison, settings=STANDARD)
+    layers = {standard.recipe(run).model.mod_layers for run in PLAN if run.seed == 0}
+    # none, every second, every second deep, all, and all deep, which early exit drops too
+    assert len(layers) == 5
+
+
+def test_a_result_is_read_back_as_it_was_written(planted_result, tmp_path):
+    path = result_path(tmp_path / "new", PLAN[0])
+    result = planted_result(PLAN[0])
+    write_result(path, result)
+    again = read_result(path)
+    assert again.config == result.config
+    assert json.dumps(vars(again)) == json.dumps(vars(result))
+
+
+def test_a_run_from_end_to_end(comparison, tmp_path):
+    run = PLAN[1]
+    assert run.name == "mod-0"
+    assert carry_on(comparison, [run]) == []
+    result = read_result(result_path(comparison.results, run))
+    assert isinstance(result, Result)
+    assert result.choice["threshold"] in SETTINGS.thresholds
+    assert result.evaluation["thresholds"] == {
+        "teacher_forced": 0.0,
+        "free_running": result.choice["threshold"],
+    }
+    assert [len(each) for each in result.losses.values()] == [3, 3]
+    assert result.row()["teacher_forced"]["lm_ppl"] > 1
+    assert {*result.time_s} == {"train", "choose", "measure"}
+    assert str(tmp_path) not in json.dumps(vars(result))
+    write_page(comparison.results, tmp_path / "results.md")
+
+
+def test_a_stopped_run_goes_on_and_ends_with_the_same_figures(comparison, tmp_path):
+    run = PLAN[1]
+    whole = carry_out(comparison, run, silent)
+    other = replace(comparison, work=tmp_path / "other")
+
+    def stop(name, done, _total):
+        if "loss" in name and done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        carry_out(other, run, stop)
+    resumed = carry_out(other, run, silent)
+    assert resumed.losses == whole.losses
+    assert resumed.row() == whole.row()
+    assert resumed.choice == whole.choice
+
+
+def test_a_finished_training_is_not_repeated(comparison, monkeypatch):
+    run = PLAN[1]
+    first = carry_out(comparison, run, silent)
+    monkeypatch.setattr(runs_module, "train", None)
+    again = carry_out(comparison, run, silent)
+    assert again.row() == first.row()
+    assert again.time_s["train"] == first.time_s["train"]
+    assert read_json(comparison.folder(run) / "training.json")["report"]["steps"] == 3

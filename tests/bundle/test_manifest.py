@@ -1,0 +1,215 @@
+"""A bundle's manifest: read back as written, and every way in which a folder can differ from it."""
+
+import json
+import os
+
+import pytest
+
+from mod_edge.bundle import manifest as manifest_module
+from mod_edge.bundle.manifest import (
+    FORMAT_VERSION,
+    MANIFEST_FILE,
+    GraphRecord,
+    Manifest,
+    check_files,
+    file_sha256,
+    read_manifest,
+    record_file,
+    write_manifest,
+)
+from mod_edge.errors import BundleError
+from mod_edge.plan.targets import CPU_FP32
+
+CONTENTS = {"vision.onnx": b"vision graph", "layers/00.onnx": b"layer", "config.json": b"{}"}
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    """A folder of three files and their manifest."""
+    folder = tmp_path / "bundle"
+    (folder / "layers").mkdir(parents=True)
+    for name, content in CONTENTS.items():
+        (folder / name).write_bytes(content)
+    graph = GraphRecord(
+        file="vision.onnx",
+        kind="vision",
+        opset=20,
+        inputs=[["frames", "uint8", ["F", 64, 64, 3]]],
+        outputs=[["frame_embeds", "float32", ["F", 10, 96]]],
+        parity={"max_relative_error": 1e-6, "allowed": 1e-4},
+    )
+    manifest = Manifest(
+        checkpoint={"fingerprint": "0" * 64, "name": "tiny"},
+        lowering=CPU_FP32,
+        layers=[0],
+        graphs={"vision": graph},
+        files={name: record_file(folder / name) for name in CONTENTS},
+        tools={"torch": "2.13.0"},
+    )
+    write_manifest(manifest, folder)
+    return folder
+
+
+def change(bundle, **fields):
+    path = bundle / MANIFEST_FILE
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+
+def check(bundle, *, hash_all=True):
+    check_files(bundle, read_manifest(bundle), hash_all=hash_all)
+
+
+def test_a_written_manifest_reads_back_equal(bundle, tmp_path):
+    manifest = read_manifest(bundle)
+    assert manifest.format_version == FORMAT_VERSION
+    write_manifest(manifest, tmp_path)
+    assert read_manifest(tmp_path) == manifest
+    assert (tmp_path / MANIFEST_FILE).read_bytes() == (bundle / MANIFEST_FILE).read_bytes()
+
+
+def test_an_untouched_bundle_passes(bundle):
+    check(bundle, hash_all=True)
+    check(bundle, hash_all=False)
+
+
+def test_the_hash_is_sha256_over_every_block(tmp_path, monkeypatch):
+    monkeypatch.setattr(manifest_module, "READ_BYTES", 3)
+    path = tmp_path / "abc"
+    path.write_bytes(b"abc")
+    # FIPS 180-2's own example
+    sha256 = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert file_sha256(path) == sha256
+    path.write_bytes(b"abcabc")
+    assert file_sha256(path) != sha256
+
+
+def test_a_changed_byte_is_found(bundle):
+    (bundle / "layers" / "00.onnx").write_bytes(b"lay3r")
+    with pytest.raises(BundleError, match=r"layers/00\.onnx has other contents"):
+        check(bundle)
+
+
+def test_every_damaged_file_is_named_at_once(bundle):
+    (bundle / "vision.onnx").unlink()
+    (bundle / "layers" / "00.onnx").write_bytes(b"layer and more")
+    (bundle / "config.json").write_bytes(b"[]")
+    with pytest.raises(BundleError) as caught:
+        check(bundle)
+    message = str(caught.value)
+    assert "vision.onnx is missing" in message
+    assert "layers/00.onnx has 14 bytes, wanted 5" in message
+    assert "config.json has other contents" in message
+    assert "copy or export it again" in message
+
+
+def test_large_files_are_hashed_only_when_all_are(bundle, monkeypatch):
+    monkeypatch.setattr(manifest_module, "SMALL_FILE_BYTES", 10)
+    (bundle / "vision.onnx").write_bytes(b"Vision graph")  # 12 bytes as before
+    check(bundle, hash_all=False)
+    with pytest.raises(BundleError, match=r"vision\.onnx has other contents"):
+        check(bundle, hash_all=True)
+    (bundle / "config.json").write_bytes(b"[]")  # small: always hashed
+    with pytest.raises(BundleError, match=r"config\.json has other contents"):
+        check(bundle, hash_all=False)
+
+
+def test_the_size_of_a_large_file_is_always_checked(bundle, monkeypatch):
+    monkeypatch.setattr(manifest_module, "SMALL_FILE_BYTES", 10)
+    (bundle / "vision.onnx").write_bytes(b"vision grap")
+    with pytest.raises(BundleError, match=r"vision\.onnx has 11 bytes, wanted 12"):
+        check(bundle, hash_all=False)
+
+
+def test_a_folder_without_a_manifest_says_how_to_make_one(tmp_path):
+    with pytest.raises(BundleError, match=r"is no bundle: it has no manifest\.json.*mod-edge exp"):
+        read_manifest(tmp_path)
+    with pytest.raises(BundleError, match="is no bundle"):
+        read_manifest(tmp_path / "nowhere")
+
+
+def test_a_newer_format_is_refused_with_what_to_do(bundle):
+    change(bundle, format_version=FORMAT_VERSION + 1, something_new=1)
+    with pytest.raises(BundleError, match="has format 3, this mod-edge reads format 2; upgrade"):
+        read_manifest(bundle)
+
+
+@pytest.mark.parametrize("version", [0, "1", None])
+def test_any_other_format_is_refused_by_name(bundle, version):
+    change(bundle, format_version=version)
+    with pytest.raises(BundleError, match=f"has format {version!r}.*export the checkpoint again"):
+        read_manifest(bundle)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"\xff\xfe", b"[]", b"null", b"{}", b'{"format_version": 2}', b'"format_version"'],
+)
+def test_a_damaged_manifest_is_refused(bundle, content):
+    (bundle / MANIFEST_FILE).write_bytes(content)
+    with pytest.raises(
+        BundleError, match=r"manifest\.json is damaged .*export the checkpoint again"
+    ):
+        read_manifest(bundle)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"files": []},
+        {"files": {"a": {"sha256": "0"}}},
+        {"files": {"a": None}},
+        {"graphs": {"vision": {"file": "vision.onnx"}}},
+        {"graphs": 1},
+        {"unknown_field": 1},
+        {
+            "graphs": {
+                "vision": {
+                    **{"file": 7, "kind": "vision", "opset": 20},
+                    **{"inputs": [], "outputs": [], "parity": {}},
+                }
+            }
+        },
+    ],
+)
+def test_a_manifest_of_another_shape_is_refused(bundle, fields):
+    change(bundle, **fields)
+    with pytest.raises(BundleError, match=r"manifest\.json is damaged"):
+        read_manifest(bundle)
+
+
+@pytest.mark.parametrize(
+    "name", ["../secret", "layers/../../secret", "/etc/hostname", "layers\\..\\..\\secret", "a\0b"]
+)
+def test_a_file_outside_the_folder_is_refused(bundle, name):
+    change(bundle, files={name: {"sha256": "0" * 64, "size_bytes": 1}})
+    with pytest.raises(BundleError, match="leaves the bundle's folder; do not trust"):
+        read_manifest(bundle)
+
+
+def test_a_graph_outside_the_folder_is_refused(bundle):
+    graphs = json.loads((bundle / MANIFEST_FILE).read_text())["graphs"]
+    graphs["vision"]["file"] = "../vision.onnx"
+    change(bundle, graphs=graphs)
+    with pytest.raises(BundleError, match=r"'\.\./vision\.onnx', which leaves the bundle's folder"):
+        read_manifest(bundle)
+
+
+@pytest.mark.parametrize("linked", ["vision.onnx", "layers"])
+def test_a_link_that_leads_outside_is_refused(bundle, tmp_path, linked):
+    outside = tmp_path / "outside"
+    (bundle / linked).rename(outside)
+    os.symlink(outside, bundle / linked)
+    with pytest.raises(BundleError, match="leaves the bundle's folder"):
+        read_manifest(bundle)
+
+
+def test_a_bundle_that_is_itself_reached_by_a_link_is_fine(bundle, tmp_path):
+    os.symlink(bundle, tmp_path / "link")
+    check(tmp_path / "link")
+
+
+def test_a_link_that_leads_in_a_circle_is_refused(bundle):
+    (bundle / "vision.onnx").unlink()
+    os.symlink("vision.onnx", bundle / "vision.onnx")
+    with pytest.raises(BundleError, match=r"vision\.onnx"):
+        check(bundle)

@@ -1,0 +1,396 @@
+"""The commands when all is well: what they print, where, and how they end."""
+
+import json
+import os
+import re
+import sys
+
+import cv2
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from mod_edge import __version__
+from mod_edge.bundle.engine_manifest import read_engine_manifests
+from mod_edge.bundle.manifest import check_files, read_manifest
+from mod_edge.commands.app import app
+from mod_edge.commands.console import printable, si
+from mod_edge.config import MoDConfig
+from mod_edge.export import bundle_writer as bundle_module
+from mod_edge.model.checkpoint import Checkpoint
+from mod_edge.model.presets import GEOMETRIES, preset_config
+from mod_edge.plan.targets import TARGETS
+from tests.export.topologies import read_topologies
+
+COMMANDS = (
+    *("init", "inspect", "scenes", "train", "eval"),
+    *("export", "targets", "build", "run", "verify", "doctor"),
+)
+QUERY = "Please narrate the video in real time."
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def succeeds(*arguments):
+    """What a command printed that must end with 0, errors of ours shown."""
+    result = invoke(*arguments)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def events_of(result):
+    """The JSON objects that a run printed, one a line and nothing else."""
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+# ---- help and usage ----
+
+
+def test_the_version_is_printed():
+    assert succeeds("--version").stdout == f"mod-edge {__version__}\n"
+
+
+def test_help_lists_every_command():
+    text = succeeds("--help").stdout
+    for command in COMMANDS:
+        assert re.search(rf"\b{command}\b", text)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_its_options_and_exit_codes(command):
+    text = succeeds(command, "--help").stdout
+    assert "Exit codes" in text
+    assert "Usage" in text
+
+
+def test_nothing_asked_shows_the_help():
+    result = invoke()
+    assert "Usage" in result.output
+    assert result.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("nonsense",),
+        ("--nonsense",),
+        ("init",),
+        ("init", "tiny"),
+        ("scenes",),
+        ("scenes", "data", "--train", "-1"),
+        ("train",),
+        ("train", "--data", "data", "-o", "out"),
+        ("train", "--data", "data", "--config", "recipe.toml"),
+        ("eval", "--data", "data"),
+        ("eval", "checkpoint"),
+        ("eval", "checkpoint", "--data", "data", "--clips", "0"),
+        ("eval", "checkpoint", "--data", "data", "--tolerance", "-1"),
+        ("export",),
+        ("inspect", "tiny", "--frames", "0"),
+        ("inspect", "tiny", "--frames", "many"),
+        ("run", "bundle"),
+        ("run", "bundle", "--source", "a.mp4", "--camera", "0"),
+        ("run", "bundle", "--camera", "-1"),
+        ("run", "bundle", "--source", "a.mp4", "--max-frames", "x"),
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_ends_with_2_and_prints_no_result(arguments):
+    result = invoke(*arguments)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert "Usage" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+# ---- init ----
+
+
+def test_init_writes_a_checkpoint_and_says_so_in_one_line(tmp_path):
+    folder = tmp_path / "tiny"
+    result = succeeds("init", "tiny", folder, "--seed", 3)
+    assert result.stdout == f"wrote {folder}: preset tiny, 3.5 MB of random weights, seed 3\n"
+    assert Checkpoint(folder).config == preset_config("tiny")
+
+
+def test_a_seed_of_trained_weights_is_an_error(tmp_path):
+    result = invoke("init", "narrator", tmp_path / "model", "--seed", 3)
+    assert result.exit_code == 1
+    assert "narrator is trained: leave it away" in result.stderr
+    assert not (tmp_path / "model").exists()
+
+
+def test_init_replaces_only_with_force(tmp_path):
+    folder = tmp_path / "tiny"
+    succeeds("init", "tiny", folder, "--seed", 3)
+    before = Checkpoint(folder).fingerprint()
+    result = invoke("init", "tiny", folder)
+    assert result.exit_code == 1
+    assert "exists already; use --force" in result.stderr
+    assert Checkpoint(folder).fingerprint() == before
+    succeeds("init", "tiny", folder, "--seed", 4, "--force")
+    assert Checkpoint(folder).fingerprint() != before
+    succeeds("init", "tiny", folder, "--seed", 3, "--force")
+    assert Checkpoint(folder).fingerprint() == before
+
+
+@pytest.mark.parametrize("name", ["a[/b]", "a[red]b", ":car:", "ä b", "a\x1b[31m\nb"])
+def test_folders_may_have_any_name(tmp_path, name):
+    folder = tmp_path / name
+    try:
+        os.fsencode(folder)
+    except UnicodeEncodeError:
+        pytest.skip(f"paths here are in {sys.getfilesystemencoding()}, which lacks a character")
+    result = succeeds("init", "tiny", folder)
+    assert result.stdout.startswith(f"wrote {printable(str(folder))}: preset tiny")
+    assert result.stdout.count("\n") == 1
+    assert succeeds("inspect", folder).stdout.startswith(printable(str(folder)))
+
+
+# ---- inspect ----
+
+
+def test_inspect_json_is_one_document_for_preset_checkpoint_and_bundle(
+    tiny_checkpoint, tiny_bundle
+):
+    documents = [
+        json.loads(succeeds("inspect", target, "--json").stdout)
+        for target in ("tiny", tiny_checkpoint, tiny_bundle)
+    ]
+    assert len({document.pop("name") for document in documents}) == 3
+    assert documents[0] == documents[1] == documents[2]
+    document = documents[0]
+    assert document["mod_layers"] == [1, 3, 5]
+    assert (document["frame_num_tokens"], document["num_kept"]) == (10, 2)
+    assert document["decoder"]["with_interval"]["kv_ratio"] == 0.6364  # the paper's 7 of 11 rows
+    assert document["decoder"]["frames_only"]["kv_ratio"] == 0.6
+    parts = document["parameters"]
+    assert parts.pop("total") == sum(parts.values())
+
+
+@pytest.mark.parametrize("preset", GEOMETRIES)
+def test_inspect_shows_every_preset_beside_full_computation(preset):
+    lines = succeeds("inspect", preset).stdout.splitlines()
+    assert lines[0].startswith(f"{preset}: ")
+    header = next(line for line in lines if "full computation" in line)
+    assert "mean of 600" in header
+    (ratio,) = [line.split()[-1] for line in lines if line.startswith("KV cache (float32), frame")]
+    assert ratio == "0.600"
+
+
+@pytest.mark.parametrize(
+    ("mod", "num_mod", "routing"),
+    [
+        (None, 0, "none: full computation"),
+        (
+            MoDConfig(),
+            3,
+            "interleaved, learned, keep_ratio 0.2, router_scaling full",
+        ),
+        (MoDConfig("all", 0.5, "random"), 6, "all, random, keep_ratio 0.5"),
+        (MoDConfig("layer_skip"), 3, "none: layer_skip, MoD layers compute no vision token"),
+        (
+            MoDConfig("early_exit", exit_layer=4),
+            2,
+            "none: early_exit, MoD layers from layer 4 on compute no vision token",
+        ),
+    ],
+    ids=["full", "learned", "random", "layer_skip", "early_exit"],
+)
+def test_inspect_says_how_a_checkpoint_routes(write_tiny, mod, num_mod, routing):
+    lines = succeeds("inspect", write_tiny(mod)).stdout.splitlines()
+    assert f"routing            {routing}" in lines
+    assert lines[1].endswith(f": {6 - num_mod} dense, {num_mod} MoD")
+
+
+def test_inspect_takes_means_over_the_frames_asked_for():
+    short, long = (
+        json.loads(succeeds("inspect", "tiny", "--frames", frames, "--json").stdout)
+        for frames in (1, 600)
+    )
+    assert short["num_frames"] == 1
+    name = "with_interval"
+    assert short["decoder"][name]["model"]["flops"] < long["decoder"][name]["model"]["flops"]
+
+
+# ---- export ----
+
+
+@pytest.fixture
+def no_tracing(monkeypatch, tiny_bundle):
+    """Exports of the tiny checkpoint take its bundle's topologies instead of tracing (6 s each)."""
+    topologies = read_topologies(tiny_bundle, preset_config("tiny"))
+    monkeypatch.setattr(
+        bundle_module, "trace", lambda _config, signature, _lowering: topologies[signature.kind]
+    )
+
+
+def test_export_says_what_it_wrote_and_how_well_it_agrees(tiny_checkpoint, no_tracing, tmp_path):
+    bundle = tmp_path / "bundle"
+    result = succeeds("export", tiny_checkpoint, "-o", bundle)
+    assert re.fullmatch(
+        rf"wrote {re.escape(str(bundle))}: 8 graphs, 3\.8 MB; largest error against PyTorch "
+        r"\d\.\de-0[67] \(layers/0\d\.onnx\), allowed 2e-05\n",
+        result.stdout,
+    )
+    assert re.fullmatch(
+        r"target cpu \(onnxruntime [\d.]+ here\), precision fp32\n"
+        r"export: vision \(0%\)\nexport: layer-00 \(10%\)\n(export: .*\n)+",
+        result.stderr,
+    )
+    check_files(bundle, read_manifest(bundle), hash_all=True)
+
+
+def test_export_json_gives_the_parity_of_every_graph(tiny_checkpoint, no_tracing, tmp_path):
+    bundle = tmp_path / "bundle"
+    result = succeeds("export", tiny_checkpoint, "-o", bundle, "--layers", "0-1", "--json")
+    document = json.loads(result.stdout)
+    assert document["bundle"] == str(bundle)
+    assert document["parity"].keys() == {"vision", "layer-00", "layer-01", "head"}
+    for parity in document["parity"].values():
+        assert parity["max_relative_error"] < parity["allowed"]
+    result = invoke("run", bundle, "--source", tmp_path / "any.mp4")
+    assert result.exit_code == 1
+    assert "holds 2 of 6 layers" in result.stderr
+
+
+@pytest.mark.slow  # traces in bf16: 30 s
+def test_export_with_build_leaves_engines_for_the_profiles_gpu(tiny_checkpoint, tmp_path):
+    result = succeeds(
+        *("export", tiny_checkpoint, "-o", tmp_path / "bundle", "--layers", "0-1"),
+        *("--profile", "rtx-ampere", "--target", "rtx", "--window", "300", "--build"),
+    )
+    assert result.stderr.splitlines()[0].endswith(
+        "precision bf16, window 300 tokens (228 rows in MoD layers)"
+    )
+    assert "5 built, 0 fresh" in result.stdout
+    (engines,) = read_engine_manifests(tmp_path / "bundle")
+    assert (engines.settings.profile, engines.settings.compute_capability) == ("rtx-ampere", "86")
+    assert engines.engines.keys() == {"vision", "layer-00", "layer-01", "head", "rebase"}
+
+
+def test_targets_are_one_row_each_with_what_they_take_and_what_is_here():
+    header, *rows = succeeds("targets").stdout.splitlines()
+    assert re.split("  +", header) == [
+        *("target", "runs on", "dialect", "opset", "fp32", "fp16", "bf16", "found here")
+    ]
+    assert [row.split()[0] for row in rows] == list(TARGETS)
+    cpu, cuda = (re.split("  +", row) for row in rows[:2])
+    assert cpu[:-1] == ["cpu", "ONNX Runtime on a CPU", "delta", "20", "yes", "-", "-"]
+    assert cpu[-1].startswith("onnxruntime ")
+    assert cuda[2:-1] == ["in_place", "24", "yes", "yes", "-"]
+
+
+def test_targets_json_is_one_document():
+    document = json.loads(succeeds("targets", "--json").stdout)
+    assert [row["target"] for row in document["targets"]] == list(TARGETS)
+    assert {row["target"]: row["precisions"] for row in document["targets"]}["rtx"] == [
+        *("fp32", "fp16", "bf16")
+    ]
+
+
+# ---- run ----
+
+
+def test_run_json_is_one_object_a_line_ending_in_the_summary(tiny_bundle, clip):
+    result = succeeds(
+        *("run", tiny_bundle, "--source", clip, "--max-frames", 12, "--json"),
+        *("--query", QUERY, "--query", "What happens?@2.5", "--max-new-tokens", 8),
+    )
+    assert result.stderr == ""
+    events = events_of(result)
+    summary = events[-1]
+    frames = [event for event in events if event["event"] == "frame"]
+    replies = [event for event in events if event["event"] == "reply"]
+    assert {event["event"] for event in events} == {"frame", "query", "reply", "summary"}
+    assert [event["event"] for event in events].count("summary") == 1
+    assert [frame["index"] for frame in frames] == list(range(12))
+    assert [frame["time_s"] for frame in frames] == [number / 2 for number in range(12)]
+    assert summary["num_frames"] == 12 == sum(summary["decisions"].values())
+    assert summary["num_replies"] == len(replies)
+    assert summary["num_reply_tokens"] == sum(len(reply["token_ids"]) for reply in replies)
+    asked = [(event["query"], event["asked_s"]) for event in events if event["event"] == "query"]
+    assert asked == [(QUERY, 0.0), ("What happens?", 2.5)]
+    assert summary["warnings"] == []
+
+
+def test_run_prints_the_conversation_and_the_summary(tiny_bundle, clip):
+    result = succeeds(
+        *("run", tiny_bundle, "--source", clip, "--max-frames", 4),
+        *("--query", QUERY, "--max-new-tokens", 4),
+    )
+    lines = result.stdout.splitlines()
+    assert lines[0] == f"  0:00.0 query     {QUERY}"
+    assert lines[1].startswith("  0:00.0 reply     ")
+    assert any(line.startswith("frames") and "4 (" in line for line in lines)
+    assert not any("frame 1," in line for line in lines)
+    assert result.stderr.startswith("backend onnx (onnxruntime ")
+    assert re.search(r"window \d+ tokens \(\d+ rows in MoD layers\), .* 120 s of", result.stderr)
+
+
+def test_run_verbose_shows_every_frame_and_roll(tiny_bundle, clip):
+    result = succeeds(
+        *("run", tiny_bundle, "--source", clip, "--verbose", "--window", 250),
+        *("--max-new-tokens", 8),
+    )
+    shown = re.findall(r"frame (\d+), vision [\d.]+ ms, decoder [\d.]+ ms", result.stdout)
+    assert shown == [str(number) for number in range(31)]
+    assert "tokens forgotten in" in result.stdout
+
+
+def test_run_takes_a_budget_instead_of_a_window(tiny_bundle, clip):
+    result = succeeds("run", tiny_bundle, "--source", clip, "--max-frames", 2, "--kv-budget", 1.5)
+    assert re.search(r"rows in MoD layers\), 1\.[45] MiB", result.stderr)
+
+
+def test_run_on_the_reference_says_the_same(tiny_bundle, tiny_checkpoint, clip):
+    """No token is near a tie: the likeliest leads by 0.021 or more, rounding moves it by 1e-4."""
+    arguments = ("run", tiny_bundle, "--source", clip, "--max-frames", 6, "--json")
+    ours = events_of(succeeds(*arguments, "--query", QUERY, "--max-new-tokens", 4))
+    theirs = events_of(
+        succeeds(
+            *(*arguments, "--query", QUERY, "--max-new-tokens", 4),
+            *("--backend", "torch", "--checkpoint", tiny_checkpoint),
+        )
+    )
+    keys = ("event", "time_s", "index", "decision", "token_ids", "num_tokens")
+    assert [[event.get(key) for key in keys] for event in ours] == [
+        [event.get(key) for key in keys] for event in theirs
+    ]
+
+
+def test_a_query_that_is_never_due_is_a_warning(tiny_bundle, clip):
+    arguments = ("run", tiny_bundle, "--source", clip, "--max-frames", 2, "--query", "Then?@99")
+    warning = "the query 'Then?' at 99 s was not reached"
+    assert succeeds(*arguments).stderr.splitlines()[-1] == f"warning: {warning}"
+    assert events_of(succeeds(*arguments, "--json"))[-1]["warnings"] == [warning]
+
+
+def test_a_video_that_ends_early_is_a_summary_and_a_warning(tiny_bundle, tmp_path):
+    path = tmp_path / "cut.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 10, (64, 64))
+    for number in range(60):
+        writer.write(np.full((64, 64, 3), 4 * number, np.uint8))
+    writer.release()
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    arguments = ("run", tiny_bundle, "--source", path)
+    result = succeeds(*arguments)
+    assert re.search(r"warning: .*cut\.avi ended early: read \d+ of 60 frames", result.stderr)
+    assert result.stdout.splitlines()[-1].startswith("cache")
+    events = events_of(succeeds(*arguments, "--json"))
+    assert events[-1]["event"] == "summary"
+    assert 1 < events[-1]["num_frames"] < 12
+    assert "ended early" in events[-1]["warnings"][0]
+
+
+# ---- numbers ----
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (107934121984, "107.9 GB"), (2e15, "2000.0 TB")],
+)
+def test_numbers_are_short(number, text):
+    assert si(number, "B") == text

@@ -1,0 +1,372 @@
+"""Bad input: one clear line, exit code 1, no traceback, and nothing written or lost."""
+
+import json
+import shutil
+
+import pytest
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+from mod_edge.bundle import manifest as manifest_module
+from mod_edge.commands.app import app
+from mod_edge.config import MoDConfig
+
+WEIGHTS = "model.safetensors"
+PROGRESS = ("export: ", "target ", "backend ", "window ")  # what may have been told before
+
+
+def fails(*arguments):
+    """The one line that a command printed before it ended with 1."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == 1, result.output
+    assert isinstance(result.exception, SystemExit), result.exception
+    assert result.stdout == ""
+    lines = [line for line in result.stderr.splitlines() if not line.startswith(PROGRESS)]
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("error: ")
+    assert lines[0].isprintable()
+    return lines[0]
+
+
+def tree_of(folder):
+    """Every file below the folder with its contents."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def checkpoint(tiny_checkpoint, tmp_path):
+    """A copy of the tiny checkpoint, to be damaged."""
+    return shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint")
+
+
+@pytest.fixture
+def bundle(tiny_bundle, tmp_path):
+    """A copy of the tiny bundle, to be damaged."""
+    return shutil.copytree(tiny_bundle, tmp_path / "bundle")
+
+
+def change_json(path, *keys, value):
+    document = json.loads(path.read_text())
+    place = document
+    for key in keys[:-1]:
+        place = place[key]
+    place[keys[-1]] = value
+    path.write_text(json.dumps(document))
+
+
+def flip_byte(path, place=-1):
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+# ---- checkpoints ----
+
+
+def refuses_to_export(checkpoint, tmp_path):
+    """The one line that `export` and `inspect` both print, having written nothing."""
+    before = tree_of(tmp_path)
+    line = fails("export", checkpoint, "-o", tmp_path / "out")
+    assert fails("inspect", checkpoint) == line
+    assert tree_of(tmp_path) == before
+    assert not (tmp_path / "out").exists()
+    return line
+
+
+def test_missing_unknown_and_misshapen_tensors_are_named_at_once(checkpoint, tmp_path):
+    tensors = load_file(checkpoint / WEIGHTS)
+    del tensors["model.layers.1.router.weight"]
+    del tensors["connector.2.bias"]
+    tensors["model.norm.weight"] = tensors["model.norm.weight"][:95].clone()
+    tensors["lm_head.bias"] = tensors["model.norm.weight"].clone()
+    save_file(tensors, checkpoint / WEIGHTS)
+    line = refuses_to_export(checkpoint, tmp_path)
+    for part in (
+        "no tensor 'model.layers.1.router.weight'",
+        "no tensor 'connector.2.bias'",
+        "'model.norm.weight' is [95], config.json wants [96]",
+        "unknown tensor 'lm_head.bias'",
+    ):
+        assert part in line
+
+
+@pytest.mark.parametrize("num_bytes", [0, 5, 4000, -1])
+def test_a_truncated_safetensors_file_says_to_copy_it_again(checkpoint, tmp_path, num_bytes):
+    path = checkpoint / WEIGHTS
+    path.write_bytes(path.read_bytes()[:num_bytes])
+    assert "is damaged or cut off" in refuses_to_export(checkpoint, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "says"),
+    [
+        (("mod_config", "insertion"), "interleavd", "did you mean 'interleaved'?"),
+        (("mod_config", "keep_ratio"), 1.5, "mod_config.keep_ratio=1.5, wanted in (0, 1]"),
+        (("mod_config", "keepratio"), 0.2, "unknown field 'keepratio', did you mean 'keep_ratio'?"),
+        (("text_config", "head_dim"), "16", "head_dim='16' is no int"),
+        (("text_config", "hidden_size"), 0, "text_config.hidden_size=0, wanted above 0"),
+        (("model_type",), "llama", "model_type='llama', wanted videollm_mod"),
+        (("dtype",), "int3", "dtype='int3', wanted one of float32"),
+        (("stream_config", "eos_token_id"), 512, "wanted 0 to 511"),
+        (("stream_config", "stream_end_id"), 33, "stream_end ']\\n' gives tokens"),
+        (("text_config", "vocab_size"), 100, "vocab_size is 100"),
+    ],
+    ids=lambda value: ".".join(value) if isinstance(value, tuple) else "",
+)
+def test_a_config_value_that_is_not_allowed_is_named_with_what_is(
+    checkpoint, tmp_path, keys, value, says
+):
+    change_json(checkpoint / "config.json", *keys, value=value)
+    assert says in refuses_to_export(checkpoint, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", WEIGHTS])
+def test_a_missing_file_of_a_checkpoint_is_named(checkpoint, tmp_path, name):
+    (checkpoint / name).unlink()
+    assert name in refuses_to_export(checkpoint, tmp_path)
+
+
+def test_a_file_that_is_no_json_says_where(checkpoint, tmp_path):
+    (checkpoint / "config.json").write_text('{"model_type": ')
+    assert "is not valid JSON: Expecting value" in refuses_to_export(checkpoint, tmp_path)
+
+
+def test_no_checkpoint_at_all_says_how_to_make_one(tmp_path):
+    line = fails("export", tmp_path / "nowhere", "-o", tmp_path / "out")
+    assert "is no checkpoint" in line
+    assert "mod-edge init tiny" in line
+    assert "presets are tiny, 135m, 1b, 8b" in fails("inspect", tmp_path / "nowhere")
+
+
+def test_an_unknown_preset_lists_the_known_and_hints_the_nearest(tmp_path):
+    line = fails("init", "tini", tmp_path / "new")
+    assert (
+        "preset='tini', wanted one of narrator, tiny, 135m, 1b, 8b (did you mean 'tiny'?)" in line
+    )
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("layers", ["a", "2-1", "7", ""])
+def test_layers_that_are_none_are_refused_before_anything_is_written(
+    tiny_checkpoint, tmp_path, layers
+):
+    line = fails("export", tiny_checkpoint, "-o", tmp_path / "out", "--layers", layers)
+    assert "numbers and ranges like 0-1" in line or "it has 0 to 5" in line
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--profile", "rtx-adda"), 'no profile is called "rtx-adda"; did you mean "rtx-ada"?'),
+        (("--target", "rtx"), "profile 'cpu' is for devices with cpu, not for target 'rtx'"),
+        (("--target", "cup"), "no target is called 'cup'; did you mean 'cpu'?"),
+        (("--precision", "fp16"), "target cpu takes fp32, not 'fp16'"),
+        (("--window", "60s"), "target cpu has no window in its graphs"),
+        (("--build",), "target cpu has no engines"),
+        (("--profile", "jetson-thor"), "say what the device has with --target"),
+    ],
+    ids=" ".join,
+)
+def test_what_cannot_be_exported_for_is_refused_before_anything_is_written(
+    tiny_checkpoint, tmp_path, options, says, monkeypatch
+):
+    monkeypatch.setattr(
+        "mod_edge.export.lowering_choice.installed_targets", lambda: {"cpu": "onnxruntime"}
+    )
+    assert says in fails("export", tiny_checkpoint, "-o", tmp_path / "out", *options)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("mod", "says"),
+    [
+        (MoDConfig(selection="random"), "mod_config.selection='random' is for comparison only"),
+        (MoDConfig("early_exit"), "mod_config.insertion='early_exit' is for comparison only"),
+        (MoDConfig("layer_skip"), "mod_config.insertion='layer_skip' is for comparison only"),
+    ],
+    ids=lambda value: getattr(value, "insertion", ""),
+)
+@pytest.mark.parametrize("options", [(), ("--profile", "rtx-ada", "--target", "rtx")], ids=len)
+def test_what_is_for_comparison_only_is_not_exported(write_tiny, tmp_path, options, mod, says):
+    line = fails("export", write_tiny(mod), "-o", tmp_path / "out", *options)
+    assert says in line
+    assert "measure the checkpoint itself with mod-edge eval" in line
+    assert not list(tmp_path.iterdir())
+
+
+# ---- folders that are there ----
+
+
+def test_an_existing_folder_is_kept_without_force(tiny_checkpoint, checkpoint, bundle, tmp_path):
+    before = tree_of(tmp_path)
+    assert "exists already; use --force" in fails("init", "tiny", checkpoint)
+    assert "exists already; use --force" in fails("export", tiny_checkpoint, "-o", bundle)
+    assert tree_of(tmp_path) == before
+
+
+def test_force_never_costs_the_checkpoint_that_is_exported(checkpoint, tmp_path):
+    before = tree_of(tmp_path)
+    assert "would replace the checkpoint" in fails(
+        "export", checkpoint, "-o", checkpoint, "--force"
+    )
+    assert "would replace the checkpoint" in fails("export", checkpoint, "-o", tmp_path, "--force")
+    assert tree_of(tmp_path) == before
+
+
+def test_force_never_replaces_what_no_command_made(tiny_checkpoint, tmp_path):
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.txt").write_text("years of work")
+    before = tree_of(tmp_path)
+    for command in (("init", "tiny"), ("export", tiny_checkpoint, "-o")):
+        assert "--force does not replace it" in fails(*command, tmp_path / "home", "--force")
+    assert tree_of(tmp_path) == before
+
+
+def test_a_place_that_cannot_be_written_is_an_error(tiny_checkpoint, tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    assert "cannot be written" in fails("init", "tiny", tmp_path / "file" / "new")
+    assert "cannot be written" in fails("export", tiny_checkpoint, "-o", tmp_path / "file" / "new")
+
+
+# ---- bundles ----
+
+
+def test_no_bundle_says_how_to_make_one(tmp_path, clip):
+    line = fails("run", tmp_path / "nowhere", "--source", clip)
+    assert "is no bundle" in line
+    assert "mod-edge export CHECKPOINT -o" in line
+
+
+def test_a_checkpoint_is_no_bundle(tiny_checkpoint, clip):
+    assert "it has no manifest.json" in fails("run", tiny_checkpoint, "--source", clip)
+
+
+@pytest.mark.parametrize("name", ["config.json", "layers/03.onnx", "layers/03.data"])
+def test_a_changed_byte_in_a_small_file_is_refused(bundle, clip, name):
+    flip_byte(bundle / name)
+    line = fails("run", bundle, "--source", clip)
+    assert f"{name} has other contents than when it was exported" in line
+    assert "copy or export it again" in line
+
+
+def test_a_changed_byte_in_a_large_file_is_found_by_a_check(bundle, clip, monkeypatch):
+    monkeypatch.setattr(manifest_module, "SMALL_FILE_BYTES", 100_000)
+    flip_byte(bundle / "vision.data")
+    run = ("run", bundle, "--source", clip, "--max-frames", 1)
+    result = CliRunner().invoke(app, [str(argument) for argument in run])
+    assert result.exit_code == 0, result.output
+    assert "vision.data has other contents" in fails(*run, "--check")
+
+
+def test_all_damaged_files_are_named_at_once(bundle, clip):
+    (bundle / "head.onnx").unlink()
+    flip_byte(bundle / "layers" / "00.onnx")
+    with (bundle / "embedding.npy").open("ab") as file:
+        file.write(b"x")
+    line = fails("run", bundle, "--source", clip)
+    for part in ("head.onnx is missing", "layers/00.onnx has other", "embedding.npy has 196737"):
+        assert part in line
+
+
+def test_a_newer_format_says_to_upgrade(bundle, clip):
+    change_json(bundle / "manifest.json", "format_version", value=3)
+    line = fails("run", bundle, "--source", clip)
+    assert "has format 3, this mod-edge reads format 2; upgrade with: pip install -U" in line
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "a/../../b"])
+def test_a_path_that_leaves_the_bundle_is_refused(bundle, clip, name):
+    record = {"sha256": "0" * 64, "size_bytes": 1}
+    change_json(bundle / "manifest.json", "files", name, value=record)
+    line = fails("run", bundle, "--source", clip)
+    assert "which leaves the bundle's folder; do not trust this bundle" in line
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "embedding.npy", "head.onnx"])
+def test_a_manifest_that_does_not_list_what_is_needed_is_refused(bundle, clip, name):
+    document = json.loads((bundle / "manifest.json").read_text())
+    del document["files"][name]
+    (bundle / "manifest.json").write_text(json.dumps(document))
+    (bundle / name).unlink()
+    assert f"does not list {name}" in fails("run", bundle, "--source", clip)
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "value"),
+    [
+        ("config.json", ("text_config", "num_key_value_heads"), 3),
+        ("config.json", ("text_config", "vocab_size"), 600),
+        ("config.json", ("mod_config", "keep_ratio"), 0.5),
+        ("config.json", ("mod_config", "insertion"), "all"),
+        ("config.json", ("frame_token_pooled",), [2, 2]),
+        ("tokenizer.json", ("model",), {}),
+    ],
+    ids=lambda value: ".".join(value) if isinstance(value, tuple) else "",
+)
+def test_graphs_that_do_not_fit_the_bundles_config_are_not_run(bundle, clip, name, keys, value):
+    """Even where somebody mended the hash: wrong dims would be read as addresses."""
+    change_json(bundle / name, *keys, value=value)
+    record = manifest_module.record_file(bundle / name)
+    change_json(bundle / "manifest.json", "files", name, value=vars(record))
+    assert "export the checkpoint again" in fails("run", bundle, "--source", clip)
+
+
+# ---- sources and settings ----
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [(b"not a video, only words", "cannot be read as a video"), (b"", "is empty (0 bytes)")],
+)
+def test_a_file_that_is_no_video_says_what_is_wanted(tiny_bundle, tmp_path, content, says):
+    path = tmp_path / "words.mp4"
+    path.write_bytes(content)
+    assert says in fails("run", tiny_bundle, "--source", path)
+
+
+def test_a_missing_video_a_folder_and_a_missing_camera_are_errors(tiny_bundle, tmp_path):
+    assert "there is no video file" in fails("run", tiny_bundle, "--source", tmp_path / "a.mp4")
+    assert "is a folder" in fails("run", tiny_bundle, "--source", tmp_path)
+    assert "camera 97 cannot be opened" in fails("run", tiny_bundle, "--camera", 97)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--window", "100"), "window=100 is too small: the sink, one frame and"),
+        (("--window", "soon"), "window='soon', wanted seconds like 120s or tokens like 4096"),
+        (("--window", "999999999999s"), "does not fit in this machine's memory"),
+        (("--kv-budget", "0.1"), "kv-budget=0.1 MiB is too small"),
+        (("--kv-budget", "inf"), "wanted a finite number"),
+        (("--window", "4096", "--kv-budget", "3"), "two ways to say the same; give one"),
+        (("--window", "260", "--query", "why " * 300), "has 260; take a larger --window or"),
+        (("--window", "260", "--query", "why " * 300 + "@9"), "a reply to 'why why why"),
+        (("--query", "@5"), "a query is empty; give it some words"),
+        (("--threshold", "1.5"), "threshold=1.5, wanted a probability, 0 to 1"),
+        (("--threshold", "nan"), "threshold=nan, wanted a probability, 0 to 1"),
+        (("--max-frames", "0"), "max_frames=0: wanted 1 or more"),
+        (("--max-new-tokens", "0"), "max_new_tokens=0, wanted at least 1"),
+        (("--frames-per-step", "0"), "frames_per_step=0, wanted at least 1"),
+        (("--frames-per-step", "99"), "take fewer frames a step"),
+        (("--profile", "cpo"), 'no profile is called "cpo"; did you mean "cpu"?'),
+        (("--backend", "onx"), "backend='onx', wanted one of auto, tensorrt, onnx, torch"),
+        (("--backend", "torch"), "give --backend torch and --checkpoint CHECKPOINT together"),
+        (("--checkpoint", "ck"), "give --backend torch and --checkpoint CHECKPOINT together"),
+    ],
+    ids=lambda value: " ".join(value)[:40] if isinstance(value, tuple) else "",
+)
+def test_a_setting_that_is_not_allowed_is_named(tiny_bundle, clip, options, says):
+    assert says in fails("run", tiny_bundle, "--source", clip, *options)
+
+
+def test_the_reference_needs_the_bundles_own_checkpoint(tiny_bundle, checkpoint, clip):
+    flip_byte(checkpoint / WEIGHTS)
+    options = ("--backend", "torch", "--checkpoint", checkpoint)
+    line = fails("run", tiny_bundle, "--source", clip, *options)
+    assert "is not the checkpoint that the bundle was made from" in line
+
+
+def test_control_characters_of_a_path_never_reach_the_terminal(tmp_path, clip):
+    line = fails("run", tmp_path / "a\x1b[31mb\n\x07c", "--source", clip)  # fails() looks
+    assert "a [31mb  c is no bundle" in line

@@ -1,0 +1,195 @@
+"""Real processes: signals, pipes that close, and machines without what the exporter needs."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+
+from mod_edge.commands.arguments import EXPORT_PACKAGES
+
+NUM_FRAMES = 4000  # at the model's rate; watching them all would take half a minute
+TIMEOUT_S = 60
+# Where tests run in the background, Ctrl-C is ignored and that would be inherited.
+START = (
+    "import signal\n"
+    "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    "from mod_edge.commands.app import app\n"
+    "app(prog_name='mod-edge')\n"
+)
+WITHOUT = (  # a Python in which these packages are not installed
+    "import sys\n"
+    "for name in sys.argv.pop(1).split(','):\n"
+    "    sys.modules[name] = None\n"
+    "from mod_edge.commands.app import app\n"
+    "app(prog_name='mod-edge')\n"
+)
+
+
+@pytest.fixture(scope="module")
+def long_video(tmp_path_factory):
+    path = tmp_path_factory.mktemp("video") / "long.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 2, (32, 32))
+    for number in range(NUM_FRAMES):
+        writer.write(np.full((32, 32, 3), number % 256, np.uint8))
+    writer.release()
+    return path
+
+
+def start(*arguments, environment=()):
+    """`mod-edge` with these arguments, its output piped."""
+    return subprocess.Popen(
+        [sys.executable, "-c", START, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **dict(environment)},
+    )
+
+
+def finish(process):
+    """What the process printed on either side until it ended."""
+    with process:
+        try:
+            return process.communicate(timeout=TIMEOUT_S)
+        finally:
+            process.kill()
+
+
+def run_without(packages, *arguments):
+    """The process of `mod-edge` where `packages` cannot be imported, ended."""
+    return subprocess.run(
+        [sys.executable, "-c", WITHOUT, ",".join(packages), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+
+
+# ---- signals ----
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_a_signal_ends_a_stream_with_its_summary_and_0(tiny_bundle, long_video, number):
+    process = start("run", tiny_bundle, "--source", long_video, "--json", "--max-new-tokens", 4)
+    first = process.stdout.readline()
+    process.send_signal(number)
+    printed, errors = finish(process)
+    events = [json.loads(line) for line in (first + printed).splitlines()]
+    assert process.returncode == 0
+    assert errors == ""
+    assert events[0]["event"] == "frame"
+    assert [event["event"] for event in events].count("summary") == 1
+    assert events[-1]["event"] == "summary"
+    frames = [event for event in events if event["event"] == "frame"]
+    # a signal between the two leaves a frame counted that is not told
+    assert events[-1]["num_frames"] - len(frames) in (0, 1)
+    assert 1 <= len(frames) < NUM_FRAMES
+
+
+def test_ctrl_c_ends_a_plain_stream_with_its_summary_too(tiny_bundle, long_video):
+    process = start("run", tiny_bundle, "--source", long_video, "--verbose")
+    process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    printed, errors = finish(process)
+    assert process.returncode == 0
+    assert printed.splitlines()[-1].startswith("cache")
+    assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize(
+    ("number", "line"),
+    [
+        pytest.param(signal.SIGINT, "export: vision (0%)"),
+        pytest.param(signal.SIGINT, "export: layer-00 (10%)", marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, "export: layer-00 (10%)", marks=pytest.mark.slow),
+    ],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_a_signal_during_an_export_leaves_nothing(tiny_checkpoint, tmp_path, number, line):
+    process = start("export", tiny_checkpoint, "-o", tmp_path / "bundle")
+    assert line in iter(lambda: process.stderr.readline().strip(), "")
+    assert list(tmp_path.iterdir())  # the temporary folder is there
+    process.send_signal(number)
+    printed, errors = finish(process)
+    assert process.returncode == 130
+    assert printed == ""
+    assert errors.splitlines()[-1] == "stopped; nothing was left half-made"
+    assert "Traceback" not in errors
+    assert not list(tmp_path.iterdir())
+
+
+# ---- pipes and terminals ----
+
+
+@pytest.mark.parametrize("options", [("--json",), ("--verbose",)], ids=" ".join)
+def test_a_reader_that_goes_away_ends_the_run_without_a_traceback(tiny_bundle, long_video, options):
+    process = start("run", tiny_bundle, "--source", long_video, *options)
+    process.stdout.readline()
+    process.stdout.close()
+    with process:
+        process.stdout = None
+        errors = process.communicate(timeout=TIMEOUT_S)[1]
+    assert process.returncode == 1
+    assert "Traceback" not in errors
+    assert "Exception ignored" not in errors
+
+
+def test_a_terminal_that_lacks_a_character_shows_its_code(tiny_bundle, clip):
+    arguments = ("run", tiny_bundle, "--source", clip, "--max-frames", 1, "--query", "läuft → ?")
+    process = start(*arguments, environment=[("PYTHONIOENCODING", "ascii")])
+    printed, errors = finish(process)
+    assert process.returncode == 0, errors
+    assert r"query     l\xe4uft \u2192 ?" in printed
+    assert printed.isascii()
+
+
+def test_colours_are_only_for_terminals(tiny_bundle, clip):
+    process = start("run", tiny_bundle, "--source", clip, "--max-frames", 2)
+    printed, errors = finish(process)
+    assert "\x1b" not in printed + errors
+
+
+# ---- without the exporter's packages ----
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("init", "tiny", "new"), ("inspect", "tiny"), ("export", "checkpoint")],
+    ids=lambda arguments: arguments[0],
+)
+def test_without_torch_the_exporters_commands_say_what_to_install(arguments):
+    result = run_without(["torch", "onnxscript"], *arguments)
+    assert result.returncode == 1
+    assert result.stderr == (
+        "error: this command needs torch, onnxscript, not installed here; on the machine where "
+        'checkpoints are exported: pip install "mod-edge[cpu,export]"\n'
+    )
+
+
+def test_without_the_exporters_packages_a_bundle_runs(tiny_bundle, clip):
+    packages = [name for name in EXPORT_PACKAGES if name != "onnxruntime"]
+    arguments = ("run", tiny_bundle, "--source", clip, "--max-frames", 3, "--json")
+    result = run_without(packages, *arguments)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout.splitlines()[-1])["num_frames"] == 3
+
+
+def test_without_torch_the_reference_backend_says_what_to_install(tiny_bundle, clip):
+    options = ("--backend", "torch", "--checkpoint", "checkpoint")
+    result = run_without(["torch"], "run", tiny_bundle, "--source", clip, *options)
+    assert result.returncode == 1
+    assert 'pip install "mod-edge[export]"' in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_without_onnxruntime_a_run_says_what_to_install(tiny_bundle, clip):
+    result = run_without(["onnxruntime"], "run", tiny_bundle, "--source", clip)
+    assert result.returncode == 1
+    assert 'pip install "mod-edge[cpu]"' in result.stderr
+    assert "Traceback" not in result.stderr

@@ -1,0 +1,204 @@
+"""A stream on the screen: what is shown of each event, and what never reaches the terminal."""
+
+import io
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+from mod_edge.commands import console as console_module
+from mod_edge.commands import stream_view
+from mod_edge.commands.console import out
+from mod_edge.errors import ConfigError, SourceError
+from mod_edge.plan.kv_budget import KvPlan
+from mod_edge.plan.kv_window import Rows
+from mod_edge.plan.protocol import Decision
+from mod_edge.runtime.events import (
+    FrameEvent,
+    QueryEvent,
+    ReplyEvent,
+    RollEvent,
+    Summary,
+    TextEvent,
+)
+
+EVIL = "red \x1b[31m\x1b]0;title\x07 up\x1b[2A back\b\r\n next\x85\u202e\u200b"
+
+
+def shown(event):
+    with out.capture() as captured:
+        out.print(stream_view._line(event))
+    return captured.get()
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        ReplyEvent(1.0, "q", EVIL, [1], False, 1.0, 1.0),
+        ReplyEvent(1.0, None, EVIL, [1], True, 1.0, 1.0),
+        QueryEvent(1.0, EVIL, 1.0),
+    ],
+    ids=["reply", "cut reply", "query"],
+)
+def test_control_characters_never_reach_the_terminal(event):
+    text = shown(event)
+    assert text.endswith("\n")
+    assert text[:-1].isprintable()
+    assert "red" in text
+    assert "next" in text
+
+
+def test_words_that_look_like_markup_are_shown_as_they_are():
+    text = "[bold]x[/bold] :car: [/]"
+    assert text in shown(ReplyEvent(1.0, None, text, [1], False, 1.0, 1.0))
+
+
+def test_an_empty_reply_is_shown_as_such():
+    assert "(nothing)" in shown(ReplyEvent(61.25, None, "", [], False, 1.0, 1.0))
+    assert shown(ReplyEvent(61.25, None, "", [], False, 1.0, 1.0)).startswith("  1:01.2 reply")
+
+
+def test_json_keeps_control_characters_escaped_on_one_line(capsys):
+    view = stream_view.JsonView(session=None)
+    view.show(ReplyEvent(1.0, "q", EVIL, [1], False, 1.0, 1.0))
+    line = capsys.readouterr().out
+    assert line[:-1].isprintable()
+    assert json.loads(line)["text"] == EVIL
+
+
+# ---- the three views ----
+
+TIMES = {"p50": 1.25, "p95": 9.5}
+SUMMARY = Summary(
+    time_s=1.5,
+    num_frames=3,
+    decisions={"silent": 1, "speak": 1, "undecided": 0, "asked": 1},
+    num_replies=2,
+    num_reply_tokens=7,
+    num_rolls=1,
+    num_tokens=90,
+    num_evicted=30,
+    num_dropped=4,
+    wall_s=1.5,
+    fps=2.0,
+    vision_ms=TIMES,
+    decoder_ms=TIMES,
+    cache_fill=0.5,
+    warnings=[EVIL],
+)
+EVENTS = [
+    FrameEvent(0.0, 0, Decision.ASKED, 1.0, 2.0, 0.1, 0),
+    QueryEvent(0.0, EVIL, 0.0),
+    TextEvent(0.0, EVIL, 5),
+    RollEvent(0.0, 11, 22, 0.5),
+    ReplyEvent(0.0, EVIL, EVIL, [5], False, 1.0, 1.0),
+    FrameEvent(0.5, 1, Decision.SILENT, 1.0, 2.0, 0.1, 0),
+]
+
+
+@pytest.fixture
+def session():
+    """A session that has nothing but what a view asks of it."""
+    return SimpleNamespace(
+        backend="script",
+        plan=KvPlan(Rows(1000, 400), 2**20, 60.0, 40.0),
+        summary=lambda: SUMMARY,
+    )
+
+
+def printed_by(view_of, monkeypatch, *, is_terminal):
+    """What a view wrote for the events and the summary, results and messages together."""
+    file = io.StringIO()
+    console = Console(
+        file=file, width=120, force_terminal=is_terminal, color_system=None, soft_wrap=True
+    )
+    for module in (console_module, stream_view):
+        monkeypatch.setattr(module, "out", console)
+        monkeypatch.setattr(module, "err", console)
+    with view_of() as view:
+        for event in EVENTS:
+            view.show(event)
+        view.finish(SUMMARY)
+    return file.getvalue()
+
+
+def test_a_plain_view_shows_the_conversation_and_no_frames(session, monkeypatch):
+    text = printed_by(
+        lambda: stream_view.PlainView(session, is_verbose=False), monkeypatch, is_terminal=False
+    )
+    lines = text.splitlines()
+    assert [line.split()[1] for line in lines if line.startswith("  0:")] == ["query", "reply"]
+    assert "frames   3 (1 silent, 1 speak, 0 undecided, 1 asked), 4 dropped" in text
+    assert "50% full, 1 rolls forgot 30 of 90 tokens" in text
+    assert lines[-1].startswith("warning: red ")
+    assert all(line.isprintable() for line in lines)
+
+
+def test_a_verbose_view_shows_frames_and_rolls(session, monkeypatch):
+    text = printed_by(
+        lambda: stream_view.PlainView(session, is_verbose=True), monkeypatch, is_terminal=False
+    )
+    assert "  0:00.5 silent    frame 1, vision 1.0 ms, decoder 2.0 ms" in text
+    assert "  0:00.0 roll      11 tokens forgotten in 0.5 ms" in text
+
+
+def test_a_live_view_leaves_the_conversation_and_the_summary(session, monkeypatch):
+    text = printed_by(
+        lambda: stream_view.LiveView(session, is_verbose=False), monkeypatch, is_terminal=True
+    )
+    assert "query     red" in text
+    assert "reply     red" in text
+    assert "4 dropped" in text
+    for words in ("\x1b[31m", "\x1b]0", "\x07", "\u202e"):
+        assert words not in text  # its own cursor movements are others
+
+
+def test_a_live_view_draws_speech_above_the_status(session, monkeypatch):
+    monkeypatch.setattr(stream_view, "err", Console(file=io.StringIO()))
+    view = stream_view.LiveView(session, is_verbose=False)
+    view.show(TextEvent(0.0, EVIL, 5))
+    console = Console(file=io.StringIO(), width=120, color_system=None)
+    console.print(view._render())
+    speech, status = console.file.getvalue().splitlines()
+    assert speech.isprintable()
+    assert speech.startswith("red")
+    assert status.split()[:2] == ["0:01.5", "silent"]
+    assert "cache  50%  dropped 4" in status
+
+
+# ---- endings ----
+
+
+def streaming(events, error):
+    """A `stream` method that yields `events` and raises `error`."""
+
+    def stream(_source, _queries):
+        yield from events
+        raise error
+
+    return stream
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_a_source_that_breaks_off_ends_with_the_summary_and_its_error(session, capsys, as_json):
+    session.stream = streaming(EVENTS, SourceError("camera 0 stopped delivering"))
+    with pytest.raises(SourceError, match="stopped delivering"):
+        stream_view.show_stream(session, None, [], as_json=as_json, is_verbose=False)
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert json.loads(last)["num_frames"] == 3 if as_json else last.startswith("cache")
+
+
+def test_an_error_before_the_first_frame_is_all_there_is(session, capsys):
+    session.summary = lambda: replace(SUMMARY, num_frames=0)
+    session.stream = streaming([], ConfigError("the query is too long"))
+    with pytest.raises(ConfigError):
+        stream_view.show_stream(session, None, [], as_json=True, is_verbose=False)
+    assert capsys.readouterr().out == ""
+
+
+def test_ctrl_c_is_an_ordinary_end(session, capsys):
+    session.stream = streaming(EVENTS, KeyboardInterrupt())
+    stream_view.show_stream(session, None, [], as_json=True, is_verbose=False)
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["event"] == "summary"

@@ -1,0 +1,188 @@
+"""The doctor on this machine, and on machines that lack one thing or another."""
+
+import json
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from mod_edge.doctor import diagnosis as doctor
+from mod_edge.doctor import facts
+from mod_edge.runtime.capture import opencv as sources
+
+PROVIDER_LOG = (  # onnxruntime-gpu 1.20.2 on a machine without CUDA
+    "\x1b[1;31m2026-01-01 00:00:00.1 [E:onnxruntime:Default, provider_bridge_ort.cc:1862 "
+    "TryGetProviderInfo_CUDA] [ONNXRuntimeError] : 1 : FAIL : Failed to load library "
+    "libonnxruntime_providers_cuda.so with error: libcublasLt.so.12: cannot open shared object "
+    "file: No such file or directory\n\x1b[m\n"
+    "\x1b[0;93m2026-01-01 00:00:00.2 [W:onnxruntime:Default] Failed to create "
+    "CUDAExecutionProvider. Require cuDNN 9.* and CUDA 12.*.\x1b[m\n"
+)
+
+
+@pytest.fixture
+def installed(monkeypatch, tmp_path):
+    """Versions by package that the doctor will find instead of the real ones.
+
+    The rest of the machine is stated too: the CPU's provider, memory, no camera, no Jetson, no GPU.
+    """
+    versions = {"mod-edge": "1.0", "numpy": "2.0", "tokenizers": "0.20", "onnxruntime": "1.20"}
+    monkeypatch.setattr(doctor, "installed_version", versions.get)
+    onnxruntime = pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    monkeypatch.setattr(sources, "camera_numbers", list)
+    memory = tmp_path / "plenty"
+    memory.write_text("MemTotal: 9000000 kB\nMemAvailable: 8000000 kB\n")
+    monkeypatch.setattr(facts, "MEMORY_INFO", memory)
+    monkeypatch.setattr(facts.shutil, "disk_usage", lambda _path: SimpleNamespace(free=10**12))
+    for name in ("JETSON_RELEASE", "BOARD_MODEL"):
+        monkeypatch.setattr(facts, name, tmp_path / "missing")
+    monkeypatch.setattr(doctor, "look_at_gpu", lambda: (None, "no NVIDIA GPU can be used here"))
+    return versions
+
+
+def faults():
+    """(severity, message, advice) of all that is not well."""
+    findings = doctor.diagnose().findings
+    return [(f.severity, f.message, f.advice) for f in findings if f.severity != "ok"]
+
+
+def test_a_machine_with_the_least_runs_bundles_and_the_report_is_json(installed, capfd):
+    """Of this machine are OpenCV and onnxruntime, which really compute."""
+    report = doctor.diagnose()
+    document = json.loads(json.dumps(report.to_dict()))
+    assert report.is_healthy
+    assert {"name": "CPUExecutionProvider", "loads": True, "reason": ""} in document["providers"]
+    assert document["video_backends"]["FFmpeg"]
+    assert document["versions"]["opencv"].startswith(("4.", "5."))
+    assert document["machine"]["num_cores"] >= 1
+    assert {finding["severity"] for finding in document["findings"]} == {"ok"}
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_probe_model_is_what_its_comment_says():
+    onnx = pytest.importorskip("onnx")
+    x, y = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [2]) for name in "xy")
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Add", ["x", "x"], ["y"])], "probe", [x], [y]
+    )
+    opsets = [onnx.helper.make_opsetid("", 13)]
+    model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8)
+    onnx.checker.check_model(model, full_check=True)
+    assert model.SerializeToString() == facts.PROBE_MODEL
+
+
+def test_torch_onnx_and_polygraphy_are_looked_up_without_being_imported():
+    code = (
+        "import sys; from mod_edge.doctor.diagnosis import diagnose; diagnose(); "
+        "print({'torch', 'onnx', 'polygraphy'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_two_onnxruntimes_are_an_error_with_the_pip_commands(installed):
+    installed["onnxruntime-gpu"] = "1.20"
+    ((severity, message, advice),) = faults()
+    assert severity == "error"
+    assert message.startswith("onnxruntime and onnxruntime-gpu are installed side by side")
+    assert (
+        "pip uninstall -y onnxruntime onnxruntime-gpu, then pip install 'mod-edge[cpu]'" in advice
+    )
+
+
+def test_no_onnxruntime_is_an_error_that_names_both_extras(installed, monkeypatch):
+    del installed["onnxruntime"]
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)  # None: the import fails
+    ((severity, message, advice),) = faults()
+    assert (severity, message.split(":")[0]) == ("error", "onnxruntime is not installed")
+    assert "mod-edge[cpu]" in advice
+    assert "mod-edge[gpu]" in advice
+
+
+def test_an_onnxruntime_without_metadata_was_built_from_source_and_is_fine(installed):
+    del installed["onnxruntime"]
+    assert faults() == []
+
+
+def test_a_provider_that_falls_back_is_a_warning_with_the_missing_library(installed, monkeypatch):
+    class FallsBack:
+        def __init__(self, model, options, providers):
+            if providers == ["CUDAExecutionProvider"]:
+                os.write(2, PROVIDER_LOG.encode())
+
+        def get_providers(self):
+            return ["CPUExecutionProvider"]
+
+    onnxruntime = pytest.importorskip("onnxruntime")
+    names = ["CUDAExecutionProvider", "AzureExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: names)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", FallsBack)
+    ((severity, message, _),) = faults()
+    assert severity == "warning"
+    assert message == (
+        "CUDAExecutionProvider is listed but does not load: libcublasLt.so.12: "
+        "cannot open shared object file: No such file or directory"
+    )
+
+
+def test_nothing_is_raised_where_no_native_library_can_be_imported(installed, monkeypatch):
+    installed.clear()
+    for module in ("cv2", "onnxruntime"):
+        monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.delitem(sys.modules, "mod_edge.runtime.capture.opencv", raising=False)
+    report = doctor.diagnose()
+    errors = [f.message for f in report.findings if f.severity == "error"]
+    assert not report.is_healthy
+    assert errors[0] == "numpy and tokenizers not installed: the base install is incomplete"
+    assert errors[1].startswith("onnxruntime is not installed")
+    assert errors[2].startswith("OpenCV cannot be imported")
+
+
+def test_devices_that_do_not_open_are_a_warning_unless_one_does(installed, monkeypatch):
+    monkeypatch.setattr(sources, "camera_numbers", lambda: [0, 1])
+    monkeypatch.setattr(sources, "can_open_camera", lambda number: False)
+    ((severity, message, advice),) = faults()
+    assert (severity, message) == ("warning", "none of 2 video devices opens")
+    assert "usermod -aG video" in advice
+    monkeypatch.setattr(sources, "can_open_camera", lambda number: number == 1)
+    report = doctor.diagnose()
+    assert report.cameras == (facts.Camera(0, opens=False), facts.Camera(1, opens=True))
+    assert "camera at /dev/video1" in [finding.message for finding in report.findings]
+
+
+def test_a_jetson_is_named_and_its_hidden_tensorrt_reported(installed, monkeypatch, tmp_path):
+    release, model = tmp_path / "nv_tegra_release", tmp_path / "model"
+    release.write_text("# R36 (release), REVISION: 4.3, GCID: 1\n# KERNEL_VARIANT: oot\n")
+    model.write_bytes(b"NVIDIA Jetson Orin Nano Engineering Reference Developer Kit Super\0")
+    monkeypatch.setattr(facts, "JETSON_RELEASE", release)
+    monkeypatch.setattr(facts, "BOARD_MODEL", model)
+    machine = doctor.diagnose().machine
+    assert machine.name.endswith("Developer Kit Super")
+    assert machine.jetson_release == "# R36 (release), REVISION: 4.3, GCID: 1"
+    ((severity, message, advice),) = faults()
+    assert (severity, "TensorRT is not visible" in message) == ("warning", True)
+    assert "--system-site-packages" in advice
+    installed["tensorrt"] = "10.3.0"
+    assert not [message for _, message, _ in faults() if "not visible" in message]
+
+
+def test_little_memory_is_a_warning_and_unknown_memory_is_none(installed, monkeypatch, tmp_path):
+    memory = tmp_path / "meminfo"
+    memory.write_text("MemTotal:        1000000 kB\nMemAvailable:     512000 kB\n")
+    monkeypatch.setattr(facts, "MEMORY_INFO", memory)
+    ((severity, message, _),) = faults()
+    assert (severity, message) == ("warning", "only 500 MiB of memory are free")
+    memory.unlink()
+    machine = doctor.diagnose().machine
+    assert machine.memory_total_bytes is None
+    assert machine.memory_available_bytes is None
+
+
+def test_a_package_with_broken_metadata_counts_as_not_installed(monkeypatch, tmp_path):
+    (tmp_path / "polygraphy-9.9.dist-info").mkdir()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert facts.installed_version("polygraphy") is None
+    assert facts.installed_version("no-such-package") is None

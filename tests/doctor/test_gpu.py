@@ -1,0 +1,114 @@
+"""What the doctor says of TensorRT and of the GPU, on machines that have them or not."""
+
+import json
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from mod_edge.doctor import diagnosis as doctor
+from mod_edge.doctor import facts
+from mod_edge.doctor.diagnosis import judge_engines
+from mod_edge.doctor.facts import look_at_compilers, look_at_gpu
+from mod_edge.errors import BackendError
+from mod_edge.native import trt
+from mod_edge.native.gpu import Gpu
+
+ORIN = Gpu("Orin", "87", 8 * 2**30, "12.6")
+FAULT = "no NVIDIA GPU can be used here"
+
+
+@pytest.fixture
+def gpu_is(monkeypatch):
+    """`gpu_is(gpu)`: the machine has that GPU, or none."""
+
+    def put(gpu=None):
+        def find():
+            if gpu is None:
+                raise BackendError(FAULT)
+            return gpu
+
+        monkeypatch.setattr(facts, "find_gpu", find)
+
+    return put
+
+
+@pytest.fixture
+def fresh_loads(monkeypatch):
+    """TensorRT is imported anew, and what is loaded here is not kept."""
+    monkeypatch.setattr(facts, "load", trt.load.__wrapped__)
+
+
+def told(*findings):
+    return [(finding.severity, finding.message) for finding in findings]
+
+
+RTX = trt.TensorRT(
+    "tensorrt_rtx",
+    SimpleNamespace(ComputeCapability=SimpleNamespace(__members__={"SM86": 0, "SM120": 1})),
+    "1.7.1.116",
+    trt.Log(),
+    None,
+)
+
+
+def test_a_tensorrt_that_loads_is_told_with_the_gpus_it_compiles_for(monkeypatch):
+    monkeypatch.setattr(facts, "load", {"tensorrt_rtx": RTX}.get)
+    (compiler,) = look_at_compilers({"tensorrt-rtx": "1.7", "tensorrt": None})
+    assert told(*judge_engines((compiler,), ORIN, ""))[:1] == [
+        (
+            "ok",
+            "TensorRT-RTX 1.7.1.116 compiles engines for compute capabilities 86, 120, "
+            "without a GPU",
+        )
+    ]
+
+
+def test_the_tensorrt_of_this_machine_is_told():
+    pytest.importorskip("tensorrt_rtx")
+    (compiler,) = look_at_compilers({"tensorrt-rtx": "as installed", "tensorrt": None})
+    finding, *_ = judge_engines((compiler,), ORIN, "")
+    assert finding.severity == "ok"
+    assert finding.message.startswith("TensorRT-RTX ")
+    assert {"86", "89", "120"} <= set(compiler.compute_capabilities)  # those of our profiles
+
+
+def test_a_tensorrt_that_is_installed_and_does_not_load_is_an_error(fresh_loads, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    (compiler,) = look_at_compilers({"tensorrt-rtx": None, "tensorrt": "10.3.0"})
+    finding, _ = judge_engines((compiler,), None, FAULT)
+    assert finding.severity == "error"
+    assert finding.message.startswith("tensorrt is installed and does not load: import of tensorrt")
+    assert "--system-site-packages" in finding.advice
+
+
+def test_tensorrt_compiles_for_the_gpu_of_this_machine():
+    compiler = facts.Compiler("tensorrt", "TensorRT 10.3.0")
+    (finding, _) = judge_engines((compiler,), ORIN, "")
+    assert finding.message == "TensorRT 10.3.0 compiles engines for the GPU of this machine"
+
+
+def test_a_gpu_is_told_with_its_compute_capability_memory_and_driver(gpu_is):
+    gpu_is(ORIN)
+    assert told(*judge_engines((), *look_at_gpu())) == [
+        ("ok", "Orin: compute capability 87, 8.0 GiB, driver for CUDA 12.6")
+    ]
+
+
+def test_no_gpu_is_told_only_where_engines_could_be_compiled(gpu_is):
+    gpu_is(None)
+    compiler = facts.Compiler("tensorrt-rtx", "TensorRT-RTX 1.7", "", ("89",))
+    assert told(*judge_engines((compiler,), *look_at_gpu()))[1:] == [
+        ("ok", f"engines do not run here: {FAULT}")
+    ]
+    assert judge_engines((), *look_at_gpu()) == []
+
+
+def test_the_report_holds_both(gpu_is, monkeypatch):
+    gpu_is(ORIN)
+    installed = {"tensorrt-rtx": "1.7.1.116", "onnxruntime": "1.20"}
+    monkeypatch.setattr(doctor, "installed_version", installed.get)
+    monkeypatch.setattr(facts, "load", {"tensorrt_rtx": RTX}.get)
+    document = json.loads(json.dumps(doctor.diagnose().to_dict()))
+    assert document["gpu"]["compute_capability"] == "87"
+    assert [compiler["package"] for compiler in document["compilers"]] == ["tensorrt-rtx"]

@@ -1,0 +1,254 @@
+"""Checkpoint folders: opened when whole, refused with every fault named when not."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from mod_edge.bundle.manifest import CONFIG_FILE, TOKENIZER_FILE
+from mod_edge.config import read_config, write_config
+from mod_edge.errors import CheckpointError, ConfigError
+from mod_edge.model import presets
+from mod_edge.model.checkpoint import INDEX_FILE, WEIGHTS_FILE, Checkpoint, tensor_shapes
+
+QUERY = "model.layers.0.self_attn.q_proj.weight"
+ROUTER = "model.layers.3.router.weight"
+
+
+@pytest.fixture
+def checkpoint(tiny_checkpoint, tmp_path):
+    """A copy of the tiny checkpoint that a test may break."""
+    return shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint")
+
+
+def change_tensors(folder, change):
+    tensors = load_file(folder / WEIGHTS_FILE)
+    change(tensors)
+    save_file(tensors, folder / WEIGHTS_FILE)
+
+
+def change_config(folder, section, **fields):
+    path = folder / CONFIG_FILE
+    document = json.loads(path.read_text())
+    document[section].update(fields)
+    path.write_text(json.dumps(document))
+
+
+def write(config, folder, seed=0):
+    folder.mkdir()
+    presets.write_checkpoint(config, folder, seed, on_bytes=lambda _size_bytes: None)
+    return folder
+
+
+def small_config(**text):
+    """The tiny preset with two layers: its tokenizer's protocol ids need its vocabulary."""
+    config = presets.preset_config("tiny")
+    return replace(config, text_config=replace(config.text_config, num_hidden_layers=2, **text))
+
+
+def test_the_model_holds_exactly_the_files_tensors(tiny_checkpoint):
+    tensors = load_file(tiny_checkpoint / WEIGHTS_FILE)
+    model = Checkpoint(tiny_checkpoint).load_model()
+    parameters = dict(model.named_parameters())
+    assert parameters.keys() == tensors.keys()
+    for name, parameter in parameters.items():
+        assert torch.equal(parameter, tensors[name]), name
+        assert not parameter.requires_grad
+
+
+def test_tensors_come_by_prefix_in_the_models_order(tiny_checkpoint):
+    checkpoint = Checkpoint(tiny_checkpoint)
+    names = [name for name, _ in checkpoint.tensors("model.layers.1.", "model.norm.")]
+    assert names == [
+        name
+        for name in tensor_shapes(checkpoint.config)
+        if name.startswith(("model.layers.1.", "model.norm."))
+    ]
+    assert names[-1] == "model.norm.weight"
+    assert "model.layers.1.router.bias" in names
+
+
+def test_half_precision_files_load_as_float32(tmp_path):
+    folder = write(replace(small_config(), dtype="bfloat16"), tmp_path / "half")
+    checkpoint = Checkpoint(folder)
+    assert checkpoint.tensor(QUERY).dtype == torch.bfloat16
+    weight = checkpoint.load_model().get_parameter(QUERY)
+    assert weight.dtype == torch.float32
+    assert torch.equal(weight, checkpoint.tensor(QUERY).float())
+
+
+def test_all_faulty_tensors_are_named_in_one_error(checkpoint):
+    def break_three(tensors):
+        del tensors[ROUTER]
+        tensors[QUERY] = tensors[QUERY][:-1].contiguous()
+        tensors["model.layers.0.router.weight"] = torch.zeros(1, 96)
+
+    change_tensors(checkpoint, break_three)
+    with pytest.raises(CheckpointError) as caught:
+        Checkpoint(checkpoint)
+    message = str(caught.value)
+    assert f"no tensor '{ROUTER}'" in message
+    assert f"'{QUERY}' is [95, 96], config.json wants [96, 96]" in message
+    assert "unknown tensor 'model.layers.0.router.weight'" in message
+    assert "; and " not in message
+
+
+def test_a_long_list_of_faults_is_cut_and_counted(checkpoint):
+    change_tensors(checkpoint, lambda tensors: [tensors.pop(name) for name in list(tensors)[:30]])
+    with pytest.raises(CheckpointError, match=r"no tensor .*; and 18 more; mend config\.json"):
+        Checkpoint(checkpoint)
+
+
+def test_a_config_of_another_geometry_shows_in_the_shapes(checkpoint):
+    change_config(checkpoint, "text_config", num_key_value_heads=3)
+    with pytest.raises(CheckpointError, match=r"k_proj\.weight' is \[32, 96\].* wants \[48, 96\]"):
+        Checkpoint(checkpoint)
+
+
+@pytest.mark.parametrize("num_bytes", [0, 5, 2000, 3_000_000])
+def test_a_cut_off_file_is_a_checkpoint_error(checkpoint, num_bytes):
+    path = checkpoint / WEIGHTS_FILE
+    path.write_bytes(path.read_bytes()[:num_bytes])
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is damaged or cut off"):
+        Checkpoint(checkpoint)
+
+
+def test_a_file_that_is_no_safetensors_is_a_checkpoint_error(checkpoint):
+    (checkpoint / WEIGHTS_FILE).write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(CheckpointError, match="damaged or cut off"):
+        Checkpoint(checkpoint)
+
+
+def test_a_folder_that_is_no_checkpoint_says_how_to_make_one(tmp_path):
+    with pytest.raises(
+        CheckpointError, match=r"is no checkpoint: it has no config\.json.*init tiny"
+    ):
+        Checkpoint(tmp_path)
+    with pytest.raises(CheckpointError, match="is no checkpoint"):
+        Checkpoint(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [(WEIGHTS_FILE, r"lacks model\.safetensors"), (TOKENIZER_FILE, r"tokenizer\.json")],
+)
+def test_a_missing_file_is_named(checkpoint, name, fault):
+    (checkpoint / name).unlink()
+    with pytest.raises(CheckpointError, match=fault):
+        Checkpoint(checkpoint)
+
+
+def test_a_config_that_is_not_allowed_is_a_config_error(checkpoint):
+    change_config(checkpoint, "mod_config", keep_ratio=0)
+    with pytest.raises(ConfigError, match=r"config\.json: mod_config\.keep_ratio=0"):
+        Checkpoint(checkpoint)
+
+
+def test_protocol_ids_that_do_not_fit_the_tokenizer_are_all_named(checkpoint):
+    stream = read_config(checkpoint / CONFIG_FILE).stream_config
+    interval_id, end_id = stream.frame_token_interval_id, stream.stream_end_id
+    change_config(
+        checkpoint, "stream_config", frame_token_interval_id=end_id, stream_end_id=interval_id
+    )
+    with pytest.raises(CheckpointError) as caught:
+        Checkpoint(checkpoint)
+    message = str(caught.value)
+    assert (
+        f"frame_token_interval ',' gives tokens [{interval_id}], config.json wants [{end_id}]"
+        in (message)
+    )
+    assert (
+        f"stream_end ']\\n' gives tokens [{end_id}], config.json wants [{interval_id}]" in message
+    )
+
+
+# ---- several weight files ----
+
+
+@pytest.fixture
+def sharded(monkeypatch, tmp_path):
+    """A checkpoint in several files, and its twin in one."""
+    one = write(small_config(), tmp_path / "one")
+    monkeypatch.setattr(presets, "SHARD_BYTES", 300_000)
+    return write(small_config(), tmp_path / "many"), one
+
+
+def test_a_checkpoint_in_several_files_is_the_same_checkpoint(sharded):
+    many, one = (Checkpoint(folder) for folder in sharded)
+    files = sorted(path.name for path in many.path.glob("*.safetensors"))
+    assert len(files) > 2
+    assert files[0] == f"model-00001-of-{len(files):05d}.safetensors"
+    for path in many.path.glob("*.safetensors"):
+        assert path.stat().st_size < 310_000  # the header comes on top
+    ours, theirs = many.load_model().state_dict(), one.load_model().state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_the_index_is_hugging_faces(sharded):
+    many, one = sharded
+    index = json.loads((many / INDEX_FILE).read_text())
+    assert index["weight_map"].keys() == load_file(one / WEIGHTS_FILE).keys()
+    num_bytes = sum(tensor.nbytes for tensor in load_file(one / WEIGHTS_FILE).values())
+    assert index["metadata"]["total_size"] == num_bytes
+    for name, file in index["weight_map"].items():
+        assert name in load_file(many / file)
+
+
+def test_a_missing_shard_is_named(sharded):
+    many, _ = sharded
+    shard = sorted(many.glob("*.safetensors"))[1]
+    shard.unlink()
+    with pytest.raises(CheckpointError, match=rf"lacks {shard.name}; copy the checkpoint again"):
+        Checkpoint(many)
+
+
+@pytest.mark.parametrize("name", ["../one/model.safetensors", "{folder}/model.safetensors"])
+def test_an_index_that_names_a_file_outside_the_folder_is_refused(sharded, name):
+    many, one = sharded
+    name = name.format(folder=one)
+    weight_map = dict.fromkeys(tensor_shapes(small_config()), name)
+    (many / INDEX_FILE).write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(CheckpointError, match="outside the checkpoint's folder; do not trust"):
+        Checkpoint(many)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", "{}", '{"weight_map": 1}', '{"weight_map": {"a": 1}}', '{"weight_map": {"a": []}}'],
+)
+def test_a_damaged_index_is_a_checkpoint_error(sharded, content):
+    many, _ = sharded
+    (many / INDEX_FILE).write_text(content)
+    with pytest.raises(CheckpointError, match="is no safetensors index"):
+        Checkpoint(many)
+
+
+# ---- identity ----
+
+
+def test_the_fingerprint_is_the_contents(tiny_checkpoint, checkpoint):
+    same = Checkpoint(checkpoint).fingerprint()
+    assert same == Checkpoint(tiny_checkpoint).fingerprint()
+    config = read_config(checkpoint / CONFIG_FILE)
+    change_config(checkpoint, "stream_config", frame_fps=1.0)
+    assert Checkpoint(checkpoint).fingerprint() != same
+    write_config(config, checkpoint / CONFIG_FILE)
+    assert Checkpoint(checkpoint).fingerprint() == same
+
+    def change_one_weight(tensors):
+        tensors[QUERY][0, 0] += 1e-3
+
+    change_tensors(checkpoint, change_one_weight)
+    assert Checkpoint(checkpoint).fingerprint() != same
+
+
+def test_a_tied_checkpoint_has_no_lm_head_tensor(tmp_path):
+    folder = write(small_config(tie_word_embeddings=True), tmp_path / "tied")
+    tensors = load_file(folder / WEIGHTS_FILE)
+    assert "lm_head.weight" not in tensors
+    model = Checkpoint(folder).load_model()
+    assert model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
+    assert torch.equal(model.lm_head.weight, tensors["model.embed_tokens.weight"])

@@ -1,0 +1,121 @@
+"""Hugging Face's Llama and SigLIP judge the reference, on the same random weights."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import adaptive_avg_pool2d
+
+from mod_edge.config import RopeScaling
+from mod_edge.plan.layout import step_layout
+
+pytestmark = pytest.mark.numeric
+
+# Relative to the largest value of the output, over five seeds on x86-64.
+RTOL_LLAMA = 2e-5  # measured 4.9e-6; one position off gives 0.4, norms swapped 0.4, eps 1e-6 9e-5
+RTOL_SIGLIP = 5e-6  # measured 9.6e-7, the tower alone 2.4e-7; exact GELU gives 2e-4, eps 1e-5 1e-5
+
+LLAMA3_SCALING = RopeScaling(8.0, 1.0, 4.0, 32)  # 32: so short that all three ranges are in use
+
+
+def relative_error(ours, theirs):
+    assert ours.shape == theirs.shape
+    return float((ours - theirs).abs().max() / theirs.abs().max())
+
+
+def hugging_face_llama(model):
+    """`LlamaForCausalLM` with the decoder weights of `model`."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    text = model.config.text_config
+    rope = {"rope_type": "default", "rope_theta": text.rope_theta}
+    if text.rope_scaling is not None:
+        rope |= vars(text.rope_scaling)
+    config = LlamaConfig(
+        vocab_size=text.vocab_size,
+        hidden_size=text.hidden_size,
+        intermediate_size=text.intermediate_size,
+        num_hidden_layers=text.num_hidden_layers,
+        num_attention_heads=text.num_attention_heads,
+        num_key_value_heads=text.num_key_value_heads,
+        head_dim=text.head_dim,
+        max_position_embeddings=128,
+        rms_norm_eps=text.rms_norm_eps,
+        rope_parameters=rope,
+        tie_word_embeddings=text.tie_word_embeddings,
+        attn_implementation="eager",
+    )
+    llama = LlamaForCausalLM(config).eval().requires_grad_(False)
+    state = {
+        name: value
+        for name, value in model.state_dict().items()
+        if name.startswith(("model.", "lm_head."))
+    }
+    llama.load_state_dict(state)  # strict: every name is the same
+    return llama
+
+
+def hugging_face_siglip(model):
+    """`SiglipVisionModel` with the vision weights of `model`."""
+    from transformers import SiglipVisionConfig, SiglipVisionModel
+
+    vision = model.config.vision_config
+    config = SiglipVisionConfig(
+        hidden_size=vision.hidden_size,
+        intermediate_size=vision.intermediate_size,
+        num_hidden_layers=vision.num_hidden_layers,
+        num_attention_heads=vision.num_attention_heads,
+        image_size=vision.image_size,
+        patch_size=vision.patch_size,
+        layer_norm_eps=vision.layer_norm_eps,
+        attn_implementation="eager",
+    )
+    siglip = SiglipVisionModel(config).eval().requires_grad_(False)
+    # Its files say `vision_model.`; transformers 5 has versions with and without it in memory.
+    siglip.base_model.load_state_dict(model.vision_model.state_dict())
+    return siglip
+
+
+@pytest.mark.parametrize(
+    ("num_key_value_heads", "text"),
+    [
+        (2, {}),
+        (3, {"tie_word_embeddings": True}),
+        (2, {"rope_scaling": LLAMA3_SCALING}),
+        (6, {"rope_theta": 10000.0, "rms_norm_eps": 1e-6}),
+    ],
+    ids=["groups of three", "tied, groups of two", "llama3 rope scaling", "every head its own"],
+)
+def test_the_decoder_without_mod_is_hugging_faces_llama(
+    make_config, make_model, num_key_value_heads, text
+):
+    config = make_config(num_key_value_heads=num_key_value_heads, mod=None, **text)
+    model = make_model(config)
+    ids = torch.randint(0, 67, (90,), generator=torch.Generator().manual_seed(0))
+    theirs = hugging_face_llama(model)(ids[None]).logits[0]
+    embeds = model.model.embed_tokens(ids)
+    ours = model.full_forward(embeds, step_layout((len(ids),), 10, 10))
+    assert relative_error(ours, theirs) <= RTOL_LLAMA
+
+
+def test_the_vision_tower_is_hugging_faces_siglip(make_config, make_model):
+    model = make_model(make_config())
+    generator = torch.Generator().manual_seed(0)
+    pixel_values = torch.rand(2, 3, 59, 59, generator=generator) * 2 - 1
+    theirs = hugging_face_siglip(model)(pixel_values)
+    hidden, cls = model.vision_model(pixel_values)
+    assert relative_error(hidden, theirs.last_hidden_state) <= RTOL_SIGLIP
+    assert relative_error(cls[:, 0], theirs.pooler_output) <= RTOL_SIGLIP
+
+
+def test_frame_tokens_are_siglips_pooler_output_and_its_pooled_grid(make_config, make_model):
+    model = make_model(make_config())
+    siglip = hugging_face_siglip(model)
+    model.connector = nn.Identity()
+    generator = torch.Generator().manual_seed(0)
+    frames = torch.randint(0, 256, (2, 59, 59, 3), dtype=torch.uint8, generator=generator)
+    output = siglip((frames.permute(0, 3, 1, 2) * (1 / 255) - 0.5) / 0.5)
+    grid = output.last_hidden_state.transpose(1, 2).unflatten(2, (4, 4))
+    pooled = adaptive_avg_pool2d(grid, (3, 3)).flatten(2).transpose(1, 2)
+    theirs = torch.cat([output.pooler_output[:, None], pooled], dim=1)
+    ours = model(frames)
+    assert relative_error(ours, theirs) <= RTOL_SIGLIP

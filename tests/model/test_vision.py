@@ -1,0 +1,93 @@
+"""The frame encoder around the tower: pixels in, tokens out in the promised order."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import adaptive_avg_pool2d
+
+from mod_edge.model.vision import FrameEncoder, pooling_matrix
+
+pytestmark = pytest.mark.numeric
+
+ATOL_POOLING = 1e-6  # measured 1e-7; a cell one patch too wide gives over 0.1
+RTOL_FRAMES = 5e-6  # measured 3e-7 of the largest value
+
+
+class NumberedPatches(nn.Module):
+    """A tower whose patch i is all i and whose "CLS" is all -1; keeps the pixels it was given."""
+
+    def __init__(self, size, num_patches):
+        super().__init__()
+        self.size, self.num_patches = size, num_patches
+
+    def forward(self, pixel_values):
+        self.pixel_values = pixel_values
+        num_frames = len(pixel_values)
+        patches = torch.arange(float(self.num_patches))[None, :, None]
+        cls = torch.full((num_frames, 1, self.size), -1.0)
+        return patches.expand(num_frames, -1, self.size), cls
+
+
+@pytest.fixture
+def numbered(make_config):
+    """`numbered(**changes)`: a frame encoder with numbered patches and no connector."""
+
+    def make(**changes):
+        config = replace(make_config(), **changes)
+        encoder = FrameEncoder(config).requires_grad_(False)
+        vision = config.vision_config
+        encoder.vision_model = NumberedPatches(vision.hidden_size, vision.num_patches)
+        encoder.connector = nn.Identity()
+        return encoder
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("grid_size", "pooled"),
+    [(24, (3, 3)), (14, (3, 3)), (4, (3, 3)), (4, (4, 4)), (7, (2, 5)), (5, (1, 1)), (27, (10, 3))],
+)
+def test_pooling_equals_adaptive_average_pooling(grid_size, pooled):
+    generator = torch.Generator().manual_seed(0)
+    grid = torch.randn(2, 6, grid_size, grid_size, generator=generator)
+    theirs = adaptive_avg_pool2d(grid, pooled).flatten(2).transpose(1, 2)
+    ours = pooling_matrix(grid_size, pooled) @ grid.flatten(2).transpose(1, 2)
+    assert ours.shape == (2, pooled[0] * pooled[1], 6)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=ATOL_POOLING)
+
+
+def test_a_frames_tokens_are_cls_first_then_the_grid_row_by_row(numbered):
+    frames = torch.zeros(2, 59, 59, 3, dtype=torch.uint8)
+    tokens = numbered(frame_token_pooled=(2, 4))(frames)
+    # patches 0..15 lie in rows of four; a cell of the 2 x 4 grid is two rows high
+    assert tokens[:, :, 0].tolist() == [[-1, 2, 3, 4, 5, 10, 11, 12, 13]] * 2
+
+
+def test_a_frame_without_cls_is_the_grid_alone(numbered):
+    frames = torch.zeros(1, 59, 59, 3, dtype=torch.uint8)
+    tokens = numbered(frame_token_pooled=(2, 2), frame_token_cls=False)(frames)
+    assert tokens[0, :, 0].tolist() == [2.5, 4.5, 10.5, 12.5]
+
+
+def test_bytes_become_minus_one_to_one_with_channels_first(numbered):
+    encoder = numbered()
+    frames = torch.zeros(1, 59, 59, 3, dtype=torch.uint8)
+    frames[0, 2, 5] = torch.tensor([0, 51, 255], dtype=torch.uint8)  # row 2, column 5
+    encoder(frames)
+    pixel_values = encoder.vision_model.pixel_values
+    assert pixel_values.shape == (1, 3, 59, 59)
+    torch.testing.assert_close(pixel_values[0, :, 2, 5], torch.tensor([-1.0, -0.6, 1.0]))
+    assert (pixel_values[0, :, 5, 2] == -1).all()
+
+
+def test_frames_do_not_see_each_other(make_config, make_model):
+    model = make_model(make_config())
+    generator = torch.Generator().manual_seed(0)
+    frames = torch.randint(0, 256, (3, 59, 59, 3), dtype=torch.uint8, generator=generator)
+    together = model(frames)
+    assert together.shape == (3, 10, 48)
+    alone = torch.cat([model(frame[None]) for frame in frames])
+    assert (together - alone).abs().max() <= RTOL_FRAMES * alone.abs().max()
+    assert (alone[0] - alone[1]).abs().max() > 0.1 * alone.abs().max()  # frames do differ

@@ -1,0 +1,97 @@
+"""Which targets are found here, with made-up packages in the place of the real ones."""
+
+import sys
+
+import pytest
+
+from mod_edge.native.installed import describe_targets, installed_targets
+from mod_edge.plan.targets import TARGETS
+
+
+@pytest.fixture
+def site(tmp_path, monkeypatch):
+    """`site(module, package, version)` installs an empty module; nothing else is installed."""
+
+    def install(module, package, version, *, has_names=True):
+        (tmp_path / module).mkdir()
+        (tmp_path / module / "__init__.py").write_text("raise AssertionError('imported')\n")
+        info = tmp_path / f"{package.replace('-', '_')}-{version}.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\n")
+        if version:
+            with (info / "METADATA").open("a") as file:
+                file.write(f"Version: {version}\n")
+        if has_names:
+            (info / "top_level.txt").write_text(f"{module}\n")
+
+    for module in ("onnxruntime", "tensorrt", "tensorrt_rtx"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    standard_library = [path for path in sys.path if "-packages" not in path]
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *standard_library])
+    return install
+
+
+@pytest.mark.usefixtures("site")
+def test_where_nothing_is_installed_no_target_is_found():
+    assert installed_targets() == {}
+
+
+@pytest.mark.parametrize(
+    ("version", "target"),
+    [
+        ("10.3.0", "tensorrt-delta"),
+        ("10.13.3.9", "tensorrt-delta"),
+        ("10.14.1.48.post1", "tensorrt-delta"),
+        ("10.15.1", "tensorrt"),
+        ("10.16.0", "tensorrt"),
+        ("11.4.1", "tensorrt"),
+    ],
+)
+def test_the_version_of_tensorrt_decides_between_its_two_targets(site, version, target):
+    site("tensorrt", "tensorrt", version)
+    assert installed_targets() == {target: f"tensorrt {version}"}
+
+
+def test_a_module_whose_package_is_called_otherwise_is_found_with_its_version(site):
+    site("tensorrt_rtx", "tensorrt-rtx-cu13", "1.7.1.116")
+    assert installed_targets() == {"rtx": "tensorrt_rtx 1.7.1.116"}
+
+
+def test_a_package_that_names_no_modules_is_found_by_its_own_name(site):
+    site("tensorrt", "tensorrt", "10.3.0", has_names=False)
+    assert installed_targets() == {"tensorrt-delta": "tensorrt 10.3.0"}
+
+
+def test_onnxruntime_serves_the_cpu_and_with_its_gpu_package_cuda_too(site):
+    site("onnxruntime", "onnxruntime-gpu", "1.24.1")
+    assert installed_targets() == {
+        "cpu": "onnxruntime 1.24.1",
+        "cuda": "onnxruntime-gpu 1.24.1",
+    }
+
+
+def test_targets_come_in_the_tables_order(site):
+    site("tensorrt", "tensorrt", "11.1.0")
+    site("tensorrt_rtx", "tensorrt-rtx", "1.7.1")
+    site("onnxruntime", "onnxruntime", "1.24.1")
+    assert list(installed_targets()) == ["cpu", "rtx", "tensorrt"]
+
+
+def test_broken_metadata_is_an_unknown_version(site):
+    site("tensorrt_rtx", "tensorrt-rtx", "")
+    site("tensorrt", "tensorrt", "")  # which of the two targets it is, nobody can tell
+    assert installed_targets() == {"rtx": "tensorrt_rtx (unknown version)"}
+
+
+def test_every_target_has_a_row_whether_found_or_not(site):
+    site("onnxruntime", "onnxruntime", "1.24.1")
+    rows = {row.pop("target"): row for row in describe_targets()}
+    assert list(rows) == list(TARGETS)
+    assert rows["cpu"] == {
+        "runs_on": "ONNX Runtime on a CPU",
+        "dialect": "delta",
+        "opset": 20,
+        "precisions": ["fp32"],
+        "found": "onnxruntime 1.24.1",
+    }
+    assert {row["found"] for name, row in rows.items() if name != "cpu"} == {None}

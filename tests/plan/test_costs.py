@@ -1,0 +1,126 @@
+"""Costs of the paper's own geometry against the paper's own figures."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from mod_edge.config import MoDConfig
+from mod_edge.model.layers import DecoderLayer
+from mod_edge.model.presets import GEOMETRIES, preset_config
+from mod_edge.model.vision import FrameEncoder
+from mod_edge.plan.costs import PAPER_NUM_FRAMES, compare_with_full, layer_parameters, vision_flops
+
+PRINTED = 5e-4  # the table's figures have three digits
+
+
+@pytest.fixture(scope="module")
+def paper_config():
+    """Llama-3-8B with SigLIP-L/16-384, interleaved, r = 0.2."""
+    return preset_config("8b")
+
+
+def comparison(config, *, has_interval, **mod):
+    config = replace(config, mod_config=MoDConfig(**mod))
+    return compare_with_full(config, PAPER_NUM_FRAMES, has_interval=has_interval)
+
+
+@pytest.mark.parametrize(
+    ("keep_ratio", "has_interval", "flops_ratio", "kv_ratio"),
+    [
+        (0.1, False, 0.545, 0.55),
+        (0.2, False, 0.592, 0.60),  # the paper's "0.6x FLOPs" and "1.7x longer context"
+        (0.3, False, 0.639, 0.65),
+        (0.1, True, 0.583, 0.591),
+        (0.2, True, 0.625, 0.636),
+        (0.3, True, 0.669, 0.682),
+    ],
+)
+def test_the_8b_ratios_over_600_frames_are_the_papers(
+    paper_config, keep_ratio, has_interval, flops_ratio, kv_ratio
+):
+    costs = comparison(paper_config, has_interval=has_interval, keep_ratio=keep_ratio)
+    assert costs.flops_ratio == pytest.approx(flops_ratio, abs=PRINTED)
+    assert costs.kv_ratio == pytest.approx(kv_ratio, abs=PRINTED)
+
+
+@pytest.mark.parametrize(
+    ("insertion", "flops_ratio"), [("all", 0.184), ("all_deep", 0.235), ("interleaved_deep", 0.617)]
+)
+def test_the_8b_flops_of_the_other_insertions_are_the_papers(paper_config, insertion, flops_ratio):
+    costs = comparison(paper_config, has_interval=False, insertion=insertion)
+    assert costs.flops_ratio == pytest.approx(flops_ratio, abs=PRINTED)
+
+
+@pytest.mark.parametrize(
+    ("mod", "num_dense"),
+    [
+        (MoDConfig("early_exit"), 2),
+        (MoDConfig("early_exit", exit_layer=8), 8),
+        (MoDConfig("layer_skip"), 16),
+    ],
+    ids=lambda value: getattr(value, "insertion", value),
+)
+def test_a_baseline_pays_for_frames_in_its_dense_layers_alone(paper_config, mod, num_dense):
+    config = replace(paper_config, mod_config=mod)
+    frames_only = compare_with_full(config, PAPER_NUM_FRAMES, has_interval=False)
+    assert frames_only.flops_ratio == pytest.approx(num_dense / 32)
+    assert frames_only.kv_ratio == num_dense / 32
+    with_interval = compare_with_full(config, PAPER_NUM_FRAMES, has_interval=True)
+    assert with_interval.kv_ratio == (num_dense * 11 + (32 - num_dense)) / (32 * 11)
+
+
+def test_the_full_computation_model_costs_what_it_costs(paper_config):
+    config = replace(paper_config, mod_config=None)
+    costs = compare_with_full(config, PAPER_NUM_FRAMES, has_interval=True)
+    assert costs.model == costs.full
+    assert costs.flops_ratio == costs.kv_ratio == 1
+
+
+def test_a_frame_of_the_8b_model_costs_154_gflop_full_and_98_with_mod(paper_config):
+    costs = compare_with_full(paper_config, 1, has_interval=True)  # hardly any attention yet
+    assert costs.full.tokens == costs.model.tokens == 11
+    assert costs.full.flops == pytest.approx(154e9, rel=5e-3)
+    assert costs.model.flops == pytest.approx(98e9, rel=5e-3)
+
+
+def test_a_frame_of_the_8b_model_takes_2_75_mib_full_and_1_75_with_mod(paper_config):
+    costs = compare_with_full(paper_config, 1, has_interval=True)
+    assert costs.full.kv_bytes == 2.75 * 2**20  # float32, twice the 1.375 MiB of float16
+    assert costs.model.kv_bytes == 1.75 * 2**20
+
+
+def test_attention_grows_with_the_stream_and_the_linear_layers_do_not(paper_config):
+    short, long = (
+        compare_with_full(paper_config, num_frames, has_interval=True).full
+        for num_frames in (100, 300)
+    )
+    # 200 frames of 11 tokens more, half of them seen in the mean; 2 products of 2 FLOPs, 32 layers
+    more = 32 * 4 * 11 * (200 * 11 / 2) * 4096
+    assert long.flops - short.flops == pytest.approx(more)
+    assert long.kv_bytes == short.kv_bytes
+
+
+def test_encoding_a_frame_with_siglip_l_384_costs_what_torch_counts(paper_config):
+    with torch.device("meta"):
+        encoder = FrameEncoder(paper_config)
+        encoder.pooling = encoder.pooling.to("meta")
+        frames = torch.zeros(1, 384, 384, 3, dtype=torch.uint8)
+        with FlopCounterMode(display=False) as counter:
+            encoder(frames)
+    # one query's projections, MLP and the pooling onto 3 x 3 are not in our count
+    assert vision_flops(paper_config) == pytest.approx(counter.get_total_flops(), rel=1e-3)
+    assert vision_flops(paper_config) == pytest.approx(380e9, abs=5e9)  # "about 380 GFLOP"
+
+
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_layer_parameters_are_those_of_a_real_layer(name):
+    config = preset_config(name)
+    with torch.device("meta"):
+        layer = DecoderLayer(config)
+    matrices = [weight for weight in layer.parameters() if weight.ndim == 2]
+    assert layer_parameters(config) == sum(math.prod(weight.shape) for weight in matrices)
+    num_norms = 2 * config.text_config.hidden_size
+    assert sum(w.numel() for w in layer.parameters()) == layer_parameters(config) + num_norms

@@ -1,0 +1,213 @@
+"""Windows in seconds, tokens and MiB, against a plain count of what they must hold."""
+
+import math
+from dataclasses import replace
+from functools import partial
+
+import pytest
+
+from mod_edge.config import MoDConfig
+from mod_edge.errors import ConfigError
+from mod_edge.plan import kv_budget
+from mod_edge.plan.kv_budget import plan_capacity, rows_of
+from mod_edge.plan.kv_window import Rows
+from mod_edge.plan.targets import CPU_FP32
+from mod_edge.runtime.cpu.kv_cache import KvCache
+
+TEXT_MINIMUM = 60
+plan_window = partial(kv_budget.plan_window, dtype="float32")
+plan_budget = partial(kv_budget.plan_budget, dtype="float32")
+
+
+def rows_for(config, num_frames, text_minimum=TEXT_MINIMUM):
+    """Frames with their interval tokens, and text besides: the minimum or an eighth of all."""
+    tokens = num_frames * (config.frame_num_tokens + 1)
+    text = max(text_minimum, math.ceil(tokens / 7))
+    num_skipped = num_frames * (config.frame_num_tokens - config.num_kept)
+    return Rows(tokens + text, tokens + text - num_skipped)
+
+
+def bytes_for(config, num_frames, text_minimum=TEXT_MINIMUM):
+    rows, text = rows_for(config, num_frames, text_minimum), config.text_config
+    num_rows = sum(
+        rows.mod if index in config.mod_layers else rows.dense
+        for index in range(text.num_hidden_layers)
+    )
+    return num_rows * 2 * text.num_key_value_heads * text.head_dim * 4
+
+
+def frames_of(config, plan):
+    return round(plan.num_seconds * config.stream_config.frame_fps)
+
+
+@pytest.fixture(
+    params=[None, MoDConfig(), MoDConfig("all", 0.5), MoDConfig("early_exit")],
+    ids=["full", "r=0.2", "all", "early exit"],
+)
+def config(request, make_config):
+    return make_config(mod=request.param)
+
+
+def test_rows_of_text_and_frames_in_each_geometry(make_config):
+    assert rows_of(make_config(), 7, 3) == Rows(7 + 30, 7 + 6)
+    assert rows_of(make_config(mod=None), 7, 3) == Rows(37, 37)
+    assert rows_of(make_config(mod=MoDConfig("layer_skip")), 7, 3) == Rows(37, 7)
+
+
+@pytest.mark.parametrize("budget_mib", [0.5, 1, 1.7, 12])
+def test_a_budget_is_kept_and_the_next_frame_would_exceed_it(config, budget_mib):
+    plan = plan_budget(config, budget_mib, TEXT_MINIMUM)
+    num_frames = frames_of(config, plan)
+    assert plan.capacity == rows_for(config, num_frames)
+    assert plan.size_bytes <= budget_mib * 2**20 < bytes_for(config, num_frames + 1)
+
+
+@pytest.mark.parametrize("window", ["30s", "1000"])
+def test_the_size_in_bytes_is_that_of_the_real_buffers(config, window):
+    plan = plan_window(config, window, TEXT_MINIMUM)
+    assert plan.size_bytes == KvCache(config, CPU_FP32, plan.capacity).size_bytes
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_the_bytes_a_number_are_half_the_cache_or_twice_the_video(config, dtype):
+    whole = plan_window(config, "30s", TEXT_MINIMUM)
+    half = plan_window(config, "30s", TEXT_MINIMUM, dtype=dtype)
+    assert half == replace(whole, size_bytes=whole.size_bytes // 2)
+    whole = plan_budget(config, 2, TEXT_MINIMUM)
+    half = plan_budget(config, 1, TEXT_MINIMUM, dtype=dtype)
+    assert half == replace(whole, size_bytes=whole.size_bytes // 2)
+
+
+@pytest.mark.parametrize("window", ["0.5s", "30s", "300s", "211", "400", "4096"])
+@pytest.mark.parametrize("text_minimum", [60, 200])
+def test_the_rows_of_a_window_give_its_plan_back(config, window, text_minimum):
+    plan = kv_budget.plan_window(config, window, text_minimum, dtype="float16")
+    assert plan_capacity(config, plan.capacity, text_minimum, dtype="float16") == plan
+
+
+def test_rows_that_are_given_hold_less_video_beside_a_longer_reply(config):
+    capacity = plan_window(config, "30s", TEXT_MINIMUM).capacity
+    longer = plan_capacity(config, capacity, 150, dtype="float32")
+    assert longer.capacity == capacity
+    num_frames = frames_of(config, longer)
+    assert rows_for(config, num_frames, 150).fits(capacity)
+    assert not rows_for(config, num_frames + 1, 150).fits(capacity)
+    assert 0 < num_frames < 60
+
+
+def test_rows_that_are_too_few_in_either_geometry_say_how_many_it_takes(make_config):
+    config, least = make_config(), rows_for(make_config(), 1)
+    assert plan_capacity(config, least, TEXT_MINIMUM, dtype="float32").num_seconds == 0.5
+    for capacity in (least.minus(Rows(1, 0)), least.minus(Rows(0, 1))):
+        with pytest.raises(
+            ConfigError, match=r"longest reply take 71 \(63\); export with a larger"
+        ):
+            plan_capacity(config, capacity, TEXT_MINIMUM, dtype="float32")
+
+
+@pytest.mark.parametrize(
+    ("window", "frame_fps", "num_frames"),
+    [
+        ("120s", 2.0, 240),
+        ("120s", 29.97, 3597),
+        ("0.9s", 2.0, 2),
+        ("0.1s", 2.0, 1),
+        (" 5s ", 2, 10),
+    ],
+)
+def test_a_window_in_seconds_holds_that_much_video_and_text_besides(
+    make_config, window, frame_fps, num_frames
+):
+    config = make_config()
+    config = replace(config, stream_config=replace(config.stream_config, frame_fps=frame_fps))
+    plan = plan_window(config, window, TEXT_MINIMUM)
+    assert plan.capacity == rows_for(config, num_frames)
+    assert plan.num_seconds == num_frames / frame_fps
+
+
+@pytest.mark.parametrize("num_tokens", [71, 72, 400, 4096])
+def test_a_window_in_tokens_has_exactly_that_many_dense_rows(config, num_tokens):
+    plan = plan_window(config, str(num_tokens), TEXT_MINIMUM)
+    num_frames = frames_of(config, plan)
+    assert rows_for(config, num_frames).dense <= num_tokens < rows_for(config, num_frames + 1).dense
+    num_skipped = num_frames * (config.frame_num_tokens - config.num_kept)
+    assert plan.capacity == Rows(num_tokens, num_tokens - num_skipped)
+
+
+def test_an_eighth_of_a_long_window_is_text(make_config):
+    dense = rows_for(make_config(), 7000).dense
+    assert plan_window(make_config(), "3500s", TEXT_MINIMUM).capacity.dense == dense == 88_000
+    assert 7000 * 11 / dense == 7 / 8
+
+
+def test_the_full_computation_model_gets_what_it_gets(make_config):
+    for plan in (
+        plan_window(make_config(mod=None), "33s", TEXT_MINIMUM),
+        plan_window(make_config(mod=None), "777", TEXT_MINIMUM),
+        plan_budget(make_config(mod=None), 1.5, TEXT_MINIMUM),
+    ):
+        assert plan.num_seconds == plan.num_seconds_full
+
+
+@pytest.mark.parametrize("insertion", ["interleaved", "all"])
+def test_the_comparison_is_the_most_video_that_full_computation_holds_in_the_same_bytes(
+    make_config, insertion
+):
+    plan = plan_budget(make_config(mod=MoDConfig(insertion)), 2, TEXT_MINIMUM)
+    full = make_config(mod=None)
+    num_frames = round(plan.num_seconds_full * 2)
+    assert bytes_for(full, num_frames) <= plan.size_bytes < bytes_for(full, num_frames + 1)
+    assert plan.num_seconds > plan.num_seconds_full
+
+
+def test_rows_that_no_frame_fills_are_not_counted_as_video_of_either_model(make_config):
+    config, full = make_config(mod=MoDConfig("all")), make_config(mod=None)
+    for num_tokens in range(71, 400, 7):
+        plan = plan_window(config, str(num_tokens), TEXT_MINIMUM)
+        spare = num_tokens - rows_for(config, frames_of(config, plan)).dense
+        most_bytes = plan.size_bytes - spare * bytes_for(full, 0, 1)
+        num_frames = round(plan.num_seconds_full * 2)
+        assert bytes_for(full, num_frames) <= most_bytes < bytes_for(full, num_frames + 1)
+
+
+def test_a_larger_sink_or_reply_leaves_less_video(make_config):
+    seconds = [plan_budget(make_config(), 1, text).num_seconds for text in (60, 200, 500)]
+    assert seconds == sorted(set(seconds), reverse=True)
+
+
+@pytest.mark.parametrize("window", ["", "abc", "-5s", "1.5", "2min", "s", "12 s", "1e3"])
+def test_a_window_that_is_no_number_is_refused(make_config, window):
+    with pytest.raises(ConfigError, match="wanted seconds like 120s or tokens like 4096"):
+        plan_window(make_config(), window, TEXT_MINIMUM)
+
+
+@pytest.mark.parametrize("window", ["0", "70"])
+def test_a_window_of_too_few_tokens_says_how_many_it_takes(make_config, window):
+    with pytest.raises(ConfigError, match=rf"window={window} is too small.*take 71 tokens"):
+        plan_window(make_config(), window, TEXT_MINIMUM)
+    assert plan_window(make_config(), "71", TEXT_MINIMUM).num_seconds == 0.5
+
+
+def test_a_window_of_no_seconds_is_refused(make_config):
+    with pytest.raises(ConfigError, match="window='0s'"):
+        plan_window(make_config(), "0s", TEXT_MINIMUM)
+
+
+@pytest.mark.parametrize("budget_mib", [0.01, 0, -1])
+def test_a_budget_below_one_frame_says_how_much_it_takes(make_config, budget_mib):
+    with pytest.raises(ConfigError, match=r"kv-budget=.* is too small: .*take 0\.1 MiB"):
+        plan_budget(make_config(), budget_mib, TEXT_MINIMUM)
+
+
+@pytest.mark.parametrize("budget_mib", [float("inf"), float("-inf"), float("nan")])
+def test_a_budget_that_is_no_number_is_refused(make_config, budget_mib):
+    with pytest.raises(ConfigError, match=r"kv-budget=\S+ MiB, wanted a finite number"):
+        plan_budget(make_config(), budget_mib, TEXT_MINIMUM)
+
+
+def test_the_message_of_a_budget_too_small_names_one_that_is_enough(make_config):
+    config = make_config(num_layers=32)
+    with pytest.raises(ConfigError) as caught:
+        plan_budget(config, 0.01, TEXT_MINIMUM)
+    enough = float(str(caught.value).split(" take ")[1].split()[0])
+    assert plan_budget(config, enough, TEXT_MINIMUM).num_seconds >= 0.5

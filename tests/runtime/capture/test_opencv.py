@@ -1,0 +1,143 @@
+"""Cameras and pipelines, with a made-up device where the real one would be."""
+
+import re
+from typing import ClassVar
+
+import cv2
+import numpy as np
+import pytest
+
+from mod_edge.errors import SourceError
+from mod_edge.profiles import Camera
+from mod_edge.runtime.capture.live_capture import LiveCapture
+from mod_edge.runtime.capture.open_source import open_source
+from mod_edge.runtime.capture.opencv import is_pipeline, name_of
+
+PIPELINE = "nvarguscamerasrc ! nvvidconv ! video/x-raw, format=BGRx ! videoconvert ! appsink"
+
+
+class FakeCamera:
+    """A camera that knows some sizes and rates, and takes the nearest to what it is asked for."""
+
+    sizes = ((320, 240), (640, 480), (1280, 720))
+    rates = (10.0, 30.0)
+    opens_with = (cv2.CAP_V4L2,)
+    opened: ClassVar[list]  # the arguments of each opening; a test's own, by the fixture
+
+    def __init__(self, source, backend=cv2.CAP_ANY, parameters=()):
+        self.opened.append((source, backend, tuple(parameters)))
+        self.is_open = backend in self.opens_with
+        self.values = {cv2.CAP_PROP_FRAME_WIDTH: 1280, cv2.CAP_PROP_FRAME_HEIGHT: 720}
+        self.values[cv2.CAP_PROP_FPS] = 10.0
+
+    def isOpened(self):  # noqa: N802 - OpenCV's name
+        return self.is_open
+
+    def set(self, key, value):
+        known = {
+            cv2.CAP_PROP_FRAME_WIDTH: [width for width, _ in self.sizes],
+            cv2.CAP_PROP_FRAME_HEIGHT: [height for _, height in self.sizes],
+            cv2.CAP_PROP_FPS: self.rates,
+        }[key]
+        self.values[key] = min(known, key=lambda one: abs(one - value))
+        return value in known
+
+    def get(self, key):
+        return self.values[key]
+
+    def read(self):
+        shape = (self.values[cv2.CAP_PROP_FRAME_HEIGHT], self.values[cv2.CAP_PROP_FRAME_WIDTH], 3)
+        return True, np.zeros(shape, np.uint8)
+
+    def release(self):
+        self.is_open = False
+
+
+@pytest.fixture
+def camera(monkeypatch):
+    """The class of the camera that OpenCV opens, to be changed."""
+
+    class Changed(FakeCamera):
+        opened: ClassVar[list] = []
+
+    monkeypatch.setattr(cv2, "VideoCapture", Changed)
+    return Changed
+
+
+@pytest.mark.usefixtures("camera")
+def test_a_camera_gives_the_size_that_it_is_asked_for_and_nothing_is_said():
+    with open_source(None, 0, fps=2, wanted=Camera(640, 480, 30)) as live:
+        assert next(live).image.shape == (480, 640, 3)
+        assert live.warnings == []
+
+
+@pytest.mark.usefixtures("camera")
+def test_a_camera_that_nobody_asks_stays_as_it_is():
+    with LiveCapture(0, fps=2) as live:
+        assert next(live).image.shape == (720, 1280, 3)
+        assert live.warnings == []
+
+
+@pytest.mark.parametrize(
+    ("wanted", "given"),
+    [
+        (Camera(1920, 1080, 30), "1280 x 720 pixels at 30 frames/s"),
+        (Camera(640, 480, 60), "640 x 480 pixels at 30 frames/s"),
+    ],
+)
+@pytest.mark.usefixtures("camera")
+def test_a_camera_that_gives_something_else_is_used_with_one_warning(wanted, given):
+    with LiveCapture(3, fps=2, wanted=wanted) as live:
+        next(live)
+        (warning,) = live.warnings
+    assert warning == (
+        f"camera 3 gives {given}, the profile asks for "
+        f"{wanted.width} x {wanted.height} at {wanted.fps}"
+    )
+
+
+@pytest.mark.parametrize("fps", [0.0, 29.97])
+def test_a_rate_that_is_not_told_or_rounded_is_no_reason_to_warn(camera, fps):
+    camera.rates = (fps,)
+    with LiveCapture(0, fps=2, wanted=Camera(640, 480, 30)) as live:
+        assert live.warnings == []
+
+
+def test_cameras_are_opened_by_v4l2_or_else_by_whatever_opens_them(camera):
+    with LiveCapture(0, fps=2):
+        assert camera.opened == [(0, cv2.CAP_V4L2, ())]
+    camera.opens_with = (cv2.CAP_ANY,)
+    with LiveCapture(1, fps=2):
+        assert camera.opened[1:] == [(1, cv2.CAP_V4L2, ()), (1, cv2.CAP_ANY, ())]
+
+
+def test_a_pipeline_goes_to_gstreamer_as_it_is_and_is_not_asked_for_a_size(camera):
+    camera.opens_with = (cv2.CAP_GSTREAMER,)
+    with open_source(PIPELINE, None, fps=2, wanted=Camera(640, 480, 30)) as live:
+        assert next(live).image.shape == (720, 1280, 3)
+        assert live.is_live
+    assert camera.opened == [(PIPELINE, cv2.CAP_GSTREAMER, ())]
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        (PIPELINE, True),
+        ("rtspsrc location=rtsp://me:secret@camera/1 ! rtph264depay ! appsink drop=true", True),
+        ("rtsp://camera/1", False),
+        ("wow!.mp4", False),
+        (0, False),
+    ],
+)
+def test_a_pipeline_ends_in_an_appsink(source, expected):
+    assert is_pipeline(source) is expected
+
+
+def test_a_pipeline_that_does_not_open_says_what_opencv_needs_and_no_password():
+    # real: PyPI's OpenCV has no GStreamer, and where it has, there is no such element
+    source = "nosuchsrc location=rtsp://me:secret@camera/1 ! appsink"
+    says = "the GStreamer pipeline cannot be opened"
+    with pytest.raises(SourceError, match=rf"{says}.*gst-launch-1\.0.*mod-edge doctor") as caught:
+        LiveCapture(source, fps=2)
+    assert not re.search("secret", str(caught.value))
+    assert name_of("rtsp://me:secret@camera/1") == "rtsp://***@camera/1"

@@ -1,0 +1,163 @@
+"""The cache on the device: rolls and rebases as `KvCache` does them in host memory."""
+
+import numpy as np
+import pytest
+
+from mod_edge.native.cuda_driver import CudaDriver
+from mod_edge.plan.kv_window import NO_ROWS, Eviction, Rows
+from mod_edge.plan.targets import Lowering
+from mod_edge.runtime.cpu.kv_cache import KvCache
+from mod_edge.runtime.device.device_cache import NUM_BUCKETS, DeviceCache
+from tests.native.stand_in_driver import StandInCudart
+from tests.runtime.stand_in_runner import MAX_STEP_TOKENS
+
+SINK = Rows(dense=14, mod=6)
+# Rows move bit by bit. The sink is turned by a graph here and by numpy there, in float32 both:
+# measured 0, keys up to 3. A rebase that forgets an eviction of 20 tokens is off by 6.
+ATOL_SINK = {"fp32": 1e-6, "fp16": 4e-3}
+BUNDLES = (("tensorrt-delta", "fp32"), ("rtx", "fp32"), ("rtx", "fp16"))
+
+
+@pytest.fixture(params=BUNDLES, ids="-".join)
+def machine(request, make_machine):
+    return make_machine(*request.param)
+
+
+@pytest.fixture
+def runner(machine):
+    return machine.open()
+
+
+def filled(machine, runner):
+    """The runner's cache and one in host memory with the same random rows everywhere."""
+    lowering, cache = machine.manifest.lowering, runner._cache
+    twin = KvCache(machine.config, lowering, cache.capacity)
+    generator = np.random.default_rng(0)
+    for layer, host in zip(cache.layers, twin.layers, strict=True):
+        for address, buffer in ((layer.key, host.key), (layer.value, host.value)):
+            buffer[:] = generator.normal(size=buffer.shape)
+            machine.cudart.write(address, buffer)
+    return cache, twin
+
+
+def buffers_of(machine, cache, twin):
+    """(ours, theirs, number of sink rows) of every buffer."""
+    for layer, host in zip(cache.layers, twin.layers, strict=True):
+        rows = SINK.mod if layer.is_mod else SINK.dense
+        for address, buffer in ((layer.key, host.key), (layer.value, host.value)):
+            ours = machine.cudart.read(address, buffer.shape, buffer.dtype)
+            yield ours, buffer, rows
+
+
+def evictions(capacity):
+    """One after another on a full cache: overlapping moves, moves past each other, none at all."""
+    num_evicted = 0
+    for dropped in (Rows(11, 3), Rows(120, 60), Rows(20, 0), capacity.minus(SINK)):
+        num_evicted += dropped.dense
+        yield Eviction(SINK, dropped, capacity, num_evicted)
+
+
+def test_evictions_leave_what_they_leave_in_host_memory(machine, runner):
+    cache, twin = filled(machine, runner)
+    atol = ATOL_SINK[machine.manifest.lowering.precision]
+    for eviction in evictions(cache.capacity):
+        cache.evict(eviction, runner._contexts["rebase"])
+        twin.evict(eviction)
+        for ours, theirs, sink in buffers_of(machine, cache, twin):
+            axis = 0 if ours.ndim == 3 else 2
+            first, rest = np.split(ours, [sink], axis)
+            their_first, their_rest = np.split(theirs, [sink], axis)
+            np.testing.assert_array_equal(rest, their_rest)
+            np.testing.assert_allclose(first, their_first, rtol=0, atol=atol)
+
+
+def test_the_sink_is_always_turned_from_its_first_copy(machine, runner):
+    """After 200 evictions it is as after one of as many tokens."""
+    cache, twin = filled(machine, runner)
+    first = Eviction(SINK, Rows(90, 50), cache.capacity, num_evicted=90)
+    for number in range(1, 201):
+        last = Eviction(SINK, Rows(90, 50), cache.capacity, num_evicted=90 * number)
+        cache.evict(last, runner._contexts["rebase"])
+    twin.evict(first)  # keeps the first copy
+    twin.evict(last)
+    for ours, theirs, sink in buffers_of(machine, cache, twin):
+        take = [slice(None)] * (0 if ours.ndim == 3 else 2) + [slice(sink)]
+        atol = ATOL_SINK[machine.manifest.lowering.precision]
+        np.testing.assert_allclose(ours[tuple(take)], theirs[tuple(take)], rtol=0, atol=atol)
+
+
+def test_an_eviction_waits_for_nothing_and_takes_memory_only_the_first_time(machine, runner):
+    cache, _ = filled(machine, runner)
+    for number in (1, 2):
+        before = machine.cudart.calls.copy()
+        cache.evict(Eviction(SINK, Rows(20, 10), cache.capacity, 20), runner._contexts["rebase"])
+        calls = machine.cudart.calls - before
+        assert calls["cudaStreamSynchronize"] == 0
+        assert calls["cudaMalloc"] == (number == 1)
+        assert calls["cudaMemcpyAsync cudaMemcpyHostToDevice"] == 1
+
+
+def test_rows_move_in_pieces_no_longer_than_what_was_dropped(machine, runner):
+    cache, _ = filled(machine, runner)
+    rebase = runner._contexts["rebase"]
+    cache.evict(Eviction(SINK, Rows(20, 10), cache.capacity, 20), rebase)
+    before = machine.cudart.calls.copy()
+    cache.evict(Eviction(SINK, Rows(20, 10), cache.capacity, 40), rebase)
+    calls = machine.cudart.calls - before
+    wanted = 0
+    for layer in cache.layers:
+        dropped, sink = (10, SINK.mod) if layer.is_mod else (20, SINK.dense)
+        wanted += 2 * -(-(layer.num_rows - sink - dropped) // dropped) + 1  # the sink's keys
+    rows = calls["cudaMemcpy2DAsync"] + calls["cudaMemcpyAsync cudaMemcpyDeviceToDevice"]
+    assert rows == wanted
+
+
+def test_an_empty_sink_is_left_alone(machine, runner):
+    cache, twin = filled(machine, runner)
+    eviction = Eviction(NO_ROWS, Rows(20, 10), cache.capacity, 20)
+    cache.evict(eviction, runner._contexts["rebase"])
+    twin.evict(eviction)
+    for ours, theirs, _ in buffers_of(machine, cache, twin):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_every_buffer_begins_as_zeros(machine, runner):
+    for layer in runner._cache.layers:
+        for address in (layer.key, layer.value):
+            assert not machine.cudart.read(address, (layer.num_rows, 2 * 16), "float16").any()
+
+
+# ---- buckets ----
+
+
+@pytest.fixture
+def delta(make_config):
+    driver = CudaDriver(StandInCudart())
+    cache = DeviceCache(
+        driver,
+        make_config(),
+        Lowering("tensorrt-delta", "fp32"),
+        Rows(90, 50),
+        max_step_tokens=MAX_STEP_TOKENS,
+    )
+    yield cache
+    driver.close()
+
+
+def test_a_bucket_holds_the_past_and_there_are_few_of_them(delta):
+    buckets = set()
+    for dense in range(91):
+        for mod in range(min(dense, 50) + 1):
+            past = Rows(dense, mod)
+            bucket = delta.bucket(past)
+            assert past.fits(bucket)
+            assert bucket.fits(delta.capacity)
+            assert min(bucket) >= 1
+            buckets.add(bucket)
+    assert len(buckets) == NUM_BUCKETS
+    assert max(buckets) == delta.capacity
+
+
+def test_in_place_graphs_bind_no_bucket(make_machine):
+    with make_machine("rtx", "fp16").open() as runner:
+        assert runner._cache.bucket(Rows(3, 3)) is None

@@ -1,0 +1,134 @@
+"""ONNX Runtime's graphs on a device: the CPU's provider stands for CUDA's, its memory for a GPU's.
+
+Sessions run when the stand-in's stream gets to them, on what is bound when they were asked to.
+"""
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from mod_edge.bundle.manifest import CONFIG_FILE, read_manifest
+from mod_edge.config import read_config
+from mod_edge.errors import BackendError
+from mod_edge.native.cuda_driver import CudaDriver
+from mod_edge.runtime.cpu.onnx_runner import OnnxRunner
+from mod_edge.runtime.device import onnx_graph_set
+from mod_edge.runtime.device.cuda_runner import open_cuda_runner
+from mod_edge.runtime.device.onnx_graph_set import OnnxGraphSet, ops_elsewhere
+from mod_edge.runtime.runner import SessionLimits
+from tests.conftest import CAPACITY
+from tests.native.stand_in_driver import STREAM, StandInCudart
+from tests.runtime.device.test_trt_stream import outcome, run_stream
+
+LIMITS = SessionLimits(CAPACITY, max_step_tokens=64, frames_per_step=3)
+CPU = "CPUExecutionProvider"
+# The same graphs on the same numbers, but at other addresses, of which kernels make no promise:
+# measured 0, logits up to 30. A sink that is not rebased gives 9.9 and more.
+ATOL_LOGITS = 1e-3
+
+
+class DeferredSession:
+    """A session that runs in the stand-in's stream."""
+
+    def __init__(self, session, cudart):
+        self._session, self._cudart = session, cudart
+
+    def io_binding(self):
+        return RecordedBinding()
+
+    def run_with_iobinding(self, binding, options):
+        calls = dict(binding.calls)
+        for (_, name), (address, size_bytes) in binding.places.items():
+            self._cudart.require_device(address, size_bytes, name)
+
+        def work():
+            real = self._session.io_binding()
+            for (method, name), arguments in calls.items():
+                getattr(real, method)(name, *arguments)
+            self._session.run_with_iobinding(real, options)
+
+        self._cudart.submit(work)
+
+
+class RecordedBinding:
+    """What is bound, to be bound again when it runs; "cuda" is the host's memory here."""
+
+    def __init__(self):
+        self.calls, self.places = {}, {}
+
+    def bind_input(self, name, *arguments):
+        self._bind("bind_input", name, *arguments)
+
+    def bind_output(self, name, *arguments):
+        self._bind("bind_output", name, *arguments)
+
+    def _bind(self, method, name, device, device_id, dtype, shape, address):
+        assert (device, device_id) == ("cuda", 0)
+        size_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        self.calls[method, name] = ("cpu", 0, dtype, shape, address)
+        self.places[method, name] = (address, size_bytes)
+
+
+@pytest.fixture
+def cudart(monkeypatch):
+    """The stand-in, on which CUDA's provider is the CPU's."""
+    cudart = StandInCudart()
+    opened = onnx_graph_set._open
+
+    def open_on_cpu(path, provider, options):
+        assert provider == "CUDAExecutionProvider"
+        assert options["user_compute_stream"] == str(STREAM)
+        return DeferredSession(opened(path, CPU, {}), cudart)
+
+    monkeypatch.setattr(onnx_graph_set, "_open", open_on_cpu)
+    return cudart
+
+
+def opened(bundle, cudart):
+    config, manifest = read_config(bundle / CONFIG_FILE), read_manifest(bundle)
+    return open_cuda_runner(bundle, manifest, config, LIMITS, driver=CudaDriver(cudart))
+
+
+def test_the_stream_is_that_of_onnxruntime_on_the_cpu(bundle_for, cudart, clip):
+    bundle = bundle_for("cuda", "fp32")
+    with opened(bundle, cudart) as runner:
+        assert "CUDA, Stand-in GPU, fp32" in runner.name
+        ours = run_stream(bundle, runner, clip, max_frames=60)
+    assert cudart.num_live == 0
+    assert not ours.warnings
+    limits = {"max_step_tokens": 64, "frames_per_step": 3}
+    config, lowering = read_config(bundle / CONFIG_FILE), read_manifest(bundle).lowering
+    twin = OnnxRunner(bundle, config, lowering, CAPACITY, **limits)
+    theirs = run_stream(bundle, twin, clip, max_frames=60)
+    # No token is near a tie: the likeliest leads the next by 0.036 or more.
+    assert outcome(ours) == outcome(theirs)
+    assert len(outcome(ours)[2]) >= 3  # rolls
+    assert ours.recorder.selections == theirs.recorder.selections
+    all_logits = (ours.recorder.all_logits, theirs.recorder.all_logits)
+    for our, their in zip(*all_logits, strict=True):
+        np.testing.assert_allclose(our, their, rtol=0, atol=ATOL_LOGITS)
+
+
+def test_without_the_provider_it_is_an_error_with_what_to_do(bundle_for):
+    bundle = bundle_for("cuda", "fp32")
+    config, lowering = read_config(bundle / CONFIG_FILE), read_manifest(bundle).lowering
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this onnxruntime has the provider")
+    with pytest.raises(
+        BackendError, match=r"has .*CPUExecutionProvider, wanted CUDAExec.*--device cpu"
+    ):
+        OnnxGraphSet(0, bundle, config, lowering)
+
+
+def test_work_that_is_left_to_another_provider_is_found(bundle_for):
+    session = onnx_graph_set._open(bundle_for("cuda", "fp32") / "layers/01.onnx", CPU, {})
+    assert ops_elsewhere(session, CPU) == []
+    strays = ops_elsewhere(session, "CUDAExecutionProvider")
+    assert {"MatMul", "TensorScatter", "Attention", "TopK", "ScatterND"} <= set(strays)
+    assert "Shape" not in strays
+
+
+def test_a_cpu_bundle_is_refused_with_the_target_to_export_for(tiny_bundle, cudart):
+    with pytest.raises(BackendError, match=r"is for target cpu in fp32.*--target cuda"):
+        opened(tiny_bundle, cudart)
+    assert cudart.num_live == 0

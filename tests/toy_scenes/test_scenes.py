@@ -1,0 +1,62 @@
+"""The data set of made-up scenes."""
+
+import pytest
+
+from mod_edge.data.clips import read_clips
+from mod_edge.errors import ConfigError, DataError
+from mod_edge.runtime.capture.video_file import VideoFile
+from mod_edge.toy_scenes.scene import HELD_OUT
+from mod_edge.toy_scenes.scenes import write_scenes
+
+DURATION_S = 8.0
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory, clip):
+    folder = tmp_path_factory.mktemp("scenes") / "data"
+    counts = {"train": 2, "combinations": 1}
+    write_scenes(folder, counts, seed=3, force=False, photographs=clip, duration_s=DURATION_S)
+    return folder
+
+
+def test_the_splits_that_are_asked_for_are_written(data):
+    assert sorted(path.name for path in data.iterdir()) == [
+        "combinations.jsonl",
+        "scenes.json",
+        "train.jsonl",
+        "videos",
+    ]
+    assert [clip.uid for clip in read_clips(data, "train")] == ["train-000000", "train-000001"]
+
+
+def test_the_videos_are_ordinary_ones_of_the_right_length(data):
+    (clip,) = read_clips(data, "combinations")
+    with VideoFile(clip.video, fps=2.0) as video:
+        frames = list(video)
+    assert len(frames) == 16
+    assert frames[0].image.shape == (128, 128, 3)
+
+
+def test_only_the_combinations_split_shows_held_out_combinations(data):
+    def shows_held_out(clip):
+        text = " ".join(line.content.lower() for line in clip.conversation)
+        return any(f"{colour} {shape}" in text for colour, shape in HELD_OUT)
+
+    assert not any(map(shows_held_out, read_clips(data, "train")))
+
+
+def test_nothing_is_overwritten_without_force(data):
+    with pytest.raises(ConfigError, match="exists already; use --force"):
+        write_scenes(data, {"train": 1}, seed=0, force=False)
+
+
+def test_a_users_own_data_set_is_never_replaced(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "train.jsonl").touch()
+    with pytest.raises(ConfigError, match="nothing that this command makes"):
+        write_scenes(tmp_path / "mine", {"train": 1}, seed=0, force=True)
+
+
+def test_nothing_asked_for_is_an_error(tmp_path):
+    with pytest.raises(DataError, match="no clips at all"):
+        write_scenes(tmp_path / "data", {"train": 0}, seed=0, force=False)
