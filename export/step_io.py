@@ -179,7 +179,7 @@ def _layer_step(
 def _num_cache_rows(lowering: Lowering, *, is_mod: bool) -> int:
     if lowering.capacity is None:
         return 0
-    return lowering.capacity.mod if is_mod else lowering.capacity.dense
+    return lowering.capacity.of(is_mod)
 
 
 def cache_arrays(

@@ -115,7 +115,7 @@ def _letters(
     if signature.kind == "rebase":
         heads, rows = config.text_config.num_key_value_heads, limits.capacity.dense
         return {ANY: {"B": (heads, heads * min(TUNED_SINK_ROWS, rows), heads * rows)}}
-    capacity = limits.capacity.mod if signature.kind == "mod" else limits.capacity.dense
+    capacity = limits.capacity.of(signature.kind == "mod")
     past = {"S": (1, capacity, capacity)}
     frames = {ONE_FRAME: (1, 1, 1)}
     if limits.max_frames > 1:

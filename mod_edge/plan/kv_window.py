@@ -22,6 +22,10 @@ class Rows(NamedTuple):
     dense: int
     mod: int
 
+    def of(self, is_mod: bool) -> int:
+        """The rows of one kind of layer."""
+        return self.mod if is_mod else self.dense
+
     def plus(self, other: "Rows") -> "Rows":
         """Row counts added geometry by geometry."""
         return Rows(self.dense + other.dense, self.mod + other.mod)

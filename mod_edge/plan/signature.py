@@ -151,7 +151,7 @@ def _cache_specs(
         new: Dims = ("R" if is_mod else "T", groups, size)
         count, prefix = "past_length", "new"
     else:
-        past = new = (1, groups, lowering.capacity.mod if is_mod else lowering.capacity.dense, size)
+        past = new = (1, groups, lowering.capacity.of(is_mod), size)
         count, prefix = "write_index", "present"
     inputs = (
         TensorSpec("past_key", lowering.dtype, past),

@@ -134,7 +134,7 @@ class ReferenceGraph:
         capacity = self.lowering.capacity
         if capacity is None:
             return num_past + STALE_ROWS if num_past else 1
-        return capacity.mod if self.signature.kind == "mod" else capacity.dense
+        return capacity.of(self.signature.kind == "mod")
 
     def _angles(self, positions: Tensor) -> tuple[np.ndarray, np.ndarray]:
         angles = positions.to(torch.float64)[:, None] * self._frequencies

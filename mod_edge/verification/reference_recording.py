@@ -177,7 +177,7 @@ class Recorder(Runner):
         self._has_just_rolled = True
         for index, cache in self._caches.items():
             is_mod = index in self._mod_layers
-            sink = eviction.sink.mod if is_mod else eviction.sink.dense
+            sink = eviction.sink.of(is_mod)
             positions = cache.positions[:sink].clone()
             self.sinks["MoD layers" if is_mod else "dense layers"] = SinkState(
                 cache.key[:sink], positions, eviction.num_evicted

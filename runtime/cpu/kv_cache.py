@@ -58,7 +58,7 @@ class KvCache:
         self.layers: list[LayerBuffers] = []
         for index in range(text.num_hidden_layers):
             is_mod = index in config.mod_layers
-            rows = capacity.mod if is_mod else capacity.dense
+            rows = capacity.of(is_mod)
             shape = (rows, groups, size) if lowering.dialect == "delta" else (1, groups, rows, size)
             try:
                 key, value = np.zeros(shape, lowering.dtype), np.zeros(shape, lowering.dtype)
@@ -83,15 +83,15 @@ class KvCache:
         """
         if not self._first_sink_keys:
             self._first_sink_keys = [
-                layer.first_rows(layer.key, _rows(eviction.sink, layer)).astype(np.float32)
+                layer.first_rows(layer.key, eviction.sink.of(layer.is_mod)).astype(np.float32)
                 for layer in self.layers
             ]
         angles = eviction.num_evicted * self._frequencies
         cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
         for layer, first_keys in zip(self.layers, self._first_sink_keys, strict=True):
-            sink = _rows(eviction.sink, layer)
-            source = sink + _rows(eviction.dropped, layer)
-            length = _rows(eviction.length, layer)
+            sink = eviction.sink.of(layer.is_mod)
+            source = sink + eviction.dropped.of(layer.is_mod)
+            length = eviction.length.of(layer.is_mod)
             for buffer in (layer.key, layer.value):
                 for block in layer.blocks(buffer):
                     _move_rows(block, source, sink, length - source)
@@ -100,10 +100,6 @@ class KvCache:
             rebased = layer.first_rows(layer.key, sink)
             rebased[..., :half] = first * cos - second * sin
             rebased[..., half:] = second * cos + first * sin
-
-
-def _rows(rows: Rows, layer: LayerBuffers) -> int:
-    return rows.mod if layer.is_mod else rows.dense
 
 
 def _move_rows(buffer: Buffer, source: int, target: int, num_rows: int) -> None:

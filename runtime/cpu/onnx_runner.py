@@ -165,8 +165,8 @@ class OnnxRunner(Runner):
 
     def _bind_views(self, past: Rows, added: Rows) -> None:
         for graph, buffers in zip(self._layers, self._cache.layers, strict=True):
-            num_past = past.mod if buffers.is_mod else past.dense
-            num_new = added.mod if buffers.is_mod else added.dense
+            num_past = past.of(buffers.is_mod)
+            num_new = added.of(buffers.is_mod)
             for name, buffer in (("key", buffers.key), ("value", buffers.value)):
                 graph.bind_input(f"past_{name}", buffer[:num_past] if num_past else self._no_past)
                 graph.bind_output(f"new_{name}", buffer[num_past : num_past + num_new])

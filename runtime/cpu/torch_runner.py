@@ -75,7 +75,7 @@ class TorchRunner(Runner):
         return {index: np.asarray(kept) for index, kept in self._kept.items()}
 
     def _rows(self, rows: Rows, layer: int) -> int:
-        return rows.mod if layer in self._mod_layers else rows.dense
+        return rows.of(layer in self._mod_layers)
 
 
 def torch_runner_from_checkpoint(path: Path, fingerprint: str) -> TorchRunner:

@@ -118,8 +118,8 @@ class DeviceCache:
         if not self._is_delta:
             return
         for layer in self.layers:
-            first = _rows(past, layer) * self._row_bytes
-            size_bytes = _rows(added, layer) * self._row_bytes
+            first = past.of(layer.is_mod) * self._row_bytes
+            size_bytes = added.of(layer.is_mod) * self._row_bytes
             self._driver.copy(layer.key + first, layer.new_key, size_bytes)
             self._driver.copy(layer.value + first, layer.new_value, size_bytes)
 
@@ -132,16 +132,16 @@ class DeviceCache:
             self._first = self._keep_first(eviction.sink)
         self._upload_angles(eviction.num_evicted)
         for layer, first_keys in zip(self.layers, self._first.addresses, strict=True):
-            sink = _rows(eviction.sink, layer)
-            source = sink + _rows(eviction.dropped, layer)
-            num_moved = _rows(eviction.length, layer) - source
+            sink = eviction.sink.of(layer.is_mod)
+            source = sink + eviction.dropped.of(layer.is_mod)
+            num_moved = eviction.length.of(layer.is_mod) - source
             for buffer in (layer.key, layer.value):
                 self._move_rows(layer, buffer, source, sink, num_moved)
             if sink:
                 self._rebase(layer, first_keys, sink, rebase)
 
     def _take_layer(self, is_mod: bool, max_step_tokens: int) -> DeviceLayer:
-        num_rows = self.capacity.mod if is_mod else self.capacity.dense
+        num_rows = self.capacity.of(is_mod)
         size_bytes = num_rows * self._token_bytes
         key, value = (self._driver.malloc_zeroed(size_bytes, PURPOSE) for _ in range(2))
         if not self._is_delta:
@@ -151,11 +151,11 @@ class DeviceCache:
         return DeviceLayer(is_mod, num_rows, key, value, new_key, new_value)
 
     def _keep_first(self, sink: Rows) -> FirstSinkKeys:
-        sizes = [aligned(_rows(sink, layer) * self._token_bytes) for layer in self.layers]
+        sizes = [aligned(sink.of(layer.is_mod) * self._token_bytes) for layer in self.layers]
         base = self._driver.malloc(sum(sizes) + max(sizes), PURPOSE)
         addresses = tuple(base + sum(sizes[:index]) for index in range(len(sizes)))
         for layer, address in zip(self.layers, addresses, strict=True):
-            num_rows = _rows(sink, layer)
+            num_rows = sink.of(layer.is_mod)
             self._copy_rows(Runs(address, num_rows), Runs(layer.key, layer.num_rows), num_rows)
         return FirstSinkKeys(addresses, base + sum(sizes))
 
@@ -208,7 +208,3 @@ class DeviceCache:
             width=width,
             height=self._num_runs,
         )
-
-
-def _rows(rows: Rows, layer: DeviceLayer) -> int:
-    return rows.mod if layer.is_mod else rows.dense

@@ -22,6 +22,11 @@ class Token:
     is_in_mod: bool
 
 
+def test_a_layer_has_the_rows_of_its_geometry():
+    assert Rows(7, 3).of(True) == 3
+    assert Rows(7, 3).of(False) == 7
+
+
 class Twin:
     """The cache as two plain lists of tokens, changed only as an `Eviction` says."""
 
