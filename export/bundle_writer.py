@@ -22,7 +22,7 @@ from mod_edge.bundle.manifest import (
     write_manifest,
 )
 from mod_edge.bundle.staging import staged_folder
-from mod_edge.config import ModelConfig, write_config
+from mod_edge.config import EMBEDDING_WEIGHT, HEAD_WEIGHT, ModelConfig, write_config
 from mod_edge.errors import ExportError
 from mod_edge.export.check import ALLOWED_RELATIVE_ERROR, check_numbers, check_structure
 from mod_edge.export.lower import lower_file
@@ -151,22 +151,17 @@ def graph_weights(
 
 
 def _head_weights(checkpoint: Checkpoint) -> Iterator[tuple[str, Tensor]]:
-    is_tied = checkpoint.config.text_config.tie_word_embeddings
     yield "norm.weight", checkpoint.tensor("model.norm.weight")
-    yield (
-        "lm_head.weight",
-        checkpoint.tensor("model.embed_tokens.weight" if is_tied else "lm_head.weight"),
-    )
+    yield HEAD_WEIGHT, checkpoint.tensor(HEAD_WEIGHT)
 
 
 def _write_embedding(checkpoint: Checkpoint, dtype: torch.dtype, path: Path) -> None:
-    name = "model.embed_tokens.weight"
-    table = checkpoint.tensor(name)
+    table = checkpoint.tensor(EMBEDDING_WEIGHT)
     storage = raw_array(torch.empty(0, dtype=dtype)).dtype
     array = np.lib.format.open_memmap(path, "w+", storage, tuple(table.shape))
     for start in range(0, len(table), EMBEDDING_CHUNK_ROWS):
         chunk = table[start : start + EMBEDDING_CHUNK_ROWS]
-        array[start : start + len(chunk)] = raw_array(rounded(name, chunk, dtype))
+        array[start : start + len(chunk)] = raw_array(rounded(EMBEDDING_WEIGHT, chunk, dtype))
     array.flush()
 
 

@@ -25,6 +25,9 @@ DTYPES = ("float32", "bfloat16", "float16")
 # "Deep" means after the second layer: the first two always see every token (paper, Table 2).
 NUM_SHALLOW_LAYERS = 2
 
+EMBEDDING_WEIGHT = "model.embed_tokens.weight"
+HEAD_WEIGHT = "lm_head.weight"
+
 Section = TypeVar("Section")
 
 
@@ -74,6 +77,14 @@ class TextConfig:
             f"a multiple of num_key_value_heads={self.num_key_value_heads}",
         )
         _require(self.head_dim % 2 == 0, "text_config.head_dim", self.head_dim, "even, for RoPE")
+
+    @property
+    def head_weight(self) -> str:
+        """Name of the checkpoint's tensor that the language-model head multiplies with.
+
+        A tied head multiplies with the token embedding, and a checkpoint holds no `HEAD_WEIGHT`.
+        """
+        return EMBEDDING_WEIGHT if self.tie_word_embeddings else HEAD_WEIGHT
 
 
 @dataclass(frozen=True)

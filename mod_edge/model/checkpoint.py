@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mod_edge.bundle.manifest import CONFIG_FILE, MANIFEST_FILE, TOKENIZER_FILE, file_sha256
-from mod_edge.config import ModelConfig, read_config
+from mod_edge.config import HEAD_WEIGHT, ModelConfig, read_config
 from mod_edge.errors import BundleError, CheckpointError, ConfigError, joined_faults
 from mod_edge.model.video_llm import VideoLLM
 from mod_edge.plan.tokenizer import read_tokenizer
@@ -62,14 +62,19 @@ class Checkpoint:
         self._file_of = self._check_headers()
 
     def tensor(self, name: str) -> Tensor:
-        """The tensor called `name`, in the file's dtype."""
+        """The weight called `name`, in the file's dtype; a tied head's is the embedding."""
+        if name == HEAD_WEIGHT:
+            name = self.config.text_config.head_weight
         with safe_open(self._file_of[name], framework="pt") as file:
             tensor: Tensor = file.get_tensor(name)
             return tensor
 
     def tensors(self, *prefixes: str) -> Iterator[tuple[str, Tensor]]:
-        """Name and tensor of all whose name starts with one of `prefixes`, one at a time."""
-        for name in self._shapes:
+        """Name and tensor of all weights whose name starts with one of `prefixes`, one at a time.
+
+        A tied head is among them under its own name, `HEAD_WEIGHT`.
+        """
+        for name in dict.fromkeys((*self._shapes, HEAD_WEIGHT)):
             if name.startswith(prefixes):
                 yield name, self.tensor(name)
 
@@ -77,10 +82,7 @@ class Checkpoint:
         """The reference model in float32, whole in memory."""
         with torch.device("meta"):
             model = VideoLLM(self.config)
-        state = {name: self.tensor(name).to(torch.float32) for name in self._shapes}
-        if self.config.text_config.tie_word_embeddings:
-            state["lm_head.weight"] = state["model.embed_tokens.weight"]
-        model.load_state_dict(state, assign=True)
+        model.load_weights({name: self.tensor(name).to(torch.float32) for name in self._shapes})
         return model.eval().requires_grad_(False)
 
     def fingerprint(self) -> str:
@@ -96,7 +98,7 @@ class Checkpoint:
         for path in self._files:
             for name, (shape, dtype) in _header(path).items():
                 wanted = self._shapes.get(name)
-                if name == "lm_head.weight" and self.config.text_config.tie_word_embeddings:
+                if name == HEAD_WEIGHT != self.config.text_config.head_weight:
                     continue  # some tools write a tied head as well: it is the embedding
                 if name in file_of:
                     faults.append(f"{name!r} is in {file_of[name].name} and in {path.name}")

@@ -18,6 +18,7 @@ from torch import Tensor
 from mod_edge.bundle.manifest import CONFIG_FILE, TOKENIZER_FILE
 from mod_edge.bundle.staging import staged_folder
 from mod_edge.config import (
+    EMBEDDING_WEIGHT,
     MoDConfig,
     ModelConfig,
     RopeScaling,
@@ -163,10 +164,10 @@ def random_tensor(config: ModelConfig, name: str, shape: tuple[int, ...], seed: 
         return bias + FRAME_BIAS * _frame_direction(config, seed) if "connector.2" in name else bias
     if len(shape) == 1:
         return 1 + 0.1 * noise  # norms, not all ones: a norm put in another's place must show
-    if name == "model.embed_tokens.weight" and not config.text_config.tie_word_embeddings:
-        return noise
-    if name in ("model.embed_tokens.weight", "lm_head.weight"):
+    if name == config.text_config.head_weight:
         return _protocol_rows(config, noise / math.sqrt(shape[1]), seed)
+    if name == EMBEDDING_WEIGHT:
+        return noise
     fan_in = math.prod(shape[1:])
     return noise * (_gain(name, config.text_config.num_hidden_layers) / math.sqrt(fan_in))
 

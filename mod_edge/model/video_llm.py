@@ -4,12 +4,13 @@ Batch is always 1 and left out: hidden states are (T, D). One `step` takes text 
 any mixture; a stream fed in one step, piece by piece or token by token gives the same numbers.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from mod_edge.config import ModelConfig
+from mod_edge.config import EMBEDDING_WEIGHT, HEAD_WEIGHT, ModelConfig
 from mod_edge.model.dtypes import widened
 from mod_edge.model.layers import DecoderLayer, LayerCache, MoDDecoderLayer, RMSNorm
 from mod_edge.model.vision import FrameEncoder
@@ -47,7 +48,17 @@ class VideoLLM(FrameEncoder):
         self.config = config
         self.model = Decoder(config)
         self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
-        if text.tie_word_embeddings:
+        self._tie_head()
+
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Make a checkpoint's tensors the parameters of the same names, without a copy."""
+        head = weights[self.config.text_config.head_weight]
+        self.load_state_dict({**weights, HEAD_WEIGHT: head}, assign=True)
+        self._tie_head()
+
+    def _tie_head(self) -> None:
+        """Make a tied head and the embedding one parameter, not two that share their memory."""
+        if self.config.text_config.head_weight == EMBEDDING_WEIGHT:
             self.lm_head.weight = self.model.embed_tokens.weight
 
     def empty_caches(self) -> list[LayerCache]:

@@ -47,10 +47,7 @@ def initial_model(config: ModelConfig, base: Checkpoint | None, seed: int) -> Vi
             state[name] = initial_tensor(config, name, shape, seed)
     with torch.device("meta"):
         model = VideoLLM(config)
-    is_tied = config.text_config.tie_word_embeddings
-    model.load_state_dict(state, assign=True, strict=not is_tied)
-    if is_tied:  # one parameter, not two that share their memory
-        model.lm_head.weight = model.model.embed_tokens.weight
+    model.load_weights(state)
     return model.requires_grad_(False)
 
 

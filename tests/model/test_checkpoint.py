@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mod_edge.bundle.manifest import CONFIG_FILE, TOKENIZER_FILE
-from mod_edge.config import read_config, write_config
+from mod_edge.config import EMBEDDING_WEIGHT, HEAD_WEIGHT, read_config, write_config
 from mod_edge.errors import CheckpointError, ConfigError
 from mod_edge.model import presets
 from mod_edge.model.checkpoint import INDEX_FILE, WEIGHTS_FILE, Checkpoint, tensor_shapes
@@ -252,3 +252,13 @@ def test_a_tied_checkpoint_has_no_lm_head_tensor(tmp_path):
     model = Checkpoint(folder).load_model()
     assert model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
     assert torch.equal(model.lm_head.weight, tensors["model.embed_tokens.weight"])
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+@pytest.mark.parametrize("is_tied", [False, True])
+def test_the_head_is_found_under_its_own_name_tied_or_not(tmp_path, is_tied):
+    checkpoint = Checkpoint(write(small_config(tie_word_embeddings=is_tied), tmp_path / "any"))
+    [(name, head)] = checkpoint.tensors("lm_head.")
+    assert name == HEAD_WEIGHT
+    assert torch.equal(head, checkpoint.load_model().lm_head.weight)
+    assert torch.equal(head, checkpoint.tensor(EMBEDDING_WEIGHT)) == is_tied
