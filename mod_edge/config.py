@@ -11,8 +11,9 @@ import math
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
+from mod_edge.dataclass_reader import JSON, dataclass_from_dict
 from mod_edge.errors import ConfigError
 
 MODEL_TYPE = "videollm_mod"
@@ -27,8 +28,6 @@ NUM_SHALLOW_LAYERS = 2
 
 EMBEDDING_WEIGHT = "model.embed_tokens.weight"
 HEAD_WEIGHT = "lm_head.weight"
-
-Section = TypeVar("Section")
 
 
 @dataclass(frozen=True)
@@ -298,22 +297,13 @@ def config_from_dict(data: dict[str, Any], origin: str = "config.json") -> Model
     """The checked config of a parsed config.json.
 
     Raises:
-        ConfigError: unknown or missing fields (all of one section at once), wrong types, or values
+        ConfigError: another model type, or all unknown and missing fields, wrong types and values
             out of range.
     """
     data = dict(data)
     model_type = data.pop("model_type", None)
     _require(model_type == MODEL_TYPE, f"{origin}: model_type", model_type, MODEL_TYPE)
-    sections: dict[str, type] = {
-        "text_config": TextConfig,
-        "vision_config": VisionConfig,
-        "stream_config": StreamConfig,
-        "mod_config": MoDConfig,
-    }
-    for name, section in sections.items():
-        if data.get(name) is not None:
-            data[name] = _section_from_dict(section, data[name], name, origin)
-    return _section_from_dict(ModelConfig, data, "", origin)
+    return dataclass_from_dict(ModelConfig, data, origin, syntax=JSON, error=ConfigError)
 
 
 def config_to_dict(config: ModelConfig) -> dict[str, Any]:
@@ -340,53 +330,6 @@ def read_config(path: Path) -> ModelConfig:
 def write_config(config: ModelConfig, path: Path) -> None:
     """Write `config` as JSON with a final newline."""
     path.write_text(json.dumps(config_to_dict(config), indent=2) + "\n", encoding="utf-8")
-
-
-def _section_from_dict(section: type[Section], data: Any, name: str, origin: str) -> Section:
-    where = f"{origin}: {name}" if name else origin
-    if not isinstance(data, dict):
-        raise ConfigError(f"{where} is a {type(data).__name__}, wanted an object")
-    fields = {field.name: field for field in dataclasses.fields(section)}  # type: ignore[arg-type]
-    faults = []
-    for key in data.keys() - fields.keys():
-        near = get_close_matches(key, fields, n=1)
-        hint = f", did you mean {near[0]!r}?" if near else f"; known are {', '.join(fields)}"
-        faults.append(f"unknown field {key!r}{hint}")
-    for key, field in fields.items():
-        if key not in data and field.default is dataclasses.MISSING:
-            faults.append(f"missing field {key!r}")
-    values = {}
-    for key in data.keys() & fields.keys():
-        value = data[key]
-        if section is TextConfig and key == "rope_scaling" and value is not None:
-            value = _section_from_dict(RopeScaling, value, f"{name}.{key}", origin)
-        if isinstance(value, list):
-            value = tuple(value)
-        if not _has_type(value, fields[key].type):
-            faults.append(f"{key}={data[key]!r} is no {_type_name(fields[key].type)}")
-        values[key] = value
-    if faults:
-        raise ConfigError(f"{where}: " + "; ".join(sorted(faults)))
-    try:
-        return section(**values)
-    except ConfigError as exc:
-        raise ConfigError(f"{origin}: {exc}") from exc
-
-
-def _has_type(value: Any, wanted: Any) -> bool:
-    if wanted is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if wanted is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if wanted in (str, bool):
-        return isinstance(value, wanted)
-    if wanted == tuple[int, int]:
-        return isinstance(value, tuple) and all(_has_type(item, int) for item in value)
-    return isinstance(value, wanted)  # a section, or one that may be None
-
-
-def _type_name(wanted: Any) -> str:
-    return {tuple[int, int]: "pair of integers"}.get(wanted, getattr(wanted, "__name__", "object"))
 
 
 def _require(is_met: bool, name: str, got: object, wanted: str) -> None:

@@ -4,7 +4,6 @@ A profile is a TOML file whose keys are the fields of `Profile`. The files that 
 one ship with the package and are known by name; any other profile is given by its path.
 """
 
-import dataclasses
 import re
 import sys
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from mod_edge.dataclass_reader import TOML, dataclass_from_dict
 from mod_edge.errors import ConfigError
 from mod_edge.plan.targets import DTYPES, TARGETS
 
@@ -159,53 +159,13 @@ def profile_names() -> list[str]:
 
 
 def _profile_from_toml(text: str, *, name: str, source: str) -> Profile:
-    """Checks keys and types, all faults at once; `Profile` itself checks the ranges."""
     try:
         table: dict[str, Any] = tomllib.loads(text)
     except tomllib.TOMLDecodeError as exc:
         raise ConfigError(f"{source} is not valid TOML: {exc}") from exc
-    faults = ["unknown key name (it is the file's)"] if "name" in table else []
-    values, more = _fields_from_table(Profile, table | {"name": name}, prefix="")
-    _raise_faults(source, faults + more)
-    return Profile(**values)
-
-
-def _fields_from_table(
-    kind: type[Any], table: dict[str, Any], *, prefix: str
-) -> tuple[dict[str, Any], list[str]]:
-    """Arguments for the dataclass `kind`, and every fault of keys and types."""
-    fields = {field.name: field for field in dataclasses.fields(kind)}
-    faults = [
-        f"unknown key {prefix}{key}{_nearest(key, fields)}" for key in table if key not in fields
-    ]
-    values: dict[str, Any] = {}
-    for key, field in fields.items():
-        if key in table:
-            values[key], more = _value_from_toml(prefix + key, table[key], field.type)
-            faults += more
-        elif field.default is dataclasses.MISSING:
-            faults.append(f"missing key {prefix}{key}")
-    return values, faults
-
-
-def _value_from_toml(key: str, value: Any, wanted: Any) -> tuple[Any, list[str]]:
-    if dataclasses.is_dataclass(wanted):
-        assert isinstance(wanted, type)
-        if not isinstance(value, dict):
-            keys = ", ".join(f"{field.name} = ..." for field in dataclasses.fields(wanted))
-            return None, [f"{key} = {value!r}: wanted a table, write {key} = {{ {keys} }}"]
-        values, faults = _fields_from_table(wanted, value, prefix=f"{key}.")
-        return (None if faults else wanted(**values)), faults
-    if wanted == tuple[str, ...]:
-        if isinstance(value, list) and all(type(item) is str for item in value):
-            return tuple(value), []
-        return None, [f'{key} = {value!r}: wanted a list of str, write {key} = ["..."]']
-    # by type() and not isinstance(): TOML's true is an int to Python
-    allowed = (int, float) if wanted is float else (wanted,)
-    if type(value) in allowed:
-        return value, []
-    hint = f', write {key} = "{value}"' if wanted is str else ""
-    return None, [f"{key} = {value!r}: wanted {getattr(wanted, '__name__', wanted)}{hint}"]
+    return dataclass_from_dict(
+        Profile, table, source, syntax=TOML, error=ConfigError, given={"name": name}
+    )
 
 
 def _nearest(key: str, known: dict[str, Any]) -> str:

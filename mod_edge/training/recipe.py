@@ -17,15 +17,15 @@ The other fields of [train] and their defaults: `TrainConfig`. The vision tower 
 """
 
 import dataclasses
-import math
 import sys
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mod_edge.bundle.manifest import CONFIG_FILE
 from mod_edge.config import ModelConfig, config_from_dict, config_to_dict, read_config
+from mod_edge.dataclass_reader import TOML, dataclass_from_dict
 from mod_edge.errors import DataError
 from mod_edge.model.presets import GEOMETRIES, preset_config
 
@@ -34,9 +34,10 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-MODEL_KEYS = ("init", "full_computation", "mod_config", "text_config")
 DTYPES = ("float32", "bfloat16")
 DEVICES = ("auto", "cpu", "cuda")
+
+AnySection = TypeVar("AnySection")
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,7 @@ class TrainConfig:
     save_every: int = 500
     device: str = "auto"
 
-    def faults(self) -> list[str]:
-        """What is out of range, as sentences."""
+    def __post_init__(self) -> None:
         whole = ("steps", "batch_clips", "accumulate", "save_every")
         above_zero = ("learning_rate", "clip_norm")
         at_least_zero = ("weight_decay", "stream_loss_weight", "watch_weight", "seed")
@@ -96,11 +96,35 @@ class TrainConfig:
             ("dtype", self.dtype in DTYPES, f"one of {', '.join(DTYPES)}"),
             ("device", self.device in DEVICES, f"one of {', '.join(DEVICES)}"),
         ]
-        return [
+        faults = [
             f"{name}={getattr(self, name)!r}, wanted {wish}"
             for name, is_met, wish in wanted
             if not is_met
         ]
+        if faults:
+            raise DataError("; ".join(faults))
+
+
+@dataclass(frozen=True)
+class ModelSection:
+    """The section [model], whose two tables are read as parts of a config.json."""
+
+    init: str
+    full_computation: bool = False
+    mod_config: dict[str, Any] | None = None
+    text_config: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.full_computation and self.mod_config is not None:
+            raise DataError("full_computation and mod_config contradict each other: leave one away")
+
+
+@dataclass(frozen=True)
+class RecipeSections:
+    """What a recipe's file holds."""
+
+    model: dict[str, Any]
+    train: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -140,52 +164,23 @@ def read_recipe(path: Path) -> Recipe:
         raise DataError(f"the recipe {path} cannot be read: {exc.strerror}") from exc
     except ValueError as exc:
         raise DataError(f"the recipe {path} is not valid TOML: {exc}") from exc
-    faults = _unknown(data, ("model", "train"), "section")
-    for name in ("model", "train"):
-        if not isinstance(data.get(name), dict):
-            faults.append(f"no section [{name}]")
-    if faults:
-        raise DataError(f"{path}: {'; '.join(faults)}; see mod_edge/training/recipe.py")
-    train = _train_config(data["train"], f"{path}: [train]")
-    init, config = _model_config(data["model"], path)
+    sections = _read(RecipeSections, data, str(path))
+    train = _read(TrainConfig, sections.train, f"{path}: [train]")
+    init, config = _model_config(sections.model, path)
     return Recipe(init, config, train)
 
 
-def _train_config(data: dict[str, Any], origin: str) -> TrainConfig:
-    fields = {field.name: field for field in dataclasses.fields(TrainConfig)}
-    faults = _unknown(data, tuple(fields), "field")
-    values: dict[str, Any] = {}
-    for name, field in fields.items():
-        if name in data:
-            values[name] = tuple(data[name]) if isinstance(data[name], list) else data[name]
-            if not _has_type(values[name], field.type):
-                faults.append(f"{name}={data[name]!r} is no {_type_name(field.type)}")
-        elif field.default is dataclasses.MISSING:
-            faults.append(f"missing field {name!r}")
-    if not faults:
-        config = TrainConfig(**values)
-        faults = config.faults()
-    if faults:
-        raise DataError(f"{origin}: {'; '.join(faults)}")
-    return config
+def _read(kind: type[AnySection], data: dict[str, Any], where: str) -> AnySection:
+    return dataclass_from_dict(kind, data, where, syntax=TOML, error=DataError)
 
 
 def _model_config(data: dict[str, Any], path: Path) -> tuple[Path | str, ModelConfig]:
     origin = f"{path}: [model]"
-    faults = _unknown(data, MODEL_KEYS, "field")
-    if not isinstance(data.get("init"), str):
-        faults.append("init is no string: it names a checkpoint's folder or a preset")
-    is_full = data.get("full_computation", False)
-    if not isinstance(is_full, bool):
-        faults.append(f"full_computation={is_full!r} is no true or false")
-    elif is_full and "mod_config" in data:
-        faults.append("full_computation and mod_config contradict each other: leave one away")
-    if faults:
-        raise DataError(f"{origin}: {'; '.join(faults)}")
-    init, base = _base_config(data["init"], path.parent, origin)
+    section = _read(ModelSection, data, origin)
+    init, base = _base_config(section.init, path.parent, origin)
     document = config_to_dict(base)
     document |= {name: data[name] for name in ("mod_config", "text_config") if name in data}
-    if is_full:
+    if section.full_computation:
         document["mod_config"] = None
     return init, config_from_dict(document, origin)
 
@@ -208,28 +203,3 @@ def _base_config(init: str, folder: Path, origin: str) -> tuple[Path | str, Mode
             f"{origin}: init={init!r} is no preset ({', '.join(GEOMETRIES)}{hint}), and no "
             f"checkpoint is at {checkpoint}: {exc.strerror}"
         ) from exc
-
-
-def _unknown(data: dict[str, Any], known: tuple[str, ...], what: str) -> list[str]:
-    faults = []
-    for name in sorted(data.keys() - set(known)):
-        near = get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
-        faults.append(f"unknown {what} {name!r}, {hint}")
-    return faults
-
-
-def _has_type(value: Any, wanted: Any) -> bool:
-    if wanted == tuple[str, ...]:
-        return isinstance(value, tuple) and all(isinstance(each, str) for each in value)
-    if isinstance(value, bool):
-        return False
-    if wanted is float:
-        return isinstance(value, (int, float)) and math.isfinite(value)
-    return isinstance(value, wanted)
-
-
-def _type_name(wanted: Any) -> str:
-    if wanted == tuple[str, ...]:
-        return "list of strings"
-    return {int: "whole number", float: "number", str: "string"}[wanted]

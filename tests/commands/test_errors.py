@@ -102,8 +102,12 @@ def test_a_truncated_safetensors_file_says_to_copy_it_again(checkpoint, tmp_path
     [
         (("mod_config", "insertion"), "interleavd", "did you mean 'interleaved'?"),
         (("mod_config", "keep_ratio"), 1.5, "mod_config.keep_ratio=1.5, wanted in (0, 1]"),
-        (("mod_config", "keepratio"), 0.2, "unknown field 'keepratio', did you mean 'keep_ratio'?"),
-        (("text_config", "head_dim"), "16", "head_dim='16' is no int"),
+        (
+            ("mod_config", "keepratio"),
+            0.2,
+            "unknown field 'mod_config.keepratio', did you mean 'keep_ratio'?",
+        ),
+        (("text_config", "head_dim"), "16", "head_dim='16', wanted a whole number"),
         (("text_config", "hidden_size"), 0, "text_config.hidden_size=0, wanted above 0"),
         (("model_type",), "llama", "model_type='llama', wanted videollm_mod"),
         (("dtype",), "int3", "dtype='int3', wanted one of float32"),

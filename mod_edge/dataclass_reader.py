@@ -1,0 +1,175 @@
+"""Frozen dataclasses from a parsed JSON or TOML file: every fault of the file in one error.
+
+The fields' names and annotations are the file's schema: `int`, `float`, `str` and `bool`, lists of
+them as `tuple[str, ...]` or `tuple[int, int]`, another dataclass, `dict[str, Any]` for a part that
+is read elsewhere, and `X | None` for what may be null. Ranges are the dataclass's own to check:
+what its `__post_init__` raises becomes one of the faults.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from types import MappingProxyType, NoneType, UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+from mod_edge.errors import ModEdgeError
+
+AnyDataclass = TypeVar("AnyDataclass")
+
+NOTHING: Mapping[str, Any] = MappingProxyType({})
+# How messages call one value, and many in a list.
+SCALARS = {
+    bool: ("true or false", "true or false"),
+    int: ("a whole number", "whole numbers"),
+    float: ("a finite number", "finite numbers"),
+    str: ("a string", "strings"),
+}
+
+
+@dataclass(frozen=True)
+class Syntax:
+    """How the language of a file writes what a message asks for.
+
+    Attributes:
+        mapping: its word for names with values.
+        pair: a name with its value, to be formatted with the two.
+    """
+
+    mapping: str
+    pair: str
+
+
+JSON = Syntax("an object", '"{}": {}')
+TOML = Syntax("a table", "{} = {}")
+
+
+def dataclass_from_dict(
+    kind: type[AnyDataclass],
+    data: Mapping[str, Any],
+    where: str,
+    *,
+    syntax: Syntax,
+    error: type[ModEdgeError],
+    given: Mapping[str, Any] = NOTHING,
+) -> AnyDataclass:
+    """The object of the dataclass `kind` that `data` describes.
+
+    Args:
+        kind: annotated with the types that the module's docstring lists.
+        data: values by field, as a parser of JSON or TOML gives them.
+        where: the file and the part of it, for the beginning of the message.
+        syntax: of the file.
+        error: the class of error to raise.
+        given: values of the fields that are not the file's to set.
+
+    Raises:
+        ModEdgeError: an `error` that names every fault: unknown and missing fields, wrong types,
+            and what the dataclasses refuse.
+    """
+    reading = _Reading(syntax)
+    result: AnyDataclass = reading.dataclass(kind, data, "", given)
+    if reading.faults:
+        raise error(f"{where}: {'; '.join(reading.faults)}")
+    return result
+
+
+class _Reading:
+    """Makes what can be made and collects the faults of the rest, for which it gives None."""
+
+    def __init__(self, syntax: Syntax) -> None:
+        self.faults: list[str] = []
+        self._syntax = syntax
+
+    def dataclass(
+        self, kind: Any, data: Mapping[str, Any], prefix: str, given: Mapping[str, Any] = NOTHING
+    ) -> Any:
+        num_faults = len(self.faults)
+        fields = {field.name: field for field in dataclasses.fields(kind)}
+        types = get_type_hints(kind)
+        self._note_unknown(data, [name for name in fields if name not in given], prefix, given)
+        values = dict(given)
+        for name, field in fields.items():
+            if name in given:
+                continue
+            if name in data:
+                values[name] = self._value(types[name], data[name], prefix + name)
+            elif _has_no_default(field):
+                self.faults.append(f"missing field {prefix + name!r}")
+        if len(self.faults) > num_faults:
+            return None
+        try:
+            return kind(**values)
+        except ModEdgeError as exc:
+            self.faults.append(str(exc))
+            return None
+
+    def _note_unknown(
+        self, data: Mapping[str, Any], known: list[str], prefix: str, given: Mapping[str, Any]
+    ) -> None:
+        for name in data:
+            if name in known:
+                continue
+            near = get_close_matches(name, known, n=1)
+            hint = f", did you mean {near[0]!r}?" if near else f", known are {', '.join(known)}"
+            if name in given:
+                hint = f": the file cannot set it, it is {given[name]!r}"
+            self.faults.append(f"unknown field {prefix + name!r}{hint}")
+
+    def _value(self, wanted: Any, value: Any, name: str) -> Any:
+        if isinstance(wanted, UnionType):
+            if value is None:
+                return None
+            (wanted,) = (each for each in get_args(wanted) if each is not NoneType)
+        if dataclasses.is_dataclass(wanted) and isinstance(value, dict):
+            return self.dataclass(wanted, value, f"{name}.")
+        if get_origin(wanted) is tuple and _is_list_of(value, get_args(wanted)):
+            return tuple(value)
+        if get_origin(wanted) is dict and isinstance(value, dict):
+            return value
+        if wanted in SCALARS and _is_a(value, wanted):
+            return value
+        self.faults.append(f"{name}={value!r}, wanted {self._described(wanted, value, name)}")
+        return None
+
+    def _described(self, wanted: Any, value: Any, name: str) -> str:
+        """What is wanted in place of `value` and, where it says more, how the file writes it."""
+        example = ""
+        if dataclasses.is_dataclass(wanted):
+            fields = dataclasses.fields(wanted)
+            needed = [field for field in fields if _has_no_default(field)] or fields
+            pairs = (self._syntax.pair.format(field.name, "...") for field in needed)
+            words, example = self._syntax.mapping, f"{{ {', '.join(pairs)} }}"
+        elif get_origin(wanted) is dict:
+            words = self._syntax.mapping
+        elif get_origin(wanted) is tuple:
+            item, *more = get_args(wanted)
+            size = "" if Ellipsis in more else f"{1 + len(more)} "
+            words = f"a list of {size}{SCALARS[item][1]}"
+            example = '["..."]' if item is str else ""
+        else:
+            words = SCALARS[wanted][0]
+            if wanted is str and isinstance(value, int | float):
+                example = f'"{value}"'
+        field = name.rpartition(".")[2]
+        return words + (f", write {self._syntax.pair.format(field, example)}" if example else "")
+
+
+def _has_no_default(field: dataclasses.Field[Any]) -> bool:
+    return field.default is field.default_factory is dataclasses.MISSING
+
+
+def _is_list_of(value: Any, items: tuple[Any, ...]) -> bool:
+    if not isinstance(value, list | tuple):
+        return False
+    if items[-1] is Ellipsis:
+        items = items[:1] * len(value)
+    return len(value) == len(items) and all(map(_is_a, value, items))
+
+
+def _is_a(value: Any, wanted: type) -> bool:
+    """By type() and not isinstance(): a bool is an int to Python."""
+    if wanted is float:
+        return type(value) in (int, float) and math.isfinite(value)
+    return type(value) is wanted
