@@ -21,7 +21,7 @@ from typing import Any
 
 from mod_edge.bundle.manifest import MANIFEST_FILE, Manifest, file_sha256
 from mod_edge.bundle.shape_ranges import StepLimits, optimization_profiles
-from mod_edge.bundle.staging import write_whole
+from mod_edge.bundle.versioned_json import VersionedJson
 from mod_edge.config import ModelConfig
 from mod_edge.errors import BundleError
 from mod_edge.plan.kv_window import Rows
@@ -91,7 +91,6 @@ class EngineManifest:
 
     settings: EngineSettings
     engines: dict[str, EngineRecord]
-    format_version: int = FORMAT_VERSION
 
 
 def engine_file(signature: GraphSignature) -> str:
@@ -157,8 +156,7 @@ def build_command(folder: Path, settings: EngineSettings) -> str:
 
 def write_engine_manifest(engines: EngineManifest, bundle: Path) -> None:
     """Write into the settings' folder, whole or not at all."""
-    text = json.dumps(asdict(engines), indent=1) + "\n"
-    write_whole(bundle / engines.settings.folder / MANIFEST_FILE, text.encode())
+    DOCUMENT.write(bundle / engines.settings.folder / MANIFEST_FILE, asdict(engines))
 
 
 def read_engine_manifests(bundle: Path) -> list[EngineManifest]:
@@ -188,25 +186,23 @@ def read_engine_manifest(bundle: Path, settings: EngineSettings) -> EngineManife
 
 def _read(path: Path) -> EngineManifest:
     advice = f"remove {path.parent} and build again"
-    try:
-        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        version = data["format_version"]
-        if version != FORMAT_VERSION:
-            raise BundleError(
-                f"{path} has format {version!r}, this mod-edge reads {FORMAT_VERSION}; {advice}"
-            )
-        settings = dict(data["settings"])
-        limits = dict(settings.pop("limits"))
-        limits["capacity"] = Rows(*limits["capacity"])
-        engines = {name: EngineRecord(**record) for name, record in data["engines"].items()}
-        manifest = EngineManifest(
-            EngineSettings(limits=StepLimits(**limits), **settings), engines, version
-        )
-        if any(Path(record.file).name != record.file for record in engines.values()):
-            raise BundleError(f"{path} names a file outside its folder; {advice}")
-    except (ValueError, KeyError, TypeError, AttributeError) as exc:
-        raise BundleError(f"{path} is damaged ({exc!r}); {advice}") from exc
-    return manifest
+    engines = DOCUMENT.read(path, advice=advice)
+    if any(Path(record.file).name != record.file for record in engines.engines.values()):
+        raise BundleError(f"{path} names a file outside its folder; {advice}")
+    return engines
+
+
+def _engines_of(data: dict[str, Any]) -> EngineManifest:
+    settings = dict(data["settings"])
+    limits = dict(settings.pop("limits"))
+    limits["capacity"] = Rows(*limits["capacity"])
+    return EngineManifest(
+        EngineSettings(limits=StepLimits(**limits), **settings),
+        {name: EngineRecord(**record) for name, record in data["engines"].items()},
+    )
+
+
+DOCUMENT = VersionedJson(FORMAT_VERSION, frozenset({"settings", "engines"}), _engines_of)
 
 
 def _digest(document: object) -> str:

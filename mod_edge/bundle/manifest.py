@@ -17,12 +17,12 @@ slashes, and may not leave the folder.
 """
 
 import hashlib
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from mod_edge.errors import BundleError, ConfigError
+from mod_edge.bundle.versioned_json import VersionedJson
+from mod_edge.errors import BundleError
 from mod_edge.plan.kv_window import Rows
 from mod_edge.plan.targets import Lowering
 
@@ -66,7 +66,6 @@ class Manifest:
     graphs: dict[str, GraphRecord]
     files: dict[str, FileRecord]
     tools: dict[str, str]
-    format_version: int = FORMAT_VERSION
 
 
 def file_sha256(path: Path) -> str:
@@ -84,9 +83,8 @@ def record_file(path: Path) -> FileRecord:
 
 
 def write_manifest(manifest: Manifest, folder: Path) -> None:
-    """Write `manifest` into `folder`."""
-    text = json.dumps(asdict(manifest), indent=1) + "\n"
-    (folder / MANIFEST_FILE).write_text(text, encoding="utf-8")
+    """Write `manifest` into `folder`, whole or not at all."""
+    DOCUMENT.write(folder / MANIFEST_FILE, asdict(manifest))
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -101,38 +99,16 @@ def read_manifest(folder: Path) -> Manifest:
             f"{folder} is no bundle: it has no {MANIFEST_FILE}; "
             f"make one with: mod-edge export CHECKPOINT -o {folder}"
         )
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        version = data["format_version"]
-    except (ValueError, KeyError, TypeError) as exc:
-        raise BundleError(f"{path} is damaged ({exc!r}); export the checkpoint again") from exc
-    if version != FORMAT_VERSION:
-        raise BundleError(_wrong_version(path, version))
-    try:
-        graphs = {name: GraphRecord(**record) for name, record in data.pop("graphs").items()}
-        files = {name: FileRecord(**record) for name, record in data.pop("files").items()}
-        manifest = Manifest(
-            graphs=graphs, files=files, lowering=_lowering(data.pop("lowering")), **data
-        )
-        if not all(isinstance(layer, int) for layer in manifest.layers):
-            raise TypeError(f"layers={manifest.layers!r} are no integers")
-        paths = [
-            PurePosixPath(name) for name in (*files, *(graph.file for graph in graphs.values()))
-        ]
-    except (KeyError, TypeError, AttributeError, ConfigError) as exc:
-        raise BundleError(f"{path} is damaged ({exc}); export the checkpoint again") from exc
-    for relative in paths:
-        _refuse_escape(folder, relative)
+    manifest = DOCUMENT.read(path, advice="export the checkpoint again")
+    graph_files = [graph.file for graph in manifest.graphs.values()]
+    for name in (*manifest.files, *graph_files):
+        _refuse_escape(folder, name)
     return manifest
 
 
 def is_bundle(folder: Path) -> bool:
     """Whether `folder` holds a manifest that this module could have written, of any format."""
-    try:
-        data = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(data, dict) and {"format_version", "checkpoint", "graphs"} <= data.keys()
+    return DOCUMENT.is_at(folder / MANIFEST_FILE)
 
 
 def require_listed(folder: Path, manifest: Manifest, needed: set[str]) -> None:
@@ -181,20 +157,29 @@ def check_files(folder: Path, manifest: Manifest, *, hash_all: bool) -> None:
         )
 
 
-def _lowering(data: dict[str, Any]) -> Lowering:
-    capacity = data["capacity"]
-    return Lowering(data["target"], data["precision"], capacity and Rows(*capacity))
+def _manifest_of(data: dict[str, Any]) -> Manifest:
+    graphs = {name: GraphRecord(**record) for name, record in data.pop("graphs").items()}
+    files = {name: FileRecord(**record) for name, record in data.pop("files").items()}
+    lowering = data.pop("lowering")
+    capacity = lowering["capacity"]
+    manifest = Manifest(
+        graphs=graphs,
+        files=files,
+        lowering=Lowering(lowering["target"], lowering["precision"], capacity and Rows(*capacity)),
+        **data,
+    )
+    if not all(isinstance(layer, int) for layer in manifest.layers):
+        raise TypeError(f"layers={manifest.layers!r} are no integers")
+    if not all(isinstance(graph.file, str) for graph in graphs.values()):
+        raise TypeError("a graph's file is no string")
+    return manifest
 
 
-def _wrong_version(path: Path, version: object) -> str:
-    known = f"this mod-edge reads format {FORMAT_VERSION}"
-    if isinstance(version, int) and version > FORMAT_VERSION:
-        return f"{path} has format {version}, {known}; upgrade with: pip install -U mod-edge"
-    return f"{path} has format {version!r}, {known}; export the checkpoint again"
+DOCUMENT = VersionedJson(FORMAT_VERSION, frozenset({"checkpoint", "graphs"}), _manifest_of)
 
 
-def _refuse_escape(folder: Path, relative: PurePosixPath) -> None:
-    name, root = str(relative), folder.resolve()
+def _refuse_escape(folder: Path, name: str) -> None:
+    relative, root = PurePosixPath(name), folder.resolve()
     try:
         is_inside = not relative.is_absolute() and (root / relative).resolve().is_relative_to(root)
     except (ValueError, OSError, RuntimeError):  # a null byte, a circle of links

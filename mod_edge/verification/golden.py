@@ -9,7 +9,6 @@ Steps at whose cut the router's logits are too close to tell two tokens apart ar
 the two is kept could only be judged by running the reference.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -23,6 +22,7 @@ from polygraphy.json import load_json, save_json
 from polygraphy.logger import G_LOGGER
 
 from mod_edge.bundle.manifest import MANIFEST_FILE, FileRecord, Manifest, record_file
+from mod_edge.bundle.versioned_json import VersionedJson
 from mod_edge.errors import BundleError, ConfigError
 from mod_edge.plan.parity import TIED_LOGITS, cut_margin
 from mod_edge.plan.signature import GraphSignature
@@ -59,16 +59,11 @@ class GoldenManifest:
     reference: str
     graphs: dict[str, dict[str, Any]]
     files: dict[str, FileRecord]
-    format_version: int = FORMAT_VERSION
 
 
 def is_golden(folder: Path) -> bool:
     """Whether `folder` holds golden files, of any format."""
-    try:
-        data = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(data, dict) and {"format_version", "reference", "graphs"} <= data.keys()
+    return DOCUMENT.is_at(folder / MANIFEST_FILE)
 
 
 def require_numpy_dtypes(lowering: Lowering) -> None:
@@ -128,8 +123,7 @@ class GoldenWriter:
             self._graphs,
             {path.relative_to(self._folder).as_posix(): record_file(path) for path in files},
         )
-        text = json.dumps(asdict(manifest), indent=1) + "\n"
-        (self._folder / MANIFEST_FILE).write_text(text, encoding="utf-8")
+        DOCUMENT.write(self._folder / MANIFEST_FILE, asdict(manifest))
 
 
 class Golden(Reference):
@@ -220,20 +214,18 @@ def _bundle_files(manifest: Manifest, signature: GraphSignature) -> dict[str, st
 
 
 def _read_manifest(folder: Path) -> GoldenManifest:
-    path = folder / MANIFEST_FILE
+    advice = f"{ADVICE} {folder}"
     if not is_golden(folder):
-        raise BundleError(f"{folder} holds no golden files; {ADVICE} {folder}")
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        if data["format_version"] != FORMAT_VERSION:
-            raise BundleError(
-                f"{path} has format {data['format_version']!r}, this mod-edge reads "
-                f"{FORMAT_VERSION}; {ADVICE} {folder}"
-            )
-        files = {name: FileRecord(**record) for name, record in data.pop("files").items()}
-        return GoldenManifest(files=files, **data)
-    except (KeyError, TypeError, AttributeError) as exc:
-        raise BundleError(f"{path} is damaged ({exc!r}); {ADVICE} {folder}") from exc
+        raise BundleError(f"{folder} holds no golden files; {advice}")
+    return DOCUMENT.read(folder / MANIFEST_FILE, advice=advice)
+
+
+def _manifest_of(data: dict[str, Any]) -> GoldenManifest:
+    files = {name: FileRecord(**record) for name, record in data.pop("files").items()}
+    return GoldenManifest(files=files, **data)
+
+
+DOCUMENT = VersionedJson(FORMAT_VERSION, frozenset({"reference", "graphs"}), _manifest_of)
 
 
 def _check_files(folder: Path, manifest: GoldenManifest) -> None:

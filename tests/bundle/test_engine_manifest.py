@@ -83,7 +83,7 @@ def test_where_nothing_was_built_there_are_no_engines(tmp_path):
 @pytest.mark.parametrize(
     ("values", "fault"),
     [
-        ({"format_version": 2}, "has format 2, this mod-edge reads 1"),
+        ({"format_version": 2}, "has format 2, this mod-edge reads format 1"),
         ({"settings": {}}, "is damaged"),
         ({"settings": None}, "is damaged"),
         ({"engines": {"head": {"file": "head.engine"}}}, "is damaged"),

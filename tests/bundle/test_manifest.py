@@ -61,7 +61,7 @@ def check(bundle, *, hash_all=True):
 
 def test_a_written_manifest_reads_back_equal(bundle, tmp_path):
     manifest = read_manifest(bundle)
-    assert manifest.format_version == FORMAT_VERSION
+    assert json.loads((bundle / MANIFEST_FILE).read_text())["format_version"] == FORMAT_VERSION
     write_manifest(manifest, tmp_path)
     assert read_manifest(tmp_path) == manifest
     assert (tmp_path / MANIFEST_FILE).read_bytes() == (bundle / MANIFEST_FILE).read_bytes()

@@ -305,7 +305,7 @@ def with_a_manifest_of_something_else(folder):
     ("change", "says"),
     [
         (of_another_layer, r"golden files of another layers/01\.onnx; save the golden files anew"),
-        (of_a_newer_format, "has format 99, this mod-edge reads 1"),
+        (of_a_newer_format, "has format 99, this mod-edge reads format 1"),
         (with_a_changed_file, r"is damaged: head/inputs\.json missing or changed"),
         (without_a_file, r"is damaged: stream\.npz missing or changed"),
         (with_a_shorter_list, "head is damaged"),

@@ -1,0 +1,77 @@
+"""JSON documents with a format version: read whole and in a known format, or refused by name.
+
+The manifests of a bundle, of its engines and of golden files are such documents. Each is one object
+whose `format_version` says how the rest is to be read.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from mod_edge.bundle.staging import write_whole
+from mod_edge.errors import BundleError, ModEdgeError
+
+Content = TypeVar("Content")
+
+VERSION_KEY = "format_version"
+# What a parser of the content may run into where the document has another shape.
+SHAPE_ERRORS = (KeyError, TypeError, ValueError, AttributeError)
+
+
+@dataclass(frozen=True)
+class VersionedJson(Generic[Content]):
+    """One kind of document.
+
+    Attributes:
+        version: the format that is written, and the only one that is read.
+        marks: keys that documents of this kind have in every format.
+        content_of: the content of a parsed document, which comes without its version. It may take
+            the shape for granted: `SHAPE_ERRORS` and our own errors mean a damaged document, but
+            for a BundleError, which says more itself.
+    """
+
+    version: int
+    marks: frozenset[str]
+    content_of: Callable[[dict[str, Any]], Content]
+
+    def is_at(self, path: Path) -> bool:
+        """Whether `path` is a document of this kind, in any format."""
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return False
+        return isinstance(data, dict) and self.marks | {VERSION_KEY} <= data.keys()
+
+    def write(self, path: Path, document: dict[str, Any]) -> None:
+        """Write `document` and the version to `path`, whole or not at all."""
+        text = json.dumps({**document, VERSION_KEY: self.version}, indent=1) + "\n"
+        write_whole(path, text.encode())
+
+    def read(self, path: Path, *, advice: str) -> Content:
+        """The content of the document at `path`.
+
+        Args:
+            path: the file.
+            advice: what to do where it cannot be used, for the end of a message.
+
+        Raises:
+            BundleError: no file there, no JSON object, another format or another shape.
+        """
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            version = data.pop(VERSION_KEY)
+            if version == self.version:
+                return self.content_of(data)
+        except BundleError:
+            raise
+        except ModEdgeError as exc:
+            raise BundleError(f"{path} is damaged ({exc}); {advice}") from exc
+        except (OSError, *SHAPE_ERRORS) as exc:
+            raise BundleError(f"{path} is damaged ({exc!r}); {advice}") from exc
+        if isinstance(version, int) and version > self.version:
+            advice = f"upgrade with: pip install -U mod-edge; or {advice}"
+        raise BundleError(
+            f"{path} has format {version!r}, this mod-edge reads format {self.version}; {advice}"
+        )

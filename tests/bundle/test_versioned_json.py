@@ -1,0 +1,109 @@
+"""Versioned JSON documents: read back as written, refused when damaged or of another format."""
+
+import json
+
+import pytest
+
+from mod_edge.bundle.versioned_json import VersionedJson
+from mod_edge.errors import BundleError, ConfigError
+
+
+def names_of(data):
+    if data.get("names") == ["none"]:
+        raise ConfigError("a name is needed")
+    if data.get("names") == ["../x"]:
+        raise BundleError("do not trust this document")
+    return [name.upper() for name in data["names"]]
+
+
+DOCUMENT = VersionedJson(3, frozenset({"names"}), names_of)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "names.json"
+
+
+def refusal(path):
+    with pytest.raises(BundleError) as caught:
+        DOCUMENT.read(path, advice="write it again")
+    return str(caught.value)
+
+
+def test_what_is_written_is_read_without_its_version(path):
+    DOCUMENT.write(path, {"names": ["a", "b"]})
+    assert DOCUMENT.read(path, advice="") == ["A", "B"]
+    assert json.loads(path.read_text()) == {"names": ["a", "b"], "format_version": 3}
+    assert path.read_text().endswith("}\n")
+
+
+def test_a_write_that_fails_leaves_what_was_there(path):
+    DOCUMENT.write(path, {"names": ["a"]})
+    with pytest.raises(TypeError):
+        DOCUMENT.write(path, {"names": {1, 2}})
+    assert DOCUMENT.read(path, advice="") == ["A"]
+    assert [each.name for each in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"\xff\xfe",
+        b"[]",
+        b"null",
+        b"{}",
+        b'{"names": []}',
+        b'{"format_version": 3}',
+        b'{"format_version": 3, "names": [1]}',
+        b'{"format_version": 3, "names": 1}',
+    ],
+)
+def test_a_document_of_another_shape_is_damaged(path, content):
+    path.write_bytes(content)
+    message = refusal(path)
+    assert message.startswith(f"{path} is damaged (")
+    assert message.endswith("; write it again")
+
+
+def test_a_missing_file_is_named(path):
+    assert "No such file" in refusal(path)
+    assert str(path) in refusal(path)
+
+
+def test_what_the_content_itself_refuses_is_told(path):
+    DOCUMENT.write(path, {"names": ["none"]})
+    assert refusal(path) == f"{path} is damaged (a name is needed); write it again"
+    DOCUMENT.write(path, {"names": ["../x"]})
+    assert refusal(path) == "do not trust this document"
+
+
+@pytest.mark.parametrize("version", [0, 2, "3", None, [3]])
+def test_an_older_or_unknown_format_is_refused_by_name(path, version):
+    path.write_text(json.dumps({"format_version": version}))
+    wanted = f"{path} has format {version!r}, this mod-edge reads format 3; write it again"
+    assert refusal(path) == wanted
+
+
+def test_a_newer_format_says_to_upgrade(path):
+    path.write_text('{"format_version": 4, "other": 1}')
+    assert "has format 4, this mod-edge reads format 3; upgrade with: pip install" in refusal(path)
+    assert refusal(path).endswith("; or write it again")
+
+
+@pytest.mark.parametrize(
+    ("content", "is_one"),
+    [
+        ('{"format_version": 3, "names": []}', True),
+        ('{"format_version": 9, "names": 1, "more": 2}', True),
+        ('{"names": []}', False),
+        ('{"format_version": 3}', False),
+        ('["format_version", "names"]', False),
+        ("{", False),
+    ],
+)
+def test_a_document_is_known_by_its_keys_in_any_format(path, content, is_one):
+    assert not DOCUMENT.is_at(path)
+    path.write_text(content)
+    assert DOCUMENT.is_at(path) == is_one
