@@ -4,7 +4,9 @@ Format 2, one JSON object:
 
     format_version       2
     checkpoint           {"fingerprint": sha256 over the checkpoint's files, "name": folder name}
-    lowering             {"target", "precision", "capacity": [dense, mod] rows or null}
+    lowering             {"target", "precision", "capacity": [dense, mod] rows or null,
+                         "weight_format"}; no weight_format where weights are of the precision's
+                         dtype, as all were before the field came
     layers               indices of the decoder layers that were exported, rising
     graphs               {name: {"file", "kind", "opset", "inputs", "outputs", "parity"}}; inputs
                          and outputs as [name, dtype, dims] with dims as in `signature`; parity as
@@ -23,8 +25,7 @@ from typing import Any
 
 from mod_edge.bundle.versioned_json import VersionedJson
 from mod_edge.errors import BundleError
-from mod_edge.plan.kv_window import Rows
-from mod_edge.plan.targets import Lowering
+from mod_edge.plan.targets import Lowering, lowering_from_json
 
 FORMAT_VERSION = 2
 MANIFEST_FILE = "manifest.json"
@@ -84,7 +85,8 @@ def record_file(path: Path) -> FileRecord:
 
 def write_manifest(manifest: Manifest, folder: Path) -> None:
     """Write `manifest` into `folder`, whole or not at all."""
-    DOCUMENT.write(folder / MANIFEST_FILE, asdict(manifest))
+    document = asdict(manifest) | {"lowering": manifest.lowering.to_json()}
+    DOCUMENT.write(folder / MANIFEST_FILE, document)
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -160,14 +162,8 @@ def check_files(folder: Path, manifest: Manifest, *, hash_all: bool) -> None:
 def _manifest_of(data: dict[str, Any]) -> Manifest:
     graphs = {name: GraphRecord(**record) for name, record in data.pop("graphs").items()}
     files = {name: FileRecord(**record) for name, record in data.pop("files").items()}
-    lowering = data.pop("lowering")
-    capacity = lowering["capacity"]
-    manifest = Manifest(
-        graphs=graphs,
-        files=files,
-        lowering=Lowering(lowering["target"], lowering["precision"], capacity and Rows(*capacity)),
-        **data,
-    )
+    lowering = lowering_from_json(data.pop("lowering"))
+    manifest = Manifest(graphs=graphs, files=files, lowering=lowering, **data)
     if not all(isinstance(layer, int) for layer in manifest.layers):
         raise TypeError(f"layers={manifest.layers!r} are no integers")
     if not all(isinstance(graph.file, str) for graph in graphs.values()):

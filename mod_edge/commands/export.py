@@ -1,6 +1,5 @@
 """`mod-edge export`."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -71,7 +70,7 @@ def export(
     if json:
         document = {
             "bundle": str(output),
-            "lowering": asdict(lowering),
+            "lowering": lowering.to_json(),
             "parity": {name: graph.parity for name, graph in manifest.graphs.items()},
         }
         print_json(document | ({"build": report.to_json()} if report else {}))

@@ -7,12 +7,16 @@ Everything that differs between them is a column here or follows from one.
 
 from dataclasses import dataclass
 from difflib import get_close_matches
+from typing import Any
 
 from mod_edge.errors import ConfigError
 from mod_edge.plan.kv_window import Rows
 
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}  # numpy's names
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "uint8": 1}
+
+# The only weight format so far: weights are numbers of the precision's dtype, like hidden states.
+AS_DTYPE = "as-dtype"
 
 # TensorRT with TensorScatter as an in-place KV cache update.
 KV_CACHE_UPDATE_VERSION = (10, 15)
@@ -29,6 +33,7 @@ class Target:
         precisions: of `DTYPES` those that it takes.
         compiler: the Python module that compiles its engines, "" where ONNX Runtime runs the graph.
         runs_on: for people.
+        weight_formats: how its graphs may hold weights.
     """
 
     name: str
@@ -37,6 +42,7 @@ class Target:
     precisions: tuple[str, ...]
     compiler: str
     runs_on: str
+    weight_formats: tuple[str, ...] = (AS_DTYPE,)
 
     @property
     def has_device_cache(self) -> bool:
@@ -91,14 +97,16 @@ class Lowering:
 
     Attributes:
         target: name of a target.
-        precision: one that the target takes; dtype of weights, hidden states and the KV cache.
+        precision: one that the target takes; dtype of hidden states and the KV cache.
         capacity: rows of the cache buffers, baked into `in_place` graphs (TensorRT wants them
             static); None in `delta` graphs, which take a past of any length.
+        weight_format: one that the target takes; how the graphs hold their weights.
     """
 
     target: str
     precision: str
     capacity: Rows | None = None
+    weight_format: str = AS_DTYPE
 
     def __post_init__(self) -> None:
         target = target_named(self.target)
@@ -106,6 +114,11 @@ class Lowering:
             raise ConfigError(
                 f"target {self.target} takes {', '.join(target.precisions)}, not "
                 f"{self.precision!r}; take one of these, or another target (mod-edge targets)"
+            )
+        if self.weight_format not in target.weight_formats:
+            raise ConfigError(
+                f"target {self.target} takes weights {', '.join(target.weight_formats)}, not "
+                f"{self.weight_format!r}; take one of these, or another target"
             )
         if (self.capacity is not None) != (target.dialect == "in_place"):
             raise ConfigError(
@@ -127,6 +140,30 @@ class Lowering:
     def dtype(self) -> str:
         """Numpy's name of the precision; numpy itself has no bfloat16."""
         return DTYPES[self.precision]
+
+    def to_json(self) -> dict[str, Any]:
+        """What `lowering_from_json` reads; without the weight format where it is `AS_DTYPE`."""
+        capacity = None if self.capacity is None else list(self.capacity)
+        document = {"target": self.target, "precision": self.precision, "capacity": capacity}
+        if self.weight_format != AS_DTYPE:
+            document["weight_format"] = self.weight_format
+        return document
+
+
+def lowering_from_json(data: dict[str, Any]) -> Lowering:
+    """The lowering in a parsed JSON document.
+
+    Raises:
+        ConfigError: a target, precision or weight format that is unknown here.
+        KeyError: a field is missing.
+    """
+    capacity = data["capacity"]
+    return Lowering(
+        data["target"],
+        data["precision"],
+        None if capacity is None else Rows(*capacity),
+        data.get("weight_format", AS_DTYPE),
+    )
 
 
 CPU_FP32 = Lowering("cpu", "fp32")

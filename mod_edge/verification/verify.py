@@ -63,7 +63,8 @@ class VerifyReport:
 
     def to_json(self) -> dict[str, Any]:
         """One JSON document; numbers that JSON lacks, infinite or none at all, are null."""
-        return {"ok": self.is_ok, "bad_graphs": self.bad_graphs, **_finite(asdict(self))}
+        document = {**asdict(self), "lowering": self.lowering.to_json()}
+        return {"ok": self.is_ok, "bad_graphs": self.bad_graphs, **_finite(document)}
 
 
 def _finite(document: Any) -> Any:

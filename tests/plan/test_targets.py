@@ -1,0 +1,62 @@
+"""Lowerings: only what their target takes, written so that bundles from before read the same."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mod_edge.errors import ConfigError
+from mod_edge.plan.kv_window import Rows
+from mod_edge.plan.targets import AS_DTYPE, CPU_FP32, TARGETS, Lowering, lowering_from_json
+
+CAPACITIES = st.builds(Rows, st.integers(1, 9999), st.integers(1, 9999))
+LOWERINGS = st.sampled_from(sorted(TARGETS)).flatmap(
+    lambda name: st.builds(
+        Lowering,
+        st.just(name),
+        st.sampled_from(TARGETS[name].precisions),
+        CAPACITIES if TARGETS[name].dialect == "in_place" else st.none(),
+        st.sampled_from(TARGETS[name].weight_formats),
+    )
+)
+
+
+@given(LOWERINGS)
+def test_a_written_lowering_is_read_back_equal(lowering):
+    assert lowering_from_json(json.loads(json.dumps(lowering.to_json()))) == lowering
+
+
+@pytest.mark.parametrize(
+    ("lowering", "document"),
+    [
+        (CPU_FP32, {"target": "cpu", "precision": "fp32", "capacity": None}),
+        (
+            Lowering("rtx", "bf16", Rows(32, 16)),
+            {"target": "rtx", "precision": "bf16", "capacity": [32, 16]},
+        ),
+    ],
+)
+def test_weights_of_the_dtype_are_written_as_before_there_was_another_format(lowering, document):
+    assert lowering.to_json() == document
+    assert list(lowering.to_json()) == list(document)
+    assert lowering_from_json(document).weight_format == AS_DTYPE
+
+
+def test_another_weight_format_is_written_and_read(monkeypatch):
+    both = replace(TARGETS["cpu"], weight_formats=(AS_DTYPE, "int8"))
+    monkeypatch.setitem(TARGETS, "cpu", both)
+    lowering = Lowering("cpu", "fp32", weight_format="int8")
+    assert lowering.to_json()["weight_format"] == "int8"
+    assert lowering_from_json(lowering.to_json()) == lowering
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_weight_format_that_the_target_does_not_take_is_refused(name):
+    capacity = Rows(32, 16) if TARGETS[name].dialect == "in_place" else None
+    with pytest.raises(ConfigError, match=f"target {name} takes weights as-dtype, not 'int8'"):
+        Lowering(name, TARGETS[name].precisions[0], capacity, "int8")
+    document = Lowering(name, TARGETS[name].precisions[0], capacity).to_json()
+    with pytest.raises(ConfigError, match="not 'int4'; take one of these, or another target"):
+        lowering_from_json({**document, "weight_format": "int4"})
