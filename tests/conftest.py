@@ -56,23 +56,23 @@ def no_picture(monkeypatch):
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory) -> Path:
     """The tiny preset's checkpoint; shared by all tests, so copy it before changing it."""
-    from mod_edge.model.presets import preset_config, write_checkpoint
+    from mod_edge.model.presets import preset_config, write_random_checkpoint
 
     folder = tmp_path_factory.mktemp("tiny") / "checkpoint"
     folder.mkdir()
-    write_checkpoint(preset_config("tiny"), folder, seed=1, on_bytes=lambda _size_bytes: None)
+    write_random_checkpoint(preset_config("tiny"), folder, seed=1)
     return folder
 
 
 @pytest.fixture(scope="session")
 def write_tiny(tmp_path_factory):
     """`write_tiny(mod)`: a tiny checkpoint with that `mod_config` (0.1 s)."""
-    from mod_edge.model.presets import preset_config, write_checkpoint
+    from mod_edge.model.presets import preset_config, write_random_checkpoint
 
     def write(mod: MoDConfig | None) -> Path:
         folder = tmp_path_factory.mktemp("routed")
         config = replace(preset_config("tiny"), mod_config=mod)
-        write_checkpoint(config, folder, seed=1, on_bytes=lambda _size_bytes: None)
+        write_random_checkpoint(config, folder, seed=1)
         return folder
 
     return write

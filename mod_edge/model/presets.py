@@ -5,17 +5,14 @@ speed of a geometry do not depend on what its weights say.
 """
 
 import hashlib
-import json
 import math
-import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from mod_edge.bundle.manifest import CONFIG_FILE, TOKENIZER_FILE
 from mod_edge.bundle.staging import staged_folder
 from mod_edge.config import (
     EMBEDDING_WEIGHT,
@@ -24,14 +21,12 @@ from mod_edge.config import (
     RopeScaling,
     TextConfig,
     VisionConfig,
-    write_config,
 )
 from mod_edge.errors import ConfigError
-from mod_edge.model.checkpoint import INDEX_FILE, WEIGHTS_FILE, is_checkpoint, tensor_shapes
+from mod_edge.model.checkpoint import is_checkpoint, tensor_shapes
+from mod_edge.model.checkpoint_writer import write_checkpoint
 from mod_edge.model.shipped import NAME as SHIPPED
 from mod_edge.plan.tokenizer import preset_tokenizer, stream_config_of
-
-SHARD_BYTES = 2 * 10**9
 
 SIGLIP_B_16_224 = VisionConfig(768, 3072, 12, 12, image_size=224, patch_size=16)
 SIGLIP_L_16_384 = VisionConfig(1024, 4096, 24, 16, image_size=384, patch_size=16)
@@ -119,12 +114,16 @@ def init_checkpoint(
         on_progress("weights", done, total)
 
     with staged_folder(folder, is_ours=is_checkpoint, force=force) as staging:
-        write_checkpoint(config, staging, seed, on_bytes)
+        write_random_checkpoint(config, staging, seed, on_bytes=on_bytes)
     return total
 
 
-def write_checkpoint(
-    config: ModelConfig, folder: Path, seed: int, on_bytes: Callable[[int], None]
+def write_random_checkpoint(
+    config: ModelConfig,
+    folder: Path,
+    seed: int,
+    *,
+    on_bytes: Callable[[int], None] = lambda _size_bytes: None,
 ) -> None:
     """Write a checkpoint of `config` with random weights into `folder`, one tensor in memory.
 
@@ -134,25 +133,13 @@ def write_checkpoint(
         seed: each tensor is drawn from a generator of its own, seeded by this and its name.
         on_bytes: told the size of every tensor as it is written.
     """
-    write_config(config, folder / CONFIG_FILE)
-    preset_tokenizer(config.text_config.vocab_size).save(str(folder / TOKENIZER_FILE), pretty=False)
-    dtype = getattr(torch, config.dtype)
+    tokenizer = preset_tokenizer(config.text_config.vocab_size)
     shapes = tensor_shapes(config)
-    shards = _shards(shapes, dtype.itemsize)
-    weight_map: dict[str, str] = {}
-    for number, names in enumerate(shards, start=1):
-        file = WEIGHTS_FILE
-        if len(shards) > 1:
-            file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        weight_map.update(dict.fromkeys(names, file))
-        tensors = (random_tensor(config, name, shapes[name], seed).to(dtype) for name in names)
-        write_safetensors(
-            folder / file, {name: shapes[name] for name in names}, dtype, tensors, on_bytes
-        )
-    if len(shards) > 1:
-        total = sum(map(math.prod, shapes.values())) * dtype.itemsize
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        (folder / INDEX_FILE).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+
+    def tensor_of(name: str) -> Tensor:
+        return random_tensor(config, name, shapes[name], seed)
+
+    write_checkpoint(folder, config, tokenizer, tensor_of, on_bytes=on_bytes)
 
 
 def random_tensor(config: ModelConfig, name: str, shape: tuple[int, ...], seed: int) -> Tensor:
@@ -206,45 +193,3 @@ def seeded_generator(seed: int, name: str) -> torch.Generator:
     """A generator of one tensor's own, so that no tensor hangs on which others are drawn."""
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little"))
-
-
-def _shards(shapes: Mapping[str, tuple[int, ...]], itemsize: int) -> list[list[str]]:
-    """Tensor names in files of at most `SHARD_BYTES`, unless one tensor alone is larger."""
-    shards: list[list[str]] = [[]]
-    size = 0
-    for name, shape in shapes.items():
-        nbytes = math.prod(shape) * itemsize
-        if shards[-1] and size + nbytes > SHARD_BYTES:
-            shards.append([])
-            size = 0
-        shards[-1].append(name)
-        size += nbytes
-    return shards
-
-
-def write_safetensors(
-    path: Path,
-    shapes: Mapping[str, tuple[int, ...]],
-    dtype: torch.dtype,
-    tensors: Iterator[Tensor],
-    on_bytes: Callable[[int], None],
-) -> None:
-    """Write a safetensors file as its tensors come; the library's writer wants all in memory.
-
-    The format: eight bytes of header length, a JSON header, the data (safetensors' README).
-    """
-    dtype_name = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}[dtype]
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for name, shape in shapes.items():
-        end = offset + math.prod(shape) * dtype.itemsize
-        header[name] = {"dtype": dtype_name, "shape": shape, "data_offsets": [offset, end]}
-        offset = end
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # the data starts aligned
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for tensor in tensors:
-            data = tensor.contiguous().view(torch.uint8).numpy()
-            file.write(data.data)  # `tofile` loses the end in silence where the disk is full
-            on_bytes(data.nbytes)

@@ -18,13 +18,12 @@ import torch
 from tokenizers import Tokenizer
 
 from mod_edge import __version__
-from mod_edge.bundle.manifest import CONFIG_FILE, TOKENIZER_FILE, file_sha256
+from mod_edge.bundle.manifest import TOKENIZER_FILE, file_sha256
 from mod_edge.bundle.staging import check_target, staged_folder
-from mod_edge.config import write_config
 from mod_edge.data.clips import Clip, read_clips, split_file
 from mod_edge.errors import BackendError
-from mod_edge.model.checkpoint import WEIGHTS_FILE, Checkpoint, is_checkpoint, tensor_shapes
-from mod_edge.model.presets import write_safetensors
+from mod_edge.model.checkpoint import Checkpoint, is_checkpoint
+from mod_edge.model.checkpoint_writer import write_checkpoint
 from mod_edge.model.video_llm import VideoLLM
 from mod_edge.plan.tokenizer import preset_tokenizer, read_tokenizer
 from mod_edge.toy_scenes.motion_loss import Watching, answers_of_clips
@@ -170,13 +169,7 @@ def move(model: VideoLLM, device: torch.device) -> None:
 
 def save_model(model: VideoLLM, tokenizer: Tokenizer, folder: Path) -> None:
     """Write config, tokenizer and weights (in the config's dtype) into `folder`."""
-    config = model.config
-    dtype: torch.dtype = getattr(torch, config.dtype)
-    shapes, state = tensor_shapes(config), model.state_dict()
-    tensors = (state[name].to("cpu", dtype) for name in shapes)
-    write_config(config, folder / CONFIG_FILE)
-    tokenizer.save(str(folder / TOKENIZER_FILE), pretty=False)
-    write_safetensors(folder / WEIGHTS_FILE, shapes, dtype, tensors, lambda _size_bytes: None)
+    write_checkpoint(folder, model.config, tokenizer, model.state_dict().__getitem__)
 
 
 def versions() -> dict[str, str]:

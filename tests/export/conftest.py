@@ -7,7 +7,7 @@ import pytest
 from mod_edge.config import MoDConfig
 from mod_edge.export import bundle_writer as bundle_module
 from mod_edge.model.checkpoint import Checkpoint
-from mod_edge.model.presets import preset_config, write_checkpoint
+from mod_edge.model.presets import preset_config, write_random_checkpoint
 from tests.export.topologies import read_topologies
 
 
@@ -41,7 +41,7 @@ def checkpoint_with(tiny_config, tmp_path):
         folder = tmp_path / "checkpoint"
         folder.mkdir()
         config = replace(tiny_config, mod_config=mod)
-        write_checkpoint(config, folder, seed=0, on_bytes=lambda _size_bytes: None)
+        write_random_checkpoint(config, folder, seed=0)
         return Checkpoint(folder)
 
     return make

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import pytest
 
-from mod_edge.model.presets import preset_config, write_checkpoint
+from mod_edge.model.presets import preset_config, write_random_checkpoint
 
 pytest.importorskip("tensorrt_rtx")
 
@@ -51,7 +51,7 @@ def test_each_graph_of_the_8b_is_exported_and_compiled_in_a_minute_and_6_gib(tmp
     config = replace(config, text_config=replace(config.text_config, num_hidden_layers=2))
     checkpoint, bundle = tmp_path / "checkpoint", tmp_path / "bundle"
     checkpoint.mkdir()
-    write_checkpoint(config, checkpoint, seed=0, on_bytes=lambda _size_bytes: None)
+    write_random_checkpoint(config, checkpoint, seed=0)
     exported = answer("-c", EXPORT, checkpoint, bundle)
     options = ("--profile", "rtx-ada", "--compute-capability", "8.9", "--json")
     built = answer("-m", "mod_edge", "build", bundle, *options)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from mod_edge.bundle.manifest import CONFIG_FILE, TOKENIZER_FILE
 from mod_edge.config import EMBEDDING_WEIGHT, HEAD_WEIGHT, read_config, write_config
 from mod_edge.errors import CheckpointError, ConfigError
-from mod_edge.model import presets
+from mod_edge.model import checkpoint_writer, presets
 from mod_edge.model.checkpoint import INDEX_FILE, WEIGHTS_FILE, Checkpoint, tensor_shapes
 
 QUERY = "model.layers.0.self_attn.q_proj.weight"
@@ -39,7 +39,7 @@ def change_config(folder, section, **fields):
 
 def write(config, folder, seed=0):
     folder.mkdir()
-    presets.write_checkpoint(config, folder, seed, on_bytes=lambda _size_bytes: None)
+    presets.write_random_checkpoint(config, folder, seed)
     return folder
 
 
@@ -172,7 +172,7 @@ def test_protocol_ids_that_do_not_fit_the_tokenizer_are_all_named(checkpoint):
 def sharded(monkeypatch, tmp_path):
     """A checkpoint in several files, and its twin in one."""
     one = write(small_config(), tmp_path / "one")
-    monkeypatch.setattr(presets, "SHARD_BYTES", 300_000)
+    monkeypatch.setattr(checkpoint_writer, "SHARD_BYTES", 300_000)
     return write(small_config(), tmp_path / "many"), one
 
 

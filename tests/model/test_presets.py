@@ -9,14 +9,13 @@ import torch
 from safetensors.torch import load_file
 
 from mod_edge.errors import ConfigError
-from mod_edge.model import presets
 from mod_edge.model.checkpoint import WEIGHTS_FILE, Checkpoint, tensor_shapes
 from mod_edge.model.presets import (
     GEOMETRIES,
     init_checkpoint,
     preset_config,
     random_tensor,
-    write_checkpoint,
+    write_random_checkpoint,
 )
 
 pytestmark = pytest.mark.numeric
@@ -37,7 +36,7 @@ def num_parameters(name, *prefixes):
 
 def write(folder, seed):
     folder.mkdir()
-    write_checkpoint(preset_config("tiny"), folder, seed, on_bytes=lambda _size_bytes: None)
+    write_random_checkpoint(preset_config("tiny"), folder, seed)
     return folder
 
 
@@ -121,7 +120,7 @@ def test_a_tensors_values_do_not_depend_on_the_other_tensors():
 
 def test_every_byte_written_is_reported(tmp_path):
     config, sizes_bytes = preset_config("tiny"), []
-    write_checkpoint(config, tmp_path, 0, on_bytes=sizes_bytes.append)
+    write_random_checkpoint(config, tmp_path, 0, on_bytes=sizes_bytes.append)
     shapes = tensor_shapes(config)
     assert sizes_bytes == [4 * math.prod(shape) for shape in shapes.values()]
     header_bytes = (tmp_path / WEIGHTS_FILE).stat().st_size - sum(sizes_bytes)
@@ -158,12 +157,6 @@ def test_an_unknown_preset_lists_the_known_ones_with_the_nearest_hint(tmp_path):
         ConfigError, match=r"one of narrator, tiny, 135m, 1b, 8b \(did you mean 'tiny'\?\)"
     ):
         init_checkpoint("tinny", tmp_path / "mine")
-
-
-def test_no_file_is_larger_than_a_shard_but_for_one_tensor_that_is(monkeypatch):
-    monkeypatch.setattr(presets, "SHARD_BYTES", 100)
-    shapes = {"a": (5, 5), "b": (6,), "c": (20,), "d": (30,), "e": (4,), "f": (21,)}
-    assert presets._shards(shapes, itemsize=4) == [["a"], ["b"], ["c"], ["d"], ["e", "f"]]
 
 
 def test_a_checkpoint_moves_with_its_folder(written, tmp_path):

@@ -14,7 +14,7 @@ from mod_edge.bundle.manifest import read_manifest, record_file, write_manifest
 from mod_edge.commands.app import app
 from mod_edge.commands.verification_view import print_failure, print_report
 from mod_edge.errors import BundleError, ConfigError, SourceError
-from mod_edge.model.presets import preset_config, write_checkpoint
+from mod_edge.model.presets import preset_config, write_random_checkpoint
 from mod_edge.plan.signature import bundle_signatures
 from mod_edge.plan.targets import CPU_FP32, Lowering
 from mod_edge.verification import torch_reference
@@ -151,7 +151,7 @@ def test_a_partial_bundle_is_judged_graph_by_graph(recorded, copied, tiny_checkp
 def test_another_checkpoint_is_refused(tiny_bundle, tmp_path):
     other = tmp_path / "other"
     other.mkdir()
-    write_checkpoint(CONFIG, other, seed=2, on_bytes=lambda _size_bytes: None)
+    write_random_checkpoint(CONFIG, other, seed=2)
     with pytest.raises(BundleError, match="is not the checkpoint that the bundle was made from"):
         verify_bundle(tiny_bundle, other)
 

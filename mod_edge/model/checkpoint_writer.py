@@ -1,0 +1,107 @@
+"""Writes a checkpoint folder: config, tokenizer, and the weights with one tensor in memory.
+
+Weights go into one safetensors file, or into shards with Hugging Face's index where they are large.
+"""
+
+import json
+import math
+import struct
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from mod_edge.bundle.manifest import CONFIG_FILE, TOKENIZER_FILE
+from mod_edge.config import ModelConfig, write_config
+from mod_edge.model.checkpoint import INDEX_FILE, WEIGHTS_FILE, tensor_shapes
+
+SHARD_BYTES = 2 * 10**9
+DTYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def write_checkpoint(
+    folder: Path,
+    config: ModelConfig,
+    tokenizer: Tokenizer,
+    tensor_of: Callable[[str], Tensor],
+    *,
+    on_bytes: Callable[[int], None] = lambda _size_bytes: None,
+) -> None:
+    """Write a checkpoint into `folder`, its weights in the config's dtype.
+
+    Args:
+        folder: exists and is empty.
+        config: of the model.
+        tokenizer: one that the config's protocol strings fit.
+        tensor_of: gives the tensor of a name, in any dtype and on any device; asked once for each
+            of `tensor_shapes`.
+        on_bytes: told the size of every tensor as it is written.
+    """
+    write_config(config, folder / CONFIG_FILE)
+    tokenizer.save(str(folder / TOKENIZER_FILE), pretty=False)
+    dtype: torch.dtype = getattr(torch, config.dtype)
+    shapes = tensor_shapes(config)
+    shards = _shards(shapes, dtype.itemsize)
+    weight_map: dict[str, str] = {}
+    for number, names in enumerate(shards, start=1):
+        file = WEIGHTS_FILE
+        if len(shards) > 1:
+            file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        weight_map.update(dict.fromkeys(names, file))
+        tensors = (tensor_of(name).to("cpu", dtype) for name in names)
+        shard = {name: shapes[name] for name in names}
+        _write_safetensors(folder / file, shard, dtype, tensors, on_bytes)
+    if len(shards) > 1:
+        total_bytes = sum(map(math.prod, shapes.values())) * dtype.itemsize
+        index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
+        (folder / INDEX_FILE).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+
+
+def _shards(shapes: Shapes, itemsize: int) -> list[list[str]]:
+    """Tensor names in files of at most `SHARD_BYTES`, unless one tensor alone is larger."""
+    shards: list[list[str]] = [[]]
+    size = 0
+    for name, shape in shapes.items():
+        nbytes = math.prod(shape) * itemsize
+        if shards[-1] and size + nbytes > SHARD_BYTES:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += nbytes
+    return shards
+
+
+def _write_safetensors(
+    path: Path,
+    shapes: Shapes,
+    dtype: torch.dtype,
+    tensors: Iterable[Tensor],
+    on_bytes: Callable[[int], None],
+) -> None:
+    """Write a safetensors file as its tensors come; the library's writer wants all in memory.
+
+    The format: eight bytes of header length, a JSON header, the data (safetensors' README).
+    """
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, shape in shapes.items():
+        end = offset + math.prod(shape) * dtype.itemsize
+        header[name] = {
+            "dtype": DTYPE_NAMES[dtype],
+            "shape": shape,
+            "data_offsets": [offset, end],
+        }
+        offset = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # the data starts aligned
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for (name, shape), tensor in zip(shapes.items(), tensors, strict=True):
+            assert tensor.shape == shape, f"{name} is {list(tensor.shape)}, wanted {list(shape)}"
+            data = tensor.contiguous().view(torch.uint8).numpy()
+            file.write(data.data)  # `tofile` loses the end in silence where the disk is full
+            on_bytes(data.nbytes)

@@ -1,0 +1,57 @@
+"""The checkpoint writer: what the library reads back, in files that are not too large."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mod_edge.model import checkpoint_writer
+from mod_edge.model.checkpoint import INDEX_FILE, WEIGHTS_FILE, Checkpoint
+from mod_edge.model.checkpoint_writer import write_checkpoint
+from mod_edge.model.presets import preset_config
+from mod_edge.plan.tokenizer import preset_tokenizer
+
+CONFIG = preset_config("tiny")
+TOKENIZER = preset_tokenizer(CONFIG.text_config.vocab_size)
+
+
+@pytest.fixture(scope="module")
+def tensors(tiny_checkpoint):
+    """Tensors of the tiny checkpoint, by name."""
+    return dict(Checkpoint(tiny_checkpoint).tensors(""))
+
+
+def test_a_checkpoint_is_written_as_it_was_read(tensors, tiny_checkpoint, tmp_path):
+    write_checkpoint(tmp_path, CONFIG, TOKENIZER, tensors.__getitem__)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        path.name for path in tiny_checkpoint.iterdir()
+    }
+    assert Checkpoint(tmp_path).fingerprint() == Checkpoint(tiny_checkpoint).fingerprint()
+
+
+def test_the_library_reads_shards_and_their_index(tensors, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint_writer, "SHARD_BYTES", 300_000)
+    write_checkpoint(tmp_path, CONFIG, TOKENIZER, tensors.__getitem__)
+    index = json.loads((tmp_path / INDEX_FILE).read_text())
+    assert not (tmp_path / WEIGHTS_FILE).exists()
+    found = {}
+    for path in tmp_path.glob("*.safetensors"):
+        shard = load_file(path)
+        assert {index["weight_map"][name] for name in shard} == {path.name}
+        found |= shard
+    assert found.keys() == tensors.keys()
+    assert all(torch.equal(found[name], tensors[name]) for name in found)
+    size_bytes = sum(tensor.nbytes for tensor in found.values())
+    assert index["metadata"]["total_size"] == size_bytes
+
+
+def test_a_tensor_of_another_shape_is_a_bug(tensors, tmp_path):
+    with pytest.raises(AssertionError, match=r"vision_model\..* is \[3\], wanted "):
+        write_checkpoint(tmp_path, CONFIG, TOKENIZER, lambda _name: torch.ones(3))
+
+
+def test_no_file_is_larger_than_a_shard_but_for_one_tensor_that_is(monkeypatch):
+    monkeypatch.setattr(checkpoint_writer, "SHARD_BYTES", 100)
+    shapes = {"a": (5, 5), "b": (6,), "c": (20,), "d": (30,), "e": (4,), "f": (21,)}
+    assert checkpoint_writer._shards(shapes, itemsize=4) == [["a"], ["b"], ["c"], ["d"], ["e", "f"]]
