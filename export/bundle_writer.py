@@ -2,7 +2,7 @@
 
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 
@@ -22,13 +22,14 @@ from mod_edge.bundle.manifest import (
     write_manifest,
 )
 from mod_edge.bundle.staging import staged_folder
-from mod_edge.config import EMBEDDING_WEIGHT, HEAD_WEIGHT, ModelConfig, write_config
+from mod_edge.config import EMBEDDING_WEIGHT, ModelConfig, write_config
 from mod_edge.errors import ExportError
 from mod_edge.export.check import ALLOWED_RELATIVE_ERROR, check_numbers, check_structure
 from mod_edge.export.lower import lower_file
 from mod_edge.export.step_io import reference_module
 from mod_edge.export.trace import Topology, raw_array, rounded, trace, write_graph
 from mod_edge.model.checkpoint import Checkpoint
+from mod_edge.plan.graph_kind import GraphKind
 from mod_edge.plan.signature import GraphSignature, bundle_signatures
 from mod_edge.plan.targets import CPU_FP32, Lowering
 
@@ -76,7 +77,7 @@ def export_bundle(
     with staged_folder(target, is_ours=is_bundle, force=force, carried=(ENGINES_FOLDER,)) as folder:
         (folder / "layers").mkdir()
         graphs: dict[str, GraphRecord] = {}
-        topologies: dict[str, Topology] = {}
+        topologies: dict[GraphKind, Topology] = {}
         for done, signature in enumerate(signatures):
             on_step(signature.name, done, total)
             if signature.kind not in topologies:
@@ -125,7 +126,7 @@ def _export_graph(
     lower_file(path, lowering)
     return GraphRecord(
         file=signature.file,
-        kind=signature.kind,
+        kind=signature.kind.name,
         opset=lowering.opset,
         inputs=[[spec.name, spec.dtype, list(spec.dims)] for spec in signature.inputs],
         outputs=[[spec.name, spec.dtype, list(spec.dims)] for spec in signature.outputs],
@@ -138,21 +139,10 @@ def _export_graph(
 
 def graph_weights(
     checkpoint: Checkpoint, signature: GraphSignature
-) -> Iterable[tuple[str, Tensor]]:
+) -> Iterator[tuple[str, Tensor]]:
     """The graph's weights, from the checkpoint, under the names that its module gives them."""
-    if signature.kind == "rebase":
-        return ()
-    if signature.kind == "vision":
-        return checkpoint.tensors("vision_model.", "connector.")
-    if signature.kind == "head":
-        return _head_weights(checkpoint)
-    prefix = f"model.layers.{int(signature.name.removeprefix('layer-'))}."
-    return ((name.removeprefix(prefix), tensor) for name, tensor in checkpoint.tensors(prefix))
-
-
-def _head_weights(checkpoint: Checkpoint) -> Iterator[tuple[str, Tensor]]:
-    yield "norm.weight", checkpoint.tensor("model.norm.weight")
-    yield HEAD_WEIGHT, checkpoint.tensor(HEAD_WEIGHT)
+    for name, tensor in checkpoint.tensors(*signature.weight_prefixes):
+        yield signature.weight_name(name), tensor
 
 
 def _write_embedding(checkpoint: Checkpoint, dtype: torch.dtype, path: Path) -> None:

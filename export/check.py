@@ -54,7 +54,7 @@ def check_structure(
     used |= {value.name for value in graph.output}
     faults = [f"it holds {op}" for op in sorted(ops & FORBIDDEN_OPS)]
     required: tuple[str, ...] = ()
-    if signature.kind == "mod":
+    if signature.kind.is_mod:
         required = REQUIRED_MOD_OPS + (REQUIRED_ROUTER_OPS if has_router else ())
     faults += [f"it lacks {op}" for op in required if op not in ops]
     faults += [f"input {value.name!r} is unused" for value in graph.input if value.name not in used]
@@ -101,7 +101,7 @@ def check_numbers(
     layouts = {
         shape: step_layout(pieces, config.frame_num_tokens, config.num_kept)
         for shape, pieces in STEP_SHAPES.items()
-        if signature.kind != "vision" or FRAME in pieces  # nothing to encode in a step of text
+        if signature.kind.takes_text or FRAME in pieces
     }
     reference = make_reference()
     steps = {

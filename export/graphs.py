@@ -9,6 +9,8 @@ and `InPlaceAttention` of TensorScatter and Attention. In half precision, norms,
 and router are islands of float32, cast in the graph: strongly typed compilers obey what stands.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
@@ -18,6 +20,7 @@ from mod_edge.model.dtypes import widened
 from mod_edge.model.layers import RMSNorm
 from mod_edge.model.routing import uniform_tokens
 from mod_edge.model.vision import FrameEncoder
+from mod_edge.plan.graph_kind import DENSE, HEAD, MOD, REBASE, VISION, GraphKind
 from mod_edge.plan.targets import Lowering
 
 # Below every real score, yet finite: a row whose whole past is masked must not become NaN.
@@ -295,20 +298,22 @@ def vision_graph(config: ModelConfig) -> nn.Module:
     return encoder
 
 
-def graph_module(config: ModelConfig, kind: str, lowering: Lowering) -> nn.Module:
+MODULES: dict[GraphKind, Callable[[ModelConfig, str], nn.Module]] = {  # by config and dialect
+    VISION: lambda config, _dialect: vision_graph(config),
+    DENSE: DenseLayerGraph,
+    MOD: MoDLayerGraph,
+    HEAD: lambda config, _dialect: HeadGraph(config),
+    REBASE: lambda _config, _dialect: RebaseGraph(),
+}
+
+
+def graph_module(config: ModelConfig, kind: GraphKind, lowering: Lowering) -> nn.Module:
     """The module behind the graphs of one kind, without weights (on the meta device).
 
     Weights are of the lowering's dtype, but for those of float32 islands.
     """
     with torch.device("meta"):
-        module: nn.Module
-        if kind in ("dense", "mod"):
-            layer = MoDLayerGraph if kind == "mod" else DenseLayerGraph
-            module = layer(config, lowering.dialect)
-        elif kind == "vision":
-            module = vision_graph(config)
-        else:
-            module = RebaseGraph() if kind == "rebase" else HeadGraph(config)
+        module = MODULES[kind](config, lowering.dialect)
     module.to(getattr(torch, lowering.dtype))
     for path, part in module.named_modules():
         if isinstance(part, RMSNorm | nn.LayerNorm) or path == "router":

@@ -15,6 +15,7 @@ from mod_edge.export.graphs import RebaseGraph
 from mod_edge.export.trace import rounded
 from mod_edge.model.layers import DecoderLayer, LayerCache, MoDDecoderLayer, RMSNorm, rotate
 from mod_edge.model.vision import FrameEncoder
+from mod_edge.plan.graph_kind import DENSE, HEAD, MOD, REBASE, VISION, GraphKind
 from mod_edge.plan.layout import StepLayout
 from mod_edge.plan.rope import inverse_frequencies
 from mod_edge.plan.signature import GraphSignature
@@ -39,23 +40,24 @@ class ReferenceHead(nn.Module):
         return self.lm_head(self.norm(hidden))
 
 
+REFERENCES: dict[GraphKind, Callable[[ModelConfig], nn.Module]] = {
+    VISION: FrameEncoder,
+    DENSE: DecoderLayer,
+    MOD: MoDDecoderLayer,
+    HEAD: ReferenceHead,
+    REBASE: lambda _config: RebaseGraph(),
+}
+
+
 def reference_module(
     config: ModelConfig,
-    kind: str,
+    kind: GraphKind,
     weights: Iterable[tuple[str, Tensor]],
     weight_dtypes: Mapping[str, torch.dtype],
 ) -> nn.Module:
     """The float32 reference behind a kind of graph, its weights rounded as the graph's are."""
-    if kind == "rebase":
-        return RebaseGraph()
-    makers: dict[str, Callable[[ModelConfig], nn.Module]] = {
-        "vision": FrameEncoder,
-        "dense": DecoderLayer,
-        "mod": MoDDecoderLayer,
-        "head": ReferenceHead,
-    }
     with torch.device("meta"):
-        module = makers[kind](config)
+        module = REFERENCES[kind](config)
     held = {
         name: rounded(name, tensor, weight_dtypes[name]).to(torch.float32)
         for name, tensor in weights
@@ -89,16 +91,16 @@ def reference_step(
     """
     generator = torch.Generator().manual_seed(sum(layout.pieces))
     dtype = getattr(torch, lowering.dtype)
-    if signature.kind == "vision":
+    if signature.kind is VISION:
         return _vision_step(reference, config, layout, generator)
-    if signature.kind == "rebase":
+    if signature.kind is REBASE:
         return _rebase_step(reference, config.text_config, dtype, generator)
     size = config.text_config.hidden_size
     hidden = torch.randn(layout.num_tokens, size, generator=generator)
     # From 0.01 to 1, row by row: only in small rows does a norm's epsilon show.
     hidden *= torch.logspace(-2, 0, layout.num_tokens)[:, None]
     hidden = hidden.to(dtype)
-    if signature.kind == "head":
+    if signature.kind is HEAD:
         return {"hidden": _fed(hidden[None])}, {"logits": reference(hidden.float())[None].numpy()}
     return _layer_step(reference, config, lowering, hidden, layout, generator, forced_kept)
 

@@ -6,10 +6,13 @@ than one is allowed) and `text` (decode and prefill). Every range follows from `
 letters of `signature`, so a new input without a range cannot be forgotten.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from mod_edge.config import ModelConfig
 from mod_edge.errors import ConfigError
+from mod_edge.plan.graph_kind import DENSE, HEAD, MOD, REBASE, VISION, GraphKind
 from mod_edge.plan.kv_window import Rows
 from mod_edge.plan.signature import GraphSignature
 from mod_edge.profiles import Profile
@@ -98,30 +101,44 @@ def optimization_profiles(
             )
             for spec in signature.inputs
         }
-        for name, letters in _letters(signature, config, limits).items()
+        for name, letters in LETTERS[signature.kind](config, limits).items()
     }
 
 
 Letters = dict[str, tuple[int, int, int]]  # min, opt, max
 
 
-def _letters(
-    signature: GraphSignature, config: ModelConfig, limits: StepLimits
-) -> dict[str, Letters]:
-    if signature.kind == "vision":
-        return {ANY: {"F": (1, limits.opt_frames, limits.max_frames)}}
-    if signature.kind == "head":  # each frame's last token, or the last of a text
-        return {ANY: {"T": (1, 1, limits.max_frames)}}
-    if signature.kind == "rebase":
-        heads, rows = config.text_config.num_key_value_heads, limits.capacity.dense
-        return {ANY: {"B": (heads, heads * min(TUNED_SINK_ROWS, rows), heads * rows)}}
-    capacity = limits.capacity.of(signature.kind == "mod")
+def _vision_letters(_config: ModelConfig, limits: StepLimits) -> dict[str, Letters]:
+    return {ANY: {"F": (1, limits.opt_frames, limits.max_frames)}}
+
+
+def _head_letters(_config: ModelConfig, limits: StepLimits) -> dict[str, Letters]:
+    """Rows are each frame's last token, or the last of a text."""
+    return {ANY: {"T": (1, 1, limits.max_frames)}}
+
+
+def _rebase_letters(config: ModelConfig, limits: StepLimits) -> dict[str, Letters]:
+    heads, rows = config.text_config.num_key_value_heads, limits.capacity.dense
+    return {ANY: {"B": (heads, heads * min(TUNED_SINK_ROWS, rows), heads * rows)}}
+
+
+def _layer_letters(kind: GraphKind, config: ModelConfig, limits: StepLimits) -> dict[str, Letters]:
+    capacity = limits.capacity.of(kind.is_mod)
     past = {"S": (1, capacity, capacity)}
     frames = {ONE_FRAME: (1, 1, 1)}
     if limits.max_frames > 1:
         frames[MANY_FRAMES] = (2, max(2, limits.opt_frames), limits.max_frames)
     frames[TEXT] = (0, 0, 0)
     return {name: past | _step_letters(config, limits, count) for name, count in frames.items()}
+
+
+LETTERS: dict[GraphKind, Callable[[ModelConfig, StepLimits], dict[str, Letters]]] = {
+    VISION: _vision_letters,
+    DENSE: partial(_layer_letters, DENSE),
+    MOD: partial(_layer_letters, MOD),
+    HEAD: _head_letters,
+    REBASE: _rebase_letters,
+}
 
 
 def _step_letters(config: ModelConfig, limits: StepLimits, frames: tuple[int, int, int]) -> Letters:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from mod_edge.config import ModelConfig
 from mod_edge.errors import ExportError
+from mod_edge.plan.graph_kind import DENSE, HEAD, MOD, REBASE, VISION, GraphKind
 from mod_edge.plan.targets import TARGETS, Lowering
 
 Dims = tuple[str | int, ...]  # a letter is dynamic, a number static
@@ -33,23 +34,41 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class GraphSignature:
-    """One graph: its name ("vision", "layer-07", "head", "rebase"), kind and tensors in order."""
+    """One graph: its kind, its tensors in order, and of a decoder layer the index."""
 
-    name: str
-    kind: str  # vision, dense, mod, head or rebase
+    kind: GraphKind
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    layer_index: int | None = None
+
+    def __post_init__(self) -> None:
+        assert self.kind.is_layer == (self.layer_index is not None), "layers alone have an index"
+
+    @property
+    def name(self) -> str:
+        """What files and messages call it: "vision", "layer-07", "head", "rebase"."""
+        return self.kind.name if self.layer_index is None else layer_name(self.layer_index)
 
     @property
     def file(self) -> str:
         """The graph's path inside a bundle."""
-        prefix, _, number = self.name.partition("-")
-        return f"layers/{number}.onnx" if number else f"{prefix}.onnx"
+        if self.layer_index is None:
+            return f"{self.kind.name}.onnx"
+        return f"layers/{self.layer_index:02d}.onnx"
 
     @property
     def data_file(self) -> str | None:
         """The path of its weights, where it has any."""
-        return None if self.kind == "rebase" else self.file.removesuffix("onnx") + "data"
+        return self.file.removesuffix("onnx") + "data" if self.kind.weight_prefixes else None
+
+    @property
+    def weight_prefixes(self) -> tuple[str, ...]:
+        """Beginnings of its weights' names in a checkpoint."""
+        return tuple(prefix.format(layer=self.layer_index) for prefix in self.kind.weight_prefixes)
+
+    def weight_name(self, tensor_name: str) -> str:
+        """The graph's own name of a weight that the checkpoint calls `tensor_name`."""
+        return tensor_name.removeprefix(self.kind.cut_prefix.format(layer=self.layer_index))
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -105,8 +124,7 @@ def vision_signature(config: ModelConfig, lowering: Lowering) -> GraphSignature:
     side = config.vision_config.image_size
     frame_embeds: Dims = ("F", config.frame_num_tokens, config.text_config.hidden_size)
     return GraphSignature(
-        "vision",
-        "vision",
+        VISION,
         (TensorSpec("frames", "uint8", ("F", side, side, 3)),),
         (TensorSpec("frame_embeds", lowering.dtype, frame_embeds),),
     )
@@ -125,8 +143,7 @@ def layer_signature(config: ModelConfig, index: int, lowering: Lowering) -> Grap
     )
     cache_inputs, cache_outputs = _cache_specs(config, lowering, is_mod=is_mod)
     return GraphSignature(
-        layer_name(index),
-        "mod" if is_mod else "dense",
+        MOD if is_mod else DENSE,
         (
             TensorSpec("hidden", dtype, hidden),
             TensorSpec("cos", "float32", angles),
@@ -139,6 +156,7 @@ def layer_signature(config: ModelConfig, index: int, lowering: Lowering) -> Grap
             *cache_outputs,
             *((TensorSpec("kept", "int64", ("F", config.num_kept)),) if is_mod else ()),
         ),
+        layer_index=index,
     )
 
 
@@ -169,8 +187,7 @@ def head_signature(config: ModelConfig, lowering: Lowering) -> GraphSignature:
     """Final norm and language-model head, for any number of rows; logits are always float32."""
     text = config.text_config
     return GraphSignature(
-        "head",
-        "head",
+        HEAD,
         (TensorSpec("hidden", lowering.dtype, (1, "T", text.hidden_size)),),
         (TensorSpec("logits", "float32", (1, "T", text.vocab_size)),),
     )
@@ -181,8 +198,7 @@ def rebase_signature(config: ModelConfig, lowering: Lowering) -> GraphSignature:
     size = config.text_config.head_dim
     angles: Dims = (1, size // 2)
     return GraphSignature(
-        "rebase",
-        "rebase",
+        REBASE,
         (
             TensorSpec("key", lowering.dtype, ("B", size)),
             TensorSpec("cos", "float32", angles),

@@ -21,6 +21,7 @@ from mod_edge.export.step_io import ReferenceHead
 from mod_edge.model.layers import LayerCache, rotate
 from mod_edge.model.video_llm import VideoLLM
 from mod_edge.model.vision import FrameEncoder
+from mod_edge.plan.graph_kind import HEAD, REBASE, VISION
 from mod_edge.plan.layout import StepLayout
 from mod_edge.plan.rope import inverse_frequencies
 from mod_edge.plan.signature import GraphSignature
@@ -76,20 +77,21 @@ class ReferenceGraph:
 
     def _steps(self, recorder: Recorder) -> Iterable[ReferenceStep]:
         kind = self.signature.kind
-        if kind == "vision":
+        if kind is VISION:
             for name, frames in recorder.frames.items():
                 yield ReferenceStep(name, {"frames": frames})
-        elif kind == "head":
+        elif kind is HEAD:
             for name, rows in recorder.head_rows.items():
                 yield ReferenceStep(name, {"hidden": self._fed(rows[None])})
-        elif kind == "rebase":
+        elif kind is REBASE:
             for name, sink in recorder.sinks.items():
                 key = rotate(sink.key, sink.positions, self._frequencies).flatten(0, 1)  # (B, E)
                 cos, sin = self._angles(torch.tensor([sink.num_evicted]))
                 inputs = {"key": self._fed(key), "cos": cos, "sin": sin}
                 yield ReferenceStep(name, inputs, position=sink.num_evicted)
         else:
-            index = int(self.signature.name.removeprefix("layer-"))
+            index = self.signature.layer_index
+            assert index is not None
             for name, step in recorder.steps.items():
                 inputs = self._layer_inputs(step, step.states[index])
                 logits = self._router_logits(inputs)
@@ -111,7 +113,7 @@ class ReferenceGraph:
             fed = buffer.transpose(0, 1)[None] if in_place else buffer
             inputs[spec.name] = self._fed(fed.contiguous())
         inputs["write_index" if in_place else "past_length"] = np.array([len(key)])
-        if self.signature.kind == "mod":
+        if self.signature.kind.is_mod:
             inputs |= {
                 "text_index": layout.text_index,
                 "frame_index": layout.frame_index,
@@ -134,7 +136,7 @@ class ReferenceGraph:
         capacity = self.lowering.capacity
         if capacity is None:
             return num_past + STALE_ROWS if num_past else 1
-        return capacity.of(self.signature.kind == "mod")
+        return capacity.of(self.signature.kind.is_mod)
 
     def _angles(self, positions: Tensor) -> tuple[np.ndarray, np.ndarray]:
         angles = positions.to(torch.float64)[:, None] * self._frequencies
@@ -169,9 +171,9 @@ class ReferenceGraph:
             evicted = torch.tensor([step.position])
             turned = rotate(fed["key"][:, None].to(dtype), evicted, self._frequencies)[:, 0]
             return {"rebased_key": turned.float().numpy()}
-        if self.signature.kind == "vision":
+        if self.signature.kind is VISION:
             return {"frame_embeds": module(fed["frames"]).float().numpy()}
-        if self.signature.kind == "head":
+        if self.signature.kind is HEAD:
             return {"logits": module(fed["hidden"][0].to(dtype))[None].float().numpy()}
         assert step.layout is not None
         cache = self._past(fed, dtype)
@@ -205,14 +207,14 @@ class ReferenceGraph:
     def _module(self, dtype: torch.dtype) -> nn.Module | None:
         """The reference's own module, a copy where `dtype` is not its own."""
         kind, model = self.signature.kind, self._model
-        if kind == "rebase":
+        if kind is REBASE:
             return None
-        if kind in ("dense", "mod"):
-            layer = model.model.layers[int(self.signature.name.removeprefix("layer-"))]
+        if self.signature.layer_index is not None:
+            layer = model.model.layers[self.signature.layer_index]
             return layer if dtype == torch.float32 else in_dtype(deepcopy(layer), dtype)
         with torch.device("meta"):
-            part: nn.Module = (FrameEncoder if kind == "vision" else ReferenceHead)(model.config)
-        prefix = "model." if kind == "head" else ""
+            part: nn.Module = (FrameEncoder if kind is VISION else ReferenceHead)(model.config)
+        prefix = "model." if kind is HEAD else ""
         weights = {**model.state_dict(prefix=""), "model.lm_head.weight": model.lm_head.weight}
         held = {name: weights[prefix + name].to(dtype) for name in part.state_dict()}
         part.load_state_dict(held, assign=True)

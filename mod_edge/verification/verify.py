@@ -154,7 +154,7 @@ def _verify(
         if recording is None:
             graphs.append(GraphResult(signature.name, "", "not run", "no golden files of it"))
             continue
-        if graph is not None or signature.kind in ("dense", "mod"):
+        if graph is not None or signature.kind.is_layer:
             kinds |= dict.fromkeys(step.kind for step in recording.steps)
         if writer is not None:
             writer.add_graph(recording)

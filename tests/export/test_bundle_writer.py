@@ -120,7 +120,7 @@ def tracing_mod_layers_only(monkeypatch, tiny_topologies):
         "trace",
         lambda config, signature, lowering: (
             trace(config, signature, lowering)
-            if signature.kind == "mod"
+            if signature.kind.is_mod
             else tiny_topologies[signature.kind]
         ),
     )

@@ -84,10 +84,10 @@ def weights_of(tiny_checkpoint):
     checkpoint = Checkpoint(tiny_checkpoint)
 
     def read(signature):
-        if signature.kind == "vision":
+        if signature.name == "vision":
             return dict(checkpoint.tensors("vision_model.", "connector."))
         prefixes, cut = ("model.norm.", "lm_head."), "model."
-        if signature.kind != "head":
+        if signature.name != "head":
             cut = f"model.layers.{int(signature.name[-2:])}."
             prefixes = (cut,)
         return {name.removeprefix(cut): tensor for name, tensor in checkpoint.tensors(*prefixes)}
@@ -98,7 +98,7 @@ def weights_of(tiny_checkpoint):
 # ---- numbers ----
 
 
-@pytest.mark.parametrize("signature", [VISION, DENSE, MOD, HEAD], ids=lambda graph: graph.kind)
+@pytest.mark.parametrize("signature", [VISION, DENSE, MOD, HEAD], ids=lambda graph: graph.kind.name)
 def test_a_healthy_graph_passes_far_below_what_is_allowed(copy_of, weights_of, signature):
     error = numbers_of(copy_of(signature), signature, weights_of(signature))
     assert error <= HEALTHY_ERROR <= ALLOWED_RELATIVE_ERROR["fp32"] / 5
@@ -107,7 +107,7 @@ def test_a_healthy_graph_passes_far_below_what_is_allowed(copy_of, weights_of, s
 @pytest.mark.parametrize(
     ("signature", "fault"),
     FAULTS,
-    ids=[f"{graph.kind}-{fault.__name__}" for graph, fault in FAULTS],
+    ids=[f"{graph.kind.name}-{fault.__name__}" for graph, fault in FAULTS],
 )
 def test_every_planted_fault_is_an_export_error(copy_of, weights_of, signature, fault):
     path = copy_of(signature, fault)
@@ -144,7 +144,7 @@ def test_the_error_is_relative_to_the_largest_value_but_at_least_to_one():
 
 
 @pytest.mark.parametrize("shape", STEP_SHAPES)
-@pytest.mark.parametrize("signature", [DENSE, MOD], ids=lambda graph: graph.kind)
+@pytest.mark.parametrize("signature", [DENSE, MOD], ids=lambda graph: graph.kind.name)
 def test_onnx_own_evaluator_reads_the_layers_as_onnxruntime_does(tiny_bundle, signature, shape):
     path = tiny_bundle / signature.file
     inputs = random_step(signature, STEP_SHAPES[shape])
@@ -187,7 +187,7 @@ def structure_of(path, signature, weights, *, has_router=True):
     check_structure(path, signature, weights, has_router=has_router)
 
 
-@pytest.mark.parametrize("signature", [VISION, DENSE, MOD, HEAD], ids=lambda graph: graph.kind)
+@pytest.mark.parametrize("signature", [VISION, DENSE, MOD, HEAD], ids=lambda graph: graph.kind.name)
 def test_a_healthy_graph_keeps_its_promises(copy_of, weights_of, signature):
     structure_of(copy_of(signature), signature, weights_of(signature))
 

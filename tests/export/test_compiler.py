@@ -16,6 +16,7 @@ from mod_edge.errors import BackendError, ExportError
 from mod_edge.export import compiler
 from mod_edge.export.compiler import compile_graph
 from mod_edge.native import trt
+from mod_edge.plan.graph_kind import HEAD
 from mod_edge.plan.signature import GraphSignature, TensorSpec, bundle_signatures
 from tests.conftest import CAPACITY
 
@@ -43,7 +44,7 @@ def spec(name, dims, dtype="float16"):
 
 
 def signature_of(inputs, outputs):
-    return GraphSignature("head", "head", tuple(inputs), tuple(outputs))
+    return GraphSignature(HEAD, tuple(inputs), tuple(outputs))
 
 
 def write_model(path, nodes, signature, initializers=()):

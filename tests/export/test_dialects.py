@@ -163,7 +163,7 @@ def test_norms_softmax_and_router_compute_in_float32(bundle_for, target, precisi
             assert not is_router_or_norm or found <= {TensorProto.FLOAT}, (signature.name, op_type)
         (product,) = [
             node for node in model.graph.node if node.input[1:2] == ["router.weight"]
-        ] or [None] * (signature.kind != "mod")
+        ] or [None] * (not signature.kind.is_mod)
         if product is not None:
             cast = next(node for node in model.graph.node if product.input[0] in node.output)
             assert cast.op_type == "Cast"

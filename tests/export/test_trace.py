@@ -15,6 +15,7 @@ from mod_edge.errors import ExportError
 from mod_edge.export.trace import DATA_ALIGNMENT, write_graph
 from mod_edge.model.checkpoint import WEIGHTS_FILE
 from mod_edge.model.presets import preset_config
+from mod_edge.plan.graph_kind import DENSE, HEAD, MOD, VISION
 from mod_edge.plan.signature import bundle_signatures
 from mod_edge.plan.targets import CPU_FP32
 
@@ -23,11 +24,11 @@ pytestmark = pytest.mark.numeric
 CONFIG = preset_config("tiny")
 GRAPHS = bundle_signatures(CONFIG, CPU_FP32)
 LAYERS = GRAPHS[1:-1]
-MOD = [signature for signature in LAYERS if signature.kind == "mod"]
+MOD_LAYERS = [signature for signature in LAYERS if signature.kind.is_mod]
 MAX_CONSTANT_SIZE = 4  # numbers of a shape; a folded weight has D at least
 
 every_graph = pytest.mark.parametrize("signature", GRAPHS, ids=lambda graph: graph.name)
-every_mod_layer = pytest.mark.parametrize("signature", MOD, ids=lambda graph: graph.name)
+every_mod_layer = pytest.mark.parametrize("signature", MOD_LAYERS, ids=lambda graph: graph.name)
 
 
 def model_of(bundle, signature):
@@ -36,9 +37,9 @@ def model_of(bundle, signature):
 
 def checkpoint_name(signature, name):
     """What the checkpoint calls the graph's weight `name`."""
-    if signature.kind == "head":
+    if signature.kind is HEAD:
         return {"norm.weight": "model.norm.weight"}.get(name, name)
-    if signature.kind == "vision":
+    if signature.kind is VISION:
         return name
     return f"model.layers.{int(signature.name[-2:])}.{name}"
 
@@ -161,7 +162,7 @@ def prefixes(signature):
     return {
         "vision": ("vision_model.", "connector."),
         "head": ("model.norm.", "lm_head."),
-    }.get(signature.kind, (f"model.layers.{signature.name[-2:].lstrip('0') or '0'}.",))
+    }.get(signature.kind.name, (f"model.layers.{signature.name[-2:].lstrip('0') or '0'}.",))
 
 
 def test_the_bundle_holds_every_tensor_of_the_checkpoint(tiny_bundle, tiny_checkpoint):
@@ -180,7 +181,7 @@ def test_the_bundle_holds_every_tensor_of_the_checkpoint(tiny_bundle, tiny_check
 @every_graph
 def test_no_weight_is_folded_into_a_constant(tiny_bundle, signature):
     for name, array in constants(tiny_bundle, signature).items():
-        is_pooling = signature.kind == "vision" and np.allclose(array.sum(axis=-1), 1)
+        is_pooling = signature.kind is VISION and np.allclose(array.sum(axis=-1), 1)
         assert array.size <= MAX_CONSTANT_SIZE or is_pooling, name
     assert "Constant" not in {node.op_type for node in model_of(tiny_bundle, signature).graph.node}
 
@@ -212,9 +213,9 @@ def test_no_graph_tells_where_or_how_it_was_made(tiny_bundle, signature):
 
 
 def test_all_layers_of_a_kind_have_the_same_nodes(tiny_bundle):
-    for kind in ("dense", "mod"):
+    for kind in (DENSE, MOD):
         graphs = [
-            model_of(tiny_bundle, signature).graph for signature in LAYERS if signature.kind == kind
+            model_of(tiny_bundle, signature).graph for signature in LAYERS if signature.kind is kind
         ]
         assert len({b"".join(map(bytes_of, graph.node)) for graph in graphs}) == 1
 
@@ -235,20 +236,20 @@ def head_weights():
 def test_a_missing_weight_is_an_export_error(tiny_topologies, head_weights, tmp_path):
     del head_weights["norm.weight"]
     with pytest.raises(ExportError, match=r"head\.onnx: no weights for norm\.weight"):
-        write_graph(tiny_topologies["head"], head_weights.items(), tmp_path / "head.onnx")
+        write_graph(tiny_topologies[HEAD], head_weights.items(), tmp_path / "head.onnx")
     assert not (tmp_path / "head.onnx").exists()
 
 
 def test_an_unknown_weight_is_an_export_error(tiny_topologies, head_weights, tmp_path):
     head_weights["norm.bias"] = torch.ones(1)
     with pytest.raises(ExportError, match=r"'norm\.bias' is unknown or given twice"):
-        write_graph(tiny_topologies["head"], head_weights.items(), tmp_path / "head.onnx")
+        write_graph(tiny_topologies[HEAD], head_weights.items(), tmp_path / "head.onnx")
 
 
 def test_a_weight_given_twice_is_an_export_error(tiny_topologies, head_weights, tmp_path):
     twice = [*head_weights.items(), *head_weights.items()]
     with pytest.raises(ExportError, match=r"'norm\.weight' is unknown or given twice"):
-        write_graph(tiny_topologies["head"], twice, tmp_path / "head.onnx")
+        write_graph(tiny_topologies[HEAD], twice, tmp_path / "head.onnx")
 
 
 def test_a_misshapen_weight_is_an_export_error_with_both_shapes(
@@ -256,12 +257,12 @@ def test_a_misshapen_weight_is_an_export_error_with_both_shapes(
 ):
     head_weights["lm_head.weight"] = head_weights["lm_head.weight"].T
     with pytest.raises(ExportError, match=r"is \(512, 96\), the graph wants \(96, 512\)"):
-        write_graph(tiny_topologies["head"], head_weights.items(), tmp_path / "head.onnx")
+        write_graph(tiny_topologies[HEAD], head_weights.items(), tmp_path / "head.onnx")
 
 
 def test_half_precision_weights_are_written_as_float32(tiny_topologies, head_weights, tmp_path):
     halves = {name: tensor.to(torch.bfloat16) for name, tensor in head_weights.items()}
-    write_graph(tiny_topologies["head"], halves.items(), tmp_path / "head.onnx")
+    write_graph(tiny_topologies[HEAD], halves.items(), tmp_path / "head.onnx")
     for tensor in onnx.load(str(tmp_path / "head.onnx")).graph.initializer:
         if tensor.name in head_weights:
             assert numpy_helper.to_array(tensor).dtype == np.float32

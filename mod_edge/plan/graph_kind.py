@@ -1,0 +1,40 @@
+"""The kinds of graph that a bundle is made of, one object each.
+
+What differs from kind to kind is a field here, or an entry in one of the tables that are keyed by
+kind: ranges of shapes (`bundle.shape_ranges`), modules to trace (`export.graphs`) and the
+reference's modules (`export.step_io`). A kind that lacks an entry fails a test.
+"""
+
+from dataclasses import dataclass
+
+LAYER_PREFIX = "model.layers.{layer}."
+
+
+@dataclass(frozen=True)
+class GraphKind:
+    """One kind of graph.
+
+    Attributes:
+        name: in manifests.
+        weight_prefixes: beginnings of its weights' names in a checkpoint; "{layer}" is the index.
+        cut_prefix: of these names, what the graph's modules leave out.
+        is_layer: whether it is one decoder layer; such graphs have an index and a KV cache.
+        is_mod: whether it is a MoD layer, whose cache has rows for text and kept tokens alone.
+        takes_text: whether it runs in a step without frames.
+    """
+
+    name: str
+    weight_prefixes: tuple[str, ...]
+    cut_prefix: str = ""
+    is_layer: bool = False
+    is_mod: bool = False
+    takes_text: bool = True
+
+
+VISION = GraphKind("vision", ("vision_model.", "connector."), takes_text=False)
+DENSE = GraphKind("dense", (LAYER_PREFIX,), cut_prefix=LAYER_PREFIX, is_layer=True)
+MOD = GraphKind("mod", (LAYER_PREFIX,), cut_prefix=LAYER_PREFIX, is_layer=True, is_mod=True)
+HEAD = GraphKind("head", ("model.norm.", "lm_head."), cut_prefix="model.")
+REBASE = GraphKind("rebase", ())
+
+KINDS = (VISION, DENSE, MOD, HEAD, REBASE)
