@@ -1,17 +1,18 @@
-"""Random inputs of one step for a graph, and what the reference's own module makes of them.
+"""What one graph is fed in a step, and what must come out: for the exporter's check and `verify`.
 
-The reference keeps unrotated keys and selects by mask; the graph gets rotated keys in its dialect's
-layout. Inputs are rounded to the graph's dtype before either sees them, and so are weights.
+Inputs are laid out in the graph's dialect and rounded to its dtype. The right outputs come from the
+reference's own modules, given exactly what the graph is given, so that each graph is judged alone.
+The reference caches keys unrotated and selects by mask; a graph gets rotated keys.
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mod_edge.config import ModelConfig, TextConfig
-from mod_edge.export.graphs import RebaseGraph
+from mod_edge.config import ModelConfig
 from mod_edge.export.trace import rounded
 from mod_edge.model.layers import DecoderLayer, LayerCache, MoDDecoderLayer, RMSNorm, rotate
 from mod_edge.model.vision import FrameEncoder
@@ -21,10 +22,11 @@ from mod_edge.plan.rope import inverse_frequencies
 from mod_edge.plan.signature import GraphSignature
 from mod_edge.plan.targets import Lowering
 
-NUM_PAST, PAST_LENGTH = 17, 13  # the tail of the past is unused and must be masked
-FIRST_POSITION = 1000
-
 Arrays = dict[str, np.ndarray]
+Tensors = Mapping[str, Tensor]
+
+
+# ---- the reference's modules ----
 
 
 class ReferenceHead(nn.Module):
@@ -40,13 +42,35 @@ class ReferenceHead(nn.Module):
         return self.lm_head(self.norm(hidden))
 
 
+class ReferenceRebase(nn.Module):
+    """The sink's keys as the reference rotates them."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.frequencies = torch.tensor(inverse_frequencies(config.text_config), device="cpu")
+
+    def forward(self, key: Tensor, num_evicted: int) -> Tensor:
+        """(B, E), turned by `num_evicted` positions."""
+        return rotate(key[:, None], torch.tensor([num_evicted]), self.frequencies)[:, 0]
+
+
 REFERENCES: dict[GraphKind, Callable[[ModelConfig], nn.Module]] = {
     VISION: FrameEncoder,
     DENSE: DecoderLayer,
     MOD: MoDDecoderLayer,
     HEAD: ReferenceHead,
-    REBASE: lambda _config: RebaseGraph(),
+    REBASE: ReferenceRebase,
 }
+
+
+def load_reference(
+    config: ModelConfig, kind: GraphKind, weights: Iterable[tuple[str, Tensor]]
+) -> nn.Module:
+    """The reference behind a kind of graph, on `weights` under the graph's names, not copied."""
+    with torch.device("meta"):
+        module = REFERENCES[kind](config)
+    module.load_state_dict(dict(weights), assign=True)
+    return module.eval()
 
 
 def reference_module(
@@ -56,155 +80,196 @@ def reference_module(
     weight_dtypes: Mapping[str, torch.dtype],
 ) -> nn.Module:
     """The float32 reference behind a kind of graph, its weights rounded as the graph's are."""
-    with torch.device("meta"):
-        module = REFERENCES[kind](config)
-    held = {
-        name: rounded(name, tensor, weight_dtypes[name]).to(torch.float32)
+    held = (
+        (name, rounded(name, tensor, weight_dtypes[name]).to(torch.float32))
         for name, tensor in weights
-    }
-    module.load_state_dict(held, assign=True)
-    return module.eval()
+    )
+    return load_reference(config, kind, held)
 
 
-@torch.no_grad()
-def reference_step(
-    reference: nn.Module,
-    config: ModelConfig,
-    signature: GraphSignature,
-    lowering: Lowering,
-    layout: StepLayout,
-    forced_kept: Tensor | None = None,
-) -> tuple[Arrays, Arrays]:
-    """Inputs of a step of this layout for the graph, always the same, and the right outputs.
+# ---- steps ----
 
-    Args:
-        reference: from `reference_module`.
-        config: the model's.
-        signature: the graph's.
-        lowering: what the graph was made for.
-        layout: the step's shape.
-        forced_kept: (F, K), the selection to follow instead of the reference's own.
 
-    Returns:
-        Arrays by input and by output name, in the graph's dtypes (bfloat16 as float32) and the
-        right outputs in float32.
+@dataclass(frozen=True)
+class StepContext:
+    """What decides a step's right outputs beside the graph's inputs.
+
+    Attributes:
+        layout: of a decoder layer's step.
+        position: stream position of its first token; of the rebase graph, tokens evicted so far.
+        past_positions: (S,) int64, where a layer's cached keys stand; None puts them all at 0,
+            where rotating a key leaves it as it is.
     """
-    generator = torch.Generator().manual_seed(sum(layout.pieces))
-    dtype = getattr(torch, lowering.dtype)
-    if signature.kind is VISION:
-        return _vision_step(reference, config, layout, generator)
-    if signature.kind is REBASE:
-        return _rebase_step(reference, config.text_config, dtype, generator)
-    size = config.text_config.hidden_size
-    hidden = torch.randn(layout.num_tokens, size, generator=generator)
-    # From 0.01 to 1, row by row: only in small rows does a norm's epsilon show.
-    hidden *= torch.logspace(-2, 0, layout.num_tokens)[:, None]
-    hidden = hidden.to(dtype)
-    if signature.kind is HEAD:
-        return {"hidden": _fed(hidden[None])}, {"logits": reference(hidden.float())[None].numpy()}
-    return _layer_step(reference, config, lowering, hidden, layout, generator, forced_kept)
+
+    layout: StepLayout | None = None
+    position: int = 0
+    past_positions: Tensor | None = None
 
 
-def _fed(tensor: Tensor) -> np.ndarray:
-    """As ONNX Runtime's CPU takes it: bfloat16 graphs are run as float32 ones there."""
-    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+@dataclass(frozen=True)
+class Past:
+    """What a layer has cached.
+
+    Attributes:
+        key: (S, G, E), rotated; rows from `length` on are unused.
+        value: (S, G, E), likewise.
+        length: rows in use.
+    """
+
+    key: Tensor
+    value: Tensor
+    length: int
 
 
-def _vision_step(
-    reference: nn.Module, config: ModelConfig, layout: StepLayout, generator: torch.Generator
-) -> tuple[Arrays, Arrays]:
-    side = config.vision_config.image_size
-    shape = (layout.num_frames, side, side, 3)
-    frames = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
-    return {"frames": frames.numpy()}, {"frame_embeds": reference(frames).numpy()}
+class StepIo:
+    """Inputs and right outputs of one graph, step by step."""
 
+    def __init__(self, config: ModelConfig, signature: GraphSignature, lowering: Lowering) -> None:
+        """For the graph that was made for `lowering`."""
+        self.signature, self.lowering = signature, lowering
+        self.frequencies = torch.tensor(inverse_frequencies(config.text_config))
+        self._dtype: torch.dtype = getattr(torch, lowering.dtype)
+        self._is_delta = lowering.dialect == "delta"
+        self._count = "past_length" if self._is_delta else "write_index"
 
-def _rebase_step(
-    reference: nn.Module, text: TextConfig, dtype: torch.dtype, generator: torch.Generator
-) -> tuple[Arrays, Arrays]:
-    key = torch.randn(NUM_PAST, text.head_dim, generator=generator).to(dtype)
-    angles = FIRST_POSITION * torch.tensor(inverse_frequencies(text))[None]
-    cos, sin = angles.cos().float(), angles.sin().float()
-    inputs = {"key": _fed(key), "cos": cos.numpy(), "sin": sin.numpy()}
-    return inputs, {"rebased_key": reference(key.float(), cos, sin).numpy()}
+    @property
+    def num_cache_rows(self) -> int | None:
+        """Rows of a layer's cache where the graph has them fixed."""
+        capacity = self.lowering.capacity
+        return None if capacity is None else capacity.of(self.signature.kind.is_mod)
 
+    def fed(self, tensor: Tensor) -> np.ndarray:
+        """In the graph's dtype; bfloat16, which numpy lacks, rounded to it but held as float32."""
+        held = tensor.to(self._dtype)
+        return (held.float() if self._dtype == torch.bfloat16 else held).numpy()
 
-def _layer_step(
-    reference: nn.Module,
-    config: ModelConfig,
-    lowering: Lowering,
-    hidden: Tensor,
-    layout: StepLayout,
-    generator: torch.Generator,
-    forced_kept: Tensor | None,
-) -> tuple[Arrays, Arrays]:
-    text = config.text_config
-    frequencies = torch.tensor(inverse_frequencies(text))
-    past_shape = (NUM_PAST, text.num_key_value_heads, text.head_dim)
-    past_key, past_value = (
-        torch.randn(past_shape, generator=generator).to(hidden.dtype) for _ in range(2)
-    )
-    past_positions = torch.arange(PAST_LENGTH) * 3 + 5  # gaps, as a MoD layer's cache has
-    cache = LayerCache(
-        rotate(past_key[:PAST_LENGTH].float(), -past_positions, frequencies),
-        past_value[:PAST_LENGTH].float(),
-        past_positions,
-    )
-    positions = torch.arange(layout.num_tokens) + FIRST_POSITION
-    step = (hidden.float(), layout, positions, cache)
-    new_hidden, kept = reference(*step) if forced_kept is None else reference(*step, forced_kept)
-    angles = positions.to(torch.float64)[:, None] * frequencies
-    inputs = {
-        "hidden": _fed(hidden[None]),
-        "cos": angles.cos().float()[None].numpy(),
-        "sin": angles.sin().float()[None].numpy(),
-    }
-    outputs = {"new_hidden": new_hidden[None].numpy()}
-    if kept is not None:
-        inputs |= {
-            "text_index": layout.text_index,
-            "frame_index": layout.frame_index,
-            "row_order": layout.row_order,
+    def head_inputs(self, hidden: Tensor) -> Arrays:
+        """Of the head, for rows (T, D)."""
+        return {"hidden": self.fed(hidden[None])}
+
+    def rebase_inputs(self, key: Tensor, num_evicted: int) -> Arrays:
+        """Of the rebase graph, for keys (B, E)."""
+        cos, sin = self._angles(torch.tensor([num_evicted]))
+        return {"key": self.fed(key), "cos": cos, "sin": sin}
+
+    def layer_inputs(self, hidden: Tensor, layout: StepLayout, position: int, past: Past) -> Arrays:
+        """Of a decoder layer, for hidden states (T, D) from stream position `position` on."""
+        cos, sin = self._angles(torch.arange(layout.num_tokens) + position)
+        inputs = {
+            "hidden": self.fed(hidden[None]),
+            "cos": cos[None],
+            "sin": sin[None],
+            "past_key": self._laid_out(past.key),
+            "past_value": self._laid_out(past.value),
+            self._count: np.array([past.length]),
         }
-        outputs["kept"] = kept.numpy()
-    new_key = rotate(cache.key[PAST_LENGTH:], cache.positions[PAST_LENGTH:], frequencies)
-    new_rows = {"key": new_key.numpy(), "value": cache.value[PAST_LENGTH:].numpy()}
-    num_rows = _num_cache_rows(lowering, is_mod=kept is not None)
-    for name, past in (("key", past_key), ("value", past_value)):
-        fed, right = cache_arrays(lowering, _fed(past), new_rows[name], PAST_LENGTH, num_rows)
-        inputs[f"past_{name}"] = fed
-        outputs[f"{'new' if lowering.dialect == 'delta' else 'present'}_{name}"] = right
-    count = "past_length" if lowering.dialect == "delta" else "write_index"
-    return inputs | {count: np.array([PAST_LENGTH])}, outputs
+        if self.signature.kind.is_mod:
+            inputs |= {
+                "text_index": layout.text_index,
+                "frame_index": layout.frame_index,
+                "row_order": layout.row_order,
+            }
+        return inputs
+
+    @torch.inference_mode()
+    def outputs(
+        self,
+        module: nn.Module,
+        inputs: Arrays,
+        context: StepContext,
+        *,
+        dtype: torch.dtype = torch.float32,
+        kept: np.ndarray | None = None,
+    ) -> Arrays:
+        """The right outputs for `inputs`, as float32 and int64.
+
+        Args:
+            module: the reference's, from `load_reference`, in `dtype`.
+            inputs: of the graph.
+            context: of the step.
+            dtype: to compute in.
+            kept: (F, K), a selection to follow instead of the module's own.
+        """
+        # A copy: a layout's arrays are read-only, which torch cannot respect.
+        fed = {name: torch.tensor(array) for name, array in inputs.items()}
+        if self.signature.kind.is_layer:
+            return self._layer_outputs(module, fed, context, dtype, kept)
+        return OUTPUTS[self.signature.kind](module, fed, context, dtype)
+
+    def _layer_outputs(
+        self,
+        module: nn.Module,
+        fed: Tensors,
+        context: StepContext,
+        dtype: torch.dtype,
+        kept: np.ndarray | None,
+    ) -> Arrays:
+        assert context.layout is not None
+        cache = self._cache(fed, context, dtype)
+        num_past = len(cache.positions)
+        positions = torch.arange(context.layout.num_tokens) + context.position
+        forced = () if kept is None else (torch.tensor(kept),)
+        new_hidden, selection = module(
+            fed["hidden"][0].to(dtype), context.layout, positions, cache, *forced
+        )
+        new_key = rotate(cache.key[num_past:], cache.positions[num_past:], self.frequencies)
+        outputs = {"new_hidden": new_hidden[None].float().numpy()}
+        for name, rows in (("key", new_key), ("value", cache.value[num_past:])):
+            if self._is_delta:
+                outputs[f"new_{name}"] = rows.float().numpy()
+                continue
+            present = fed[f"past_{name}"].float().clone()  # (1, G, S, E)
+            present[0, :, num_past : num_past + len(rows)] = rows.float().transpose(0, 1)
+            outputs[f"present_{name}"] = present.numpy()
+        return outputs if selection is None else outputs | {"kept": selection.numpy()}
+
+    def _cache(self, fed: Tensors, context: StepContext, dtype: torch.dtype) -> LayerCache:
+        """The past as the reference holds it: rows in use, keys unrotated."""
+        key, value = fed["past_key"].to(dtype), fed["past_value"].to(dtype)
+        if not self._is_delta:
+            key, value = key[0].transpose(0, 1), value[0].transpose(0, 1)
+        length = int(fed[self._count])
+        positions = context.past_positions
+        if positions is None:
+            positions = torch.zeros(length, dtype=torch.int64)
+        return LayerCache(
+            rotate(key[:length], -positions, self.frequencies), value[:length], positions
+        )
+
+    def _laid_out(self, rows: Tensor) -> np.ndarray:
+        """Cache rows (S, G, E) as the graph takes them."""
+        if self._is_delta:
+            return self.fed(rows)
+        assert self.num_cache_rows is not None
+        buffer = rows.new_zeros(self.num_cache_rows, *rows.shape[1:])
+        buffer[: len(rows)] = rows
+        return self.fed(buffer.transpose(0, 1)[None].contiguous())
+
+    def _angles(self, positions: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """Cosine and sine (T, E/2) at positions (T,)."""
+        angles = positions.to(torch.float64)[:, None] * self.frequencies
+        return angles.cos().float().numpy(), angles.sin().float().numpy()
 
 
-def _num_cache_rows(lowering: Lowering, *, is_mod: bool) -> int:
-    if lowering.capacity is None:
-        return 0
-    return lowering.capacity.of(is_mod)
+def _frame_embeds(
+    module: nn.Module, fed: Tensors, _context: StepContext, _dtype: torch.dtype
+) -> Arrays:
+    return {"frame_embeds": module(fed["frames"]).float().numpy()}
 
 
-def cache_arrays(
-    lowering: Lowering,
-    past: np.ndarray,
-    new_rows: np.ndarray,
-    past_length: int,
-    num_cache_rows: int,
-) -> tuple[np.ndarray, np.ndarray]:
-    """A layer's past as its graph takes it, and the cache output that is right.
+def _logits(module: nn.Module, fed: Tensors, _context: StepContext, dtype: torch.dtype) -> Arrays:
+    return {"logits": module(fed["hidden"][0].to(dtype))[None].float().numpy()}
 
-    Args:
-        lowering: what the graph was made for.
-        past: (S, G, E), rows behind `past_length` being unused.
-        new_rows: (R, G, E), of the step.
-        past_length: rows in use.
-        num_cache_rows: of an `in_place` buffer, (1, G, num_cache_rows, E).
-    """
-    if lowering.dialect == "delta":
-        return past, new_rows
-    buffer = np.zeros((num_cache_rows, *past.shape[1:]), past.dtype)
-    buffer[: len(past)] = past
-    written = buffer.astype(np.float32)
-    written[past_length : past_length + len(new_rows)] = new_rows
-    fed, right = (np.ascontiguousarray(each.swapaxes(0, 1)[None]) for each in (buffer, written))
-    return fed, right
+
+def _rebased_key(
+    module: nn.Module, fed: Tensors, context: StepContext, dtype: torch.dtype
+) -> Arrays:
+    return {"rebased_key": module(fed["key"].to(dtype), context.position).float().numpy()}
+
+
+# Of the kinds that are not layers.
+OUTPUTS: dict[GraphKind, Callable[[nn.Module, Tensors, StepContext, torch.dtype], Arrays]] = {
+    VISION: _frame_embeds,
+    HEAD: _logits,
+    REBASE: _rebased_key,
+}

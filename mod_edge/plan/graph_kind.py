@@ -1,8 +1,9 @@
 """The kinds of graph that a bundle is made of, one object each.
 
 What differs from kind to kind is a field here, or an entry in one of the tables that are keyed by
-kind: ranges of shapes (`bundle.shape_ranges`), modules to trace (`export.graphs`) and the
-reference's modules (`export.step_io`). A kind that lacks an entry fails a test.
+kind: ranges of shapes (`bundle.shape_ranges`), modules to trace (`export.graphs`), the reference's
+modules and outputs (`export.step_io`), random and recorded steps (`export.random_step`,
+`verification.reference_graph`). A kind that lacks an entry fails a test.
 """
 
 from dataclasses import dataclass

@@ -14,7 +14,8 @@ from mod_edge.errors import ConfigError, ExportError
 from mod_edge.export.bundle_writer import graph_weights
 from mod_edge.export.check import ALLOWED_RELATIVE_ERROR, STEP_SHAPES, relative_error
 from mod_edge.export.lower import DECOMPOSABLE, mark_attention_decomposable, without_decomposable
-from mod_edge.export.step_io import reference_module, reference_step
+from mod_edge.export.random_step import random_step
+from mod_edge.export.step_io import reference_module
 from mod_edge.export.trace import rounded
 from mod_edge.export.widen import float32_of_bits, write_widened
 from mod_edge.model.checkpoint import Checkpoint
@@ -207,7 +208,7 @@ def test_onnx_own_evaluator_reads_in_place_layers_as_onnxruntime_does(
     dtypes = {name: torch.float32 for name, _ in weights}
     reference = reference_module(config, signature.kind, weights, dtypes)
     layout = step_layout(STEP_SHAPES[shape], config.frame_num_tokens, config.num_kept)
-    inputs, _ = reference_step(reference, config, signature, lowering, layout)
+    inputs, _ = random_step(reference, config, signature, lowering, layout)
     path = str(bundle / signature.file)
     names = [spec.name for spec in signature.outputs]
     theirs = ReferenceEvaluator(onnx.load(path)).run(names, inputs)
