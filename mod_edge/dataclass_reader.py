@@ -7,7 +7,7 @@ what its `__post_init__` raises becomes one of the faults.
 """
 
 import dataclasses
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -171,5 +171,5 @@ def _is_list_of(value: Any, items: tuple[Any, ...]) -> bool:
 def _is_a(value: Any, wanted: type) -> bool:
     """By type() and not isinstance(): a bool is an int to Python."""
     if wanted is float:
-        return type(value) in (int, float) and math.isfinite(value)
+        return type(value) in (int, float) and abs(value) <= sys.float_info.max
     return type(value) is wanted

@@ -96,7 +96,7 @@ def test_a_value_of_another_type_is_named_with_what_is_wanted(name, value, fault
     assert faults_of({**WHOLE, name: value}, syntax=TOML) == [fault]
 
 
-@pytest.mark.parametrize("value", [True, "2", None, float("nan"), float("inf")])
+@pytest.mark.parametrize("value", [True, "2", None, float("nan"), float("inf"), 10**400])
 def test_a_number_is_finite_and_no_bool(value):
     fault = f"lens.focal_length={value!r}, wanted a finite number"
     assert faults_of({**WHOLE, "lens": {"focal_length": value}}) == [fault]
