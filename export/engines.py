@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mod_edge.bundle.bundle import Bundle
 from mod_edge.bundle.engine_manifest import (
     ENGINES_FOLDER,
     TIMING_CACHE_FILE,
@@ -26,22 +27,13 @@ from mod_edge.bundle.engine_manifest import (
     read_engine_manifest,
     write_engine_manifest,
 )
-from mod_edge.bundle.manifest import (
-    CONFIG_FILE,
-    Manifest,
-    check_files,
-    read_manifest,
-    require_listed,
-)
 from mod_edge.bundle.shape_ranges import OptimizationProfiles, optimization_profiles, step_limits
 from mod_edge.bundle.staging import write_whole
-from mod_edge.config import ModelConfig, read_config
 from mod_edge.errors import BackendError, BundleError, ConfigError
 from mod_edge.export.compiler import compile_graph
 from mod_edge.export.compute_capability import choose_compute_capability
 from mod_edge.native.trt import TensorRT, load, require_target
-from mod_edge.plan.kv_window import Rows
-from mod_edge.plan.signature import GraphSignature, bundle_signatures
+from mod_edge.plan.signature import GraphSignature
 from mod_edge.plan.targets import TARGETS
 from mod_edge.profiles import Profile
 
@@ -111,40 +103,38 @@ class BuildReport:
 
 
 def build_engines(
-    folder: Path,
+    bundle: Bundle,
     profile: Profile,
     *,
-    capacity: Rows | None = None,
     compute_capability: str | None = None,
     force: bool = False,
     on_step: OnStep = lambda _name, _done, _total: None,
 ) -> BuildReport:
-    """Compile the graphs of the bundle at `folder` whose engines are not fresh.
+    """Compile the graphs of `bundle` whose engines are not fresh.
 
     Each engine is in its place, and in the manifest beside it, before the next one is begun:
     whatever ends this early costs one graph.
 
     Args:
-        folder: a bundle for a target that has a compiler.
-        profile: shapes to compile for, and how.
-        capacity: rows of the cache to compile `delta` graphs for; `in_place` graphs carry theirs.
+        bundle: for a target that has a compiler; every file of it was hashed.
+        profile: shapes to compile for, and how. Its window is that of `delta` graphs; `in_place`
+            graphs carry theirs.
         compute_capability: of the GPU to compile for, "89" or "8.9"; where None, that of this
             machine's GPU, else the only one of `profile`.
         force: compile the fresh ones too.
         on_step: told the graph that begins, how much of the work is done, and of how much.
 
     Raises:
-        BundleError: no bundle, a damaged one, or one whose graphs no TensorRT compiles.
+        BundleError: its graphs are for a target that compiles no engines.
         ConfigError: the profile does not fit the bundle, or it is open what to compile for.
         BackendError: TensorRT is missing, too old, or lacks disk or memory.
         ExportError: TensorRT refuses a graph or would make a wrong engine of it.
     """
     started = time.perf_counter()
-    manifest = read_manifest(folder)
-    check_files(folder, manifest, hash_all=True)
-    config, signatures = _graphs(folder, manifest)
-    tensorrt = _compiler_for(folder, manifest, profile)
-    settings = _settings(manifest, profile, tensorrt, capacity, compute_capability)
+    folder, manifest, config = bundle.folder, bundle.manifest, bundle.config
+    signatures = bundle.signatures()
+    tensorrt = _compiler_for(bundle, profile)
+    settings = _settings(bundle, profile, tensorrt, compute_capability)
     work = [
         _Work(
             graph,
@@ -194,15 +184,8 @@ class _Work:
         return self.graph_bytes * MEMORY_FACTOR + BASE_MEMORY_BYTES
 
 
-def _graphs(folder: Path, manifest: Manifest) -> tuple[ModelConfig, list[GraphSignature]]:
-    config = read_config(folder / CONFIG_FILE)
-    signatures = bundle_signatures(config, manifest.lowering, manifest.layers)
-    require_listed(folder, manifest, {file for graph in signatures for file in graph.files})
-    return config, signatures
-
-
-def _compiler_for(folder: Path, manifest: Manifest, profile: Profile) -> TensorRT:
-    target = TARGETS[manifest.lowering.target]
+def _compiler_for(bundle: Bundle, profile: Profile) -> TensorRT:
+    folder, target = bundle.folder, bundle.target
     if not target.compiler:
         others = ", ".join(name for name, other in TARGETS.items() if other.compiler)
         raise BundleError(
@@ -221,24 +204,16 @@ def _compiler_for(folder: Path, manifest: Manifest, profile: Profile) -> TensorR
 
 
 def _settings(
-    manifest: Manifest,
-    profile: Profile,
-    tensorrt: TensorRT,
-    capacity: Rows | None,
-    compute_capability: str | None,
+    bundle: Bundle, profile: Profile, tensorrt: TensorRT, compute_capability: str | None
 ) -> EngineSettings:
-    rows = manifest.lowering.capacity or capacity
-    if rows is None:
-        raise ConfigError(
-            f"graphs for target {manifest.lowering.target} take a cache of any size; give the "
-            "capacity to compile them for"
-        )
+    lowering = bundle.lowering
+    rows = lowering.capacity or bundle.plan(profile.window, profile.max_new_tokens).capacity
     return EngineSettings(
-        target=manifest.lowering.target,
+        target=lowering.target,
         compiler=tensorrt.compiler,
         version=tensorrt.version,
         compute_capability=choose_compute_capability(tensorrt, profile, compute_capability),
-        precision=manifest.lowering.precision,
+        precision=lowering.precision,
         profile=profile.name,
         limits=step_limits(profile, rows),
         workspace_mib=profile.workspace_mib,

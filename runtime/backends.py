@@ -3,13 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from mod_edge.bundle.engine_manifest import read_engine_manifests
-from mod_edge.bundle.manifest import Manifest
-from mod_edge.config import ModelConfig
+from mod_edge.bundle.bundle import Bundle
 from mod_edge.errors import BackendError, ConfigError
 from mod_edge.native.cuda_driver import CudaDriver
-from mod_edge.plan.targets import TARGETS
-from mod_edge.runtime.runner import Runner, SessionLimits
+from mod_edge.runtime.loaded_model import LoadedModel, StreamLimits
 
 BACKENDS = ("auto", "tensorrt", "onnx", "torch")
 DEVICES = ("auto", "cpu", "cuda")
@@ -48,53 +45,49 @@ class BackendChoice:
             )
 
 
-def open_runner(
-    folder: Path,
-    manifest: Manifest,
-    config: ModelConfig,
-    limits: SessionLimits,
-    choice: BackendChoice,
-) -> tuple[Runner, str]:
-    """A runner, and why it is this one, in some words.
+def load_model(
+    bundle: Bundle, limits: StreamLimits, choice: BackendChoice
+) -> tuple[LoadedModel, str]:
+    """The bundle on a backend, and why it is this one, in some words.
 
     `auto` takes TensorRT where engines were built and this machine has a GPU and the compiler, else
     ONNX Runtime. What is there and does not fit is an error: a slower backend in its place would
     go unnoticed.
 
     Args:
-        folder: a checked bundle with every layer.
-        manifest: its manifest.
-        config: its config.
-        limits: cache rows and steps at most.
+        bundle: with every layer.
+        limits: of every stream.
         choice: what the user asks for.
 
     Raises:
         BackendError: what is asked for cannot run here, or engines do not fit.
-        CacheError: there is not so much memory.
+        BundleError: a layer is missing.
+        CacheError: there is not enough memory.
     """
+    bundle.require_whole()
     if choice.backend == "torch":
         assert choice.checkpoint is not None, "BackendChoice sees to it"
-        return _open_torch(choice.checkpoint, manifest), "as asked"
+        return _load_torch(choice.checkpoint, bundle), "as asked"
     if choice.backend == "tensorrt":
-        return _open_tensorrt(folder, manifest, config, limits, CudaDriver()), "as asked"
+        return _load_tensorrt(bundle, limits, CudaDriver()), "as asked"
     if choice.backend == "onnx" or choice.device != "auto":
-        return _open_onnx(folder, manifest, config, limits, choice.device)
-    if not TARGETS[manifest.lowering.target].compiler:
-        return _open_onnx(folder, manifest, config, limits, choice.device)
-    driver, obstacle = _driver_for_engines(folder, manifest)
+        return _load_onnx(bundle, limits, choice.device)
+    if not bundle.target.compiler:
+        return _load_onnx(bundle, limits, choice.device)
+    driver, obstacle = _driver_for_engines(bundle)
     if driver is not None:
-        return _open_tensorrt(folder, manifest, config, limits, driver), "its engines fit here"
+        return _load_tensorrt(bundle, limits, driver), "its engines fit here"
     try:
-        return _open_onnx(folder, manifest, config, limits, "cpu")[0], obstacle
+        return _load_onnx(bundle, limits, "cpu")[0], obstacle
     except BackendError as exc:
         raise BackendError(f"{obstacle}; and on the CPU: {exc}") from exc
 
 
-def _driver_for_engines(folder: Path, manifest: Manifest) -> tuple[CudaDriver | None, str]:
+def _driver_for_engines(bundle: Bundle) -> tuple[CudaDriver | None, str]:
     """The GPU for the bundle's engines, or None and what is lacking to run any."""
-    target = TARGETS[manifest.lowering.target]
-    if not read_engine_manifests(folder):
-        build = f"mod-edge build {folder} --profile NAME"
+    target = bundle.target
+    if not bundle.engines:
+        build = f"mod-edge build {bundle.folder} --profile NAME"
         return None, f"for target {target.name}, but no engines are built ({build})"
     from mod_edge.native.trt import load
 
@@ -105,60 +98,47 @@ def _driver_for_engines(folder: Path, manifest: Manifest) -> tuple[CudaDriver | 
         return None, f"engines are built, but {exc}"
 
 
-def _open_tensorrt(
-    folder: Path, manifest: Manifest, config: ModelConfig, limits: SessionLimits, driver: CudaDriver
-) -> Runner:
-    from mod_edge.runtime.device.trt_runner import open_trt_runner
+def _load_tensorrt(bundle: Bundle, limits: StreamLimits, driver: CudaDriver) -> LoadedModel:
+    from mod_edge.runtime.device.trt_model import load_trt_model
 
-    target = TARGETS[manifest.lowering.target]
-    if not target.compiler:
+    if not bundle.target.compiler:
         driver.close()
         raise BackendError(
-            f"bundle {folder} is for target {target.name}, which has no engines; export the "
-            "checkpoint again with a --target that TensorRT compiles (mod-edge targets)"
+            f"bundle {bundle.folder} is for target {bundle.target.name}, which has no engines; "
+            "export the checkpoint again with a --target that TensorRT compiles (mod-edge targets)"
         )
-    return open_trt_runner(folder, manifest, config, limits, driver=driver)
+    return load_trt_model(bundle, limits, driver=driver)
 
 
-def _open_onnx(
-    folder: Path, manifest: Manifest, config: ModelConfig, limits: SessionLimits, device: str
-) -> tuple[Runner, str]:
+def _load_onnx(bundle: Bundle, limits: StreamLimits, device: str) -> tuple[LoadedModel, str]:
     try:
         import onnxruntime
 
-        from mod_edge.runtime.cpu.onnx_runner import OnnxRunner
+        from mod_edge.runtime.cpu.onnx_model import OnnxModel
     except ModuleNotFoundError as exc:
         raise BackendError(
             "backend onnx needs onnxruntime, which is not installed; install it with: pip install "
             '"mod-edge[cpu]"'
         ) from exc
-    reason = f"for target {manifest.lowering.target}" if device == "auto" else "as asked"
-    if device == "auto" and manifest.lowering.target == "cuda":
+    reason = f"for target {bundle.target.name}" if device == "auto" else "as asked"
+    if device == "auto" and bundle.target.name == "cuda":
         has_cuda = CUDA_PROVIDER in onnxruntime.get_available_providers()
         device = "cuda" if has_cuda else "cpu"
         if not has_cuda:
             reason = f"for target cuda, but this onnxruntime has no {CUDA_PROVIDER}"
     if device == "cuda":
-        from mod_edge.runtime.device.cuda_runner import open_cuda_runner
+        from mod_edge.runtime.device.cuda_model import load_cuda_model
 
-        return open_cuda_runner(folder, manifest, config, limits), reason
-    runner = OnnxRunner(
-        folder,
-        config,
-        manifest.lowering,
-        limits.capacity,
-        max_step_tokens=limits.max_step_tokens,
-        frames_per_step=limits.frames_per_step,
-    )
-    return runner, reason
+        return load_cuda_model(bundle, limits), reason
+    return OnnxModel(bundle, limits), reason
 
 
-def _open_torch(checkpoint: Path, manifest: Manifest) -> Runner:
+def _load_torch(checkpoint: Path, bundle: Bundle) -> LoadedModel:
     try:
-        from mod_edge.runtime.cpu.torch_runner import torch_runner_from_checkpoint
+        from mod_edge.runtime.cpu.torch_model import load_torch_model
     except ModuleNotFoundError as exc:
         raise BackendError(
             f"backend torch needs {exc.name}, which is not installed; "
             'install it with: pip install "mod-edge[export]"'
         ) from exc
-    return torch_runner_from_checkpoint(checkpoint, manifest.checkpoint["fingerprint"])
+    return load_torch_model(checkpoint, bundle.manifest.checkpoint["fingerprint"])

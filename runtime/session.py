@@ -3,6 +3,7 @@
 import time
 from collections import Counter, deque
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
 
@@ -25,9 +26,9 @@ from mod_edge.runtime.events import (
     Summary,
     TextEvent,
 )
+from mod_edge.runtime.loaded_model import FrameEmbeds, LoadedModel, StreamState
 from mod_edge.runtime.preprocess import letterbox
 from mod_edge.runtime.queries import Query
-from mod_edge.runtime.runner import FrameEmbeds, Runner
 from mod_edge.runtime.stats import Latencies
 from mod_edge.runtime.stepper import Stepper
 
@@ -64,28 +65,37 @@ class SessionOptions:
 
 
 class Session:
-    """One stream on one runner; `stream` may be iterated once."""
+    """One stream at work; `stream` may be iterated once."""
 
     def __init__(
         self,
-        runner: Runner,
+        state: StreamState,
         config: ModelConfig,
         tokenizer: Tokenizer,
         plan: KvPlan,
         options: SessionOptions,
         *,
         backend: str = "",
+        model: LoadedModel | None = None,
     ) -> None:
-        """A session that owns `runner` and closes it. `open_session` makes one from a bundle.
+        """A session on an empty stream. `open_session` makes one from a bundle.
 
-        `backend` tells people which it is and why; the runner's name where nobody chose.
+        Args:
+            state: the stream; closed with the session.
+            config: the model's.
+            tokenizer: the model's.
+            plan: of the stream's cache.
+            options: how it is run.
+            backend: which it is and why, for people; the stream's name where nobody chose.
+            model: closed with the session; None where it is shared.
         """
-        self.runner = runner
-        self.backend = backend or runner.name
+        self.state = state
+        self.backend = backend or state.name
+        self._model = model
         self.plan = plan
         self.options = options
         self.window = KvWindow(plan.capacity, evict_fraction=options.evict_fraction)
-        self._stepper = Stepper(runner, config, self.window, options.max_step_tokens)
+        self._stepper = Stepper(state, config, self.window, options.max_step_tokens)
         self.config = config
         self._tokenizer = tokenizer
         self._protocol = Protocol(config.stream_config, tokenizer, options.threshold)
@@ -104,7 +114,8 @@ class Session:
         return self
 
     def __exit__(self, *_exc: object) -> None:
-        self.runner.close()
+        with self._model or nullcontext(), self.state:
+            pass
 
     def stream(self, source: Source, queries: Sequence[Query] = ()) -> Iterator[Event]:
         """Watch `source` to its end, yielding events as they happen.
@@ -137,7 +148,7 @@ class Session:
         """What happened so far."""
         wall_s = time.perf_counter() - self._started_s if self._started_s else 0.0
         warnings = list(self._source.warnings) if self._source else []
-        warnings += self.runner.warnings
+        warnings += self.state.warnings
         warnings += [
             f"the query {query.text!r} at {query.time_s:g} s was not reached"
             for query in tuple(self._unanswered)  # the live view asks from its own thread
@@ -165,7 +176,7 @@ class Session:
         started = time.perf_counter()
         for frame, pixels in zip(batch, self._pixels, strict=False):
             letterbox(frame.image, pixels)
-        embeds = self.runner.encode(self._pixels[: len(batch)])
+        embeds = self.state.encode(self._pixels[: len(batch)])
         vision_ms = 1000 * (time.perf_counter() - started) / len(batch)
         first = 0
         while first < len(batch):

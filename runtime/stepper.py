@@ -1,4 +1,4 @@
-"""Feeds text and frames to a runner and keeps the window's books: first room, then the step."""
+"""Feeds text and frames to a stream and keeps the window's books: first room, then the step."""
 
 import time
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from mod_edge.config import ModelConfig
 from mod_edge.plan.kv_budget import rows_of
 from mod_edge.plan.kv_window import Eviction, KvWindow, Rows
 from mod_edge.plan.layout import FRAME, StepLayout, step_layout
-from mod_edge.runtime.runner import Float32Array, FrameEmbeds, Runner
+from mod_edge.runtime.loaded_model import Float32Array, FrameEmbeds, StreamState
 
 
 @dataclass(frozen=True)
@@ -20,12 +20,12 @@ class Roll:
 
 
 class Stepper:
-    """One runner and its window; `rolls` collects what was evicted until somebody takes it."""
+    """One stream and its window; `rolls` collects what was evicted until somebody takes it."""
 
     def __init__(
-        self, runner: Runner, config: ModelConfig, window: KvWindow, max_step_tokens: int
+        self, state: StreamState, config: ModelConfig, window: KvWindow, max_step_tokens: int
     ) -> None:
-        self.runner = runner
+        self.state = state
         self.window = window
         self.rolls: list[Roll] = []
         self._config = config
@@ -39,7 +39,7 @@ class Stepper:
             continues: whether it belongs to the segment in progress.
 
         Returns:
-            Logits (V,) at its last token, the runner's own.
+            Logits (V,) at its last token, the model's own.
         """
         layout = None
         for start in range(0, len(token_ids), self._max_step_tokens):
@@ -51,7 +51,7 @@ class Stepper:
             self.window.append(added, continues=continues)
             continues = True
         assert layout is not None, "text has at least one token"
-        logits: Float32Array = self.runner.logits([layout.num_tokens - 1])[0]
+        logits: Float32Array = self.state.logits([layout.num_tokens - 1])[0]
         return logits
 
     def feed_frames(
@@ -61,11 +61,11 @@ class Stepper:
 
         Args:
             prefix: ids right before the first frame, at least one.
-            embeds: (F, N, D), from the runner.
+            embeds: (F, N, D), from the stream.
             closes_sink: the sink ends between the prefix and the first frame.
 
         Returns:
-            Logits (F, V) at each frame's last token, the runner's own.
+            Logits (F, V) at each frame's last token, the model's own.
         """
         interval_id = self._config.stream_config.frame_token_interval_id
         num_frames = len(embeds)
@@ -85,7 +85,7 @@ class Stepper:
         self.window.append(rows_of(self._config, text, 1), continues=continues)
         for _ in range(num_frames - 1):
             self.window.append(rows_of(self._config, 1, 1), continues=False)
-        return self.runner.logits(layout.last_frame_rows.tolist())
+        return self.state.logits(layout.last_frame_rows.tolist())
 
     def take_back_frames(self, num_frames: int) -> None:
         """Forget the last frames fed, as if they had not been: their rows are overwritten."""
@@ -104,13 +104,13 @@ class Stepper:
         if eviction is None:
             return
         started = time.perf_counter()
-        self.runner.evict(eviction)
+        self.state.evict(eviction)
         self.rolls.append(Roll(eviction, 1000 * (time.perf_counter() - started)))
 
     def _step(
         self, layout: StepLayout, token_ids: Sequence[int], embeds: FrameEmbeds | None
     ) -> None:
-        self.runner.step(
+        self.state.step(
             layout,
             token_ids,
             embeds,

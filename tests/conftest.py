@@ -173,12 +173,13 @@ def recording_of(recorded_stream):
 def built_bundle(bundle_for, tmp_path_factory) -> Path:
     """The `rtx` bundle in fp16 with engines for profile rtx-ada (8 s, once a run); copy it."""
     pytest.importorskip("tensorrt_rtx")
+    from mod_edge.bundle.bundle import open_bundle
     from mod_edge.export.engines import build_engines
     from mod_edge.profiles import load_profile
 
     folder = tmp_path_factory.mktemp("built") / "bundle"
     shutil.copytree(bundle_for("rtx", "fp16"), folder)
-    build_engines(folder, load_profile("rtx-ada"), compute_capability="89")
+    build_engines(open_bundle(folder), load_profile("rtx-ada"), compute_capability="89")
     return folder
 
 

@@ -4,7 +4,7 @@ A file imports only from its own floor or one below it; its folder says which fl
 
     commands   mod_edge/commands/
     judges     mod_edge/verification/ evaluation/ training/ toy_scenes/ doctor/
-    runtime    runtime/    without export/ and the model, but for torch_runner, imported late
+    runtime    runtime/    without export/ and the model, but for torch_model, imported late
     export     export/
     model      mod_edge/model/
     plain      mod_edge/ itself, plan/ bundle/ data/ native/ and profiles/: no torch, no onnx
@@ -40,7 +40,7 @@ COMMAND_ENTRY = ROOT / "mod_edge" / "__main__.py"  # `python -m mod_edge`, which
 UNREACHABLE = {"runtime": {"model", "export"}}  # below it, and yet not for it
 PLAIN_PACKAGES = {*sys.stdlib_module_names, "numpy", "tokenizers", "tomli", "mod_edge"}
 NATIVE_PACKAGES = {"onnxruntime", "tensorrt", "tensorrt_rtx", "cuda"}
-TORCH_RUNNER = ROOT / "runtime" / "cpu" / "torch_runner.py"
+TORCH_MODEL = ROOT / "runtime" / "cpu" / "torch_model.py"
 MAX_LINES = 800
 VAGUE_NAMES = {"utils", "util", "helpers", "helper", "common", "misc", "manager", "managers"}
 
@@ -109,7 +109,7 @@ def test_every_file_imports_from_its_own_floor_or_below():
     def fault_of(path):
         floor = floor_of(path)
         reachable = set(FLOORS[: FLOORS.index(floor) + 1]) - UNREACHABLE.get(floor, set())
-        reachable |= {"model"} if path == TORCH_RUNNER else set()
+        reachable |= {"model"} if path == TORCH_MODEL else set()
         ours = {module for module, _ in imports_of(path) if module in MODULES}
         above = sorted(each for each in ours if floor_of(MODULES[each]) not in reachable)
         return f"({floor}) imports {', '.join(above)}" if above else ""
@@ -117,10 +117,10 @@ def test_every_file_imports_from_its_own_floor_or_below():
     assert faults_in(SOURCES, fault_of) == []
 
 
-def test_only_functions_import_the_torch_runner():
+def test_only_functions_import_the_torch_model():
     def fault_of(path):
         eager = {module for module, is_lazy in imports_of(path) if not is_lazy}
-        return "imports it" if module_of(TORCH_RUNNER) in eager else ""
+        return "imports it" if module_of(TORCH_MODEL) in eager else ""
 
     assert faults_in(SOURCES, fault_of) == []
 

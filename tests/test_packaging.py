@@ -86,7 +86,7 @@ def test_the_command_line_the_runtime_and_the_evaluation_import_without_torch(in
         "from mod_edge import bundle, data, evaluation, native, plan, runtime\n"
         "for package in (bundle, data, evaluation, native, plan, runtime):\n"
         "    for module in pkgutil.walk_packages(package.__path__, f'{package.__name__}.'):\n"
-        "        if module.name != 'mod_edge.runtime.cpu.torch_runner':\n"
+        "        if module.name != 'mod_edge.runtime.cpu.torch_model':\n"
         "            importlib.import_module(module.name)\n"
     )
     run_python("-I", "-c", script, installed, cwd=installed)

@@ -20,13 +20,18 @@ def build(
     json: JsonOption = False,
 ) -> None:
     """Compile a bundle's graphs into TensorRT engines, those that are not fresh already."""
-    from mod_edge.export.build_bundle import build_bundle
+    from mod_edge.bundle.bundle import open_bundle
+    from mod_edge.export.engines import build_engines
     from mod_edge.profiles import load_profile
 
     settings = load_profile(profile)
     with progress("build") as show:
-        report = build_bundle(
-            bundle, settings, compute_capability=compute_capability, force=force, on_step=show
+        report = build_engines(
+            open_bundle(bundle, hash_all=True),
+            settings,
+            compute_capability=compute_capability,
+            force=force,
+            on_step=show,
         )
     if json:
         print_json(report.to_json())

@@ -89,7 +89,7 @@ def _facts(evaluation: Evaluation) -> list[tuple[str, str]]:
         ("model", evaluation.model),
         ("backend", evaluation.backend),
         ("data", f"{evaluation.data}, {evaluation.split}: {clips}"),
-        ("baselines", f"{habit}, the most frequent caption of split {evaluation.habits_from}"),
+        ("baselines", f"{habit}, the most frequent caption of split {evaluation.baseline_from}"),
     ]
 
 

@@ -63,10 +63,11 @@ def export(
         )
     report = None
     if build:
-        from mod_edge.export.build_bundle import build_bundle
+        from mod_edge.bundle.bundle import open_bundle
+        from mod_edge.export.engines import build_engines
 
         with progress("build") as show:
-            report = build_bundle(output, settings, on_step=show)
+            report = build_engines(open_bundle(output, hash_all=True), settings, on_step=show)
     if json:
         document = {
             "bundle": str(output),

@@ -54,15 +54,17 @@ def run(
     if not verbose:
         _quiet_decoders()
     with explained_imports():
+        from mod_edge.bundle.bundle import open_bundle
         from mod_edge.commands.stream_view import show_stream
         from mod_edge.runtime.capture.open_source import open_source
-        from mod_edge.runtime.open_session import open_session, profile_of_bundle
+        from mod_edge.runtime.open_session import open_session
         from mod_edge.runtime.queries import parse_query
 
     queries = [parse_query(text) for text in query or ()]
-    settings = profile_of_bundle(bundle, profile)
+    opened = open_bundle(bundle, hash_all=check)
+    settings = opened.profile(profile)
     session = open_session(
-        bundle,
+        opened,
         backend=backend,
         device=device,
         checkpoint=checkpoint,
@@ -72,7 +74,6 @@ def run(
         threshold=threshold,
         max_new_tokens=max_new_tokens,
         frames_per_step=frames_per_step,
-        check_all=check,
     )
     fps, wanted = session.config.stream_config.frame_fps, settings.camera
     with (

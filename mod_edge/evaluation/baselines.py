@@ -12,7 +12,7 @@ from mod_edge.evaluation.teacher_forcing import late_frames
 
 
 @dataclass(frozen=True)
-class Habits:
+class MajorityBaseline:
     """The most frequent caption, "" where there is none, and the most frequent answers by query."""
 
     caption: str
@@ -33,13 +33,13 @@ class Baseline:
     frames: Callable[[Dialogue], frozenset[int]]
     answers: bool = True
 
-    def account(self, dialogue: Dialogue, habits: Habits, fps: float) -> Account:
+    def account(self, dialogue: Dialogue, majority: MajorityBaseline, fps: float) -> Account:
         """What it says over a clip."""
         asked = queries_of(dialogue)
         frames = sorted(self.frames(dialogue) - {turn.last_frame for turn in asked})
-        answers = [habits.answers.get(turn.query or "", "") for turn in asked]
+        answers = [majority.answers.get(turn.query or "", "") for turn in asked]
         return Account(
-            tuple(Said(frame / fps, habits.caption) for frame in frames),
+            tuple(Said(frame / fps, majority.caption) for frame in frames),
             tuple(answers if self.answers else [""] * len(asked)),
         )
 
@@ -67,7 +67,7 @@ BASELINES = (
 )
 
 
-def habits_of(dialogues: Iterable[Dialogue]) -> Habits:
+def majority_of(dialogues: Iterable[Dialogue]) -> MajorityBaseline:
     """What is said most often; of equally frequent ones the first."""
     captions, answers = Counter[str](), defaultdict[str, Counter[str]](Counter)
     for dialogue in dialogues:
@@ -75,6 +75,6 @@ def habits_of(dialogues: Iterable[Dialogue]) -> Habits:
         for turn in queries_of(dialogue):
             answers[turn.query or ""][turn.reply] += 1
     caption = captions.most_common(1)[0][0] if captions else ""
-    return Habits(
+    return MajorityBaseline(
         caption, {query: counts.most_common(1)[0][0] for query, counts in answers.items()}
     )

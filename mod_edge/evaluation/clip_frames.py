@@ -9,11 +9,11 @@ from mod_edge.config import ModelConfig
 from mod_edge.data.clips import Clip
 from mod_edge.runtime.capture.source import Frame
 from mod_edge.runtime.capture.video_file import VideoFile
+from mod_edge.runtime.loaded_model import UInt8Array
 from mod_edge.runtime.preprocess import letterbox
-from mod_edge.runtime.runner import UInt8Array
 
 
-class Footage:
+class ClipFrames:
     """A clip read once and watched several times; a source of frames like `VideoFile`.
 
     Attributes:
@@ -34,12 +34,12 @@ class Footage:
             # letterboxing changes nothing of an image that is square and of the right size
             yield Frame(index, index / self._fps, np.ascontiguousarray(image[..., ::-1]))
 
-    def with_pixels(self, pixels: UInt8Array) -> "Footage":
+    def with_pixels(self, pixels: UInt8Array) -> "ClipFrames":
         """The same clip, but for what is seen."""
-        return Footage(pixels, self._fps, self.warnings)
+        return ClipFrames(pixels, self._fps, self.warnings)
 
 
-def read_footage(clip: Clip, config: ModelConfig) -> Footage:
+def read_clip_frames(clip: Clip, config: ModelConfig) -> ClipFrames:
     """The clip's frames at the model's rate, up to the duration that its line gives.
 
     Raises:
@@ -52,7 +52,7 @@ def read_footage(clip: Clip, config: ModelConfig) -> Footage:
         for frame in video:
             frames.append(np.zeros((side, side, 3), np.uint8))
             letterbox(frame.image, frames[-1])
-    return Footage(np.stack(frames), stream.frame_fps, video.warnings)
+    return ClipFrames(np.stack(frames), stream.frame_fps, video.warnings)
 
 
 def seed_of(clip: Clip) -> int:

@@ -10,10 +10,17 @@ import numpy as np
 from mod_edge.data.clips import Clip
 from mod_edge.data.dialogue import Dialogue, dialogue_of_clip
 from mod_edge.data.stream_metrics import TurnOutcome
-from mod_edge.evaluation.baselines import BASELINES, Habits
-from mod_edge.evaluation.clip_frames import read_footage, seed_of
-from mod_edge.evaluation.eval_model import Subject
-from mod_edge.evaluation.free_running import Account, FreeRunning, run_free, score
+from mod_edge.evaluation.baselines import BASELINES, MajorityBaseline
+from mod_edge.evaluation.clip_frames import read_clip_frames, seed_of
+from mod_edge.evaluation.eval_model import EvalModel
+from mod_edge.evaluation.free_running import (
+    FreeRunning,
+    ScoredClip,
+    run_free,
+    score,
+    score_clip,
+    total,
+)
 from mod_edge.evaluation.teacher_forcing import (
     TeacherForced,
     summarize,
@@ -21,7 +28,7 @@ from mod_edge.evaluation.teacher_forcing import (
     time_diff_s,
 )
 from mod_edge.evaluation.transcript import Transcript, transcript_of
-from mod_edge.runtime.runner import UInt8Array
+from mod_edge.runtime.loaded_model import UInt8Array
 
 View = Callable[[UInt8Array, int], UInt8Array]
 
@@ -62,23 +69,26 @@ class Row:
         }
 
 
-class Screening:
+class EvalRun:
     """What was seen and said so far.
 
     Attributes:
         num_frames: of all clips so far.
     """
 
-    def __init__(self, subject: Subject, thresholds: Thresholds, *, controls: bool) -> None:
+    def __init__(
+        self, model: EvalModel, thresholds: Thresholds, tolerance_s: float, *, controls: bool
+    ) -> None:
         self.num_frames = 0
-        self._subject = subject
-        self._fps = subject.config.stream_config.frame_fps
+        self._tolerance_s = tolerance_s
+        self._model = model
+        self._fps = model.config.stream_config.frame_fps
         self._thresholds = thresholds
         self._views = {**MODEL_VIEW, **(CONTROL_VIEWS if controls else {})}
         self._names: list[str] = []
         self._dialogues: list[Dialogue] = []
         self._outcomes: dict[str, list[list[TurnOutcome]]] = {name: [] for name in self._views}
-        self._accounts: dict[str, list[Account]] = {name: [] for name in self._views}
+        self._clips: dict[str, list[ScoredClip]] = {name: [] for name in self._views}
         self._video_warnings: list[str] = []
         self._num_short_clips = 0
 
@@ -88,38 +98,36 @@ class Screening:
         Raises:
             SourceError: its video cannot be read.
         """
-        footage, seed = read_footage(clip, self._subject.config), seed_of(clip)
-        dialogue = dialogue_of_clip(clip, self._fps, len(footage.pixels))
+        frames, seed = read_clip_frames(clip, self._model.config), seed_of(clip)
+        dialogue = dialogue_of_clip(clip, self._fps, len(frames.pixels))
         for name, view in self._views.items():
-            seen = footage.with_pixels(view(footage.pixels, seed))
+            seen = frames.with_pixels(view(frames.pixels, seed))
             outcomes = teacher_forced(
-                self._subject,
+                self._model,
                 dialogue,
                 seen.pixels,
                 threshold=self._thresholds.teacher_forced,
                 seed=seed,
             )
             threshold = self._thresholds.free_running
-            account = run_free(self._subject, dialogue, seen, threshold=threshold, seed=seed)
+            account = run_free(self._model, dialogue, seen, threshold=threshold, seed=seed)
             self._outcomes[name].append(outcomes)
-            self._accounts[name].append(account)
+            self._clips[name].append(score_clip(dialogue, account, self._fps, self._tolerance_s))
         self._names.append(clip.uid)
         self._dialogues.append(dialogue)
-        self._video_warnings += footage.warnings
+        self._video_warnings += frames.warnings
         self._num_short_clips += clip.ends_too_soon(dialogue.num_frames, self._fps)
         self.num_frames += dialogue.num_frames
 
-    def rows(self, habits: Habits, tolerance_s: float) -> list[Row]:
+    def rows(self, majority: MajorityBaseline) -> list[Row]:
         """The model, its controls and the baselines, over the clips so far."""
-        return [*self._model_rows(tolerance_s), *self._baseline_rows(habits, tolerance_s)]
+        return [*self._model_rows(), *self._baseline_rows(majority)]
 
-    def transcripts(self, tolerance_s: float) -> list[Transcript]:
+    def transcripts(self) -> list[Transcript]:
         """What the model said over each clip so far, beside what was due."""
         return [
-            transcript_of(name, dialogue, account, self._fps, tolerance_s)
-            for name, dialogue, account in zip(
-                self._names, self._dialogues, self._accounts["model"], strict=True
-            )
+            transcript_of(name, clip, self._fps, self._tolerance_s)
+            for name, clip in zip(self._names, self._clips["model"], strict=True)
         ]
 
     def warnings(self, rows: Sequence[Row]) -> list[str]:
@@ -134,7 +142,7 @@ class Screening:
         return [
             *self._video_warnings,
             *short,
-            *self._subject.warnings,
+            *self._model.warnings,
             *(
                 f"{name}: so much was said that the window rolled, {count} times in all"
                 for name, count in rolls.items()
@@ -142,15 +150,15 @@ class Screening:
             ),
         ]
 
-    def _model_rows(self, tolerance_s: float) -> Iterator[Row]:
-        for name, accounts in self._accounts.items():
-            clips = zip(self._dialogues, accounts, strict=True)
-            forced = summarize(self._outcomes[name], self._fps)
-            yield Row(name, forced, score(clips, self._fps, tolerance_s))
+    def _model_rows(self) -> Iterator[Row]:
+        for name, clips in self._clips.items():
+            yield Row(name, summarize(self._outcomes[name], self._fps), total(clips))
 
-    def _baseline_rows(self, habits: Habits, tolerance_s: float) -> Iterator[Row]:
+    def _baseline_rows(self, majority: MajorityBaseline) -> Iterator[Row]:
         for baseline in BASELINES:
-            clips = [(each, baseline.account(each, habits, self._fps)) for each in self._dialogues]
+            clips = [
+                (each, baseline.account(each, majority, self._fps)) for each in self._dialogues
+            ]
             differences = [baseline.frame_diffs(each) for each in self._dialogues]
             forced = TeacherForced(time_diff_s=time_diff_s(differences, self._fps))
-            yield Row(baseline.name, forced, score(clips, self._fps, tolerance_s))
+            yield Row(baseline.name, forced, score(clips, self._fps, self._tolerance_s))

@@ -14,10 +14,9 @@ from mod_edge.config import StreamConfig
 from mod_edge.data.clips import read_clips, split_file
 from mod_edge.data.dialogue import dialogue_of_clip
 from mod_edge.errors import ConfigError
-from mod_edge.evaluation.baselines import habits_of
-from mod_edge.evaluation.eval_model import Subject
-from mod_edge.evaluation.eval_run import Row, Screening, Thresholds
-from mod_edge.evaluation.opened_model import open_model
+from mod_edge.evaluation.baselines import majority_of
+from mod_edge.evaluation.eval_model import EvalModel, open_model
+from mod_edge.evaluation.eval_run import EvalRun, Row, Thresholds
 from mod_edge.evaluation.transcript import Transcript
 
 TRAIN_SPLIT = "train"
@@ -41,7 +40,7 @@ class Evaluation:
         fps: frames/s that the model sees.
         tolerance_s: how far off a right caption may be.
         thresholds: of the silent token's probability.
-        habits_from: the split that the baselines know.
+        baseline_from: the split that the baselines know.
         most_frequent: its most frequent caption.
         rows: the model, its controls, the baselines.
         transcripts: what the model, left to itself, said over each clip.
@@ -57,7 +56,7 @@ class Evaluation:
     fps: float
     tolerance_s: float
     thresholds: Thresholds
-    habits_from: str
+    baseline_from: str
     most_frequent: str
     rows: list[Row]
     transcripts: list[Transcript]
@@ -86,7 +85,7 @@ def evaluate(
 
     Args:
         model: folder of a checkpoint, which PyTorch computes in float32, or of a bundle.
-        data: the data set's folder, see `training.clips`.
+        data: the data set's folder, see `data.clips`.
         split: of the data set.
         max_clips: take the first so many of its clips; all where None.
         tolerance_s: how far off a right caption may be.
@@ -110,32 +109,32 @@ def evaluate(
     opened = open_model(model, backend=backend, device=device, profile=profile)
     fps = opened.config.stream_config.frame_fps
     thresholds = _thresholds(opened.config.stream_config, threshold)
-    habits_from = TRAIN_SPLIT if split_file(data, TRAIN_SPLIT).is_file() else split
-    habits = habits_of(
+    baseline_from = TRAIN_SPLIT if split_file(data, TRAIN_SPLIT).is_file() else split
+    majority = majority_of(
         dialogue_of_clip(clip, fps, clip.most_frames(fps))
-        for clip in read_clips(data, habits_from, needs_videos=False)
+        for clip in read_clips(data, baseline_from, needs_videos=False)
     )
-    with Subject(opened, clips) as subject:
-        screening = Screening(subject, thresholds, controls=controls)
+    with EvalModel(opened, clips) as loaded:
+        eval_run = EvalRun(loaded, thresholds, tolerance_s, controls=controls)
         for number, clip in enumerate(clips):
             on_step(f"clip {number + 1} of {len(clips)}", number, len(clips))
-            screening.watch(clip)
-        rows = screening.rows(habits, tolerance_s)
+            eval_run.watch(clip)
+        rows = eval_run.rows(majority)
         return Evaluation(
             model=str(model),
-            backend=subject.backend,
+            backend=loaded.backend,
             data=str(data),
             split=split,
             num_clips=len(clips),
-            num_frames=screening.num_frames,
+            num_frames=eval_run.num_frames,
             fps=fps,
             tolerance_s=tolerance_s,
             thresholds=thresholds,
-            habits_from=habits_from,
-            most_frequent=habits.caption,
+            baseline_from=baseline_from,
+            most_frequent=majority.caption,
             rows=rows,
-            transcripts=screening.transcripts(tolerance_s),
-            warnings=screening.warnings(rows),
+            transcripts=eval_run.transcripts(),
+            warnings=eval_run.warnings(rows),
         )
 
 

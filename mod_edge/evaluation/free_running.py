@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from mod_edge.data.dialogue import Dialogue, Turn
 from mod_edge.data.stream_metrics import is_same, match_in_order, mean, ratio
-from mod_edge.evaluation.clip_frames import Footage
-from mod_edge.evaluation.eval_model import Subject
+from mod_edge.evaluation.clip_frames import ClipFrames
+from mod_edge.evaluation.eval_model import EvalModel
 from mod_edge.runtime.events import ReplyEvent
 from mod_edge.runtime.queries import Query
 
@@ -101,15 +101,16 @@ class FreeRunning:
 
 
 def run_free(
-    subject: Subject, dialogue: Dialogue, footage: Footage, *, threshold: float, seed: int
+    model: EvalModel, dialogue: Dialogue, frames: ClipFrames, *, threshold: float, seed: int
 ) -> Account:
-    """What the model says over the footage, with the dialogue's queries put to it."""
-    fps = subject.config.stream_config.frame_fps
+    """What the model says over the frames, with the dialogue's queries put to it."""
+    fps = model.config.stream_config.frame_fps
     asked = queries_of(dialogue)
     queries = [Query(turn.query or "", turn.last_frame / fps) for turn in asked]
-    session = subject.session(threshold, seed)
-    events = session.stream(footage, queries)
-    replies = [event for event in events if isinstance(event, ReplyEvent)]
+    with model.open_session(threshold, seed) as session:
+        events = session.stream(frames, queries)
+        replies = [event for event in events if isinstance(event, ReplyEvent)]
+        model.note_warnings(session.state)
     return Account(
         captions=tuple(Said(each.time_s, each.text) for each in replies if each.query is None),
         answers=tuple(each.text for each in replies if each.query is not None),
@@ -127,41 +128,75 @@ def queries_of(dialogue: Dialogue) -> list[Turn]:
     return [turn for turn in dialogue.turns if turn.query is not None]
 
 
+@dataclass(frozen=True)
+class ScoredClip:
+    """What was said over a clip, paired with what was due: once, for counts and transcript alike.
+
+    Attributes:
+        dialogue: what was due.
+        account: what was said.
+        said_s, due_s: times of the captions that were said and that were due, in seconds.
+        right: (index of a said caption, index of a due one) that agree within the tolerance.
+        moments: the same by time alone, whatever was said.
+    """
+
+    dialogue: Dialogue
+    account: Account
+    said_s: list[float]
+    due_s: list[float]
+    right: list[tuple[int, int]]
+    moments: list[tuple[int, int]]
+
+
+def score_clip(dialogue: Dialogue, account: Account, fps: float, tolerance_s: float) -> ScoredClip:
+    """The account of one clip, paired with its dialogue."""
+    turns, said = captions_of(dialogue), account.captions
+    due_s, said_s = [turn.last_frame / fps for turn in turns], [each.time_s for each in said]
+
+    def agree(i: int, j: int) -> bool:
+        return is_same(said[i].text, turns[j].reply, turns[j].keys)
+
+    return ScoredClip(
+        dialogue,
+        account,
+        said_s,
+        due_s,
+        match_in_order(said_s, due_s, tolerance_s, agree),
+        match_in_order(said_s, due_s, tolerance_s),
+    )
+
+
 def score(clips: Iterable[tuple[Dialogue, Account]], fps: float, tolerance_s: float) -> FreeRunning:
     """The accounts of some clips, held against their dialogues."""
-    tally = _Tally(fps, tolerance_s)
-    for dialogue, account in clips:
-        tally.add_captions(captions_of(dialogue), account.captions)
-        tally.add_answers(queries_of(dialogue), account.answers)
-        tally.num_rolls += account.num_rolls
+    return total(score_clip(dialogue, account, fps, tolerance_s) for dialogue, account in clips)
+
+
+def total(clips: Iterable[ScoredClip]) -> FreeRunning:
+    """The counts over some clips."""
+    tally = _Tally()
+    for clip in clips:
+        tally.add_captions(clip)
+        tally.add_answers(queries_of(clip.dialogue), clip.account.answers)
+        tally.num_rolls += clip.account.num_rolls
     return tally.result()
 
 
 class _Tally:
     """Counts, clip by clip."""
 
-    def __init__(self, fps: float, tolerance_s: float) -> None:
-        self._fps = fps
-        self._tolerance_s = tolerance_s
+    def __init__(self) -> None:
         self._true, self._right, self._moments = Counter[str](), Counter[str](), Counter[str]()
         self._errors_s: list[float] = []
         self._num_said = self._num_answers = self._num_answers_right = 0
         self.num_rolls = 0
 
-    def add_captions(self, turns: Sequence[Turn], said: Sequence[Said]) -> None:
-        true_s, said_s = [turn.last_frame / self._fps for turn in turns], [e.time_s for e in said]
-
-        def agree(i: int, j: int) -> bool:
-            return is_same(said[i].text, turns[j].reply, turns[j].keys)
-
-        kinds = [turn.kind for turn in turns]
-        right = match_in_order(said_s, true_s, self._tolerance_s, agree)
-        moments = match_in_order(said_s, true_s, self._tolerance_s)
-        self._num_said += len(said)
+    def add_captions(self, clip: ScoredClip) -> None:
+        kinds = [turn.kind for turn in captions_of(clip.dialogue)]
+        self._num_said += len(clip.said_s)
         self._true.update(kinds)
-        self._right.update(kinds[j] for _, j in right)
-        self._moments.update(kinds[j] for _, j in moments)
-        self._errors_s += [said_s[i] - true_s[j] for i, j in moments]
+        self._right.update(kinds[j] for _, j in clip.right)
+        self._moments.update(kinds[j] for _, j in clip.moments)
+        self._errors_s += [clip.said_s[i] - clip.due_s[j] for i, j in clip.moments]
 
     def add_answers(self, turns: Sequence[Turn], answers: Sequence[str]) -> None:
         for turn, answer in zip(turns, answers, strict=True):

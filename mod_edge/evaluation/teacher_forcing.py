@@ -22,9 +22,9 @@ from mod_edge.data.stream_metrics import (
     speaks,
     token_losses,
 )
-from mod_edge.evaluation.eval_model import Subject
+from mod_edge.evaluation.eval_model import EvalModel
 from mod_edge.plan.kv_window import KvWindow
-from mod_edge.runtime.runner import UInt8Array
+from mod_edge.runtime.loaded_model import StreamState, UInt8Array
 from mod_edge.runtime.stepper import Stepper
 
 
@@ -70,10 +70,11 @@ def time_diff_s(clips: Iterable[Sequence[int]], fps: float) -> float | None:
 
 
 def teacher_forced(
-    subject: Subject, dialogue: Dialogue, pixels: UInt8Array, *, threshold: float, seed: int
+    model: EvalModel, dialogue: Dialogue, pixels: UInt8Array, *, threshold: float, seed: int
 ) -> list[TurnOutcome]:
     """How the model does in each turn of a dialogue over frames (F, I, I, 3)."""
-    return list(_Lesson(subject, pixels, threshold, seed).turns(dialogue))
+    with model.open_stream(seed) as stream:
+        return list(_Feeding(model, stream, pixels, threshold).turns(dialogue))
 
 
 def late_frames(turn: Turn, following: Turn | None) -> range:
@@ -84,24 +85,24 @@ def late_frames(turn: Turn, following: Turn | None) -> range:
     return range(following.first_frame, following.first_frame + count)
 
 
-class _Lesson:
-    """One dialogue, being fed."""
+class _Feeding:
+    """One dialogue, being fed to a stream."""
 
-    def __init__(self, subject: Subject, pixels: UInt8Array, threshold: float, seed: int) -> None:
-        self._limits = subject.limits
-        self._stream = subject.config.stream_config
+    def __init__(
+        self, model: EvalModel, stream: StreamState, pixels: UInt8Array, threshold: float
+    ) -> None:
+        self._limits = model.limits
+        self._protocol = model.config.stream_config
         self._pixels = pixels
         self._threshold = threshold
-        self._script = Script(self._stream, subject.tokenizer)
+        self._script = Script(self._protocol, model.tokenizer)
         self._window = KvWindow(self._limits.capacity, evict_fraction=1.0)
-        self._stepper = Stepper(
-            subject.runner(seed), subject.config, self._window, self._limits.max_step_tokens
-        )
+        self._stepper = Stepper(stream, model.config, self._window, self._limits.max_step_tokens)
 
     def turns(self, dialogue: Dialogue) -> Iterator[TurnOutcome]:
         for turn, following in zip_longest(dialogue.turns, dialogue.turns[1:]):
             yield self._turn(turn, following)
-        assert not self._window.num_evicted, "a subject's window holds any dialogue"
+        assert not self._window.num_evicted, "a model's window holds any dialogue"
 
     def _turn(self, turn: Turn, following: Turn | None) -> TurnOutcome:
         pieces = list(self._script.frames(turn))
@@ -123,17 +124,17 @@ class _Lesson:
         end = first + count
         for start in range(first, end, self._limits.frames_per_step):
             stop = min(start + self._limits.frames_per_step, end)
-            embeds = self._stepper.runner.encode(self._pixels[start:stop])
+            embeds = self._stepper.state.encode(self._pixels[start:stop])
             closes_sink = self._window.sink_is_open
             logits = self._stepper.feed_frames(prefix, embeds, closes_sink=closes_sink)
-            silent_id = self._stream.frame_token_interval_id
+            silent_id = self._protocol.frame_token_interval_id
             spoken += speaks(logits, silent_id, self._threshold).tolist()
             prefix = [silent_id]
         return spoken
 
     def _look_ahead(self, frames: range) -> list[bool]:
         """Whether it speaks at each of these frames, which are then taken back."""
-        silent_id = self._stream.frame_token_interval_id
+        silent_id = self._protocol.frame_token_interval_id
         spoken = self._show([silent_id], frames.start, len(frames))
         self._stepper.take_back_frames(len(frames))
         return spoken
@@ -148,7 +149,7 @@ class _Lesson:
             asked = range(max(first - start, 0), min(len(piece), len(ids) - 1 - start))
             for place in range(0, len(asked), self._limits.frames_per_step):
                 rows = asked[place : place + self._limits.frames_per_step]
-                logits = self._stepper.runner.logits(rows)
+                logits = self._stepper.state.logits(rows)
                 right = [ids[start + row + 1] for row in rows]
                 losses.append(token_losses(logits, right))
                 is_right += (logits.argmax(axis=1) == right).tolist()

@@ -9,10 +9,9 @@ from mod_edge.config import read_config, write_config
 from mod_edge.data.clips import Clip
 from mod_edge.data.dialogue import Dialogue, dialogue_of_clip
 from mod_edge.errors import ConfigError
-from mod_edge.evaluation.clip_frames import read_footage, seed_of
-from mod_edge.evaluation.eval_model import Subject
+from mod_edge.evaluation.clip_frames import read_clip_frames, seed_of
+from mod_edge.evaluation.eval_model import EvalModel, open_model
 from mod_edge.evaluation.free_running import Account, run_free, score
-from mod_edge.evaluation.opened_model import open_model
 
 SPLIT = "validation"
 # 0 takes the likeliest token as it is, 0.725 is the published demo's. Up to 0.5 they hardly differ:
@@ -58,15 +57,13 @@ def choose_threshold(
     opened = open_model(checkpoint, backend="auto", device="auto")
     fps = opened.config.stream_config.frame_fps
     accounts: list[list[tuple[Dialogue, Account]]] = [[] for _ in thresholds]
-    with Subject(opened, clips) as subject:
+    with EvalModel(opened, clips) as model:
         for number, clip in enumerate(clips):
             on_step(f"threshold, clip {number + 1} of {len(clips)}", number, len(clips))
-            footage = read_footage(clip, opened.config)
-            dialogue = dialogue_of_clip(clip, fps, len(footage.pixels))
+            frames = read_clip_frames(clip, opened.config)
+            dialogue = dialogue_of_clip(clip, fps, len(frames.pixels))
             for threshold, watched in zip(thresholds, accounts, strict=True):
-                account = run_free(
-                    subject, dialogue, footage, threshold=threshold, seed=seed_of(clip)
-                )
+                account = run_free(model, dialogue, frames, threshold=threshold, seed=seed_of(clip))
                 watched.append((dialogue, account))
     scores = [score(watched, fps, tolerance_s) for watched in accounts]
     f1 = tuple(each.f1 or 0.0 for each in scores)

@@ -25,7 +25,7 @@ from mod_edge.plan.parity import (
     worst_row_cosine,
 )
 from mod_edge.plan.signature import GraphSignature
-from mod_edge.runtime.runner import Int64Array
+from mod_edge.runtime.loaded_model import Int64Array
 from mod_edge.verification.graph_backends import GraphBackend
 from mod_edge.verification.recording import Arrays, GraphRecording, GraphStep, held_dtype
 

@@ -15,7 +15,7 @@ from mod_edge.plan.kv_window import Eviction, Rows
 from mod_edge.plan.layout import StepLayout
 from mod_edge.plan.signature import GraphSignature, TensorSpec
 from mod_edge.plan.targets import Lowering
-from mod_edge.runtime.runner import Float32Array, Int64Array, UInt8Array
+from mod_edge.runtime.loaded_model import Float32Array, Int64Array, UInt8Array
 
 AFTER_ROLL = ", after a roll"
 

@@ -21,7 +21,7 @@ from mod_edge.model.video_llm import VideoLLM
 from mod_edge.plan.graph_kind import DENSE, HEAD, MOD, REBASE, VISION, GraphKind
 from mod_edge.plan.signature import GraphSignature
 from mod_edge.plan.targets import Lowering
-from mod_edge.runtime.runner import Float32Array, Int64Array
+from mod_edge.runtime.loaded_model import Float32Array, Int64Array
 from mod_edge.verification.graph_backends import input_metadata
 from mod_edge.verification.graph_check import run_steps
 from mod_edge.verification.recording import Arrays, GraphRecording, GraphStep, Selections

@@ -16,11 +16,11 @@ from mod_edge.model.layers import LayerCache, MoDDecoderLayer
 from mod_edge.model.video_llm import VideoLLM
 from mod_edge.plan.kv_window import Eviction, Rows
 from mod_edge.plan.layout import StepLayout
-from mod_edge.runtime.runner import (
+from mod_edge.runtime.loaded_model import (
     Float32Array,
     FrameEmbeds,
     Int64Array,
-    Runner,
+    StreamState,
     UInt8Array,
 )
 from mod_edge.verification.recording import (
@@ -74,8 +74,8 @@ class NumberedEmbeds:
         return NumberedEmbeds(self.embeds[frames], self.numbers[frames])
 
 
-class Recorder(Runner):
-    """The reference as a session's runner; of every kind of step it remembers the latest.
+class Recorder(StreamState):
+    """The reference as a session's stream; of every kind of step it remembers the latest.
 
     Attributes:
         calls: every call, in order.
@@ -95,10 +95,10 @@ class Recorder(Runner):
             selections: step by step and by MoD layer, (F, K) to compute instead of the reference's
                 own choice; empty to let it choose.
         """
-        from mod_edge.runtime.cpu.torch_runner import TorchRunner
+        from mod_edge.runtime.cpu.torch_model import TorchModel
 
-        self._runner = TorchRunner(model)
-        self.name = self._runner.name
+        self._stream = TorchModel(model).open_stream()
+        self.name = self._stream.name
         self.calls: list[Call] = []
         self.frames: dict[str, UInt8Array] = {}
         self.steps: dict[str, DecoderStep] = {}
@@ -125,13 +125,13 @@ class Recorder(Runner):
             hook.remove()
 
     def encode(self, frames: UInt8Array) -> "NumberedEmbeds":
-        """See `Runner`."""
+        """See `StreamState`."""
         fed = frames.copy()  # the session writes the next frames into the same buffer
         self.calls.append(EncodeCall(fed))
         self.frames["one frame"] = fed[:1]
         if len(fed) > 1:
             self.frames["many frames"] = fed
-        return NumberedEmbeds(self._runner.encode(fed), range(len(fed)))
+        return NumberedEmbeds(self._stream.encode(fed), range(len(fed)))
 
     def step(
         self,
@@ -142,14 +142,14 @@ class Recorder(Runner):
         position: int,
         past: Rows,
     ) -> None:
-        """See `Runner`."""
+        """See `StreamState`."""
         self._kind = step_kind(layout, past) + AFTER_ROLL * self._has_just_rolled
         self._has_just_rolled = False
         self._states, self._router_logits = {}, {}
         self._forced = next(self._selections, {})
         assert frame_embeds is None or isinstance(frame_embeds, NumberedEmbeds), "they are ours"
         embeds = frame_embeds and frame_embeds.embeds
-        self._runner.step(layout, token_ids, embeds, position=position, past=past)
+        self._stream.step(layout, token_ids, embeds, position=position, past=past)
         self.steps[self._kind] = DecoderStep(layout, position, self._states)
         self.calls.append(
             StepCall(
@@ -158,20 +158,20 @@ class Recorder(Runner):
                 first_frame=frame_embeds.numbers[0] if frame_embeds else 0,
                 position=position,
                 past=past,
-                kept=dict(self._runner.kept),
+                kept=dict(self._stream.kept),
                 router_logits=self._router_logits,
             )
         )
 
     def logits(self, rows: Sequence[int]) -> Float32Array:
-        """See `Runner`."""
-        logits = self._runner.logits(rows)
+        """See `StreamState`."""
+        logits = self._stream.logits(rows)
         self.calls.append(ReadCall(tuple(rows), logits))
         return logits
 
     def evict(self, eviction: Eviction) -> None:
-        """See `Runner`."""
-        self._runner.evict(eviction)
+        """See `StreamState`."""
+        self._stream.evict(eviction)
         self.calls.append(EvictCall(eviction))
         self._num_evicted = eviction.num_evicted
         self._has_just_rolled = True
@@ -185,8 +185,8 @@ class Recorder(Runner):
 
     @property
     def kept(self) -> Mapping[int, Int64Array]:
-        """See `Runner`."""
-        return self._runner.kept
+        """See `StreamState`."""
+        return self._stream.kept
 
     def _see_layer(
         self, index: int, layer: nn.Module, arguments: tuple[Any, ...]

@@ -14,8 +14,8 @@ from mod_edge.plan.protocol import Protocol
 from mod_edge.plan.targets import Lowering
 from mod_edge.runtime.capture.source import Source
 from mod_edge.runtime.events import FrameEvent
+from mod_edge.runtime.loaded_model import Int64Array
 from mod_edge.runtime.queries import Query
-from mod_edge.runtime.runner import Int64Array
 from mod_edge.runtime.session import LONGEST_PREFIX, Session, SessionOptions
 from mod_edge.verification.recording import AFTER_ROLL, EvictCall, StreamTrace
 from mod_edge.verification.reference_recording import Recorder

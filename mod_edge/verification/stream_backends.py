@@ -1,24 +1,23 @@
-"""Where a whole stream can be run to be judged: the runtime's own runners."""
+"""Where a whole stream can be run to be judged: the runtime's own models."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
 
+from mod_edge.bundle.bundle import Bundle
 from mod_edge.errors import ModEdgeError
 from mod_edge.plan.protocol import Protocol
-from mod_edge.plan.targets import TARGETS
-from mod_edge.runtime.backends import BackendChoice, open_runner
-from mod_edge.runtime.runner import Runner, SessionLimits
+from mod_edge.runtime.backends import BackendChoice, load_model
+from mod_edge.runtime.loaded_model import LoadedModel, StreamLimits
 from mod_edge.verification.graph_backends import NO_CUDA, NotRun, has_cuda_provider, rewriting
-from mod_edge.verification.opened_bundle import OpenedBundle
 from mod_edge.verification.recording import StreamTrace
 from mod_edge.verification.stream_check import Follow, StreamResult, check_stream
 from mod_edge.verification.tensorrt_backend import find_tensorrt
 
-OpenRunner = Callable[[StreamTrace], Runner]
+LoadBackend = Callable[[StreamTrace], LoadedModel]
 
 
 def check_streams(
-    bundle: OpenedBundle, trace: StreamTrace, follow: Follow | None
+    bundle: Bundle, trace: StreamTrace, follow: Follow | None
 ) -> Iterator[StreamResult]:
     """The stream on every backend that this machine has for the bundle.
 
@@ -36,43 +35,42 @@ def check_streams(
             if device == "cuda" and not has_cuda_provider():
                 yield StreamResult(NO_CUDA.name, "not run", NO_CUDA.reason)
                 continue
-            chosen = partial(_runner, bundle, BackendChoice("onnx", device))
+            chosen = partial(_load, bundle, BackendChoice("onnx", device))
             yield check_backend(bundle, trace, follow, f"onnx {device.upper()}", chosen)
-    if TARGETS[bundle.lowering.target].compiler:
+    if bundle.target.compiler:
         tensorrt = find_tensorrt(bundle)
         if isinstance(tensorrt, NotRun):
             yield StreamResult(tensorrt.name, "not run", tensorrt.reason)
         else:
-            chosen = partial(_runner, bundle, BackendChoice("tensorrt"))
+            chosen = partial(_load, bundle, BackendChoice("tensorrt"))
             yield check_backend(bundle, trace, follow, tensorrt.name, chosen)
 
 
 def check_backend(
-    bundle: OpenedBundle,
+    bundle: Bundle,
     trace: StreamTrace,
     follow: Follow | None,
     name: str,
-    open_backend: OpenRunner,
+    load_backend: LoadBackend,
 ) -> StreamResult:
     """The stream on one backend; whatever is wrong with it stands in the result."""
     config = bundle.config
     protocol = Protocol(config.stream_config, bundle.tokenizer, trace.threshold)
     precision = bundle.lowering.precision
     try:
-        with open_backend(trace) as runner:
+        with load_backend(trace) as model, model.open_stream() as state:
             return check_stream(
-                trace, runner, config, protocol, precision, backend=name, follow=follow
+                trace, state, config, protocol, precision, backend=name, follow=follow
             )
     except ModEdgeError as exc:
         return StreamResult(name, "failed", str(exc))
 
 
-def session_limits(bundle: OpenedBundle, trace: StreamTrace) -> SessionLimits:
-    """What the trace asks of a runner."""
+def stream_limits(bundle: Bundle, trace: StreamTrace) -> StreamLimits:
+    """What the trace asks of a model."""
     capacity = bundle.lowering.capacity or trace.capacity
-    return SessionLimits(capacity, trace.max_step_tokens, trace.frames_per_step)
+    return StreamLimits(capacity, trace.max_step_tokens, trace.frames_per_step)
 
 
-def _runner(bundle: OpenedBundle, choice: BackendChoice, trace: StreamTrace) -> Runner:
-    limits = session_limits(bundle, trace)
-    return open_runner(bundle.folder, bundle.manifest, bundle.config, limits, choice)[0]
+def _load(bundle: Bundle, choice: BackendChoice, trace: StreamTrace) -> LoadedModel:
+    return load_model(bundle, stream_limits(bundle, trace), choice)[0]

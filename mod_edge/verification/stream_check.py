@@ -16,7 +16,7 @@ from mod_edge.plan.layout import FRAME, StepLayout, step_layout
 from mod_edge.plan.parity import num_other_tokens, row_scales, selection_gap
 from mod_edge.plan.protocol import Protocol
 from mod_edge.plan.signature import layer_name
-from mod_edge.runtime.runner import Float32Array, Int64Array, Runner
+from mod_edge.runtime.loaded_model import Float32Array, Int64Array, StreamState
 from mod_edge.verification.recording import EncodeCall, EvictCall, ReadCall, StepCall, StreamTrace
 
 STREAM = "stream"  # stands where results of graphs have the graph's name
@@ -92,33 +92,33 @@ class Replay:
 Follow = Callable[[Sequence[dict[int, Int64Array]]], StreamTrace]
 
 
-def replay(trace: StreamTrace, runner: Runner, config: ModelConfig) -> Replay:
-    """Make every call of the trace on `runner`.
+def replay(trace: StreamTrace, state: StreamState, config: ModelConfig) -> Replay:
+    """Make every call of the trace on `state`.
 
     Raises:
-        ModEdgeError: the runner cannot.
+        ModEdgeError: it cannot.
     """
     selections: list[dict[int, Int64Array]] = []
     logits: list[Float32Array] = []
     embeds = None
     for call in trace.calls:
         if isinstance(call, EncodeCall):
-            embeds = runner.encode(call.frames)
+            embeds = state.encode(call.frames)
         elif isinstance(call, EvictCall):
-            runner.evict(call.eviction)
+            state.evict(call.eviction)
         elif isinstance(call, ReadCall):
-            logits.append(runner.logits(call.rows).copy())
+            logits.append(state.logits(call.rows).copy())
         else:
             layout = call_layout(call, config)
             frames = slice(call.first_frame, call.first_frame + layout.num_frames)
-            runner.step(
+            state.step(
                 layout,
                 call.token_ids,
                 embeds[frames] if embeds is not None and layout.num_frames else None,
                 position=call.position,
                 past=call.past,
             )
-            selections.append({layer: kept.copy() for layer, kept in runner.kept.items()})
+            selections.append({layer: kept.copy() for layer, kept in state.kept.items()})
     return Replay(selections, logits)
 
 
@@ -129,7 +129,7 @@ def call_layout(call: StepCall, config: ModelConfig) -> StepLayout:
 
 def check_stream(
     trace: StreamTrace,
-    runner: Runner,
+    state: StreamState,
     config: ModelConfig,
     protocol: Protocol,
     precision: str,
@@ -137,19 +137,19 @@ def check_stream(
     backend: str,
     follow: Follow | None,
 ) -> StreamResult:
-    """Replay the trace on `runner` and judge its answers.
+    """Replay the trace on `state` and judge its answers.
 
     Args:
         trace: the reference's.
-        runner: fresh; not closed here.
+        state: a stream that has not begun; not closed here.
         config: the model's.
         protocol: tells what logits mean.
         precision: of the bundle.
-        backend: name of the runner.
+        backend: name of what computes.
         follow: the reference's trace for given selections; None where there is no reference.
     """
     try:
-        ours = replay(trace, runner, config)
+        ours = replay(trace, state, config)
     except ModEdgeError as exc:
         return StreamResult(backend, "failed", str(exc))
     chosen = _selections(trace, ours)

@@ -4,36 +4,35 @@ from polygraphy import config as polygraphy_config
 from polygraphy.backend.base import BaseRunner
 from polygraphy.common import TensorMetadata
 
-from mod_edge.bundle.engine_manifest import engine_file, read_engine_manifests
+from mod_edge.bundle.bundle import Bundle
+from mod_edge.bundle.engine_manifest import engine_file
 from mod_edge.bundle.shape_ranges import optimization_profiles
 from mod_edge.errors import BackendError
 from mod_edge.native.gpu import find_gpu
 from mod_edge.native.trt import NAMES, TensorRT, load
 from mod_edge.plan.signature import GraphSignature
-from mod_edge.plan.targets import TARGETS
 from mod_edge.runtime.device.engine_choice import find_engines
 from mod_edge.runtime.device.engine_loader import EngineLoader
-from mod_edge.runtime.runner import SessionLimits
+from mod_edge.runtime.loaded_model import StreamLimits
 from mod_edge.verification.graph_backends import GraphBackend, NotRun, input_metadata
-from mod_edge.verification.opened_bundle import OpenedBundle
 from mod_edge.verification.recording import Arrays
 
 
-def find_tensorrt(bundle: OpenedBundle) -> TensorRT | NotRun:
+def find_tensorrt(bundle: Bundle) -> TensorRT | NotRun:
     """The TensorRT for the bundle's engines; or why it is not asked here: no GPU, no engines."""
-    compiler = TARGETS[bundle.lowering.target].compiler
+    compiler = bundle.target.compiler
     try:
         find_gpu()
         tensorrt = load(compiler)
     except BackendError as exc:
         return NotRun(NAMES[compiler], str(exc))
-    if not read_engine_manifests(bundle.folder):
+    if not bundle.engines:
         command = f"mod-edge build {bundle.folder} --profile NAME"
         return NotRun(NAMES[compiler], f"the bundle has no engines; build them with: {command}")
     return tensorrt
 
 
-def engine_backend(bundle: OpenedBundle, tensorrt: TensorRT, limits: SessionLimits) -> GraphBackend:
+def engine_backend(bundle: Bundle, tensorrt: TensorRT, limits: StreamLimits) -> GraphBackend:
     """The engines that were built for this GPU, one graph at a time."""
 
     def runner(_path: object, signature: GraphSignature) -> BaseRunner:
@@ -47,10 +46,10 @@ class EngineRunner(BaseRunner):  # type: ignore[misc] # Polygraphy ships no type
 
     def __init__(
         self,
-        bundle: OpenedBundle,
+        bundle: Bundle,
         signature: GraphSignature,
         tensorrt: TensorRT,
-        limits: SessionLimits,
+        limits: StreamLimits,
     ) -> None:
         super().__init__(name=f"{tensorrt.name} {signature.name}")
         self._bundle, self._signature = bundle, signature
@@ -64,9 +63,7 @@ class EngineRunner(BaseRunner):  # type: ignore[misc] # Polygraphy ships no type
 
         bundle, tensorrt = self._bundle, self._tensorrt
         engines = find_engines(
-            bundle.folder,
-            bundle.manifest,
-            bundle.config,
+            bundle,
             self._limits,
             tensorrt=tensorrt,
             compute_capability=find_gpu().compute_capability,

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import torch
 
+from mod_edge.bundle.bundle import Bundle
 from mod_edge.model.checkpoint import checkpoint_of_bundle
 from mod_edge.plan.signature import GraphSignature
 from mod_edge.runtime.capture.video_file import VideoFile
-from mod_edge.runtime.runner import Runner
+from mod_edge.runtime.loaded_model import LoadedModel
 from mod_edge.verification.graph_check import GraphResult, judge, run_steps
-from mod_edge.verification.opened_bundle import OpenedBundle
 from mod_edge.verification.recording import Arrays, GraphRecording, StreamTrace, held_dtype
 from mod_edge.verification.reference import Reference
 from mod_edge.verification.reference_graph import ReferenceGraph, in_dtype
@@ -23,7 +23,7 @@ from mod_edge.verification.stream_check import StreamResult
 class TorchReference(Reference):
     """The reference model in float32, and what a short stream through it gave."""
 
-    def __init__(self, bundle: OpenedBundle, checkpoint: Path, source: Path | None) -> None:
+    def __init__(self, bundle: Bundle, checkpoint: Path, source: Path | None) -> None:
         """Load the model and watch a video with it.
 
         Args:
@@ -81,14 +81,14 @@ class TorchReference(Reference):
         if precision == "fp32":
             return None
         return check_backend(
-            self._bundle, self.trace, self.follow, f"torch {precision}", self._runner_in_dtype
+            self._bundle, self.trace, self.follow, f"torch {precision}", self._load_in_dtype
         )
 
-    def _runner_in_dtype(self, _trace: StreamTrace) -> Runner:
-        from mod_edge.runtime.cpu.torch_runner import TorchRunner
+    def _load_in_dtype(self, _trace: StreamTrace) -> LoadedModel:
+        from mod_edge.runtime.cpu.torch_model import TorchModel
 
         dtype = getattr(torch, self._bundle.lowering.dtype)
-        return TorchRunner(in_dtype(self._checkpoint.load_model(), dtype))
+        return TorchModel(in_dtype(self._checkpoint.load_model(), dtype))
 
     def _graph(self, signature: GraphSignature) -> ReferenceGraph:
         return ReferenceGraph(self._model, signature, self._bundle.lowering, self._recorder)

@@ -11,16 +11,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from mod_edge.bundle.bundle import Bundle, open_bundle
 from mod_edge.bundle.staging import staged_folder
-from mod_edge.plan.targets import TARGETS, Lowering
+from mod_edge.plan.targets import Lowering
 from mod_edge.verification.golden import Golden, GoldenWriter, is_golden, require_numpy_dtypes
 from mod_edge.verification.graph_backends import GraphBackend, NotRun, graph_backends
 from mod_edge.verification.graph_check import GraphResult, check_graph
 from mod_edge.verification.graph_evaluator import evaluator_backend
-from mod_edge.verification.opened_bundle import OpenedBundle, open_bundle
 from mod_edge.verification.recording import StreamTrace
 from mod_edge.verification.reference import Reference
-from mod_edge.verification.stream_backends import check_streams, session_limits
+from mod_edge.verification.stream_backends import check_streams, stream_limits
 from mod_edge.verification.stream_check import STREAM, StreamResult
 from mod_edge.verification.tensorrt_backend import engine_backend, find_tensorrt
 
@@ -103,7 +103,7 @@ def verify_bundle(
         ConfigError: no such graph, a video that is too short, or `golden` exists.
         SourceError: the video cannot be read.
     """
-    bundle = open_bundle(folder)
+    bundle = open_bundle(folder, hash_all=True)
     bundle.signatures(graph)
     from mod_edge.verification.torch_reference import TorchReference
 
@@ -133,12 +133,12 @@ def verify_golden(
         BundleError: a damaged bundle, or golden files that are damaged or of another bundle.
         ConfigError: no such graph, in the bundle or in the golden files.
     """
-    bundle = open_bundle(folder)
+    bundle = open_bundle(folder, hash_all=True)
     return _verify(bundle, Golden(golden, bundle.manifest), graph, None, on_step)
 
 
 def _verify(
-    bundle: OpenedBundle,
+    bundle: Bundle,
     reference: Reference,
     graph: str | None,
     writer: GoldenWriter | None,
@@ -177,7 +177,7 @@ def _verify(
 
 
 def _graph_backends(
-    bundle: OpenedBundle, trace: StreamTrace | None
+    bundle: Bundle, trace: StreamTrace | None
 ) -> tuple[list[GraphBackend], list[NotRun]]:
     backends, lacking = graph_backends(bundle.lowering)
     evaluator = evaluator_backend(bundle.lowering)
@@ -185,16 +185,16 @@ def _graph_backends(
         lacking.append(evaluator)
     elif evaluator is not None:
         backends.append(evaluator)
-    if TARGETS[bundle.lowering.target].compiler and trace is not None:
+    if bundle.target.compiler and trace is not None:
         tensorrt = find_tensorrt(bundle)
         if isinstance(tensorrt, NotRun):
             lacking.append(tensorrt)
         else:
-            backends.append(engine_backend(bundle, tensorrt, session_limits(bundle, trace)))
+            backends.append(engine_backend(bundle, tensorrt, stream_limits(bundle, trace)))
     return backends, lacking
 
 
-def _check_streams(bundle: OpenedBundle, reference: Reference) -> list[StreamResult]:
+def _check_streams(bundle: Bundle, reference: Reference) -> list[StreamResult]:
     if not bundle.is_whole:
         missing = "the bundle does not hold all layers"
         return [StreamResult("every backend", "not run", missing)]

@@ -9,6 +9,7 @@ rows of G*E.
 """
 
 import math
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -66,8 +67,17 @@ class DeviceCache:
         capacity: Rows,
         *,
         max_step_tokens: int,
+        angles: UploadBlocks,
     ) -> None:
         """Take zeroed buffers: a NaN in a masked row would poison the attention.
+
+        Args:
+            driver: the device.
+            config: the model's.
+            lowering: what its graphs were made for.
+            capacity: rows of the cache.
+            max_step_tokens: T at most.
+            angles: from `sink_angles`; caches of one device may share it.
 
         Raises:
             CacheError: the device has not so much memory.
@@ -83,15 +93,21 @@ class DeviceCache:
         self._row_bytes = self._token_bytes // self._num_runs
         self._frequencies = inverse_frequencies(text)
         self._first: FirstSinkKeys | None = None
-        self._angles = UploadBlocks(driver, 2 * self._angle_bytes, PURPOSE)
-        self.layers = [
-            self._take_layer(index in config.mod_layers, max_step_tokens)
-            for index in range(text.num_hidden_layers)
-        ]
+        self._angles = angles
+        self._angle_bytes = _angle_bytes(config)
+        self._blocks: list[int] = []
+        with ExitStack() as release:
+            release.callback(self.close)  # what was taken where there is not enough for all
+            self.layers = [
+                self._take_layer(index in config.mod_layers, max_step_tokens)
+                for index in range(text.num_hidden_layers)
+            ]
+            release.pop_all()
 
-    @property
-    def _angle_bytes(self) -> int:
-        return aligned(self._frequencies.size * FLOAT32_BYTES)
+    def close(self) -> None:
+        """Free the buffers; the device must have nothing to do."""
+        while self._blocks:
+            self._driver.free(self._blocks.pop())
 
     def addresses(self, index: int) -> dict[str, int]:
         """The layer's cache tensors, by the names of its graph."""
@@ -143,16 +159,24 @@ class DeviceCache:
     def _take_layer(self, is_mod: bool, max_step_tokens: int) -> DeviceLayer:
         num_rows = self.capacity.of(is_mod)
         size_bytes = num_rows * self._token_bytes
-        key, value = (self._driver.malloc_zeroed(size_bytes, PURPOSE) for _ in range(2))
+        key, value = (self._take_zeroed(size_bytes) for _ in range(2))
         if not self._is_delta:
             return DeviceLayer(is_mod, num_rows, key, value)
         size_bytes = max_step_tokens * self._token_bytes
-        new_key, new_value = (self._driver.malloc(size_bytes, PURPOSE) for _ in range(2))
+        new_key, new_value = (self._take(size_bytes) for _ in range(2))
         return DeviceLayer(is_mod, num_rows, key, value, new_key, new_value)
+
+    def _take(self, size_bytes: int) -> int:
+        self._blocks.append(self._driver.malloc(size_bytes, PURPOSE))
+        return self._blocks[-1]
+
+    def _take_zeroed(self, size_bytes: int) -> int:
+        self._blocks.append(self._driver.malloc_zeroed(size_bytes, PURPOSE))
+        return self._blocks[-1]
 
     def _keep_first(self, sink: Rows) -> FirstSinkKeys:
         sizes = [aligned(sink.of(layer.is_mod) * self._token_bytes) for layer in self.layers]
-        base = self._driver.malloc(sum(sizes) + max(sizes), PURPOSE)
+        base = self._take(sum(sizes) + max(sizes))
         addresses = tuple(base + sum(sizes[:index]) for index in range(len(sizes)))
         for layer, address in zip(self.layers, addresses, strict=True):
             num_rows = sink.of(layer.is_mod)
@@ -208,3 +232,12 @@ class DeviceCache:
             width=width,
             height=self._num_runs,
         )
+
+
+def sink_angles(driver: CudaDriver, config: ModelConfig) -> UploadBlocks:
+    """Memory for the one cos and sin by which a roll turns the sink's keys."""
+    return UploadBlocks(driver, 2 * _angle_bytes(config), PURPOSE)
+
+
+def _angle_bytes(config: ModelConfig) -> int:
+    return aligned(config.text_config.head_dim // 2 * FLOAT32_BYTES)

@@ -3,28 +3,25 @@
 from dataclasses import replace
 from pathlib import Path
 
+from mod_edge.bundle.bundle import Bundle
 from mod_edge.bundle.engine_manifest import (
     EngineManifest,
     EngineSettings,
     build_command,
     engine_fault,
     engine_key,
-    read_engine_manifests,
 )
-from mod_edge.bundle.manifest import MANIFEST_FILE, SMALL_FILE_BYTES, Manifest
-from mod_edge.config import ModelConfig
+from mod_edge.bundle.manifest import MANIFEST_FILE, SMALL_FILE_BYTES
 from mod_edge.errors import BackendError
 from mod_edge.native.trt import NAMES, TensorRT
-from mod_edge.plan.signature import bundle_signatures
+from mod_edge.plan.targets import Lowering
 from mod_edge.profiles import load_profile, profile_names
-from mod_edge.runtime.runner import SessionLimits
+from mod_edge.runtime.loaded_model import StreamLimits
 
 
 def find_engines(
-    folder: Path,
-    manifest: Manifest,
-    config: ModelConfig,
-    limits: SessionLimits,
+    bundle: Bundle,
+    limits: StreamLimits,
     *,
     tensorrt: TensorRT,
     compute_capability: str,
@@ -32,9 +29,7 @@ def find_engines(
     """The engines that fit; of several such sets, the one that was built last.
 
     Args:
-        folder: a checked bundle with every layer.
-        manifest: its manifest.
-        config: its config.
+        bundle: with every layer.
         limits: what they must take.
         tensorrt: what they are to run on.
         compute_capability: of the GPU, "89" for 8.9.
@@ -44,17 +39,17 @@ def find_engines(
             what does.
         BundleError: an engine manifest is damaged.
     """
-    found = read_engine_manifests(folder)
+    folder, found = bundle.folder, bundle.engines
     if not found:
         raise BackendError(
             f"bundle {folder} has no engines; build them with: mod-edge build {folder} "
-            f"--profile {_profile_for(manifest, compute_capability)}"
+            f"--profile {_profile_for(bundle.target.name, compute_capability)}"
         )
     fitting, too_small, misfits = [], [], []
     for engines in found:
         settings = engines.settings
-        here = _settings_here(settings, manifest, tensorrt, compute_capability)
-        faults = _differences(settings, here) or _file_faults(folder, manifest, config, engines)
+        here = _settings_here(settings, bundle.lowering, tensorrt, compute_capability)
+        faults = _differences(settings, here) or _file_faults(bundle, engines)
         limit_faults = _limit_faults(settings, limits)
         if faults:
             misfits.append(f"{settings.folder} {'; '.join(faults)}")
@@ -70,7 +65,7 @@ def find_engines(
             "with less, or raise it in the profile and build again"
         )
     newest = max(found, key=lambda engines: _built_at(folder, engines))
-    here = _settings_here(newest.settings, manifest, tensorrt, compute_capability)
+    here = _settings_here(newest.settings, bundle.lowering, tensorrt, compute_capability)
     raise BackendError(
         f"no engines of bundle {folder} fit: {', and '.join(misfits)}; build them with: "
         f"{build_command(folder, here)}"
@@ -82,16 +77,16 @@ def _built_at(folder: Path, engines: EngineManifest) -> float:
 
 
 def _settings_here(
-    settings: EngineSettings, manifest: Manifest, tensorrt: TensorRT, compute_capability: str
+    settings: EngineSettings, lowering: Lowering, tensorrt: TensorRT, compute_capability: str
 ) -> EngineSettings:
     """The same settings for this bundle, compiler and GPU."""
     return replace(
         settings,
-        target=manifest.lowering.target,
+        target=lowering.target,
         compiler=tensorrt.compiler,
         version=tensorrt.version,
         compute_capability=compute_capability,
-        precision=manifest.lowering.precision,
+        precision=lowering.precision,
     )
 
 
@@ -113,7 +108,7 @@ def _differences(settings: EngineSettings, here: EngineSettings) -> list[str]:
     ]
 
 
-def _limit_faults(settings: EngineSettings, limits: SessionLimits) -> list[str]:
+def _limit_faults(settings: EngineSettings, limits: StreamLimits) -> list[str]:
     theirs, capacity = settings.limits, limits.capacity
     faults = []
     if theirs.max_step_tokens < limits.max_step_tokens:
@@ -130,17 +125,15 @@ def _limit_faults(settings: EngineSettings, limits: SessionLimits) -> list[str]:
     return faults
 
 
-def _file_faults(
-    folder: Path, manifest: Manifest, config: ModelConfig, engines: EngineManifest
-) -> list[str]:
+def _file_faults(bundle: Bundle, engines: EngineManifest) -> list[str]:
     """Engines that are missing, damaged or of another export; small files are hashed."""
     faults = []
-    for signature in bundle_signatures(config, manifest.lowering):
+    for signature in bundle.signatures():
         record = engines.engines.get(signature.name)
         fault = engine_fault(
-            folder / engines.settings.folder,
+            bundle.folder / engines.settings.folder,
             record,
-            engine_key(manifest, config, signature, engines.settings),
+            engine_key(bundle.manifest, bundle.config, signature, engines.settings),
             hash_all=record is not None and record.size_bytes < SMALL_FILE_BYTES,
         )
         if fault:
@@ -148,9 +141,8 @@ def _file_faults(
     return faults
 
 
-def _profile_for(manifest: Manifest, compute_capability: str) -> str:
+def _profile_for(target: str, compute_capability: str) -> str:
     """A shipped profile for this GPU, or else any for the bundle's target."""
-    target = manifest.lowering.target
     profiles = [
         profile for profile in map(load_profile, profile_names()) if target in profile.targets
     ]

@@ -1,15 +1,12 @@
 """All engines of a bundle in device memory, their contexts, and the scratch memory they share."""
 
-from pathlib import Path
 from typing import Any
 
+from mod_edge.bundle.bundle import Bundle
 from mod_edge.bundle.engine_manifest import RUNTIME_CACHE_FILE, EngineManifest
 from mod_edge.bundle.shape_ranges import optimization_profiles
-from mod_edge.config import ModelConfig
 from mod_edge.native.cuda_driver import CudaDriver
 from mod_edge.native.trt import TensorRT, scratch_bytes, set_scratch
-from mod_edge.plan.signature import bundle_signatures
-from mod_edge.plan.targets import Lowering
 from mod_edge.runtime.device.engine_context import EngineContext
 from mod_edge.runtime.device.engine_loader import EngineLoader
 
@@ -23,9 +20,7 @@ class EngineSet:
         self,
         driver: CudaDriver,
         tensorrt: TensorRT,
-        bundle: Path,
-        config: ModelConfig,
-        lowering: Lowering,
+        bundle: Bundle,
         engines: EngineManifest,
     ) -> None:
         """Load the engines, which are checked already.
@@ -34,16 +29,14 @@ class EngineSet:
             BackendError: one does not load.
             CacheError: the device has not so much memory.
         """
-        folder = bundle / engines.settings.folder
+        folder = bundle.folder / engines.settings.folder
         self._driver = driver
         self._loader = EngineLoader(tensorrt, driver.stream, folder / RUNTIME_CACHE_FILE)
-        self._signatures = {
-            signature.name: signature for signature in bundle_signatures(config, lowering)
-        }
+        self._signatures = {signature.name: signature for signature in bundle.signatures()}
         self._profiles: dict[str, list[str]] = {}
         self._engines: dict[str, Any] = {}
         for name, signature in self._signatures.items():
-            profiles = optimization_profiles(signature, config, engines.settings.limits)
+            profiles = optimization_profiles(signature, bundle.config, engines.settings.limits)
             self._profiles[name] = list(profiles)
             path = folder / engines.engines[name].file
             self._engines[name] = self._loader.engine(path, signature, len(profiles))

@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from mod_edge.config import ModelConfig
+from mod_edge.bundle.bundle import Bundle
 from mod_edge.errors import BackendError
 from mod_edge.native.captured_stderr import captured_noise
 from mod_edge.native.onnx_session import session_options
-from mod_edge.plan.signature import GraphSignature, bundle_signatures
-from mod_edge.plan.targets import Lowering
+from mod_edge.plan.signature import GraphSignature
 
 PROVIDER = "CUDAExecutionProvider"
 DEVICE = "cuda"
@@ -87,9 +86,7 @@ class OnnxGraphSet:
     def __init__(
         self,
         stream: int,
-        folder: Path,
-        config: ModelConfig,
-        lowering: Lowering,
+        bundle: Bundle,
         *,
         provider: str = PROVIDER,
         device: str = DEVICE,
@@ -98,9 +95,7 @@ class OnnxGraphSet:
 
         Args:
             stream: CUDA stream to run on.
-            folder: a checked bundle with every layer.
-            config: its config.
-            lowering: what its graphs were made for.
+            bundle: with every layer.
             provider: ONNX Runtime's name of what computes.
             device: ONNX Runtime's name of where its memory is.
 
@@ -113,8 +108,8 @@ class OnnxGraphSet:
             # TF32's 10 bits of mantissa would make a router keep other tokens.
             options = {"device_id": "0", "user_compute_stream": str(stream), "use_tf32": "0"}
         self._graphs = {
-            signature.name: (signature, _open(folder / signature.file, provider, options))
-            for signature in bundle_signatures(config, lowering)
+            signature.name: (signature, _open(bundle.folder / signature.file, provider, options))
+            for signature in bundle.signatures()
         }
 
     def context(self, name: str, _profile: str, *, is_captured: bool = False) -> OnnxContext:

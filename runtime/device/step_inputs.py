@@ -1,7 +1,7 @@
 """All that a step takes from the host, written into one pinned block and copied up at once.
 
 Cache lengths, cos and sin of the positions, embeddings of the text and, where the layout is another
-than the step's before, the routing's row numbers. How long each is follows from the step's letters,
+than the step's before, the routing's row numbers. How long each is follows from the step's shape,
 so equal steps find each at the same address, as a captured graph needs it.
 """
 
@@ -22,7 +22,7 @@ from mod_edge.plan.layout import FRAME, StepLayout
 from mod_edge.plan.rope import inverse_frequencies
 from mod_edge.plan.targets import ITEM_BYTES
 from mod_edge.runtime.embedding import read_embedding
-from mod_edge.runtime.runner import FrameEmbeds
+from mod_edge.runtime.loaded_model import FrameEmbeds
 
 INT64_BYTES, FLOAT32_BYTES = ITEM_BYTES["int64"], ITEM_BYTES["float32"]
 
@@ -46,7 +46,7 @@ class DeviceFrames:
         )
 
 
-class StepLetters(NamedTuple):
+class StepShape(NamedTuple):
     """What a step's shape comes to: X, F, and in `delta` the rows of the past that it binds."""
 
     num_text: int
@@ -124,9 +124,9 @@ class StepInputs:
         self._uploads = UploadBlocks(driver, most.end, "the inputs of a step")
         self._layout: StepLayout | None = None
 
-    def addresses(self, letters: StepLetters, *, is_mod: bool) -> dict[str, int]:
+    def addresses(self, shape: StepShape, *, is_mod: bool) -> dict[str, int]:
         """Where a layer finds each input of a step of that shape, by the input's name."""
-        places, base = self._places_of(letters.num_text, letters.num_frames), self._uploads.address
+        places, base = self._places_of(shape.num_text, shape.num_frames), self._uploads.address
         length = base + (places.mod_length if is_mod else places.dense_length)
         common = {"cos": base + places.cos, "sin": base + places.sin}
         # One of the two is the dialect's, the other one no layer has.

@@ -20,7 +20,7 @@ from mod_edge.plan.kv_window import KvWindow, Rows
 from mod_edge.plan.signature import bundle_signatures
 from mod_edge.plan.targets import TARGETS, Lowering
 from mod_edge.profiles import load_profile, profile_names
-from mod_edge.runtime.runner import Runner
+from mod_edge.runtime.loaded_model import StreamState
 from mod_edge.runtime.stepper import Stepper
 from tests.conftest import odd_config
 
@@ -65,7 +65,7 @@ def sizes_of(layout):
     }
 
 
-class RecordingRunner(Runner):
+class RecordingStream(StreamState):
     """Computes nothing and keeps the layouts and pasts that it is fed."""
 
     name = "recording"
@@ -153,10 +153,10 @@ pieces = st.lists(
 
 
 def steps_of(config, limits, script):
-    """What a runner is fed for a script of texts and frames: [(layout, past)], rows of logits."""
-    runner = RecordingRunner(config)
+    """What a stream is fed for a script of texts and frames: [(layout, past)], rows of logits."""
+    stream = RecordingStream(config)
     window = KvWindow(limits.capacity, evict_fraction=1 / 8)
-    stepper = Stepper(runner, config, window, limits.max_step_tokens)
+    stepper = Stepper(stream, config, window, limits.max_step_tokens)
     try:
         stepper.feed_text([0] * 3, continues=False)
         window.close_sink()
@@ -169,7 +169,7 @@ def steps_of(config, limits, script):
                 stepper.feed_frames([0] * num_text, embeds, closes_sink=False)
     except CacheError:  # such a step is refused before it is fed
         pass
-    return runner.steps, runner.num_rows_read
+    return stream.steps, stream.num_rows_read
 
 
 @given(

@@ -97,7 +97,7 @@ def test_the_learned_tokens_are_the_reply_and_its_end(config, tokenizer):
 
 
 class Parrot:
-    """A runner that speaks at the frames and says the tokens that it is told to, noting all ids."""
+    """A stream that speaks at the frames and says the tokens that it is told to, noting all ids."""
 
     name = "parrot"
     warnings = ()
@@ -127,8 +127,8 @@ class Parrot:
         pass
 
 
-class Footage:
-    """Black frames."""
+class BlackFrames:
+    """A source of so many."""
 
     is_live = False
     num_dropped = 0
@@ -175,7 +175,7 @@ def test_what_is_learned_is_what_a_session_feeds(config, tokenizer):
     options = SessionOptions(0.0, 60, 1, 512, 0.125)
     session = Session(parrot, config, tokenizer, plan, options)
     queries = [Query(line.content, line.time_s) for line in lines if line.role == "user"]
-    for _ in session.stream(Footage(num_frames), queries):
+    for _ in session.stream(BlackFrames(num_frames), queries):
         pass
     assert parrot.fed == expected
     assert not parrot.decisions

@@ -1,5 +1,6 @@
 """A data set of two short clips, and the tiny model watching it."""
 
+from contextlib import ExitStack
 from dataclasses import replace
 
 import cv2
@@ -8,9 +9,8 @@ import pytest
 
 from mod_edge.data.clips import Clip, Line, read_clips, write_clips
 from mod_edge.data.dialogue import dialogue_of_clip
-from mod_edge.evaluation.clip_frames import read_footage
-from mod_edge.evaluation.eval_model import Subject
-from mod_edge.evaluation.opened_model import open_model
+from mod_edge.evaluation.clip_frames import read_clip_frames
+from mod_edge.evaluation.eval_model import EvalModel, open_model
 
 SIDE, VIDEO_FPS, DURATION_S = 48, 4.0, 5.0
 COLOURS = {"red": (0, 0, 255), "green": (0, 255, 0), "blue": (255, 0, 0)}
@@ -70,32 +70,30 @@ def clips(data):
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tiny_checkpoint):
+def tiny_source(tiny_checkpoint):
     """The tiny checkpoint, opened."""
     return open_model(tiny_checkpoint, backend="auto", device="auto")
 
 
 @pytest.fixture
-def make_subject(tiny_model, clips):
-    """`make_subject(model=tiny_model, **limits)`: ready to watch the clips within these limits."""
-    subjects = []
+def make_eval_model(tiny_source, clips):
+    """`make_eval_model(source=tiny_source, **limits)`: ready for the clips within these limits."""
+    with ExitStack() as release:
 
-    def make(model=tiny_model, **limits):
-        subjects.append(Subject(model, clips))
-        subjects[-1].limits = replace(subjects[-1].limits, **limits)
-        return subjects[-1]
+        def make(source=tiny_source, **limits):
+            model = release.enter_context(EvalModel(source, clips))
+            model.limits = replace(model.limits, **limits)
+            return model
 
-    yield make
-    for subject in subjects:
-        subject.__exit__()
+        yield make
 
 
 @pytest.fixture(scope="session")
-def watched(clips, tiny_model):
-    """Each clip's dialogue and footage."""
-    fps = tiny_model.config.stream_config.frame_fps
-    footages = [read_footage(clip, tiny_model.config) for clip in clips]
+def watched(clips, tiny_source):
+    """Each clip's dialogue and frames."""
+    fps = tiny_source.config.stream_config.frame_fps
+    read = [read_clip_frames(clip, tiny_source.config) for clip in clips]
     return [
-        (dialogue_of_clip(clip, fps, len(footage.pixels)), footage)
-        for clip, footage in zip(clips, footages, strict=True)
+        (dialogue_of_clip(clip, fps, len(frames.pixels)), frames)
+        for clip, frames in zip(clips, read, strict=True)
     ]

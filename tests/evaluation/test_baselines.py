@@ -3,12 +3,12 @@
 import pytest
 
 from mod_edge.data.dialogue import Dialogue, Turn
-from mod_edge.evaluation.baselines import BASELINES, Habits, habits_of
+from mod_edge.evaluation.baselines import BASELINES, MajorityBaseline, majority_of
 from mod_edge.evaluation.free_running import Account, Said
 from mod_edge.evaluation.teacher_forcing import time_diff_s
 
 SILENT, SPEAKING, MOMENTS = BASELINES
-HABITS = Habits("It moves.", {"What?": "Red."})
+MAJORITY = MajorityBaseline("It moves.", {"What?": "Red."})
 # Frames: 0 asked; 1 2 3 caption; 4 5 asked; 6 7 8 caption; 9 silent.
 DIALOGUE = Dialogue(
     (
@@ -35,7 +35,7 @@ def said(*frames):
     ids=lambda value: getattr(value, "name", ""),
 )
 def test_baselines_say_the_same_whatever_is_shown(baseline, account):
-    assert baseline.account(DIALOGUE, HABITS, fps=2.0) == account
+    assert baseline.account(DIALOGUE, MAJORITY, fps=2.0) == account
 
 
 @pytest.mark.parametrize(
@@ -53,10 +53,10 @@ def test_baselines_are_as_early_or_late_as_a_model_would_be(baseline, difference
     assert time_diff_s([baseline.frame_diffs(DIALOGUE)], fps=2.0) == pytest.approx(seconds)
 
 
-def test_habits_are_what_is_said_most():
-    habits = habits_of([DIALOGUE, Dialogue(DIALOGUE.turns[1:3], 6)])
-    assert habits == Habits("It moves.", {"Narrate.": "Here.", "What?": "Blue."})
+def test_the_majority_is_what_is_said_most():
+    majority = majority_of([DIALOGUE, Dialogue(DIALOGUE.turns[1:3], 6)])
+    assert majority == MajorityBaseline("It moves.", {"Narrate.": "Here.", "What?": "Blue."})
 
 
-def test_data_without_captions_has_no_habit():
-    assert habits_of([Dialogue(DIALOGUE.turns[:1], 1)]).caption == ""
+def test_data_without_captions_has_no_most_frequent_one():
+    assert majority_of([Dialogue(DIALOGUE.turns[:1], 1)]).caption == ""

@@ -4,31 +4,31 @@ import numpy as np
 import pytest
 
 from mod_edge.data.clips import Clip
-from mod_edge.evaluation.clip_frames import read_footage, seed_of
+from mod_edge.evaluation.clip_frames import read_clip_frames, seed_of
 from mod_edge.runtime.capture.video_file import VideoFile
 from mod_edge.runtime.preprocess import letterbox
 
 
 @pytest.fixture
-def footage(clip, tiny_model):
+def frames(clip, tiny_source):
     """Six seconds of the webcam's 384 x 288 pixels."""
-    return read_footage(Clip("box", clip, 5.9, ()), tiny_model.config)
+    return read_clip_frames(Clip("box", clip, 5.9, ()), tiny_source.config)
 
 
-def test_a_session_sees_the_same_as_of_the_file(clip, footage, tiny_model):
-    side = tiny_model.config.vision_config.image_size
+def test_a_session_sees_the_same_as_of_the_file(clip, frames, tiny_source):
+    side = tiny_source.config.vision_config.image_size
     ours, theirs = (np.empty((side, side, 3), np.uint8) for _ in range(2))
-    with VideoFile(clip, fps=tiny_model.config.stream_config.frame_fps) as video:
-        for mine, frame in zip(footage, video, strict=False):
+    with VideoFile(clip, fps=tiny_source.config.stream_config.frame_fps) as video:
+        for mine, frame in zip(frames, video, strict=False):
             letterbox(mine.image, ours)
             letterbox(frame.image, theirs)
             assert (mine.index, mine.time_s) == (frame.index, frame.time_s)
             np.testing.assert_array_equal(ours, theirs)
-            np.testing.assert_array_equal(ours, footage.pixels[mine.index])
+            np.testing.assert_array_equal(ours, frames.pixels[mine.index])
 
 
-def test_a_clip_ends_where_its_line_says(footage):
-    assert len(footage.pixels) == 12  # 0 to 5.5 s of 15.2 s at 2 frames/s
+def test_a_clip_ends_where_its_line_says(frames):
+    assert len(frames.pixels) == 12  # 0 to 5.5 s of 15.2 s at 2 frames/s
 
 
 @pytest.mark.parametrize(("duration_s", "count"), [(0.0, 1), (0.4, 1), (0.5, 2), (30.0, 61)])

@@ -78,7 +78,7 @@ def test_what_was_watched_is_told(of_checkpoint, tiny_checkpoint, data):
     assert (of_checkpoint.model, of_checkpoint.data) == (str(tiny_checkpoint), str(data))
     assert (of_checkpoint.num_clips, of_checkpoint.num_frames) == (2, 20)
     assert of_checkpoint.most_frequent == "A man stops."
-    assert of_checkpoint.habits_from == "test"  # there is no train.jsonl
+    assert of_checkpoint.baseline_from == "test"  # there is no train.jsonl
     assert of_checkpoint.warnings == []
 
 
@@ -101,7 +101,7 @@ def test_baselines_know_the_training_split_where_there_is_one(tiny_checkpoint, d
     line["conversation"] = [{"role": "assistant", "content": "A dog barks.", "time": 1.0}]
     (copy / "train.jsonl").write_text(json.dumps(line))
     found = evaluate(tiny_checkpoint, copy, max_clips=1)
-    assert (found.habits_from, found.most_frequent) == ("train", "A dog barks.")
+    assert (found.baseline_from, found.most_frequent) == ("train", "A dog barks.")
 
 
 @pytest.mark.parametrize(

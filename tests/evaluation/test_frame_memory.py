@@ -41,16 +41,24 @@ def shades_of(embeds):
 
 def test_only_unknown_frames_are_encoded_each_alone():
     encoder = Encoder()
-    memory = FrameMemory(encoder)
+    memory = FrameMemory(encoder, {})
     assert shades_of(memory.encode(frames_of(3, 4, 5))) == [3, 4, 5]
     assert shades_of(memory.encode(frames_of(5, 6, 3))) == [5, 6, 3]
     assert shades_of(memory.encode(frames_of(4, 4))) == [4, 4]
     assert encoder.calls == [1] * 4  # a batch's size would show in the last bits
 
 
+def test_streams_of_one_model_know_each_others_frames():
+    encoder, known = Encoder(), {}
+    first, second = (FrameMemory(encoder, known) for _ in range(2))
+    assert shades_of(first.encode(frames_of(3, 4))) == [3, 4]
+    assert shades_of(second.encode(frames_of(4, 5))) == [4, 5]
+    assert encoder.calls == [2, 1]
+
+
 def test_embeddings_on_a_device_are_never_kept():
     encoder = DeviceEncoder()
-    memory = FrameMemory(encoder)
+    memory = FrameMemory(encoder, {})
     for _ in range(2):
         assert isinstance(memory.encode(frames_of(3, 4)), memoryview)
     assert encoder.calls == [1, 2, 2]  # the first shows that it stays there
@@ -59,7 +67,7 @@ def test_embeddings_on_a_device_are_never_kept():
 def test_memory_is_bounded(monkeypatch):
     monkeypatch.setattr(frame_memory, "MAX_FRAMES", 2)
     encoder = Encoder()
-    memory = FrameMemory(encoder)
+    memory = FrameMemory(encoder, {})
     for _ in range(2):
         for shade in (1, 2, 3):
             assert shades_of(memory.encode(frames_of(shade))) == [shade]
@@ -67,14 +75,14 @@ def test_memory_is_bounded(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["step", "logits", "evict", "kept", "warnings", "close"])
-def test_everything_else_is_the_runners(name, make_subject):
+def test_everything_else_is_the_streams_own(name):
     class Loud:
         name = "loud"
 
         def __getattr__(self, asked):
             raise LookupError(asked)
 
-    memory = FrameMemory(Loud())
+    memory = FrameMemory(Loud(), {})
     with pytest.raises(LookupError, match=f"^'?{name}'?$"):
         call_of(memory, name)
 

@@ -91,15 +91,16 @@ def test_captions_are_counted_by_kind_of_event():
 
 
 def test_a_free_run_is_what_the_session_says_of_the_file(
-    make_subject, tiny_bundle, tiny_model, clips, watched
+    make_eval_model, tiny_bundle, tiny_source, clips, watched
 ):
     # The reference and ONNX Runtime round differently, but no token is near a tie: the likeliest
     # leads the next by 0.026 or more, router logits differ by 3.8e-3 or more at the cut.
-    dialogue, footage = watched[1]
-    fps = tiny_model.config.stream_config.frame_fps
-    subject = make_subject()
-    ours = run_free(subject, dialogue, footage, threshold=0.0, seed=0)
-    max_new_tokens = subject.session(0.0, 0).options.max_new_tokens
+    dialogue, frames = watched[1]
+    fps = tiny_source.config.stream_config.frame_fps
+    model = make_eval_model()
+    ours = run_free(model, dialogue, frames, threshold=0.0, seed=0)
+    with model.open_session(0.0, 0) as session:
+        max_new_tokens = session.options.max_new_tokens
     with (
         open_session(
             tiny_bundle,
@@ -113,7 +114,7 @@ def test_a_free_run_is_what_the_session_says_of_the_file(
         events = list(session.stream(video, [Query("Which?", 2.4)]))
     replies = [event for event in events if isinstance(event, ReplyEvent)]
     unasked = [Said(each.time_s, each.text) for each in replies if each.query is None]
-    assert 0 < len(unasked) < len(footage.pixels)
+    assert 0 < len(unasked) < len(frames.pixels)
     assert ours == Account(
         tuple(unasked), tuple(each.text for each in replies if each.query == "Which?")
     )

@@ -10,10 +10,10 @@ from torch.nn.functional import cross_entropy
 from mod_edge.config import MoDConfig
 from mod_edge.data.dialogue import Script, Shown, Text, Turn
 from mod_edge.data.stream_metrics import TurnOutcome
-from mod_edge.evaluation.opened_model import open_model
+from mod_edge.evaluation.eval_model import open_model
 from mod_edge.evaluation.teacher_forcing import late_frames, summarize, teacher_forced
 from mod_edge.plan.layout import FRAME, step_layout
-from mod_edge.runtime.cpu.torch_runner import TorchRunner
+from mod_edge.runtime.cpu.torch_model import TorchModel, TorchStream
 
 pytestmark = pytest.mark.numeric
 
@@ -106,10 +106,10 @@ def reference(tiny_checkpoint):
     return Checkpoint(tiny_checkpoint).load_model()
 
 
-def outcomes_of(subject, watched, threshold=0.0):
+def outcomes_of(model, watched, threshold=0.0):
     return [
-        teacher_forced(subject, dialogue, footage.pixels, threshold=threshold, seed=0)
-        for dialogue, footage in watched
+        teacher_forced(model, dialogue, frames.pixels, threshold=threshold, seed=0)
+        for dialogue, frames in watched
     ]
 
 
@@ -127,12 +127,12 @@ def losses_of(outcomes):
 
 @pytest.mark.parametrize("threshold", THRESHOLDS)
 def test_outcomes_are_those_of_whole_streams(
-    make_subject, tiny_model, reference, watched, threshold
+    make_eval_model, tiny_source, reference, watched, threshold
 ):
-    ours = outcomes_of(make_subject(), watched, threshold)
+    ours = outcomes_of(make_eval_model(), watched, threshold)
     theirs = [
-        whole_stream_outcomes(reference, tiny_model.tokenizer, dialogue, footage.pixels, threshold)
-        for dialogue, footage in watched
+        whole_stream_outcomes(reference, tiny_source.tokenizer, dialogue, frames.pixels, threshold)
+        for dialogue, frames in watched
     ]
     assert decisions_of(ours) == decisions_of(theirs)
     np.testing.assert_allclose(losses_of(ours), losses_of(theirs), atol=ATOL_LOSS)
@@ -142,24 +142,37 @@ SMALL_STEPS = {"frames_per_step": 3, "max_step_tokens": 40}
 
 
 @pytest.mark.parametrize("limits", [{"frames_per_step": 1}, SMALL_STEPS], ids=["one", "three"])
-def test_longer_steps_change_nothing(make_subject, watched, limits):
-    one, other = outcomes_of(make_subject(), watched), outcomes_of(make_subject(**limits), watched)
+def test_longer_steps_change_nothing(make_eval_model, watched, limits):
+    one, other = (
+        outcomes_of(make_eval_model(), watched),
+        outcomes_of(make_eval_model(**limits), watched),
+    )
     assert decisions_of(one) == decisions_of(other)
     np.testing.assert_allclose(losses_of(one), losses_of(other), atol=ATOL_LOSS)
 
 
-class DenseTrim(TorchRunner):
+class DenseTrim(TorchStream):
     """Takes frames back as the published code does: rows of a dense layer, in MoD layers too."""
 
     def _rows(self, rows, layer):
         return min(rows.dense, len(self._caches[layer].positions))
 
 
+class DenseTrimModel(TorchModel):
+    """A model with such streams."""
+
+    def open_stream(self):
+        return DenseTrim(self._model, self.name)
+
+
 def test_taking_back_as_many_rows_in_mod_layers_as_in_dense_ones_shows(
-    make_subject, tiny_model, reference, watched
+    make_eval_model, tiny_source, reference, watched
 ):
-    wrong = replace(tiny_model, open_runner=lambda _limits: (DenseTrim(reference), "planted"))
-    ours, theirs = outcomes_of(make_subject(), watched), outcomes_of(make_subject(wrong), watched)
+    wrong = replace(tiny_source, load=lambda _limits: (DenseTrimModel(reference), "planted"))
+    ours, theirs = (
+        outcomes_of(make_eval_model(), watched),
+        outcomes_of(make_eval_model(wrong), watched),
+    )
     is_late = [[(turn.frame_diff or 0) < 0 for turn in turns] for turns in ours]
     assert is_late == [[False, True, False], [False, False, False]]
     differences = [
@@ -171,12 +184,12 @@ def test_taking_back_as_many_rows_in_mod_layers_as_in_dense_ones_shows(
     np.testing.assert_array_equal(losses_of(ours[1:]), losses_of(theirs[1:]))
 
 
-def test_a_reply_longer_than_a_step_is_heard_whole(make_subject, watched):
-    dialogue, footage = watched[0]
+def test_a_reply_longer_than_a_step_is_heard_whole(make_eval_model, watched):
+    dialogue, frames = watched[0]
     words = " ".join(["the man walks to the left"] * 9)
     long = replace(dialogue, turns=(replace(dialogue.turns[0], reply=words),))
-    pair = [(long, footage)]
-    once, pieces = (outcomes_of(make_subject(**limits), pair) for limits in ({}, SMALL_STEPS))
+    pair = [(long, frames)]
+    once, pieces = (outcomes_of(make_eval_model(**limits), pair) for limits in ({}, SMALL_STEPS))
     assert len(losses_of(once)) > SMALL_STEPS["max_step_tokens"]
     np.testing.assert_allclose(losses_of(once), losses_of(pieces), atol=ATOL_LOSS)
 
@@ -189,10 +202,10 @@ def test_frames_are_looked_ahead_at_only_where_a_caption_is_due():
     assert not late_frames(caption, None)
 
 
-def test_what_is_drawn_by_chance_is_drawn_again_alike(make_subject, write_tiny, watched):
+def test_what_is_drawn_by_chance_is_drawn_again_alike(make_eval_model, write_tiny, watched):
     folder = write_tiny(MoDConfig(selection="random"))
-    model = open_model(folder, backend="auto", device="auto")
-    first, again = (outcomes_of(make_subject(model), watched[:1]) for _ in range(2))
+    source = open_model(folder, backend="auto", device="auto")
+    first, again = (outcomes_of(make_eval_model(source), watched[:1]) for _ in range(2))
     np.testing.assert_array_equal(losses_of(first), losses_of(again))
 
 

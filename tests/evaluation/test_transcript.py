@@ -1,7 +1,7 @@
 """What was due and what was said, side by side."""
 
 from mod_edge.data.dialogue import Dialogue, Turn
-from mod_edge.evaluation.free_running import Account, Said
+from mod_edge.evaluation.free_running import Account, Said, score_clip
 from mod_edge.evaluation.transcript import Entry, transcript_of
 
 FPS = 2.0
@@ -12,7 +12,8 @@ LEAVES = Turn(15, 6, None, "The red ball leaves.", "leaves", ("red", "ball", "le
 
 def entries_of(*said, answer="Red."):
     account = Account(tuple(Said(*each) for each in said), (answer,))
-    return transcript_of("a", Dialogue((STOPS, COLOUR, LEAVES), 40), account, FPS, 1.0).entries
+    clip = score_clip(Dialogue((STOPS, COLOUR, LEAVES), 40), account, FPS, 1.0)
+    return transcript_of("a", clip, FPS, 1.0).entries
 
 
 def test_a_right_caption_stands_beside_its_truth():

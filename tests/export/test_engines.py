@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 from safetensors.torch import load_file, save_file
 
+from mod_edge.bundle.bundle import open_bundle
 from mod_edge.bundle.engine_manifest import read_engine_manifests
 from mod_edge.bundle.manifest import CONFIG_FILE, file_sha256, read_manifest, write_manifest
 from mod_edge.config import read_config
@@ -19,6 +20,8 @@ from mod_edge.export.compiler import Compiled
 from mod_edge.export.engines import build_engines
 from mod_edge.native import trt
 from mod_edge.native.gpu import Gpu
+from mod_edge.plan.kv_budget import plan_window
+from mod_edge.plan.protocol import text_minimum
 from mod_edge.plan.signature import bundle_signatures
 from mod_edge.plan.targets import Lowering
 from mod_edge.profiles import load_profile
@@ -26,13 +29,14 @@ from tests.conftest import CAPACITY
 
 pytest.importorskip("tensorrt_rtx")
 
-ADA = load_profile("rtx-ada")
+ADA, NANO = load_profile("rtx-ada"), load_profile("jetson-orin-nano")
 GRAPHS = ["vision", *(f"layer-0{index}" for index in range(6)), "head", "rebase"]
 LARGEST = "vision"  # of the tiny graphs
 
 
 def build(folder, profile=ADA, **options):
-    return build_engines(folder, profile, compute_capability="89", **options)
+    bundle = open_bundle(folder, hash_all=True)
+    return build_engines(bundle, profile, compute_capability="89", **options)
 
 
 def built_names(report):
@@ -91,7 +95,7 @@ def test_every_graph_has_its_engine_as_its_record_says(built):
 def test_every_graph_compiles_for_another_gpu_in_a_folder_of_its_own(built):
     (before,) = (built / "engines").iterdir()
     files = files_in(before)
-    report = build_engines(built, ADA, compute_capability="86")
+    report = build_engines(open_bundle(built), ADA, compute_capability="86")
     assert built_names(report) == GRAPHS
     assert [graph.warnings for graph in report.graphs] == [()] * len(GRAPHS)
     assert report.settings.compute_capability == "86"
@@ -233,30 +237,38 @@ def delta(bundle_for, tmp_path):
 def test_tensorrts_timing_cache_goes_from_graph_to_graph_and_from_build_to_build(
     orin, delta, compiled
 ):
-    profile = load_profile("jetson-orin-nano")
-    report = build_engines(delta, profile, capacity=CAPACITY)
+    bundle = open_bundle(delta)
+    report = build_engines(bundle, NANO)
     assert report.settings.compute_capability == "87"
     caches = [timing_cache for _, timing_cache in compiled]
     assert caches[0] == b""
     assert caches[1:] == [f"timings {number}".encode() for number in range(1, len(GRAPHS))]
     assert (report.folder / "timing.cache").read_bytes() == f"timings {len(GRAPHS)}".encode()
-    build_engines(delta, profile, capacity=CAPACITY, force=True)
+    build_engines(bundle, NANO, force=True)
     assert compiled[len(GRAPHS)][1] == f"timings {len(GRAPHS)}".encode()
 
 
-def test_delta_engines_are_for_the_window_that_is_given(orin, delta, compiled):
-    profile = load_profile("jetson-orin-nano")
-    report = build_engines(delta, profile, capacity=CAPACITY)
-    assert report.settings.limits.capacity == CAPACITY
-    with pytest.raises(ConfigError, match="give the capacity to compile them for"):
-        build_engines(delta, profile)
+@pytest.mark.parametrize("window", ["300", NANO.window])
+def test_delta_engines_are_for_the_window_that_a_run_takes(orin, delta, compiled, window):
+    bundle, profile = open_bundle(delta), replace(NANO, window=window)
+    config = bundle.config
+    least_text = text_minimum(config.stream_config, bundle.tokenizer, profile.max_new_tokens)
+    plan = plan_window(config, window, least_text, dtype="float16")
+    report = build_engines(bundle, profile)
+    assert report.settings.limits.capacity == plan.capacity
+
+
+def test_a_window_too_small_for_delta_graphs_is_told(orin, delta, compiled):
+    with pytest.raises(ConfigError, match="window=20 is too small"):
+        build_engines(open_bundle(delta), replace(NANO, window="20"))
+    assert compiled == []
 
 
 def test_a_tensorrt_without_cache_ops_names_the_target_that_has_none(orin, unbuilt):
     manifest = read_manifest(unbuilt)
     write_manifest(replace(manifest, lowering=Lowering("tensorrt", "fp16", CAPACITY)), unbuilt)
     with pytest.raises(BackendError, match=r"10\.3\.0\.30 lacks .*--target tensorrt-delta"):
-        build_engines(unbuilt, load_profile("jetson-thor"))
+        build_engines(open_bundle(unbuilt), load_profile("jetson-thor"))
 
 
 # ---- refused before it starts ----

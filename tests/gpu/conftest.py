@@ -1,29 +1,25 @@
 """Tests that need an NVIDIA GPU: each skips with the reason where there is none."""
 
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import pytest
 
-from mod_edge.bundle.manifest import CONFIG_FILE, read_manifest
-from mod_edge.config import read_config
+from mod_edge.bundle.bundle import open_bundle
 from mod_edge.errors import BackendError
 from mod_edge.export.engines import build_engines
 from mod_edge.native.cuda_driver import CudaDriver
 from mod_edge.native.trt import load
 from mod_edge.plan.targets import TARGETS
 from mod_edge.profiles import FrameRange, load_profile, profile_names
-from mod_edge.runtime.device.trt_runner import open_trt_runner
-from mod_edge.runtime.runner import SessionLimits
-from tests.runtime.stand_in_runner import (
-    DELTA_CAPACITY,
-    FRAMES_PER_STEP,
-    MAX_STEP_TOKENS,
-    linked_copy,
-)
+from mod_edge.runtime.device.trt_model import load_trt_model
+from mod_edge.runtime.loaded_model import StreamLimits
+from tests.runtime.stand_in_model import FRAMES_PER_STEP, MAX_STEP_TOKENS, linked_copy
 
 FOLDER = Path(__file__).parent
+DELTA_WINDOW = "260"  # stream tokens, for graphs that take any
 
 
 @cache
@@ -53,7 +49,7 @@ def driver():
 
 @pytest.fixture(scope="session")
 def engines_for(bundle_for, tmp_path_factory):
-    """`engines_for(target, precision)`: the tiny bundle with engines for this GPU, and limits."""
+    """`engines_for(target, precision)`: a tiny `Bundle` with engines for this GPU, and limits."""
 
     @cache
     def make(target, precision):
@@ -70,28 +66,35 @@ def engines_for(bundle_for, tmp_path_factory):
             max_step_tokens=MAX_STEP_TOKENS,
             frames_per_step=FrameRange(1, 2, FRAMES_PER_STEP),
             compute_capabilities=(),
+            window=DELTA_WINDOW,
+            max_new_tokens=12,
         )
         folder = tmp_path_factory.mktemp("gpu") / "bundle"
-        bundle = linked_copy(bundle_for(target, precision), folder)
-        capacity = read_manifest(bundle).lowering.capacity
-        build_engines(bundle, profile, capacity=None if capacity else DELTA_CAPACITY)
-        return bundle, SessionLimits(capacity or DELTA_CAPACITY, MAX_STEP_TOKENS, FRAMES_PER_STEP)
+        bundle = open_bundle(linked_copy(bundle_for(target, precision), folder), hash_all=True)
+        engines = build_engines(bundle, profile).settings
+        return bundle, StreamLimits(engines.limits.capacity, MAX_STEP_TOKENS, FRAMES_PER_STEP)
 
     return make
 
 
 @pytest.fixture
-def open_runner(engines_for):
-    """`open_runner(target, precision)`: a `DeviceRunner` on this GPU and its config."""
-    opened = []
+def load_device_model(engines_for):
+    """`load_device_model(target, precision)`: a `DeviceModel` on this GPU, closed with the test."""
+    with ExitStack() as release:
 
-    def make(target, precision):
-        bundle, limits = engines_for(target, precision)
-        config = read_config(bundle / CONFIG_FILE)
-        runner = open_trt_runner(bundle, read_manifest(bundle), config, limits)
-        opened.append(runner)
-        return runner, config
+        def load(target, precision):
+            return release.enter_context(load_trt_model(*engines_for(target, precision)))
 
-    yield make
-    for runner in opened:
-        runner.close()
+        yield load
+
+
+@pytest.fixture
+def open_stream(load_device_model):
+    """`open_stream(target, precision)`: a stream on a model of its own, and the model's config."""
+    with ExitStack() as release:
+
+        def make(target, precision):
+            model = load_device_model(target, precision)
+            return release.enter_context(model.open_stream()), model.config
+
+        yield make

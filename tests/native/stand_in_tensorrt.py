@@ -28,7 +28,6 @@ from mod_edge.bundle.shape_ranges import optimization_profiles
 from mod_edge.export.lower import without_decomposable
 from mod_edge.native.onnx_session import session_options
 from mod_edge.native.trt import Log, LogLine, TensorRT
-from mod_edge.plan.signature import bundle_signatures
 from tests.native.stand_in_driver import ALIGNMENT, POISON, STREAM, MisuseError, array_at, overlap
 
 VERSION = "1.7.1.116"
@@ -349,15 +348,15 @@ def load_session(path):
     return onnxruntime.InferenceSession(str(readable), options, providers=["CPUExecutionProvider"])
 
 
-def build_stand_ins(bundle, manifest, config, limits, tensorrt, **changes):
+def build_stand_ins(bundle, limits, tensorrt, **changes):
     """What `build_engines` does, with engines for this stand-in; `changes` to their settings."""
     settings = EngineSettings(
         **{
-            "target": manifest.lowering.target,
+            "target": bundle.target.name,
             "compiler": tensorrt.compiler,
             "version": tensorrt.version,
             "compute_capability": "89",
-            "precision": manifest.lowering.precision,
+            "precision": bundle.lowering.precision,
             "profile": "rtx-ada",
             "limits": limits,
             "workspace_mib": 256,
@@ -365,13 +364,13 @@ def build_stand_ins(bundle, manifest, config, limits, tensorrt, **changes):
             **changes,
         }
     )
-    folder = bundle / settings.folder
+    folder = bundle.folder / settings.folder
     folder.mkdir(parents=True, exist_ok=True)
     records = {}
-    for signature in bundle_signatures(config, manifest.lowering):
-        profiles = optimization_profiles(signature, config, limits).values()
+    for signature in bundle.signatures():
+        profiles = optimization_profiles(signature, bundle.config, limits).values()
         data = {
-            "graph": str(bundle / signature.file),
+            "graph": str(bundle.folder / signature.file),
             "profiles": [
                 {name: [shapes.min, shapes.opt, shapes.max] for name, shapes in inputs.items()}
                 for inputs in profiles
@@ -380,8 +379,9 @@ def build_stand_ins(bundle, manifest, config, limits, tensorrt, **changes):
         }
         path = folder / engine_file(signature)
         path.write_text(json.dumps(data))
-        key, file = engine_key(manifest, config, signature, settings), record_file(path)
+        key = engine_key(bundle.manifest, bundle.config, signature, settings)
+        file = record_file(path)
         records[signature.name] = EngineRecord(path.name, key, file.sha256, file.size_bytes, 0.1)
     engines = EngineManifest(settings, records)
-    write_engine_manifest(engines, bundle)
+    write_engine_manifest(engines, bundle.folder)
     return engines

@@ -1,4 +1,4 @@
-"""This machine's GPU, as CUDA's runtime tells of it."""
+"""This machine's GPU: what is told of it, and why there is none."""
 
 import sys
 from types import SimpleNamespace
@@ -6,9 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from mod_edge.errors import BackendError
-from mod_edge.native import gpu
-
-ORIN = gpu.Gpu("Orin", "87", 64 * 2**30, "12.6")
+from mod_edge.native.gpu import Gpu, find_gpu
 
 
 def cudart(status="cudaSuccess"):
@@ -25,15 +23,15 @@ def cudart(status="cudaSuccess"):
 
 
 def test_the_gpu_is_told_by_name_compute_capability_memory_and_driver():
-    assert gpu.find_gpu(cudart()) == ORIN
+    assert find_gpu(cudart()) == Gpu("Orin", "87", 64 * 2**30, "12.6")
 
 
 def test_no_driver_is_an_error_with_cudas_name_for_it():
     with pytest.raises(BackendError, match=r"cudaGetDeviceCount gives cudaErrorInsufficientDriver"):
-        gpu.find_gpu(cudart("cudaErrorInsufficientDriver"))
+        find_gpu(cudart("cudaErrorInsufficientDriver"))
 
 
 def test_no_cuda_python_is_an_error_that_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "cuda.bindings", None)
     with pytest.raises(BackendError, match=r"cuda-python does not load.*mod-edge\[rtx\]"):
-        gpu.find_gpu()
+        find_gpu()

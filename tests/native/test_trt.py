@@ -40,7 +40,7 @@ def settings_for(tensorrt, compute_capability="89"):
 
 def test_nothing_is_imported_that_a_device_lacks_or_that_is_not_asked_for():
     code = (
-        "import sys, mod_edge.export.build_bundle, mod_edge.export.engines, mod_edge.native.trt; "
+        "import sys, mod_edge.bundle.bundle, mod_edge.export.engines, mod_edge.native.trt; "
         "heavy = {'torch', 'onnx', 'onnx_graphsurgeon', 'polygraphy', 'onnxruntime', 'tensorrt', "
         "'tensorrt_rtx', 'cuda'}; print(heavy & set(sys.modules))"
     )

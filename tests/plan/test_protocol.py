@@ -18,8 +18,8 @@ from mod_edge.plan.protocol import Decision, Protocol
 from mod_edge.plan.tokenizer import preset_tokenizer
 from mod_edge.runtime.capture.source import Frame
 from mod_edge.runtime.events import FrameEvent, ReplyEvent
+from mod_edge.runtime.loaded_model import StreamState
 from mod_edge.runtime.queries import Query
-from mod_edge.runtime.runner import Runner
 from mod_edge.runtime.session import Session, SessionOptions
 
 CONFIG = preset_config("tiny")
@@ -179,7 +179,7 @@ def test_random_logits_decide_as_the_published_rule():
     assert len(seen) == 6
 
 
-def test_deciding_leaves_the_runners_logits_as_they_are():
+def test_deciding_leaves_the_streams_logits_as_they_are():
     logits = logits_of(silent=0.5, speak=0.4)
     before = logits.copy()
     Protocol(STREAM, TOKENIZER, 0.725).decide(logits)
@@ -189,7 +189,7 @@ def test_deciding_leaves_the_runners_logits_as_they_are():
 # ---- whole streams ----
 
 
-class ScriptedRunner(Runner):
+class ScriptedStream(StreamState):
     """Answers by a script and keeps what the stream consists of, frame tokens included.
 
     Args:
@@ -255,10 +255,10 @@ class Pictures:
             yield Frame(number, time_s, np.full((64, 64, 3), number, np.uint8))
 
 
-def session_of(runner, *, frames_per_step, max_new_tokens):
+def session_of(state, *, frames_per_step, max_new_tokens):
     rows = Rows(100_000, 100_000)
     options = SessionOptions(0.725, max_new_tokens, frames_per_step, 256, 0.125)
-    return Session(runner, CONFIG, TOKENIZER, KvPlan(rows, 0, 0.0, 0.0), options)
+    return Session(state, CONFIG, TOKENIZER, KvPlan(rows, 0, 0.0, 0.0), options)
 
 
 def published_stream(times, decisions, replies, queries, *, max_new_tokens):
@@ -311,11 +311,11 @@ def published_stream(times, decisions, replies, queries, *, max_new_tokens):
 
 def compare_with_published(times, decisions, replies, queries, *, frames_per_step):
     limit = 4
-    runner = ScriptedRunner(decisions, replies)
-    session = session_of(runner, frames_per_step=frames_per_step, max_new_tokens=limit)
+    state = ScriptedStream(decisions, replies)
+    session = session_of(state, frames_per_step=frames_per_step, max_new_tokens=limit)
     events = list(session.stream(Pictures(times), queries))
     wanted = published_stream(times, decisions, replies, queries, max_new_tokens=limit)
-    assert runner.stream == wanted
+    assert state.stream == wanted
     return events
 
 
@@ -346,11 +346,11 @@ def test_a_scripted_stream_feeds_what_the_published_loop_feeds():
 
 
 def test_the_first_tokens_of_that_stream_are_these():
-    runner = ScriptedRunner([SILENT, SPEAK, SILENT], [[WORD, EOS], [OTHER, EOS]])
-    session = session_of(runner, frames_per_step=1, max_new_tokens=9)
+    state = ScriptedStream([SILENT, SPEAK, SILENT], [[WORD, EOS], [OTHER, EOS]])
+    session = session_of(state, frames_per_step=1, max_new_tokens=9)
     list(session.stream(Pictures([0.0, 0.5, 1.0]), [Query("Please narrate.")]))
     frames = [[(FRAME, n, place) for place in range(CONFIG.frame_num_tokens)] for n in range(3)]
-    assert runner.stream == [
+    assert state.stream == [
         *[BOS, *encode(f"{STREAM.system_prompt}\n\n["), *frames[0]],
         *[*encode("]\nUser: Please narrate.\nAssistant:"), WORD],
         *[EOS, *encode("\n["), *frames[1]],

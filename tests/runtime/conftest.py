@@ -4,7 +4,7 @@ from functools import cache
 
 import pytest
 
-from tests.runtime.stand_in_runner import linked_copy, stand_in_for
+from tests.runtime.stand_in_model import linked_copy, stand_in_for
 
 
 @pytest.fixture(scope="session")

@@ -4,36 +4,36 @@ import shutil
 
 import pytest
 
+from mod_edge.bundle.bundle import open_bundle
 from mod_edge.bundle.engine_manifest import ENGINES_FOLDER
-from mod_edge.bundle.manifest import CONFIG_FILE, read_manifest
-from mod_edge.config import read_config
 from mod_edge.errors import BackendError, ConfigError
 from mod_edge.native.cuda_driver import CudaDriver
 from mod_edge.runtime import backends
-from mod_edge.runtime.backends import BackendChoice, open_runner
-from mod_edge.runtime.runner import SessionLimits
+from mod_edge.runtime.backends import BackendChoice, load_model
+from mod_edge.runtime.loaded_model import StreamLimits
 from tests.conftest import CAPACITY
-from tests.runtime.stand_in_runner import stand_in_for
+from tests.runtime.stand_in_model import stand_in_for
 
-LIMITS = SessionLimits(CAPACITY, max_step_tokens=64, frames_per_step=3)
+LIMITS = StreamLimits(CAPACITY, max_step_tokens=64, frames_per_step=3)
 
 
 def choose(bundle, **choice):
-    manifest, config = read_manifest(bundle), read_config(bundle / CONFIG_FILE)
-    runner, reason = open_runner(bundle, manifest, config, LIMITS, BackendChoice(**choice))
-    runner.close()
-    return runner.name, reason
+    model, reason = load_model(open_bundle(bundle), LIMITS, BackendChoice(**choice))
+    model.close()
+    return model.name, reason
 
 
 @pytest.fixture
 def machine(stand_in_bundle, monkeypatch):
     """An RTX bundle on a machine with a stand-in GPU and TensorRT-RTX, without engines yet."""
     machine = stand_in_for(stand_in_bundle("rtx", "fp16"))
-    shutil.rmtree(machine.bundle / ENGINES_FOLDER, ignore_errors=True)  # other tests build some
+    shutil.rmtree(
+        machine.bundle.folder / ENGINES_FOLDER, ignore_errors=True
+    )  # other tests build some
     monkeypatch.setattr(backends, "CudaDriver", lambda: CudaDriver(machine.cudart))
     monkeypatch.setattr("mod_edge.native.trt.load", lambda _compiler: machine.tensorrt)
     monkeypatch.setattr(
-        "mod_edge.runtime.device.trt_runner.load", lambda _compiler: machine.tensorrt
+        "mod_edge.runtime.device.trt_model.load", lambda _compiler: machine.tensorrt
     )
     return machine
 
@@ -58,14 +58,14 @@ def test_engines_without_a_gpu_run_on_the_cpu_and_say_so(machine, monkeypatch):
         raise BackendError("no NVIDIA driver runs here")
 
     monkeypatch.setattr(backends, "CudaDriver", no_driver)
-    name, reason = choose(machine.bundle)
+    name, reason = choose(machine.bundle.folder)
     assert "CPU" in name
     assert reason == "engines are built, but no NVIDIA driver runs here"
 
 
 def test_engines_that_fit_are_taken(machine):
     machine.build()
-    name, reason = choose(machine.bundle)
+    name, reason = choose(machine.bundle.folder)
     assert name.startswith("tensorrt (TensorRT-RTX")
     assert reason == "its engines fit here"
     assert machine.cudart.num_live == 0
@@ -74,7 +74,7 @@ def test_engines_that_fit_are_taken(machine):
 def test_engines_that_do_not_fit_are_an_error_never_another_backend(machine):
     machine.build(version="1.6.0.1")
     with pytest.raises(BackendError, match=r"1\.6\.0\.1.*mod-edge build"):
-        choose(machine.bundle)
+        choose(machine.bundle.folder)
     assert machine.cudart.num_live == 0
 
 

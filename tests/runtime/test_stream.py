@@ -4,21 +4,19 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer
 
-from mod_edge.bundle.manifest import CONFIG_FILE, TOKENIZER_FILE
-from mod_edge.config import read_config
+from mod_edge.bundle.bundle import open_bundle
 from mod_edge.model.checkpoint import Checkpoint
 from mod_edge.plan.kv_budget import plan_window
 from mod_edge.plan.protocol import Decision
-from mod_edge.plan.targets import CPU_FP32
 from mod_edge.runtime.capture.video_file import VideoFile
-from mod_edge.runtime.cpu.onnx_runner import OnnxRunner
-from mod_edge.runtime.cpu.torch_runner import TorchRunner
+from mod_edge.runtime.cpu.torch_model import TorchModel
 from mod_edge.runtime.events import FrameEvent, ReplyEvent, RollEvent, TextEvent
+from mod_edge.runtime.loaded_model import WrappedStream
 from mod_edge.runtime.queries import Query
 from mod_edge.runtime.session import Session, SessionOptions
 from tests.runtime.recorder import Recorder
+from tests.runtime.streams import onnx_stream
 
 pytestmark = pytest.mark.numeric
 
@@ -44,10 +42,10 @@ FAULT_LOGITS = 0.1
 
 
 class Lockstep(Recorder):
-    """Runs a second runner on the same steps, whatever it answers, and keeps the differences."""
+    """Runs a second stream on the same steps, whatever it answers, and keeps the differences."""
 
-    def __init__(self, runner, shadow):
-        super().__init__(runner)
+    def __init__(self, inner, shadow):
+        super().__init__(inner)
         self.shadow, self.differences = shadow, []
 
     def encode(self, frames):
@@ -68,20 +66,18 @@ class Lockstep(Recorder):
         self.shadow.evict(eviction)
 
 
-def make_session(bundle, runner_of, *, window=WINDOW, **options):
-    config = read_config(bundle / CONFIG_FILE)
-    plan = plan_window(config, window, text_minimum=80, dtype="float32")
+def make_session(folder, stream_on, *, window=WINDOW, **options):
+    """A session on `stream_on(folder, plan, options)`."""
+    bundle = open_bundle(folder)
+    plan = plan_window(bundle.config, window, text_minimum=80, dtype="float32")
     session_options = SessionOptions(**{**OPTIONS, **options})
-    tokenizer = Tokenizer.from_file(str(bundle / TOKENIZER_FILE))
-    runner = runner_of(bundle, config, plan, session_options)
-    return Session(runner, config, tokenizer, plan, session_options)
+    state = stream_on(folder, plan, session_options)
+    return Session(state, bundle.config, bundle.tokenizer, plan, session_options)
 
 
-def onnx_runner(bundle, config, plan, options):
-    return OnnxRunner(
-        bundle,
-        config,
-        CPU_FP32,
+def on_onnx(folder, plan, options):
+    return onnx_stream(
+        folder,
         plan.capacity,
         max_step_tokens=options.max_step_tokens,
         frames_per_step=options.frames_per_step,
@@ -109,11 +105,11 @@ def reference(tiny_checkpoint):
 @pytest.fixture(scope="module")
 def both(tiny_bundle, reference, clip):
     """The same stream on both backends: {name: (events, recorder)}."""
-    runners = {"onnx": onnx_runner, "torch": lambda *_: TorchRunner(reference)}
+    streams = {"onnx": on_onnx, "torch": lambda *_: TorchModel(reference).open_stream()}
     results = {}
-    for name, runner_of in runners.items():
-        session = make_session(tiny_bundle, lambda *args, of=runner_of: Recorder(of(*args)))
-        results[name] = (stream(session, clip), session.runner)
+    for name, stream_on in streams.items():
+        session = make_session(tiny_bundle, lambda *args, on=stream_on: Recorder(on(*args)))
+        results[name] = (stream(session, clip), session.state)
     return results
 
 
@@ -157,12 +153,12 @@ def test_the_rolling_twin_agrees_across_rolls(tiny_bundle, reference, clip, fram
     """The twin keeps unrotated keys, and positions lowered by what was evicted."""
     session = make_session(
         tiny_bundle,
-        lambda *args: Lockstep(onnx_runner(*args), TorchRunner(reference)),
+        lambda *args: Lockstep(on_onnx(*args), TorchModel(reference).open_stream()),
         frames_per_step=frames_per_step,
     )
     events = stream(session, clip, max_frames=60)
     assert sum(isinstance(event, RollEvent) for event in events) >= 3
-    assert max(session.runner.differences) < ATOL_LOGITS
+    assert max(session.state.differences) < ATOL_LOGITS
 
 
 def no_rebase(eviction):
@@ -177,27 +173,22 @@ def rebase_by_mod_rows(eviction):
 def test_a_sink_rebased_by_another_count_is_far_off(tiny_bundle, reference, clip, wrong_count):
     import dataclasses
 
-    class Wrong(OnnxRunner):
+    class Wrong(WrappedStream):
         def evict(self, eviction):
             super().evict(dataclasses.replace(eviction, num_evicted=wrong_count(eviction)))
 
-    def runner_of(bundle, config, plan, options):
-        limits = {"max_step_tokens": 64, "frames_per_step": options.frames_per_step}
-        return Lockstep(
-            Wrong(bundle, config, CPU_FP32, plan.capacity, **limits), TorchRunner(reference)
-        )
-
-    session = make_session(tiny_bundle, runner_of)
+    session = make_session(
+        tiny_bundle,
+        lambda *args: Lockstep(Wrong(on_onnx(*args)), TorchModel(reference).open_stream()),
+    )
     stream(session, clip, max_frames=60)
-    assert max(session.runner.differences) > FAULT_LOGITS
+    assert max(session.state.differences) > FAULT_LOGITS
 
 
 def test_frames_fed_together_decide_as_frames_fed_one_by_one(tiny_bundle, clip):
     outcomes = []
     for frames_per_step in (1, 2, 5):
-        session = make_session(
-            tiny_bundle, onnx_runner, window="4096", frames_per_step=frames_per_step
-        )
+        session = make_session(tiny_bundle, on_onnx, window="4096", frames_per_step=frames_per_step)
         outcomes.append(outcome(stream(session, clip, max_frames=60)))
     assert outcomes[0] == outcomes[1] == outcomes[2]
     assert outcomes[0][2] == []  # a wider step rolls at other moments: only compare without
@@ -206,23 +197,21 @@ def test_frames_fed_together_decide_as_frames_fed_one_by_one(tiny_bundle, clip):
 def test_a_prefill_longer_than_a_step_gives_the_same_reply(tiny_bundle, clip):
     replies = []
     for max_step_tokens in (64, 33):
-        session = make_session(
-            tiny_bundle, onnx_runner, window="4096", max_step_tokens=max_step_tokens
-        )
+        session = make_session(tiny_bundle, on_onnx, window="4096", max_step_tokens=max_step_tokens)
         events = stream(session, clip, max_frames=20, queries=(Query("What happens? " * 20),))
         replies.append(outcome(events))
     assert replies[0] == replies[1]
 
 
 def test_without_a_standing_instruction_the_sink_is_the_system_prompt(tiny_bundle, clip):
-    session = make_session(tiny_bundle, onnx_runner)
+    session = make_session(tiny_bundle, on_onnx)
     stream(session, clip, max_frames=5, queries=())
     num_opening = len(session._protocol.opening_ids())
     assert session.window.sink == (num_opening, num_opening)
 
 
 def test_a_standing_instruction_and_the_frame_before_it_are_never_evicted(tiny_bundle, clip):
-    session = make_session(tiny_bundle, onnx_runner)
+    session = make_session(tiny_bundle, on_onnx)
     events = stream(session, clip, max_frames=60)
     assert any(isinstance(event, RollEvent) for event in events)
     prompt = len(session._protocol.query_ids(QUERIES[0].text))
@@ -231,7 +220,7 @@ def test_a_standing_instruction_and_the_frame_before_it_are_never_evicted(tiny_b
 
 
 def test_queries_after_the_end_are_answered_or_reported(tiny_bundle, clip):
-    session = make_session(tiny_bundle, onnx_runner, window="4096")
+    session = make_session(tiny_bundle, on_onnx, window="4096")
     queries = (Query("What happens?", 2.4), Query("And then?", 99.0))
     events = stream(session, clip, max_frames=20, queries=queries)  # the last frame is at 2.375 s
     assert [event.query for event in events if isinstance(event, ReplyEvent) and event.query] == [

@@ -24,7 +24,7 @@ from mod_edge.runtime.session import Session, SessionOptions
 from mod_edge.training.batches import NO_LABEL, Batches, stream_of_pieces, streams_of_clips
 from mod_edge.training.features import FrameFeatures
 from mod_edge.training.recipe import TrainConfig
-from tests.data.test_dialogue import Footage, Parrot
+from tests.data.test_dialogue import BlackFrames, Parrot
 
 pytestmark = pytest.mark.numeric
 
@@ -100,7 +100,7 @@ def window(lines, config, tokenizer):
     parrot = Parrot(config, decisions, replies)
     session = Session(parrot, config, tokenizer, plan, SessionOptions(0.0, 60, 1, 512, 0.125))
     queries = [Query(line.content, line.time_s) for line in lines if line.role == "user"]
-    for _ in session.stream(Footage(NUM_FRAMES), queries):
+    for _ in session.stream(BlackFrames(NUM_FRAMES), queries):
         pass
     return session.window
 

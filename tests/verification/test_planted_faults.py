@@ -1,6 +1,6 @@
 """What `mod-edge verify` is for: each fault that such code has had, planted, turns it red.
 
-Every fault is planted in one graph or one runner, and its healthy twin is green on the same inputs,
+Every fault is planted in one graph or one stream, and its healthy twin is green on the same inputs,
 which come from a stream through the reference.
 """
 

@@ -1,4 +1,4 @@
-"""A whole stream against its trace: healthy runners agree, faults and clear differences do not."""
+"""A whole stream against its trace: healthy backends agree, faults and clear differences do not."""
 
 from dataclasses import replace
 
@@ -6,14 +6,13 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from mod_edge.bundle.manifest import TOKENIZER_FILE, read_manifest
+from mod_edge.bundle.manifest import TOKENIZER_FILE
 from mod_edge.errors import CacheError
 from mod_edge.model.presets import preset_config
 from mod_edge.plan.protocol import Protocol
 from mod_edge.runtime.cpu.kv_cache import KvCache
-from mod_edge.runtime.cpu.onnx_runner import OnnxRunner
-from mod_edge.runtime.cpu.torch_runner import TorchRunner
-from mod_edge.runtime.runner import Runner
+from mod_edge.runtime.cpu.torch_model import TorchModel
+from mod_edge.runtime.loaded_model import StreamState
 from mod_edge.verification.recording import EncodeCall, EvictCall, ReadCall, StepCall
 from mod_edge.verification.reference_stream import MIN_ROLLS, follow_stream
 from mod_edge.verification.stream_check import (
@@ -23,6 +22,7 @@ from mod_edge.verification.stream_check import (
     check_stream,
 )
 from mod_edge.verification.trace_file import read_trace, write_trace
+from tests.runtime.streams import onnx_stream
 
 pytestmark = pytest.mark.numeric
 
@@ -40,13 +40,13 @@ def trace(recorded_stream):
 
 @pytest.fixture(scope="module")
 def check(tiny_checkpoint, trace):
-    """`check(runner, trace=trace, precision="fp32", follow=None)`: the stream's result."""
+    """`check(state, trace=trace, precision="fp32", follow=None)`: the stream's result."""
     tokenizer = Tokenizer.from_file(str(tiny_checkpoint / TOKENIZER_FILE))
 
-    def run(runner, trace=trace, precision="fp32", follow=None):
+    def run(state, trace=trace, precision="fp32", follow=None):
         protocol = Protocol(CONFIG.stream_config, tokenizer, trace.threshold)
         return check_stream(
-            trace, runner, CONFIG, protocol, precision, backend="runner", follow=follow
+            trace, state, CONFIG, protocol, precision, backend="backend", follow=follow
         )
 
     return run
@@ -58,11 +58,9 @@ def follow(recorded_stream):
     return lambda selections: follow_stream(model, trace, selections)
 
 
-def onnx_runner(bundle, trace):
-    return OnnxRunner(
-        bundle,
-        CONFIG,
-        read_manifest(bundle).lowering,
+def on_onnx(folder, trace):
+    return onnx_stream(
+        folder,
         trace.capacity,
         max_step_tokens=trace.max_step_tokens,
         frames_per_step=trace.frames_per_step,
@@ -91,22 +89,22 @@ def test_every_frame_is_fed_from_where_it_was_encoded(trace):
 
 
 def test_the_reference_itself_makes_no_error(check, trace, recorded_stream):
-    result = check(TorchRunner(recorded_stream[0]))
+    result = check(TorchModel(recorded_stream[0]).open_stream())
     assert (result.status, result.largest, result.num_ties) == ("ok", 0, 0)
     assert result.num_rolls == trace.count(EvictCall)
     assert result.num_steps == trace.count(StepCall)
     assert result.num_answers > result.num_frames >= 16
 
 
-# ---- runners of the runtime ----
+# ---- streams of the runtime ----
 
 
 @pytest.mark.parametrize(("target", "precision"), [("cpu", "fp32"), ("cuda", "fp16")])
 def test_a_healthy_bundle_gives_the_references_stream(
     check, trace, any_bundle, follow, target, precision
 ):
-    with onnx_runner(any_bundle(target, precision), trace) as runner:
-        result = check(runner, precision=precision, follow=follow)
+    with on_onnx(any_bundle(target, precision), trace) as state:
+        result = check(state, precision=precision, follow=follow)
     assert result.status == "ok", result.reason
     largest, mean = HEALTHY[precision]
     assert result.largest <= largest
@@ -132,17 +130,17 @@ def test_a_wrong_rebase_of_the_sink_fails(
 ):
     evict = KvCache.evict
     monkeypatch.setattr(KvCache, "evict", lambda cache, eviction: evict(cache, fault(eviction)))
-    with onnx_runner(any_bundle(target, precision), trace) as runner:
-        result = check(runner, precision=precision, follow=follow)
+    with on_onnx(any_bundle(target, precision), trace) as state:
+        result = check(state, precision=precision, follow=follow)
     assert result.status == "failed"
     assert result.gap > 10 * TIED_STREAM_LOGITS[precision]
     assert result.largest > 3 * ALLOWED_LARGEST[precision]
 
 
-# ---- answers and selections, on a runner that answers as the trace says ----
+# ---- answers and selections, on a stream that answers as the trace says ----
 
 
-class Echo(Runner):
+class Echo(StreamState):
     """Answers what stands in the trace, but for the changes."""
 
     name = "echo"
@@ -354,7 +352,7 @@ def test_with_the_reference_a_tie_is_followed_to_the_end(check, trace, follow):
     assert np.abs(after[-1] - before[-1]).max() > 0.01, "the selection changed what comes after"
 
 
-def test_a_runner_that_gives_up_is_a_failure_with_its_reason(check, trace):
+def test_a_stream_that_gives_up_is_a_failure_with_its_reason(check, trace):
     class Full(Echo):
         def step(self, *_args, **_kwargs):
             raise CacheError("the cache is full")

@@ -80,11 +80,11 @@ def test_a_healthy_bundle_is_all_green(recorded, any_bundle, tiny_checkpoint, ta
     assert report.bad_graphs == []
     graphs = {(result.graph, result.backend) for result in report.graphs if result.status == "ok"}
     names = GRAPHS if target == "cpu" else [*GRAPHS, "rebase"]
-    runners = ["onnx CPU"] if precision == "fp32" else ["torch fp16", "onnx CPU"]
-    backends = runners if precision == "fp32" else [*runners, "onnx evaluator"]
+    in_streams = ["onnx CPU"] if precision == "fp32" else ["torch fp16", "onnx CPU"]
+    backends = in_streams if precision == "fp32" else [*in_streams, "onnx evaluator"]
     assert graphs == {(name, backend) for name in names for backend in backends}
     streams = {stream.backend: stream.status for stream in report.streams}
-    assert {streams[runner] for runner in runners} == {"ok"}
+    assert {streams[backend] for backend in in_streams} == {"ok"}
     missing = {result.backend for result in report.graphs if result.status == "not run"}
     assert missing == ({"onnx CUDA"} if target == "cuda" else set())
     assert json.loads(json.dumps(report.to_json(), allow_nan=False))["ok"] is True

@@ -7,9 +7,9 @@ from mod_edge.native.cuda_driver import CudaDriver
 from mod_edge.plan.kv_window import NO_ROWS, Eviction, Rows
 from mod_edge.plan.targets import Lowering
 from mod_edge.runtime.cpu.kv_cache import KvCache
-from mod_edge.runtime.device.device_cache import NUM_BUCKETS, DeviceCache
+from mod_edge.runtime.device.device_cache import NUM_BUCKETS, DeviceCache, sink_angles
 from tests.native.stand_in_driver import StandInCudart
-from tests.runtime.stand_in_runner import MAX_STEP_TOKENS
+from tests.runtime.stand_in_model import MAX_STEP_TOKENS
 
 SINK = Rows(dense=14, mod=6)
 # Rows move bit by bit. The sink is turned by a graph here and by numpy there, in float32 both:
@@ -24,13 +24,19 @@ def machine(request, make_machine):
 
 
 @pytest.fixture
-def runner(machine):
-    return machine.open()
+def model(machine):
+    return machine.load()
 
 
-def filled(machine, runner):
-    """The runner's cache and one in host memory with the same random rows everywhere."""
-    lowering, cache = machine.manifest.lowering, runner._cache
+@pytest.fixture
+def stream(model):
+    with model.open_stream() as stream:
+        yield stream
+
+
+def filled(machine, stream):
+    """The stream's cache and one in host memory with the same random rows everywhere."""
+    lowering, cache = machine.bundle.lowering, stream._cache
     twin = KvCache(machine.config, lowering, cache.capacity)
     generator = np.random.default_rng(0)
     for layer, host in zip(cache.layers, twin.layers, strict=True):
@@ -57,11 +63,11 @@ def evictions(capacity):
         yield Eviction(SINK, dropped, capacity, num_evicted)
 
 
-def test_evictions_leave_what_they_leave_in_host_memory(machine, runner):
-    cache, twin = filled(machine, runner)
-    atol = ATOL_SINK[machine.manifest.lowering.precision]
+def test_evictions_leave_what_they_leave_in_host_memory(machine, model, stream):
+    cache, twin = filled(machine, stream)
+    atol = ATOL_SINK[machine.bundle.lowering.precision]
     for eviction in evictions(cache.capacity):
-        cache.evict(eviction, runner._contexts["rebase"])
+        cache.evict(eviction, model.rebase)
         twin.evict(eviction)
         for ours, theirs, sink in buffers_of(machine, cache, twin):
             axis = 0 if ours.ndim == 3 else 2
@@ -71,38 +77,37 @@ def test_evictions_leave_what_they_leave_in_host_memory(machine, runner):
             np.testing.assert_allclose(first, their_first, rtol=0, atol=atol)
 
 
-def test_the_sink_is_always_turned_from_its_first_copy(machine, runner):
+def test_the_sink_is_always_turned_from_its_first_copy(machine, model, stream):
     """After 200 evictions it is as after one of as many tokens."""
-    cache, twin = filled(machine, runner)
+    cache, twin = filled(machine, stream)
     first = Eviction(SINK, Rows(90, 50), cache.capacity, num_evicted=90)
     for number in range(1, 201):
         last = Eviction(SINK, Rows(90, 50), cache.capacity, num_evicted=90 * number)
-        cache.evict(last, runner._contexts["rebase"])
+        cache.evict(last, model.rebase)
     twin.evict(first)  # keeps the first copy
     twin.evict(last)
     for ours, theirs, sink in buffers_of(machine, cache, twin):
         take = [slice(None)] * (0 if ours.ndim == 3 else 2) + [slice(sink)]
-        atol = ATOL_SINK[machine.manifest.lowering.precision]
+        atol = ATOL_SINK[machine.bundle.lowering.precision]
         np.testing.assert_allclose(ours[tuple(take)], theirs[tuple(take)], rtol=0, atol=atol)
 
 
-def test_an_eviction_waits_for_nothing_and_takes_memory_only_the_first_time(machine, runner):
-    cache, _ = filled(machine, runner)
+def test_an_eviction_waits_for_nothing_and_takes_memory_only_the_first_time(machine, model, stream):
+    cache, _ = filled(machine, stream)
     for number in (1, 2):
         before = machine.cudart.calls.copy()
-        cache.evict(Eviction(SINK, Rows(20, 10), cache.capacity, 20), runner._contexts["rebase"])
+        cache.evict(Eviction(SINK, Rows(20, 10), cache.capacity, 20), model.rebase)
         calls = machine.cudart.calls - before
         assert calls["cudaStreamSynchronize"] == 0
         assert calls["cudaMalloc"] == (number == 1)
         assert calls["cudaMemcpyAsync cudaMemcpyHostToDevice"] == 1
 
 
-def test_rows_move_in_pieces_no_longer_than_what_was_dropped(machine, runner):
-    cache, _ = filled(machine, runner)
-    rebase = runner._contexts["rebase"]
-    cache.evict(Eviction(SINK, Rows(20, 10), cache.capacity, 20), rebase)
+def test_rows_move_in_pieces_no_longer_than_what_was_dropped(machine, model, stream):
+    cache, _ = filled(machine, stream)
+    cache.evict(Eviction(SINK, Rows(20, 10), cache.capacity, 20), model.rebase)
     before = machine.cudart.calls.copy()
-    cache.evict(Eviction(SINK, Rows(20, 10), cache.capacity, 40), rebase)
+    cache.evict(Eviction(SINK, Rows(20, 10), cache.capacity, 40), model.rebase)
     calls = machine.cudart.calls - before
     wanted = 0
     for layer in cache.layers:
@@ -112,17 +117,17 @@ def test_rows_move_in_pieces_no_longer_than_what_was_dropped(machine, runner):
     assert rows == wanted
 
 
-def test_an_empty_sink_is_left_alone(machine, runner):
-    cache, twin = filled(machine, runner)
+def test_an_empty_sink_is_left_alone(machine, model, stream):
+    cache, twin = filled(machine, stream)
     eviction = Eviction(NO_ROWS, Rows(20, 10), cache.capacity, 20)
-    cache.evict(eviction, runner._contexts["rebase"])
+    cache.evict(eviction, model.rebase)
     twin.evict(eviction)
     for ours, theirs, _ in buffers_of(machine, cache, twin):
         np.testing.assert_array_equal(ours, theirs)
 
 
-def test_every_buffer_begins_as_zeros(machine, runner):
-    for layer in runner._cache.layers:
+def test_every_buffer_begins_as_zeros(machine, stream):
+    for layer in stream._cache.layers:
         for address in (layer.key, layer.value):
             assert not machine.cudart.read(address, (layer.num_rows, 2 * 16), "float16").any()
 
@@ -132,13 +137,14 @@ def test_every_buffer_begins_as_zeros(machine, runner):
 
 @pytest.fixture
 def delta(make_config):
-    driver = CudaDriver(StandInCudart())
+    driver, config = CudaDriver(StandInCudart()), make_config()
     cache = DeviceCache(
         driver,
-        make_config(),
+        config,
         Lowering("tensorrt-delta", "fp32"),
         Rows(90, 50),
         max_step_tokens=MAX_STEP_TOKENS,
+        angles=sink_angles(driver, config),
     )
     yield cache
     driver.close()
@@ -159,5 +165,5 @@ def test_a_bucket_holds_the_past_and_there_are_few_of_them(delta):
 
 
 def test_in_place_graphs_bind_no_bucket(make_machine):
-    with make_machine("rtx", "fp16").open() as runner:
-        assert runner._cache.bucket(Rows(3, 3)) is None
+    with make_machine("rtx", "fp16").open() as stream:
+        assert stream._cache.bucket(Rows(3, 3)) is None

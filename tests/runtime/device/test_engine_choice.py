@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from mod_edge.bundle.engine_manifest import read_engine_manifests, write_engine_manifest
+from mod_edge.bundle.engine_manifest import write_engine_manifest
 from mod_edge.bundle.shape_ranges import StepLimits
 from mod_edge.errors import BackendError
 from mod_edge.plan.kv_window import Rows
 from mod_edge.runtime.device.engine_choice import find_engines
-from tests.runtime.stand_in_runner import linked_copy, stand_in_for
+from tests.runtime.stand_in_model import linked_copy, stand_in_for
 
 CAPACITY = Rows(260, 148)
 
@@ -25,8 +25,6 @@ def machine(bundle_for, tmp_path):
 def find(machine, compute_capability="89", **limits):
     return find_engines(
         machine.bundle,
-        machine.manifest,
-        machine.config,
         replace(machine.limits, **limits),
         tensorrt=machine.tensorrt,
         compute_capability=compute_capability,
@@ -41,7 +39,7 @@ def refusal(machine, *arguments, **limits):
 
 def command(machine, compute_capability="89"):
     return (
-        f"mod-edge build {machine.bundle} --profile rtx-ada "
+        f"mod-edge build {machine.bundle.folder} --profile rtx-ada "
         f"--compute-capability {compute_capability}"
     )
 
@@ -55,7 +53,7 @@ def test_of_several_that_fit_the_last_built_are_taken(machine):
     folders = []
     for number, level in enumerate((1, 5, 3)):
         built = machine.build(builder_optimization_level=level)
-        manifest = machine.bundle / built.settings.folder / "manifest.json"
+        manifest = machine.bundle.folder / built.settings.folder / "manifest.json"
         os.utime(manifest, (1000, 1000 + number % 2))
         folders.append(built)
     assert find(machine) == folders[1]
@@ -63,8 +61,8 @@ def test_of_several_that_fit_the_last_built_are_taken(machine):
 
 def test_a_bundle_without_engines_says_how_to_build_them(machine):
     assert refusal(machine) == (
-        f"bundle {machine.bundle} has no engines; build them with: "
-        f"mod-edge build {machine.bundle} --profile rtx-ada"
+        f"bundle {machine.bundle.folder} has no engines; build them with: "
+        f"mod-edge build {machine.bundle.folder} --profile rtx-ada"
     )
     assert "--profile rtx-blackwell" in refusal(machine, "120")
 
@@ -91,7 +89,7 @@ def test_a_bundle_without_engines_says_how_to_build_them(machine):
 def test_engines_for_something_else_are_refused_with_what_differs(machine, changes, difference):
     built = machine.build(**changes)
     assert refusal(machine) == (
-        f"no engines of bundle {machine.bundle} fit: {built.settings.folder} {difference}; "
+        f"no engines of bundle {machine.bundle.folder} fit: {built.settings.folder} {difference}; "
         f"build them with: {command(machine)}"
     )
 
@@ -99,7 +97,7 @@ def test_engines_for_something_else_are_refused_with_what_differs(machine, chang
 def test_an_engine_of_another_export_is_refused(machine):
     built = machine.build()
     stale = {**built.engines, "head": replace(built.engines["head"], key="0" * 64)}
-    write_engine_manifest(replace(built, engines=stale), machine.bundle)
+    write_engine_manifest(replace(built, engines=stale), machine.bundle.folder)
     message = refusal(machine)
     assert "are not whole: head was built from another export of the graph" in message
     assert message.endswith(command(machine))
@@ -107,12 +105,12 @@ def test_an_engine_of_another_export_is_refused(machine):
 
 def test_missing_and_damaged_engines_are_named_all_at_once(machine):
     built = machine.build()
-    folder = machine.bundle / built.settings.folder
+    folder = machine.bundle.folder / built.settings.folder
     (folder / "vision.engine").unlink()
     data = (folder / "layer-03.engine").read_bytes()
     (folder / "layer-03.engine").write_bytes(data[:-1] + b"!")
     engines = {name: record for name, record in built.engines.items() if name != "layer-05"}
-    write_engine_manifest(replace(built, engines=engines), machine.bundle)
+    write_engine_manifest(replace(built, engines=engines), machine.bundle.folder)
     message = refusal(machine)
     found = re.findall(r"not whole: (\S+) (was not built|is \w+)", message)
     assert found == [
@@ -139,5 +137,5 @@ def test_engines_for_a_smaller_cache_are_refused(make_machine):
 def test_others_beside_those_that_fit_do_not_matter(machine):
     machine.build(compute_capability="120")
     built = machine.build()
-    assert len(read_engine_manifests(machine.bundle)) == 2
+    assert len(machine.bundle.engines) == 2
     assert find(machine) == built

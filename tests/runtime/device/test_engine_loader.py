@@ -13,7 +13,7 @@ from mod_edge.plan.signature import rebase_signature
 from mod_edge.plan.targets import Lowering
 from mod_edge.runtime.device.engine_loader import EngineLoader
 from tests.native import stand_in_tensorrt
-from tests.runtime.stand_in_runner import Feeder, linked_copy, stand_in_for
+from tests.runtime.stand_in_model import Feeder, linked_copy, stand_in_for
 
 
 @pytest.fixture
@@ -26,14 +26,14 @@ def machine(bundle_for, tmp_path):
 
 
 def cache_path(machine):
-    return machine.bundle / machine.build().settings.folder / RUNTIME_CACHE_FILE
+    return machine.bundle.folder / machine.build().settings.folder / RUNTIME_CACHE_FILE
 
 
 def run_once(machine, size=2):
-    """What the runner warned of, having fed a step and closed."""
-    with machine.open() as runner:
-        Feeder(runner, machine.config).feed((size,), [5] * size)
-    return runner.warnings
+    """What a stream warned of, once a step was fed and its model closed."""
+    with machine.load() as model, model.open_stream() as stream:
+        Feeder(stream, machine.config).feed((size,), [5] * size)
+    return stream.warnings
 
 
 # ---- kernels from run to run ----

@@ -7,20 +7,19 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from mod_edge.bundle.manifest import CONFIG_FILE, read_manifest
-from mod_edge.config import read_config
+from mod_edge.bundle.bundle import open_bundle
 from mod_edge.errors import BackendError
 from mod_edge.native.cuda_driver import CudaDriver
-from mod_edge.runtime.cpu.onnx_runner import OnnxRunner
 from mod_edge.runtime.device import onnx_graph_set
-from mod_edge.runtime.device.cuda_runner import open_cuda_runner
+from mod_edge.runtime.device.cuda_model import load_cuda_model
 from mod_edge.runtime.device.onnx_graph_set import OnnxGraphSet, ops_elsewhere
-from mod_edge.runtime.runner import SessionLimits
+from mod_edge.runtime.loaded_model import StreamLimits
 from tests.conftest import CAPACITY
 from tests.native.stand_in_driver import STREAM, StandInCudart
 from tests.runtime.device.test_trt_stream import outcome, run_stream
+from tests.runtime.streams import onnx_stream
 
-LIMITS = SessionLimits(CAPACITY, max_step_tokens=64, frames_per_step=3)
+LIMITS = StreamLimits(CAPACITY, max_step_tokens=64, frames_per_step=3)
 CPU = "CPUExecutionProvider"
 # The same graphs on the same numbers, but at other addresses, of which kernels make no promise:
 # measured 0, logits up to 30. A sink that is not rebased gives 9.9 and more.
@@ -84,21 +83,18 @@ def cudart(monkeypatch):
     return cudart
 
 
-def opened(bundle, cudart):
-    config, manifest = read_config(bundle / CONFIG_FILE), read_manifest(bundle)
-    return open_cuda_runner(bundle, manifest, config, LIMITS, driver=CudaDriver(cudart))
+def loaded(bundle, cudart):
+    return load_cuda_model(open_bundle(bundle), LIMITS, driver=CudaDriver(cudart))
 
 
 def test_the_stream_is_that_of_onnxruntime_on_the_cpu(bundle_for, cudart, clip):
     bundle = bundle_for("cuda", "fp32")
-    with opened(bundle, cudart) as runner:
-        assert "CUDA, Stand-in GPU, fp32" in runner.name
-        ours = run_stream(bundle, runner, clip, max_frames=60)
+    with loaded(bundle, cudart) as model:
+        assert "CUDA, Stand-in GPU, fp32" in model.name
+        ours = run_stream(bundle, model.open_stream(), clip, max_frames=60)
     assert cudart.num_live == 0
     assert not ours.warnings
-    limits = {"max_step_tokens": 64, "frames_per_step": 3}
-    config, lowering = read_config(bundle / CONFIG_FILE), read_manifest(bundle).lowering
-    twin = OnnxRunner(bundle, config, lowering, CAPACITY, **limits)
+    twin = onnx_stream(bundle, CAPACITY, max_step_tokens=64, frames_per_step=3)
     theirs = run_stream(bundle, twin, clip, max_frames=60)
     # No token is near a tie: the likeliest leads the next by 0.036 or more.
     assert outcome(ours) == outcome(theirs)
@@ -110,14 +106,13 @@ def test_the_stream_is_that_of_onnxruntime_on_the_cpu(bundle_for, cudart, clip):
 
 
 def test_without_the_provider_it_is_an_error_with_what_to_do(bundle_for):
-    bundle = bundle_for("cuda", "fp32")
-    config, lowering = read_config(bundle / CONFIG_FILE), read_manifest(bundle).lowering
+    bundle = open_bundle(bundle_for("cuda", "fp32"))
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this onnxruntime has the provider")
     with pytest.raises(
         BackendError, match=r"has .*CPUExecutionProvider, wanted CUDAExec.*--device cpu"
     ):
-        OnnxGraphSet(0, bundle, config, lowering)
+        OnnxGraphSet(0, bundle)
 
 
 def test_work_that_is_left_to_another_provider_is_found(bundle_for):
@@ -130,5 +125,5 @@ def test_work_that_is_left_to_another_provider_is_found(bundle_for):
 
 def test_a_cpu_bundle_is_refused_with_the_target_to_export_for(tiny_bundle, cudart):
     with pytest.raises(BackendError, match=r"is for target cpu in fp32.*--target cuda"):
-        opened(tiny_bundle, cudart)
+        loaded(tiny_bundle, cudart)
     assert cudart.num_live == 0

@@ -8,7 +8,7 @@ from mod_edge.plan.layout import FRAME
 from mod_edge.runtime.device import step_chain
 from tests.native.stand_in_driver import Error
 from tests.native.stand_in_tensorrt import DynamicShapesKernelSpecializationStrategy
-from tests.runtime.stand_in_runner import Feeder, stand_in_for
+from tests.runtime.stand_in_model import Feeder, stand_in_for
 
 NUM_LAYERS = 6
 
@@ -25,7 +25,7 @@ def feeder(machine):
 
 def counts(feeder):
     """(layer by layer, captured, launched, refused)."""
-    found = feeder.runner._chain.counts
+    found = feeder.stream._chain.counts
     return found.plain, found.captured, found.launched, found.refused
 
 
@@ -40,7 +40,7 @@ def test_the_second_step_of_a_shape_is_captured_and_the_third_launched(feeder):
 
 def test_shapes_are_counted_one_by_one(feeder):
     side = feeder.config.vision_config.image_size
-    embeds = feeder.runner.encode(np.zeros((2, side, side, 3), np.uint8))
+    embeds = feeder.stream.encode(np.zeros((2, side, side, 3), np.uint8))
     for pieces, ids, frames in (((1, FRAME), [5], embeds[:1]), ((1,), [6], None)):
         feeder.feed(pieces, ids, frames)
     assert counts(feeder) == (2, 0, 0, 0)
@@ -98,10 +98,10 @@ def test_a_step_that_cannot_be_captured_runs_layer_by_layer_and_is_told_once(
     reason = refuse(machine)
     ours += [feeder.feed((2,), [5, 6]) for _ in range(3)]
     assert counts(feeder)[1:] == (0, 0, 1)
-    (warning,) = feeder.runner.warnings
+    (warning,) = feeder.stream.warnings
     assert warning.startswith("steps of 2 text tokens and 0 frames run layer by layer, not as one")
     assert reason in warning
-    healthy = Feeder(stand_in_for(machine.bundle).open(), machine.config)
+    healthy = Feeder(stand_in_for(machine.bundle.folder).open(), machine.config)
     np.testing.assert_array_equal(ours, [healthy.feed((2,), [5, 6]) for _ in range(4)])
 
 
@@ -120,7 +120,7 @@ def test_graphs_in_use_are_not_given_up(feeder):
     assert counts(feeder)[1] == step_chain.MAX_GRAPHS
     feed_shapes(feeder, [step_chain.MAX_GRAPHS + 1] * 3)
     assert counts(feeder)[1] == step_chain.MAX_GRAPHS
-    assert feeder.runner.warnings == []
+    assert feeder.stream.warnings == []
 
 
 def test_the_graph_that_was_idle_longest_is_given_up_for_a_new_one(machine, feeder, monkeypatch):
@@ -140,9 +140,9 @@ def test_a_graph_is_given_up_only_when_the_device_is_done_with_it(machine, feede
         feeder.step((size,), [5] * size)
     assert list(graphs_of(feeder)) == [2]
     assert sum(graph.is_alive for graph in machine.cudart.graphs) == 2  # it may still run
-    feeder.runner.logits([0])
+    feeder.stream.logits([0])
     assert sum(graph.is_alive for graph in machine.cudart.graphs) == 1
 
 
 def graphs_of(feeder):
-    return [letters.num_text for letters in feeder.runner._chain._captured]
+    return [shape.num_text for shape in feeder.stream._chain._captured]

@@ -8,7 +8,7 @@ from mod_edge.native.cuda_driver import ALIGNMENT, CudaDriver
 from mod_edge.plan.kv_window import Rows
 from mod_edge.plan.layout import FRAME, step_layout
 from mod_edge.plan.rope import inverse_frequencies
-from mod_edge.runtime.device.step_inputs import DeviceFrames, StepInputs, StepLetters
+from mod_edge.runtime.device.step_inputs import DeviceFrames, StepInputs, StepShape
 from tests.native.stand_in_driver import StandInCudart
 
 pytestmark = pytest.mark.numeric
@@ -45,7 +45,7 @@ class Machine:
 
     def read(self, layout, *, is_mod):
         """Every input of a layer by name, but for `hidden` and the cache."""
-        letters = StepLetters(layout.text_index.size, layout.num_frames, None)
+        shape = StepShape(layout.text_index.size, layout.num_frames, None)
         shapes = {
             "cos": ((layout.num_tokens, self.config.text_config.head_dim // 2), np.float32),
             "sin": ((layout.num_tokens, self.config.text_config.head_dim // 2), np.float32),
@@ -55,7 +55,7 @@ class Machine:
             "frame_index": (layout.frame_index.shape, np.int64),
             "row_order": (layout.row_order.shape, np.int64),
         }
-        addresses = self.inputs.addresses(letters, is_mod=is_mod)
+        addresses = self.inputs.addresses(shape, is_mod=is_mod)
         assert all(address % ALIGNMENT == 0 for address in addresses.values())
         return {
             name: self.cudart.read(address, *shapes[name]) for name, address in addresses.items()

@@ -1,7 +1,7 @@
-"""Whole streams on the TensorRT runner and on ONNX Runtime: tokens, decisions, selections, rolls.
+"""Whole streams on engines and on ONNX Runtime: tokens, decisions, selections, rolls.
 
 The engines run in ONNX Runtime, too (see `stand_in_tensorrt`): what is compared is all that lies
-between them, which is the runner's.
+between them, which is `DeviceModel`'s and `DeviceStream`'s.
 """
 
 from collections import Counter
@@ -10,20 +10,18 @@ from functools import cache
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer
 
-from mod_edge.bundle.manifest import CONFIG_FILE, TOKENIZER_FILE, read_manifest
-from mod_edge.config import read_config
+from mod_edge.bundle.bundle import open_bundle
 from mod_edge.plan.kv_budget import plan_capacity, plan_window
 from mod_edge.plan.protocol import Decision
 from mod_edge.runtime.capture.video_file import VideoFile
-from mod_edge.runtime.cpu.onnx_runner import OnnxRunner
 from mod_edge.runtime.device.device_cache import DeviceCache
 from mod_edge.runtime.events import FrameEvent, ReplyEvent, RollEvent
 from mod_edge.runtime.queries import Query
 from mod_edge.runtime.session import Session, SessionOptions
 from tests.runtime.recorder import Recorder
-from tests.runtime.stand_in_runner import FRAMES_PER_STEP, MAX_STEP_TOKENS, stand_in_for
+from tests.runtime.stand_in_model import FRAMES_PER_STEP, MAX_STEP_TOKENS, stand_in_for
+from tests.runtime.streams import onnx_stream
 
 pytestmark = pytest.mark.numeric
 
@@ -63,18 +61,17 @@ class Stream:
     warnings: list
 
 
-def run_stream(bundle, runner, clip, *, max_frames=None):
-    """The clip on `runner`."""
-    manifest, config = read_manifest(bundle), read_config(bundle / CONFIG_FILE)
-    lowering = manifest.lowering
+def run_stream(folder, state, clip, *, max_frames=None):
+    """The clip on `state`, which is closed."""
+    bundle = open_bundle(folder)
+    config, lowering = bundle.config, bundle.lowering
     if lowering.capacity is None:
         plan = plan_window(config, "260", TEXT_MINIMUM, dtype=lowering.dtype)
     else:
         plan = plan_capacity(config, lowering.capacity, TEXT_MINIMUM, dtype=lowering.dtype)
-    tokenizer = Tokenizer.from_file(str(bundle / TOKENIZER_FILE))
-    recorder = Recorder(runner)
+    recorder = Recorder(state)
     with (
-        Session(recorder, config, tokenizer, plan, OPTIONS) as session,
+        Session(recorder, config, bundle.tokenizer, plan, OPTIONS) as session,
         VideoFile(clip, fps=FPS, max_frames=max_frames) as source,
     ):
         events = list(session.stream(source, QUERIES))
@@ -83,25 +80,22 @@ def run_stream(bundle, runner, clip, *, max_frames=None):
 
 @pytest.fixture(scope="module")
 def streams(bundle_for, stand_in_bundle, clip):
-    """`streams(target, precision)`: the same stream by the TensorRT runner and by ONNX Runtime."""
+    """`streams(target, precision)`: the same stream on engines and on ONNX Runtime."""
 
     @cache
     def run(target, precision):
         machine = stand_in_for(stand_in_bundle(target, precision))
         machine.build()
-        with machine.open() as runner:
-            ours = run_stream(machine.bundle, runner, clip)
+        with machine.load() as model:
+            ours = run_stream(machine.bundle.folder, model.open_stream(), clip)
         twin = bundle_for(*TWINS[target, precision])
-        limits = machine.limits
-        runner = OnnxRunner(
+        state = onnx_stream(
             twin,
-            machine.config,
-            read_manifest(twin).lowering,
-            limits.capacity,
-            max_step_tokens=limits.max_step_tokens,
-            frames_per_step=limits.frames_per_step,
+            machine.limits.capacity,
+            max_step_tokens=MAX_STEP_TOKENS,
+            frames_per_step=FRAMES_PER_STEP,
         )
-        return ours, run_stream(twin, runner, clip)
+        return ours, run_stream(twin, state, clip)
 
     return run
 
@@ -151,8 +145,8 @@ def test_logits_agree_to_rounding(streams, target, precision):
 def test_a_sink_not_rebased_shows(streams, make_machine, clip, monkeypatch, target, precision):
     monkeypatch.setattr(DeviceCache, "_rebase", lambda *_: None)
     machine = make_machine(target, precision)
-    with machine.open() as runner:
-        ours = run_stream(machine.bundle, runner, clip, max_frames=40)
+    with machine.load() as model:
+        ours = run_stream(machine.bundle.folder, model.open_stream(), clip, max_frames=40)
     assert largest_difference(ours, streams(target, precision)[1]) > FAULT_LOGITS
 
 
@@ -167,10 +161,11 @@ def test_the_stream_holds_every_case(streams, target, precision):
     assert set(num_frames) == {0, 1, 2, 3}
 
 
-def test_a_session_tells_what_its_runner_warns_of(make_machine, clip):
+def test_a_session_tells_what_its_stream_warns_of(make_machine, clip):
     machine = make_machine("rtx", "fp16")
     machine.tensorrt.api.is_capturable = False
-    with machine.open() as runner:
-        warnings = run_stream(machine.bundle, runner, clip, max_frames=5).warnings
-    assert runner.warnings == warnings[:1]
+    with machine.load() as model:
+        stream = run_stream(machine.bundle.folder, model.open_stream(), clip, max_frames=5)
+        warnings = stream.warnings
+    assert stream.recorder.warnings == warnings[:1]
     assert "run layer by layer, not as one CUDA graph" in warnings[0]

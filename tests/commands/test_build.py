@@ -13,16 +13,8 @@ import pytest
 from typer.testing import CliRunner
 
 from mod_edge.bundle.engine_manifest import read_engine_manifests
-from mod_edge.bundle.manifest import CONFIG_FILE, TOKENIZER_FILE
 from mod_edge.commands.app import app
-from mod_edge.config import read_config
-from mod_edge.errors import ConfigError
 from mod_edge.export import engines as engine_module
-from mod_edge.export.build_bundle import build_bundle
-from mod_edge.plan.kv_budget import plan_window
-from mod_edge.plan.protocol import text_minimum
-from mod_edge.plan.tokenizer import read_tokenizer
-from mod_edge.profiles import load_profile
 
 pytest.importorskip("tensorrt_rtx")
 
@@ -117,29 +109,6 @@ def test_an_error_is_one_line_and_exit_code_1(built, arguments, message):
 
 def test_no_profile_is_wrong_usage(built):
     assert invoke(built).exit_code == 2
-
-
-# ---- the window of delta graphs ----
-
-
-def test_delta_engines_are_for_the_window_that_a_run_takes(bundle_for, monkeypatch):
-    bundle, profile = bundle_for("tensorrt-delta", "fp16"), load_profile("jetson-orin-nano")
-    asked = {}
-    monkeypatch.setattr(
-        "mod_edge.export.build_bundle.build_engines", lambda *_, **options: asked.update(options)
-    )
-    build_bundle(bundle, profile, on_step=print)
-    config = read_config(bundle / CONFIG_FILE)
-    tokenizer = read_tokenizer(bundle / TOKENIZER_FILE, config)
-    least_text = text_minimum(config.stream_config, tokenizer, profile.max_new_tokens)
-    plan = plan_window(config, profile.window, least_text, dtype="float16")
-    assert asked["capacity"] == plan.capacity
-
-
-def test_a_window_too_small_for_delta_graphs_is_told(bundle_for):
-    profile = replace(load_profile("jetson-orin-nano"), window="20")
-    with pytest.raises(ConfigError, match="window=20 is too small"):
-        build_bundle(bundle_for("tensorrt-delta", "fp16"), profile, on_step=print)
 
 
 # ---- in a process of its own ----

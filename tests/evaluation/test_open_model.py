@@ -9,18 +9,20 @@ import pytest
 from mod_edge import profiles
 from mod_edge.bundle.manifest import MANIFEST_FILE
 from mod_edge.errors import BackendError, BundleError, CheckpointError, ConfigError
-from mod_edge.evaluation.opened_model import open_model
+from mod_edge.evaluation.eval_model import open_model
+from mod_edge.plan.kv_window import Rows
+from mod_edge.runtime.loaded_model import StreamLimits
 
 pytestmark = pytest.mark.numeric
 
 
 @pytest.mark.parametrize("backend", ["auto", "torch"])
 def test_a_checkpoint_runs_on_the_reference(tiny_checkpoint, backend):
-    model = open_model(tiny_checkpoint, backend=backend, device="auto")
-    runner, reason = model.open_runner(None)
-    assert runner.name.startswith("torch (reference")
+    source = open_model(tiny_checkpoint, backend=backend, device="auto")
+    model, reason = source.load(StreamLimits(Rows(99, 99), 40, 3))
+    assert model.name.startswith("torch (reference")
     assert reason == "for a checkpoint"
-    assert model.capacity is None
+    assert source.capacity is None
 
 
 @pytest.mark.parametrize(
@@ -40,8 +42,8 @@ def test_a_bundle_runs_as_the_profile_says(tiny_bundle, tmp_path):
     own = tmp_path / "own.toml"
     shipped = (Path(profiles.__file__).parent / "cpu.toml").read_text()
     own.write_text(shipped.replace("evict_fraction = 0.125", "evict_fraction = 0.25"))
-    model = open_model(tiny_bundle, backend="auto", device="auto", profile=own)
-    assert model.profile.evict_fraction == 0.25
+    source = open_model(tiny_bundle, backend="auto", device="auto", profile=own)
+    assert source.profile.evict_fraction == 0.25
 
 
 def test_a_bundle_is_not_run_by_the_reference(tmp_path):

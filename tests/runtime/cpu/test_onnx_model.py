@@ -1,4 +1,4 @@
-"""The ONNX runner by itself: bounds, buffers that never move, and steps that leave no trace."""
+"""A stream on ONNX Runtime: bounds, buffers that never move, and steps that leave no trace."""
 
 import shutil
 import tracemalloc
@@ -8,13 +8,15 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from mod_edge.bundle.manifest import CONFIG_FILE, read_manifest
+from mod_edge.bundle.bundle import open_bundle
+from mod_edge.bundle.manifest import CONFIG_FILE
 from mod_edge.config import read_config
 from mod_edge.errors import BackendError, CacheError
 from mod_edge.plan.kv_window import Eviction, Rows
 from mod_edge.plan.layout import FRAME, step_layout
-from mod_edge.plan.targets import CPU_FP32
-from mod_edge.runtime.cpu.onnx_runner import PROVIDER, OnnxRunner
+from mod_edge.runtime.cpu.onnx_model import PROVIDER, OnnxModel, OnnxStream
+from mod_edge.runtime.loaded_model import StreamLimits
+from tests.runtime.streams import onnx_stream
 
 pytestmark = pytest.mark.numeric
 
@@ -32,8 +34,8 @@ def config(tiny_bundle):
 
 
 @pytest.fixture
-def runner(tiny_bundle, config):
-    return OnnxRunner(tiny_bundle, config, CPU_FP32, CAPACITY, **LIMITS)
+def stream(tiny_bundle):
+    return onnx_stream(tiny_bundle, CAPACITY, **LIMITS)
 
 
 @pytest.fixture(scope="module")
@@ -46,53 +48,54 @@ def embeds(config):
 class Feeder:
     """Feeds pieces one after another and counts the rows."""
 
-    def __init__(self, runner, config):
-        self.runner, self.config, self.past = runner, config, NO_PAST
+    def __init__(self, stream, config):
+        self.stream, self.config, self.past = stream, config, NO_PAST
 
     def feed(self, pieces, token_ids, embeds=None):
         """Logits of all rows of one step."""
         layout = step_layout(pieces, self.config.frame_num_tokens, self.config.num_kept)
-        self.runner.step(layout, token_ids, embeds, position=self.past.dense, past=self.past)
+        self.stream.step(layout, token_ids, embeds, position=self.past.dense, past=self.past)
         self.past = self.past.plus(Rows(layout.num_tokens, layout.num_rows))
         rows = range(layout.num_tokens)
-        return np.concatenate([self.runner.logits([row]).copy() for row in rows])
+        return np.concatenate([self.stream.logits([row]).copy() for row in rows])
 
 
 @pytest.fixture
-def feeder(runner, config):
-    return Feeder(runner, config)
+def feeder(stream, config):
+    return Feeder(stream, config)
 
 
 # ---- what it is ----
 
 
-def test_its_name_says_backend_version_and_device(runner):
-    assert runner.name == f"onnx (onnxruntime {onnxruntime.__version__}, CPU)"
+def test_its_name_says_backend_version_and_device(stream):
+    assert stream.name == f"onnx (onnxruntime {onnxruntime.__version__}, CPU)"
 
 
-def test_every_graph_runs_on_the_cpus_provider(runner):
-    graphs = [runner._vision, *runner._layers, runner._head]
+def test_every_graph_runs_on_the_cpus_provider(tiny_bundle):
+    model = OnnxModel(open_bundle(tiny_bundle), StreamLimits(CAPACITY, **LIMITS))
+    graphs = [model._vision, *model.layers, model._head]
     assert len(graphs) == 8
     for graph in graphs:
         assert graph._session.get_providers() == [PROVIDER]
 
 
-def test_a_graph_that_cannot_be_loaded_is_a_backend_error(tiny_bundle, config, tmp_path):
-    bundle = shutil.copytree(tiny_bundle, tmp_path / "bundle")
-    (bundle / "layers" / "03.onnx").write_bytes(b"not a graph")
+def test_a_graph_that_cannot_be_loaded_is_a_backend_error(tiny_bundle, tmp_path):
+    bundle = open_bundle(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+    (bundle.folder / "layers" / "03.onnx").write_bytes(b"not a graph")
     with pytest.raises(
         BackendError, match=r"cannot load .*03\.onnx: .*export the checkpoint again"
     ):
-        OnnxRunner(bundle, config, CPU_FP32, CAPACITY, **LIMITS)
+        OnnxModel(bundle, StreamLimits(CAPACITY, **LIMITS))
 
 
-def test_frames_are_encoded_one_by_one_or_together(runner, config):
+def test_frames_are_encoded_one_by_one_or_together(stream, config):
     side = config.vision_config.image_size
     frames = np.random.default_rng(1).integers(0, 256, (3, side, side, 3), dtype=np.uint8)
-    together = runner.encode(frames).copy()
+    together = stream.encode(frames).copy()
     assert together.shape == (3, config.frame_num_tokens, config.text_config.hidden_size)
     for number in range(3):
-        alone = runner.encode(frames[number : number + 1])
+        alone = stream.encode(frames[number : number + 1])
         np.testing.assert_allclose(alone[0], together[number], rtol=0, atol=1e-5)
 
 
@@ -128,7 +131,7 @@ def test_the_past_matters(feeder):
 
 def test_kept_positions_rise_and_are_those_of_the_last_step(feeder, config, embeds):
     feeder.feed((2, FRAME, 1, FRAME), [5, 6, 7], embeds[:2])
-    two = {layer: kept.copy() for layer, kept in feeder.runner.kept.items()}
+    two = {layer: kept.copy() for layer, kept in feeder.stream.kept.items()}
     assert two.keys() == set(config.mod_layers)
     for kept in two.values():
         assert kept.shape == (2, config.num_kept)
@@ -136,14 +139,14 @@ def test_kept_positions_rise_and_are_those_of_the_last_step(feeder, config, embe
         assert kept.min() >= 0
         assert kept.max() < config.frame_num_tokens
     feeder.feed((1,), [5])
-    assert all(kept.shape == (0, config.num_kept) for kept in feeder.runner.kept.values())
+    assert all(kept.shape == (0, config.num_kept) for kept in feeder.stream.kept.values())
 
 
 def test_a_frame_taken_back_is_as_if_it_had_never_been_fed(tiny_bundle, config, embeds):
-    """Rows behind `past` are overwritten: the numbers of a runner that never saw them."""
+    """Rows behind `past` are overwritten: the numbers of a stream that never saw them."""
     results = []
     for takes_back in (True, False):
-        feeder = Feeder(OnnxRunner(tiny_bundle, config, CPU_FP32, CAPACITY, **LIMITS), config)
+        feeder = Feeder(onnx_stream(tiny_bundle, CAPACITY, **LIMITS), config)
         feeder.feed((3, FRAME), [5, 6, 7], embeds[:1])
         if takes_back:
             past = feeder.past
@@ -161,13 +164,13 @@ def test_steps_after_an_eviction_append_behind_what_is_left(feeder, embeds):
     feeder.feed((1, FRAME), [8], embeds[:1])
     feeder.feed((1, FRAME), [8], embeds[1:2])
     dropped = Rows(11, 3)
-    feeder.runner.evict(Eviction(Rows(3, 3), dropped, feeder.past, num_evicted=11))
-    buffers = feeder.runner._cache.layers
+    feeder.stream.evict(Eviction(Rows(3, 3), dropped, feeder.past, num_evicted=11))
+    buffers = feeder.stream._cache.layers
     left = feeder.past.minus(dropped)
     ends = [left.mod if layer.is_mod else left.dense for layer in buffers]
     before = [layer.key[:end].copy() for layer, end in zip(buffers, ends, strict=True)]
     layout = step_layout((2,), feeder.config.frame_num_tokens, feeder.config.num_kept)
-    feeder.runner.step(layout, [9, 10], None, position=feeder.past.dense, past=left)
+    feeder.stream.step(layout, [9, 10], None, position=feeder.past.dense, past=left)
     for layer, end, key in zip(buffers, ends, before, strict=True):
         np.testing.assert_array_equal(layer.key[:end], key)
         assert layer.key[end : end + 2].all(axis=(1, 2)).all()
@@ -184,35 +187,35 @@ def test_a_step_behind_a_full_cache_is_a_cache_error_with_the_numbers(feeder, co
         match=r"a step of 4 tokens \(4 rows in MoD layers\) behind 197 \(90\) does not fit: "
         r"the cache has 200 \(120\) rows, a step at most 40 tokens",
     ):
-        feeder.runner.step(layout, [1, 2, 3, 4], None, position=197, past=Rows(197, 90))
+        feeder.stream.step(layout, [1, 2, 3, 4], None, position=197, past=Rows(197, 90))
 
 
 def test_each_geometry_has_a_bound_of_its_own(feeder, config):
     layout = step_layout((4,), config.frame_num_tokens, config.num_kept)
     with pytest.raises(CacheError, match=r"behind 150 \(117\) does not fit"):
-        feeder.runner.step(layout, [1, 2, 3, 4], None, position=150, past=Rows(150, 117))
-    feeder.runner.step(layout, [1, 2, 3, 4], None, position=196, past=Rows(196, 116))
+        feeder.stream.step(layout, [1, 2, 3, 4], None, position=150, past=Rows(150, 117))
+    feeder.stream.step(layout, [1, 2, 3, 4], None, position=196, past=Rows(196, 116))
 
 
 def test_a_step_longer_than_was_planned_is_a_cache_error(feeder, config):
     layout = step_layout((41,), config.frame_num_tokens, config.num_kept)
     with pytest.raises(CacheError, match=r"a step of 41 tokens .* a step at most 40 tokens"):
-        feeder.runner.step(layout, [1] * 41, None, position=0, past=NO_PAST)
+        feeder.stream.step(layout, [1] * 41, None, position=0, past=NO_PAST)
 
 
 def test_a_refused_step_writes_nothing(feeder, config):
     feeder.feed((3,), [5, 6, 7])
-    before = [layer.key.copy() for layer in feeder.runner._cache.layers]
+    before = [layer.key.copy() for layer in feeder.stream._cache.layers]
     layout = step_layout((4,), config.frame_num_tokens, config.num_kept)
     with pytest.raises(CacheError):
-        feeder.runner.step(layout, [1, 2, 3, 4], None, position=199, past=Rows(199, 3))
-    for layer, key in zip(feeder.runner._cache.layers, before, strict=True):
+        feeder.stream.step(layout, [1, 2, 3, 4], None, position=199, past=Rows(199, 3))
+    for layer, key in zip(feeder.stream._cache.layers, before, strict=True):
         np.testing.assert_array_equal(layer.key, key)
 
 
 def test_a_step_writes_its_own_rows_and_no_other(feeder, embeds):
     """Graphs write into the cache itself: one row too many would overwrite what follows."""
-    cache = feeder.runner._cache
+    cache = feeder.stream._cache
     for layer in cache.layers:
         layer.key[:], layer.value[:] = 77.0, 88.0
     past = Rows(20, 9)
@@ -231,46 +234,47 @@ def test_a_step_writes_its_own_rows_and_no_other(feeder, embeds):
 # ---- memory ----
 
 
-def addresses_of(runner):
+def addresses_of(stream):
+    model = stream._model
     arrays = [
-        *(buffer for layer in runner._cache.layers for buffer in (layer.key, layer.value)),
-        *runner._hidden,
-        *(runner._cos, runner._sin, runner._frame_embeds, runner._head_rows, runner._logits),
-        *runner._kept.values(),
+        *(buffer for layer in stream._cache.layers for buffer in (layer.key, layer.value)),
+        *model.hidden,
+        *(model.cos, model.sin, stream._frame_embeds, model._head_rows, model._logits),
+        *model.kept.values(),
     ]
     return [array.ctypes.data for array in arrays]
 
 
 def test_no_buffer_moves_over_steps_and_evictions(feeder, embeds):
-    before = addresses_of(feeder.runner)
+    before = addresses_of(feeder.stream)
     for number in range(5):
         feeder.feed((1, FRAME), [5], embeds[number : number + 1])
     sink, dropped = Rows(11, 3), Rows(22, 6)
-    feeder.runner.evict(Eviction(sink, dropped, feeder.past, num_evicted=22))
+    feeder.stream.evict(Eviction(sink, dropped, feeder.past, num_evicted=22))
     feeder.past = feeder.past.minus(dropped)
     feeder.feed((3,), [5, 6, 7])
-    assert addresses_of(feeder.runner) == before
+    assert addresses_of(feeder.stream) == before
 
 
-def test_answers_are_views_of_the_runners_own_buffers(feeder, embeds):
+def test_answers_are_views_of_the_models_own_buffers(feeder, embeds):
     feeder.feed((1, FRAME, 1, FRAME), [5, 6], embeds[:2])
-    first = feeder.runner.logits([10, 21])
-    second = feeder.runner.logits([0, 10])
+    first = feeder.stream.logits([10, 21])
+    second = feeder.stream.logits([0, 10])
     assert first.ctypes.data == second.ctypes.data
     assert np.shares_memory(first, second)
 
 
 def test_a_step_allocates_nothing_of_the_caches_size(tiny_bundle, config, embeds):
     capacity = Rows(40_000, 30_000)
-    feeder = Feeder(OnnxRunner(tiny_bundle, config, CPU_FP32, capacity, **LIMITS), config)
+    feeder = Feeder(onnx_stream(tiny_bundle, capacity, **LIMITS), config)
     feeder.past = Rows(30_000, 20_000)
     layout = step_layout((1, FRAME), config.frame_num_tokens, config.num_kept)
-    smallest = min(layer.key.nbytes for layer in feeder.runner._cache.layers)
+    smallest = min(layer.key.nbytes for layer in feeder.stream._cache.layers)
     for measured in (False, True):  # the first step of a shape fills caches
         if measured:
             tracemalloc.start()
-        feeder.runner.step(layout, [5], embeds[:1], position=30_000, past=feeder.past)
-        feeder.runner.logits([layout.num_tokens - 1])
+        feeder.stream.step(layout, [5], embeds[:1], position=30_000, past=feeder.past)
+        feeder.stream.logits([layout.num_tokens - 1])
     _, peak_bytes = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     # measured 4.5 kB; a copy of the smallest buffer alone would be 3.8 MB
@@ -282,46 +286,45 @@ def test_a_step_allocates_nothing_of_the_caches_size(tiny_bundle, config, embeds
 
 @pytest.fixture
 def copies_of(bundle_for, config, capfd, monkeypatch):
-    """`copies_of(runner_class)`: how often ONNX Runtime says that a step has copied a cache."""
+    """`copies_of(stream_class)`: how often ONNX Runtime says that a step has copied a cache."""
 
     def open_talking(path, options, providers):
         options.log_severity_level = 2
         return onnxruntime.InferenceSession(path, options, providers=providers)
 
-    bundle = bundle_for("cuda", "fp32")
+    bundle = open_bundle(bundle_for("cuda", "fp32"))
     talking = SimpleNamespace(InferenceSession=open_talking, __version__=onnxruntime.__version__)
-    monkeypatch.setattr("mod_edge.runtime.cpu.onnx_runner.onnxruntime", talking)
+    monkeypatch.setattr("mod_edge.runtime.cpu.onnx_model.onnxruntime", talking)
 
-    def count(runner_class):
-        lowering = read_manifest(bundle).lowering
-        runner = runner_class(bundle, config, lowering, lowering.capacity, **LIMITS)
+    def count(stream_class):
+        limits = StreamLimits(bundle.lowering.capacity, **LIMITS)
+        stream = stream_class(OnnxModel(bundle, limits))
         layout = step_layout((2,), config.frame_num_tokens, config.num_kept)
-        runner.step(layout, [5, 6], None, position=0, past=NO_PAST)
+        stream.step(layout, [5, 6], None, position=0, past=NO_PAST)
         return capfd.readouterr().err.count("in-place optimization not activated")
 
     return count
 
 
-class Unaliased(OnnxRunner):
+class Unaliased(OnnxStream):
     """Binds past and present at two addresses: right numbers, and a copy of the cache a step."""
 
     def _bind_whole_cache(self):
         super()._bind_whole_cache()
         self._others = [buffers.key.copy() for buffers in self._cache.layers]
-        for graph, other in zip(self._layers, self._others, strict=True):
-            graph.bind_output("present_key", other)
+        for layer, other in zip(self._layers, self._others, strict=True):
+            layer.bind_output("present_key", other)
 
 
 def test_a_step_copies_no_cache(copies_of):
-    assert copies_of(OnnxRunner) == 0
+    assert copies_of(OnnxStream) == 0
 
 
 def test_a_cache_bound_at_two_addresses_is_copied_and_onnxruntime_says_so(copies_of, config):
     assert copies_of(Unaliased) == config.text_config.num_hidden_layers
 
 
-def test_a_bf16_bundle_is_refused_with_what_to_do(bundle_for, config):
-    bundle = bundle_for("rtx", "bf16")
-    lowering = read_manifest(bundle).lowering
+def test_a_bf16_bundle_is_refused_with_what_to_do(bundle_for):
+    bundle = open_bundle(bundle_for("rtx", "bf16"))
     with pytest.raises(BackendError, match=r"is in bf16, .* --precision fp16 or fp32"):
-        OnnxRunner(bundle, config, lowering, lowering.capacity, **LIMITS)
+        OnnxModel(bundle, StreamLimits(bundle.lowering.capacity, **LIMITS))

@@ -1,20 +1,20 @@
-"""A TensorRT runner on the stand-ins, with everything that a test wants to look at."""
+"""A TensorRT model on the stand-ins, with everything that a test wants to look at."""
 
 import os
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mod_edge.bundle.manifest import CONFIG_FILE, Manifest, read_manifest
+from mod_edge.bundle.bundle import Bundle, open_bundle
 from mod_edge.bundle.shape_ranges import StepLimits
-from mod_edge.config import ModelConfig, read_config
+from mod_edge.config import ModelConfig
 from mod_edge.native.cuda_driver import CudaDriver
 from mod_edge.native.trt import TensorRT
 from mod_edge.plan.kv_window import Rows
 from mod_edge.plan.layout import step_layout
-from mod_edge.runtime.device.device_runner import DeviceRunner
-from mod_edge.runtime.device.trt_runner import open_trt_runner
-from mod_edge.runtime.runner import SessionLimits
+from mod_edge.runtime.device.device_model import DeviceModel, DeviceStream
+from mod_edge.runtime.device.trt_model import load_trt_model
+from mod_edge.runtime.loaded_model import StreamLimits
 from tests.native.stand_in_driver import StandInCudart
 from tests.native.stand_in_tensorrt import build_stand_ins, stand_in_tensorrt
 
@@ -26,54 +26,57 @@ MAX_STEP_TOKENS, FRAMES_PER_STEP = 64, 3
 class StandIn:
     """A machine with a stand-in GPU and a bundle with engines for it."""
 
-    bundle: Path
-    manifest: Manifest
-    config: ModelConfig
-    limits: SessionLimits
+    bundle: Bundle
+    limits: StreamLimits
     cudart: StandInCudart
     tensorrt: TensorRT
-    opened: list[DeviceRunner] = field(default_factory=list)
+    loaded: list[DeviceModel] = field(default_factory=list)
+    opened: list[DeviceStream] = field(default_factory=list)
 
-    def open(self) -> DeviceRunner:
-        """A new runner on this GPU; `close` closes all of them."""
-        runner = open_trt_runner(
+    @property
+    def config(self) -> ModelConfig:
+        """The model's."""
+        return self.bundle.config
+
+    def load(self) -> DeviceModel:
+        """The model, loaded anew on this GPU; `close` closes all of them."""
+        model = load_trt_model(
             self.bundle,
-            self.manifest,
-            self.config,
             self.limits,
             driver=CudaDriver(self.cudart),
             tensorrt=self.tensorrt,
         )
-        self.opened.append(runner)
-        return runner
+        self.loaded.append(model)
+        return model
+
+    def open(self) -> DeviceStream:
+        """A stream on a model of its own; `close` closes both."""
+        stream = self.load().open_stream()
+        self.opened.append(stream)
+        return stream
 
     def build(self, **changes):
         """Engines for it, see `build_stand_ins`."""
         limits = StepLimits(MAX_STEP_TOKENS, 2, FRAMES_PER_STEP, self.limits.capacity)
-        return build_stand_ins(
-            self.bundle,
-            self.manifest,
-            self.config,
-            changes.pop("limits", limits),
-            self.tensorrt,
-            **changes,
-        )
+        return build_stand_ins(self.bundle, changes.pop("limits", limits), self.tensorrt, **changes)
 
     def close(self) -> None:
-        """Close what is open."""
-        for runner in self.opened:
-            runner.close()
+        """Close what is open, streams before their models."""
+        for stream in self.opened:
+            stream.close()
+        for model in self.loaded:
+            model.close()
 
 
-def stand_in_for(bundle: Path, **memory) -> StandIn:
+def stand_in_for(folder: Path, **memory) -> StandIn:
     """A machine for the bundle's target, without engines yet."""
-    manifest, config = read_manifest(bundle), read_config(bundle / CONFIG_FILE)
-    capacity = manifest.lowering.capacity or DELTA_CAPACITY
-    limits = SessionLimits(capacity, MAX_STEP_TOKENS, FRAMES_PER_STEP)
+    bundle = open_bundle(folder)
+    capacity = bundle.lowering.capacity or DELTA_CAPACITY
+    limits = StreamLimits(capacity, MAX_STEP_TOKENS, FRAMES_PER_STEP)
     cudart = StandInCudart(**memory)
     compilers = {"rtx": ("tensorrt_rtx", "1.7.1.116"), "tensorrt-delta": ("tensorrt", "10.3.0")}
-    tensorrt = stand_in_tensorrt(cudart, *compilers[manifest.lowering.target])
-    return StandIn(bundle, manifest, config, limits, cudart, tensorrt)
+    tensorrt = stand_in_tensorrt(cudart, *compilers[bundle.target.name])
+    return StandIn(bundle, limits, cudart, tensorrt)
 
 
 def linked_copy(bundle: Path, folder: Path) -> Path:
@@ -85,13 +88,13 @@ def linked_copy(bundle: Path, folder: Path) -> Path:
 class Feeder:
     """Feeds steps one after another and counts the rows."""
 
-    def __init__(self, runner, config):
-        self.runner, self.config, self.past, self.position = runner, config, Rows(0, 0), 0
+    def __init__(self, stream, config):
+        self.stream, self.config, self.past, self.position = stream, config, Rows(0, 0), 0
 
     def step(self, pieces, token_ids, embeds=None):
         """One step behind those before."""
         layout = step_layout(pieces, self.config.frame_num_tokens, self.config.num_kept)
-        self.runner.step(layout, token_ids, embeds, position=self.position, past=self.past)
+        self.stream.step(layout, token_ids, embeds, position=self.position, past=self.past)
         self.past = self.past.plus(Rows(layout.num_tokens, layout.num_rows))
         self.position += layout.num_tokens
         return layout
@@ -99,9 +102,9 @@ class Feeder:
     def feed(self, pieces, token_ids, embeds=None):
         """Logits of the last row of one step."""
         layout = self.step(pieces, token_ids, embeds)
-        return self.runner.logits([layout.num_tokens - 1]).copy()
+        return self.stream.logits([layout.num_tokens - 1]).copy()
 
     def evict(self, eviction):
         """Drop rows of the past."""
-        self.runner.evict(eviction)
+        self.stream.evict(eviction)
         self.past = self.past.minus(eviction.dropped)

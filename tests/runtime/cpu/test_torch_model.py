@@ -1,11 +1,11 @@
-"""The reference as a runner: what each of its layers holds while the window rolls."""
+"""The reference as a stream: what each of its layers holds while the window rolls."""
 
 import numpy as np
 import pytest
 
 from mod_edge.config import MoDConfig
 from mod_edge.plan.kv_window import KvWindow, Rows
-from mod_edge.runtime.cpu.torch_runner import TorchRunner
+from mod_edge.runtime.cpu.torch_model import TorchModel
 from mod_edge.runtime.stepper import Stepper
 
 pytestmark = pytest.mark.numeric
@@ -28,7 +28,7 @@ def test_every_layer_holds_the_rows_of_its_geometry_while_the_window_rolls(
     caches = model.empty_caches()
     model.empty_caches = lambda: caches
     window = KvWindow(Rows(60, 60), evict_fraction=0.25)
-    stepper = Stepper(TorchRunner(model), config, window, max_step_tokens=40)
+    stepper = Stepper(TorchModel(model).open_stream(), config, window, max_step_tokens=40)
     random = np.random.default_rng(0)
     for number in range(14):
         num_frames = 1 + number % 2

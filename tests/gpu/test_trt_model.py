@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from mod_edge.bundle.manifest import read_manifest
+from mod_edge.bundle.bundle import open_bundle
 from mod_edge.plan.kv_window import Eviction, Rows
 from mod_edge.plan.layout import FRAME
-from mod_edge.runtime.cpu.onnx_runner import OnnxRunner
+from mod_edge.runtime.cpu.onnx_model import OnnxModel
 from mod_edge.runtime.device import step_chain
-from tests.runtime.stand_in_runner import Feeder
+from tests.runtime.stand_in_model import Feeder
 
 BUNDLES = (
     ("rtx", "fp32"),
@@ -24,16 +24,16 @@ SINK = Rows(8, 8)
 every_bundle = pytest.mark.parametrize(("target", "precision"), BUNDLES)
 
 
-def run_script(runner, config, num_rounds=8):
+def run_script(stream, config, num_rounds=8):
     """Logits of a prefill, frames one by one and together, replies, and rolls in between."""
     generator = np.random.default_rng(0)
     side = config.vision_config.image_size
     frames = generator.integers(0, 256, (3, side, side, 3), dtype=np.uint8)
-    feeder = Feeder(runner, config)
+    feeder = Feeder(stream, config)
     logits = [feeder.feed((8,), list(range(5, 13)))]
     num_evicted = 0
     for number in range(num_rounds):
-        embeds = runner.encode(frames)
+        embeds = stream.encode(frames)
         logits.append(feeder.feed((1, FRAME), [number + 20], embeds[:1]))
         logits.append(feeder.feed((1, FRAME, 1, FRAME), [number + 30, 40], embeds[1:]))
         logits += [feeder.feed((1,), [number + token]) for token in (50, 60)]
@@ -45,48 +45,55 @@ def run_script(runner, config, num_rounds=8):
 
 
 @every_bundle
-def test_logits_are_onnx_runtimes(open_runner, engines_for, bundle_for, target, precision):
-    runner, config = open_runner(target, precision)
+def test_logits_are_onnx_runtimes(open_stream, engines_for, bundle_for, target, precision):
+    stream, config = open_stream(target, precision)
     bundle, limits = engines_for(target, precision)
     in_place = target != "tensorrt-delta"
-    twin = bundle_for("cuda", precision) if in_place else bundle
-    reference = OnnxRunner(
-        twin,
-        config,
-        read_manifest(twin).lowering,
-        limits.capacity,
-        max_step_tokens=limits.max_step_tokens,
-        frames_per_step=limits.frames_per_step,
-    )
-    ours, theirs = run_script(runner, config), run_script(reference, config)
+    twin = open_bundle(bundle_for("cuda", precision)) if in_place else bundle
+    reference = OnnxModel(twin, limits).open_stream()
+    ours, theirs = run_script(stream, config), run_script(reference, config)
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=ATOL_LOGITS[precision])
 
 
 @every_bundle
-def test_repeated_steps_run_as_cuda_graphs(open_runner, target, precision):
-    runner, config = open_runner(target, precision)
-    run_script(runner, config)
-    counts = runner._chain.counts
+def test_repeated_steps_run_as_cuda_graphs(open_stream, target, precision):
+    stream, config = open_stream(target, precision)
+    run_script(stream, config)
+    counts = stream._chain.counts
     assert counts.refused == 0
     assert min(counts.captured, counts.launched) > 0
-    assert runner.warnings == []
+    assert stream.warnings == []
 
 
 @every_bundle
-def test_cuda_graphs_change_no_bit(open_runner, monkeypatch, target, precision):
+def test_cuda_graphs_change_no_bit(open_stream, monkeypatch, target, precision):
     results = []
     for has_room in (True, False):
         monkeypatch.setattr(step_chain.StepChain, "_make_room", lambda _self, has=has_room: has)
-        results.append(run_script(*open_runner(target, precision)))
+        results.append(run_script(*open_stream(target, precision)))
     np.testing.assert_array_equal(*results)
 
 
 @every_bundle
-def test_runners_one_after_another_leave_no_memory_behind(open_runner, driver, target, precision):
+def test_models_one_after_another_leave_no_memory_behind(
+    load_device_model, driver, target, precision
+):
     free = []
     for _ in range(3):
-        runner, config = open_runner(target, precision)
-        run_script(runner, config, num_rounds=2)
-        runner.close()
+        with load_device_model(target, precision) as model, model.open_stream() as stream:
+            run_script(stream, model.config, num_rounds=2)
         free.append(driver._cudart.cudaMemGetInfo()[1])
+    assert free[2] > free[1] - 2**20  # the first may leave what CUDA keeps for the process
+
+
+@every_bundle
+def test_streams_one_after_another_on_a_model_leave_no_memory_behind(
+    load_device_model, driver, target, precision
+):
+    free = []
+    with load_device_model(target, precision) as model:
+        for _ in range(3):
+            with model.open_stream() as stream:
+                run_script(stream, model.config, num_rounds=2)
+            free.append(driver._cudart.cudaMemGetInfo()[1])
     assert free[2] > free[1] - 2**20  # the first may leave what CUDA keeps for the process

@@ -1,4 +1,4 @@
-"""The PyTorch reference behind the runner's contract: the twin that judges the others.
+"""The PyTorch reference behind the runtime's contract: the twin that judges the others.
 
 Where the runtime keeps rotated keys and moves the sink, this one keeps unrotated keys with a list
 of positions, lowers the positions of all that follows the sink, and rotates everything anew.
@@ -14,14 +14,32 @@ from mod_edge.model.checkpoint import checkpoint_of_bundle
 from mod_edge.model.video_llm import VideoLLM
 from mod_edge.plan.kv_window import Eviction, Rows
 from mod_edge.plan.layout import StepLayout
-from mod_edge.runtime.runner import Float32Array, FrameEmbeds, Int64Array, Runner, UInt8Array
+from mod_edge.runtime.loaded_model import (
+    Float32Array,
+    FrameEmbeds,
+    Int64Array,
+    LoadedModel,
+    StreamState,
+    UInt8Array,
+)
 
 
-class TorchRunner(Runner):
-    """Runs the reference model in float32; needs the checkpoint, not a bundle."""
+class TorchModel(LoadedModel):
+    """The reference model in float32; needs the checkpoint, not a bundle."""
 
     def __init__(self, model: VideoLLM) -> None:
         self.name = f"torch (reference, torch {torch.__version__}, CPU)"
+        self._model = model
+
+    def open_stream(self) -> "TorchStream":
+        return TorchStream(self._model, self.name)
+
+
+class TorchStream(StreamState):
+    """One stream's caches on the reference model; they grow with it."""
+
+    def __init__(self, model: VideoLLM, name: str) -> None:
+        self.name = name
         self._model = model
         self._mod_layers = frozenset(model.config.mod_layers)
         self._caches = model.empty_caches()
@@ -78,11 +96,11 @@ class TorchRunner(Runner):
         return rows.of(layer in self._mod_layers)
 
 
-def torch_runner_from_checkpoint(path: Path, fingerprint: str) -> TorchRunner:
+def load_torch_model(path: Path, fingerprint: str) -> TorchModel:
     """The reference on the checkpoint at `path`, which must have this fingerprint.
 
     Raises:
         CheckpointError: the checkpoint is damaged.
         BundleError: the bundle was made from another checkpoint.
     """
-    return TorchRunner(checkpoint_of_bundle(path, fingerprint).load_model())
+    return TorchModel(checkpoint_of_bundle(path, fingerprint).load_model())

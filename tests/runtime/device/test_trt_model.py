@@ -1,4 +1,4 @@
-"""The TensorRT runner by itself: what a step costs, bounds, memory, and engines that do not fit."""
+"""A stream on engines by itself: what a step costs, bounds, memory, and engines that do not fit."""
 
 import json
 import tracemalloc
@@ -10,9 +10,9 @@ from mod_edge.errors import BackendError, CacheError
 from mod_edge.native.cuda_driver import CudaDriver
 from mod_edge.plan.kv_window import Eviction, Rows
 from mod_edge.plan.layout import FRAME, step_layout
-from mod_edge.runtime.device.trt_runner import open_trt_runner
+from mod_edge.runtime.device.trt_model import load_trt_model
 from tests.native.stand_in_driver import Error
-from tests.runtime.stand_in_runner import Feeder, stand_in_for
+from tests.runtime.stand_in_model import Feeder, stand_in_for
 
 BUNDLES = (("tensorrt-delta", "fp32"), ("rtx", "fp16"))
 UPLOADS = "cudaMemcpyAsync cudaMemcpyHostToDevice"
@@ -32,13 +32,13 @@ def in_place(make_machine):
 
 
 @pytest.fixture
-def runner(machine):
+def stream(machine):
     return machine.open()
 
 
 @pytest.fixture
-def feeder(runner, machine):
-    return Feeder(runner, machine.config)
+def feeder(stream, machine):
+    return Feeder(stream, machine.config)
 
 
 def frames_of(config, num_frames, seed=0):
@@ -65,17 +65,17 @@ def test_its_name_says_version_device_and_precision(in_place):
     assert in_place.open().name == name
 
 
-def test_frames_are_encoded_one_by_one_or_together(runner, machine):
+def test_frames_are_encoded_one_by_one_or_together(stream, machine):
     frames = frames_of(machine.config, 3)
     size = machine.config.frame_num_tokens * machine.config.text_config.hidden_size
-    dtype = machine.manifest.lowering.dtype
+    dtype = machine.bundle.lowering.dtype
 
     def values(embeds):
         return machine.cudart.read(embeds.address, (len(embeds), size), dtype)
 
-    together = values(runner.encode(frames)[1:3])
+    together = values(stream.encode(frames)[1:3])
     for number in (1, 2):
-        alone = values(runner.encode(frames[number : number + 1]))
+        alone = values(stream.encode(frames[number : number + 1]))
         np.testing.assert_allclose(alone[0], together[number - 1], rtol=0, atol=1e-2)
 
 
@@ -83,8 +83,8 @@ def test_frames_are_encoded_one_by_one_or_together(runner, machine):
 
 
 def test_a_step_is_one_upload_and_a_copy_a_piece_and_waits_for_nothing(feeder, machine):
-    embeds = feeder.runner.encode(frames_of(machine.config, 3))
-    is_delta = machine.manifest.lowering.dialect == "delta"
+    embeds = feeder.stream.encode(frames_of(machine.config, 3))
+    is_delta = machine.bundle.lowering.dialect == "delta"
     appends = 2 * machine.config.text_config.num_hidden_layers if is_delta else 0
     steps = [((1, FRAME), [5], embeds[:1], 2), ((1, FRAME, 2, FRAME), [5, 6, 7], embeds[1:], 4)]
     for pieces, ids, frames, num_pieces in steps:
@@ -96,34 +96,34 @@ def test_a_repeated_step_is_one_launch(feeder, machine):
     for number in range(4):
         feeder.feed((2,), [5, 6])
         calls = calls_of(machine, lambda: feeder.step((1,), [7]))
-        feeder.runner.logits([0])
+        feeder.stream.logits([0])
         assert calls.get("cudaGraphLaunch", 0) == (number >= 2)
         assert WAITS not in calls
 
 
 def test_logits_wait_once_and_load_down_once(feeder, machine):
     feeder.feed((4,), [5, 6, 7, 8])
-    calls = calls_of(machine, lambda: feeder.runner.logits([1, 3]))
+    calls = calls_of(machine, lambda: feeder.stream.logits([1, 3]))
     assert calls == {COPIES: 2, DOWNLOADS: 1, WAITS: 1}
 
 
-def test_encoding_waits_once_so_that_its_time_is_its_own(runner, machine):
+def test_encoding_waits_once_so_that_its_time_is_its_own(stream, machine):
     frames = frames_of(machine.config, 2)
-    assert calls_of(machine, lambda: runner.encode(frames)) == {UPLOADS: 1, WAITS: 1}
+    assert calls_of(machine, lambda: stream.encode(frames)) == {UPLOADS: 1, WAITS: 1}
 
 
 def test_selections_stay_on_the_device_until_they_are_asked_for(feeder, machine):
-    embeds = feeder.runner.encode(frames_of(machine.config, 1))
+    embeds = feeder.stream.encode(frames_of(machine.config, 1))
     feeder.feed((1, FRAME), [5], embeds)
-    asked = calls_of(machine, lambda: feeder.runner.kept)
+    asked = calls_of(machine, lambda: feeder.stream.kept)
     assert asked == {DOWNLOADS: 1, WAITS: 1}
-    kept = feeder.runner.kept
+    kept = feeder.stream.kept
     assert kept.keys() == set(machine.config.mod_layers)
     for positions in kept.values():
         assert positions.shape == (1, machine.config.num_kept)
         assert (np.diff(positions) > 0).all()
     feeder.feed((1,), [5])
-    assert all(len(positions) == 0 for positions in feeder.runner.kept.values())
+    assert all(len(positions) == 0 for positions in feeder.stream.kept.values())
 
 
 def test_the_host_waits_in_no_step_of_a_stream_but_where_uploads_pile_up(feeder, machine):
@@ -137,7 +137,7 @@ def test_the_host_waits_in_no_step_of_a_stream_but_where_uploads_pile_up(feeder,
 
 
 def test_steps_take_no_memory(feeder, machine):
-    embeds = feeder.runner.encode(frames_of(machine.config, 3))
+    embeds = feeder.stream.encode(frames_of(machine.config, 3))
     steps = [((1, FRAME), [5], embeds[:1]), ((1,), [6], None)]
     for _ in range(3):  # captures make contexts
         for step in steps:
@@ -161,7 +161,7 @@ def test_steps_take_no_memory(feeder, machine):
 
 def test_a_step_behind_a_full_cache_is_a_cache_error_and_writes_nothing(feeder, machine):
     feeder.feed((3,), [5, 6, 7])
-    dense, mod = feeder.runner._cache.capacity
+    dense, mod = feeder.stream._cache.capacity
     layout = step_layout((4,), machine.config.frame_num_tokens, machine.config.num_kept)
     calls = machine.cudart.calls.copy()
     for past in (Rows(dense - 3, 0), Rows(0, mod - 3)):
@@ -169,23 +169,23 @@ def test_a_step_behind_a_full_cache_is_a_cache_error_and_writes_nothing(feeder, 
             CacheError,
             match=rf"a step of 4 tokens .* behind {past.dense} \({past.mod}\) does not fit",
         ):
-            feeder.runner.step(layout, [1, 2, 3, 4], None, position=9, past=past)
+            feeder.stream.step(layout, [1, 2, 3, 4], None, position=9, past=past)
     assert machine.cudart.calls == calls
     past = Rows(dense - 4, mod - 4)
-    feeder.runner.step(layout, [1, 2, 3, 4], None, position=9, past=past)
+    feeder.stream.step(layout, [1, 2, 3, 4], None, position=9, past=past)
 
 
 def test_a_step_longer_than_was_planned_is_a_cache_error(feeder, machine):
     layout = step_layout((65,), machine.config.frame_num_tokens, machine.config.num_kept)
     with pytest.raises(CacheError, match=r"a step of 65 tokens .* a step at most 64 tokens"):
-        feeder.runner.step(layout, [1] * 65, None, position=0, past=Rows(0, 0))
+        feeder.stream.step(layout, [1] * 65, None, position=0, past=Rows(0, 0))
 
 
 def test_a_frame_taken_back_is_as_if_it_had_never_been_fed(machine):
     results = []
     for takes_back in (True, False):
         feeder = Feeder(machine.open(), machine.config)
-        embeds = feeder.runner.encode(frames_of(machine.config, 3))
+        embeds = feeder.stream.encode(frames_of(machine.config, 3))
         feeder.feed((3, FRAME), [5, 6, 7], embeds[:1])
         if takes_back:
             past, position = feeder.past, feeder.position
@@ -199,14 +199,19 @@ def test_a_frame_taken_back_is_as_if_it_had_never_been_fed(machine):
 
 
 def test_close_gives_everything_back_and_once_is_enough(machine):
-    runner = machine.open()
-    feeder = Feeder(runner, machine.config)
+    model = machine.load()
+    num_live = machine.cudart.num_live
+    stream = model.open_stream()
+    feeder = Feeder(stream, machine.config)
     for _ in range(3):
         feeder.feed((2,), [5, 6])
-    runner.evict(Eviction(Rows(2, 2), Rows(2, 2), feeder.past, num_evicted=2))
-    runner.step(*step_of(machine), position=8, past=Rows(4, 4))  # still on its way
-    runner.close()
-    runner.close()
+    stream.evict(Eviction(Rows(2, 2), Rows(2, 2), feeder.past, num_evicted=2))
+    stream.step(*step_of(machine), position=8, past=Rows(4, 4))  # still on its way
+    stream.close()
+    stream.close()
+    assert machine.cudart.num_live == num_live
+    model.close()
+    model.close()
     assert machine.cudart.num_live == 0
 
 
@@ -215,13 +220,23 @@ def step_of(machine):
     return layout, [5, 6], None
 
 
-def test_answers_outlive_the_runner(machine):
-    with machine.open() as runner:
-        feeder = Feeder(runner, machine.config)
+def test_answers_outlive_the_model(machine):
+    with machine.load() as model, model.open_stream() as stream:
+        feeder = Feeder(stream, machine.config)
         feeder.step((2,), [5, 6])
-        logits = runner.logits([1])
+        logits = stream.logits([1])
         copy = logits.copy()
     np.testing.assert_array_equal(logits, copy)
+
+
+def open_and_close(machine):
+    """Load the model and open a stream; one that fails leaves only what the model has."""
+    with machine.load() as model:
+        num_live = machine.cudart.num_live
+        try:
+            model.open_stream().close()
+        finally:
+            assert machine.cudart.num_live == num_live
 
 
 @pytest.mark.parametrize(
@@ -233,10 +248,10 @@ def test_whatever_fails_at_the_start_leaves_nothing_behind(machine, name):
     num_calls = machine.cudart.calls[name]
     assert num_calls > 3
     for number in (1, num_calls // 2, num_calls):
-        fails = stand_in_for(machine.bundle)
+        fails = stand_in_for(machine.bundle.folder)
         fails.cudart.fail_at[name] = number
         with pytest.raises(BackendError, match=f"{name} gives cudaErrorIllegalAddress"):
-            fails.open()
+            open_and_close(fails)
         assert fails.cudart.num_live == 0
 
 
@@ -248,10 +263,27 @@ def test_a_failing_step_is_a_backend_error_with_cudas_name_of_it(feeder, machine
 
 
 def test_a_gpu_with_too_little_memory_is_a_cache_error(machine):
-    small = stand_in_for(machine.bundle, memory_bytes=200_000)
+    small = stand_in_for(machine.bundle.folder, memory_bytes=200_000)
     with pytest.raises(CacheError, match=r"Stand-in GPU has no .* MiB left for the KV cache"):
-        small.open()
+        open_and_close(small)
     assert small.cudart.num_live == 0
+
+
+def feed_until_it_fails(machine):
+    """Steps on a GPU that fails at one of them, and every call from then on."""
+    names = ("cudaMemcpyAsync", "cudaStreamSynchronize", "cudaGraphExecDestroy", "cudaFree")
+    with machine.load() as model, model.open_stream() as stream:
+        feeder = Feeder(stream, machine.config)
+        for _ in range(3):  # the third is a graph
+            feeder.feed((2,), [5, 6])
+        machine.cudart.failures |= dict.fromkeys(names, Error.cudaErrorIllegalAddress)
+        feeder.feed((2,), [5, 6])
+
+
+def test_closing_after_a_failure_does_not_hide_it(machine):
+    with pytest.raises(BackendError, match="cudaMemcpyAsync gives cudaErrorIllegalAddress"):
+        feed_until_it_fails(machine)
+    assert machine.cudart.num_live == 0
 
 
 # ---- engines that are not what they should be ----
@@ -260,7 +292,7 @@ def test_a_gpu_with_too_little_memory_is_a_cache_error(machine):
 def change_engine(machine, name, **changes):
     """Another engine under the same name, its manifest written anew."""
     engines = machine.build()
-    path = machine.bundle / engines.settings.folder / f"{name}.engine"
+    path = machine.bundle.folder / engines.settings.folder / f"{name}.engine"
     data = json.loads(path.read_text())
     return engines, path, {**data, **changes}
 
@@ -271,10 +303,8 @@ def open_with(machine, path, data, monkeypatch):
     before = path.read_bytes()
     path.write_text(data if isinstance(data, str) else json.dumps(data))
     try:
-        open_trt_runner(
+        load_trt_model(
             machine.bundle,
-            machine.manifest,
-            machine.config,
             machine.limits,
             driver=CudaDriver(machine.cudart),
             tensorrt=machine.tensorrt,
@@ -295,7 +325,7 @@ def test_an_engine_that_copies_its_cache_is_refused(in_place, monkeypatch):
 
 
 def test_another_graphs_engine_is_refused(in_place, monkeypatch):
-    graph = str(in_place.bundle / "layers" / "00.onnx")
+    graph = str(in_place.bundle.folder / "layers" / "00.onnx")
     _, path, data = change_engine(in_place, "layer-01", graph=graph)
     with pytest.raises(BackendError, match=r"layer-01\.engine .* it has no 'text_index'"):
         open_with(in_place, path, data, monkeypatch)

@@ -1,0 +1,190 @@
+"""A bundle opened and checked, whole: what every command that takes a bundle passes on."""
+
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from mod_edge.bundle.engine_manifest import EngineManifest, read_engine_manifests
+from mod_edge.bundle.manifest import (
+    CONFIG_FILE,
+    EMBEDDING_FILE,
+    TOKENIZER_FILE,
+    Manifest,
+    check_files,
+    read_manifest,
+    require_listed,
+)
+from mod_edge.config import ModelConfig, read_config
+from mod_edge.errors import BundleError, CheckpointError, ConfigError
+from mod_edge.plan.kv_budget import KvPlan, plan_budget, plan_capacity, plan_window
+from mod_edge.plan.protocol import text_minimum
+from mod_edge.plan.signature import GraphSignature, bundle_signatures
+from mod_edge.plan.targets import TARGETS, Lowering, Target
+from mod_edge.plan.tokenizer import read_tokenizer
+from mod_edge.profiles import Profile, load_profile, profile_names
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle whose files are those that its manifest lists; `open_bundle` makes one.
+
+    Attributes:
+        folder: where it lies.
+        manifest: of the folder.
+        config: the model's.
+        tokenizer: the model's, held against the config's protocol strings.
+    """
+
+    folder: Path
+    manifest: Manifest
+    config: ModelConfig
+    tokenizer: Tokenizer
+
+    @property
+    def lowering(self) -> Lowering:
+        """What its graphs were made for."""
+        return self.manifest.lowering
+
+    @property
+    def target(self) -> Target:
+        """Where its graphs run."""
+        return TARGETS[self.lowering.target]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every decoder layer is in it."""
+        return self.manifest.layers == list(range(self.config.text_config.num_hidden_layers))
+
+    @property
+    def engines(self) -> list[EngineManifest]:
+        """The sets of engines that were built for it; empty where none was.
+
+        Raises:
+            BundleError: an engine manifest is damaged.
+        """
+        return read_engine_manifests(self.folder)
+
+    def require_whole(self) -> None:
+        """Refuse to run a part of a model.
+
+        Raises:
+            BundleError: decoder layers are missing.
+        """
+        if not self.is_whole:
+            raise BundleError(
+                f"bundle {self.folder} holds {len(self.manifest.layers)} of "
+                f"{self.config.text_config.num_hidden_layers} layers; "
+                "export the checkpoint without --layers to run it"
+            )
+
+    def signatures(self, graph: str | None = None) -> list[GraphSignature]:
+        """Of all its graphs in the order of a step, or of the one with that name.
+
+        Raises:
+            ConfigError: it has no such graph; lists those it has.
+        """
+        found = bundle_signatures(self.config, self.lowering, self.manifest.layers)
+        chosen = [signature for signature in found if graph in (None, signature.name)]
+        if not chosen:
+            names = [signature.name for signature in found]
+            near = get_close_matches(graph or "", names, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(
+                f"bundle {self.folder} has no graph {graph!r}{hint} (it has: {', '.join(names)})"
+            )
+        return chosen
+
+    def profile(self, name: str | Path | None = None) -> Profile:
+        """The profile of that name or path, else the one that its engines were built with.
+
+        Without engines it is the first shipped profile that lists the bundle's target.
+
+        Raises:
+            ConfigError: an unknown profile, or several that could be meant.
+            BundleError: an engine manifest is damaged.
+        """
+        if name is not None:
+            return load_profile(name)
+        built_with = sorted({engines.settings.profile for engines in self.engines})
+        if not built_with:
+            shipped = map(load_profile, profile_names())
+            return next(profile for profile in shipped if self.target.name in profile.targets)
+        own = [built for built in built_with if built not in profile_names()]
+        if own:
+            raise ConfigError(
+                f"the engines of bundle {self.folder} were built with profile {own[0]!r}, which "
+                "does not ship with mod-edge; give its file with --profile "
+                f"path/to/{own[0]}.toml"
+            )
+        profiles = [load_profile(built) for built in built_with]
+        # Engines for several GPUs may lie in one bundle; a run is the same on all of them.
+        if len({replace(profile, name="", compute_capabilities=()) for profile in profiles}) > 1:
+            raise ConfigError(
+                f"bundle {self.folder} has engines of the profiles {', '.join(built_with)}; "
+                "name one with --profile"
+            )
+        return profiles[0]
+
+    def plan(
+        self,
+        default_window: str,
+        max_new_tokens: int,
+        *,
+        window: str | None = None,
+        kv_budget_mib: float | None = None,
+    ) -> KvPlan:
+        """The cache of a stream on this bundle.
+
+        Args:
+            default_window: where neither of the two below is given; see `plan_window`.
+            max_new_tokens: longest reply, for which the window leaves room.
+            window: seconds of video ("120s") or stream tokens ("4096").
+            kv_budget_mib: MiB for all keys and values, instead of a window.
+
+        Raises:
+            ConfigError: both are given, or one for graphs that carry their capacity, or the window
+                is too small.
+        """
+        if window is not None and kv_budget_mib is not None:
+            raise ConfigError("window and kv_budget are two ways to say the same; give one")
+        config, lowering = self.config, self.lowering
+        is_asked = window is not None or kv_budget_mib is not None
+        if lowering.capacity is not None and is_asked:
+            raise ConfigError(
+                f"the bundle's graphs are made for a window of {lowering.capacity.dense} tokens; "
+                "run without --window and --kv-budget, or export again with another --window"
+            )
+        least_text = text_minimum(config.stream_config, self.tokenizer, max_new_tokens)
+        if lowering.capacity is not None:
+            return plan_capacity(config, lowering.capacity, least_text, dtype=lowering.dtype)
+        if kv_budget_mib is not None:
+            return plan_budget(config, kv_budget_mib, least_text, dtype=lowering.dtype)
+        return plan_window(config, window or default_window, least_text, dtype=lowering.dtype)
+
+
+def open_bundle(folder: str | Path, *, hash_all: bool = False) -> Bundle:
+    """The bundle at `folder`, its files held against its manifest.
+
+    Args:
+        folder: that `mod-edge export` made.
+        hash_all: hash every file, not only the small ones.
+
+    Raises:
+        BundleError: no bundle, a damaged one, or one whose tokenizer is another model's.
+        ConfigError: its config.json is not allowed.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    check_files(folder, manifest, hash_all=hash_all)
+    require_listed(folder, manifest, {CONFIG_FILE, TOKENIZER_FILE, EMBEDDING_FILE})
+    config = read_config(folder / CONFIG_FILE)
+    try:
+        tokenizer = read_tokenizer(folder / TOKENIZER_FILE, config)
+    except CheckpointError as exc:
+        raise BundleError(f"{exc}; export the checkpoint again") from exc
+    bundle = Bundle(folder, manifest, config, tokenizer)
+    graphs = {file for signature in bundle.signatures() for file in signature.files}
+    require_listed(folder, manifest, graphs)
+    return bundle

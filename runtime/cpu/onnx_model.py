@@ -1,0 +1,272 @@
+"""ONNX Runtime on the CPU, one session a graph, everything bound to buffers made at the start.
+
+Sessions, embedding table and scratch memory are the model's; caches and bindings are a stream's. A
+cache is never copied: a step of `delta` graphs binds views of it (past in, new rows out),
+`in_place` graphs get it whole, as input and output at one address, once for all steps.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+from mod_edge.bundle.bundle import Bundle
+from mod_edge.bundle.manifest import EMBEDDING_FILE
+from mod_edge.errors import BackendError
+from mod_edge.native.onnx_session import names_dtypes_dims, session_options
+from mod_edge.plan.kv_window import Eviction, Rows
+from mod_edge.plan.layout import StepLayout
+from mod_edge.plan.rope import inverse_frequencies
+from mod_edge.plan.signature import (
+    GraphSignature,
+    head_signature,
+    layer_signature,
+    vision_signature,
+)
+from mod_edge.runtime.cpu.kv_cache import KvCache
+from mod_edge.runtime.embedding import read_embedding
+from mod_edge.runtime.loaded_model import (
+    Float32Array,
+    FrameEmbeds,
+    Int64Array,
+    LoadedModel,
+    StreamLimits,
+    StreamState,
+    UInt8Array,
+    require_room,
+)
+
+PROVIDER = "CPUExecutionProvider"
+
+Array = npt.NDArray[Any]
+
+
+class OnnxModel(LoadedModel):
+    """A bundle's graphs of either dialect, one thread pool for all of them."""
+
+    def __init__(self, bundle: Bundle, limits: StreamLimits) -> None:
+        """Load all graphs and allocate the scratch memory of a step.
+
+        Args:
+            bundle: with every layer; not in bf16, which this provider does not compute.
+            limits: of every stream; graphs that carry their capacity have that one.
+
+        Raises:
+            BackendError: a graph does not load, not on the provider it was meant for, or is not
+                the config's; likewise the embedding table; or the precision is bf16.
+        """
+        folder, config, lowering = bundle.folder, bundle.config, bundle.lowering
+        if lowering.precision == "bf16":
+            raise BackendError(
+                f"{folder} is in bf16, which onnxruntime does not compute on a CPU; export with "
+                "--precision fp16 or fp32 to run it here"
+            )
+        text, dtype = config.text_config, lowering.dtype
+        self.name = f"onnx (onnxruntime {onnxruntime.__version__}, CPU)"
+        self.config, self.lowering, self.limits = config, lowering, limits
+        self.embedding = read_embedding(folder / EMBEDDING_FILE, config, dtype)
+        frames, tokens = limits.frames_per_step, limits.max_step_tokens
+        self._frequencies = inverse_frequencies(text)
+        self._angles = np.empty((tokens, text.head_dim // 2))
+        self.cos = np.empty(self._angles.shape, np.float32)
+        self.sin = np.empty(self._angles.shape, np.float32)
+        # Layers read one and write the other in turn.
+        self.hidden = [np.empty((tokens, text.hidden_size), dtype) for _ in range(2)]
+        self.kept = {
+            index: np.zeros((frames, config.num_kept), np.int64) for index in config.mod_layers
+        }
+        self._head_rows = np.empty((frames, text.hidden_size), dtype)
+        self._logits = np.empty((frames, text.vocab_size), np.float32)
+        self._vision = _Graph(folder, vision_signature(config, lowering))
+        self.layers = [
+            _Graph(folder, layer_signature(config, index, lowering))
+            for index in range(text.num_hidden_layers)
+        ]
+        self._head = _Graph(folder, head_signature(config, lowering))
+        self._encoding, self._reading = self._vision.bindings(), self._head.bindings()
+
+    def open_stream(self) -> "OnnxStream":
+        return OnnxStream(self)
+
+    def encode(self, frames: UInt8Array, embeds: Array) -> None:
+        """Write the embeddings (F, N, D) of RGB frames (F, I, I, 3) into `embeds`."""
+        self._encoding.bind_input("frames", frames)
+        self._encoding.bind_output("frame_embeds", embeds)
+        self._encoding.run()
+
+    def logits(self, rows: Sequence[int]) -> Float32Array:
+        """(len(rows), V) of these rows of what the layers wrote last."""
+        num_rows = len(rows)
+        final = self.hidden[len(self.layers) % 2]
+        inputs, logits = self._head_rows[:num_rows], self._logits[:num_rows]
+        np.take(final, rows, axis=0, out=inputs)
+        self._reading.bind_input("hidden", inputs[None])
+        self._reading.bind_output("logits", logits[None])
+        self._reading.run()
+        return logits
+
+    def write_angles(self, num_tokens: int, position: int) -> None:
+        """Put cos and sin of a step's absolute positions into `cos` and `sin`, by float64."""
+        positions = np.arange(position, position + num_tokens, dtype=np.float64)
+        angles = self._angles[:num_tokens]
+        np.multiply(positions[:, None], self._frequencies, out=angles)
+        np.cos(angles, out=self.cos[:num_tokens], casting="same_kind")
+        np.sin(angles, out=self.sin[:num_tokens], casting="same_kind")
+
+
+class OnnxStream(StreamState):
+    """One stream's cache on an `OnnxModel`, and every layer's bindings to it."""
+
+    def __init__(self, model: OnnxModel) -> None:
+        """Allocate an empty cache.
+
+        Raises:
+            CacheError: there is not so much memory.
+        """
+        config, lowering, limits = model.config, model.lowering, model.limits
+        text, dtype = config.text_config, lowering.dtype
+        self.name = model.name
+        self._model = model
+        self._is_in_place = lowering.dialect == "in_place"
+        self._cache = KvCache(config, lowering, lowering.capacity or limits.capacity)
+        self._layers = [graph.bindings() for graph in model.layers]
+        self._past_length = {is_mod: np.zeros(1, np.int64) for is_mod in (False, True)}
+        # The first step has no past, but a graph cannot bind zero rows: it gets this masked one.
+        self._no_past = np.zeros((1, text.num_key_value_heads, text.head_dim), dtype)
+        self._frame_embeds = np.empty(
+            (limits.frames_per_step, config.frame_num_tokens, text.hidden_size), dtype
+        )
+        self._layout: StepLayout | None = None
+        if self._is_in_place:
+            self._bind_whole_cache()
+
+    def encode(self, frames: UInt8Array) -> FrameEmbeds:
+        embeds = self._frame_embeds[: len(frames)]
+        self._model.encode(frames, embeds)
+        return embeds
+
+    def step(
+        self,
+        layout: StepLayout,
+        token_ids: Sequence[int],
+        frame_embeds: FrameEmbeds | None,
+        *,
+        position: int,
+        past: Rows,
+    ) -> None:
+        model = self._model
+        added = require_room(layout, past, self._cache.capacity, model.limits.max_step_tokens)
+        hidden = model.hidden[0]
+        hidden[layout.text_index] = model.embedding[list(token_ids)]
+        if frame_embeds is not None:
+            hidden[layout.frame_index] = np.asarray(frame_embeds)
+        model.write_angles(layout.num_tokens, position)
+        if layout is not self._layout:
+            self._bind_layout(layout)
+        self._past_length[False][0], self._past_length[True][0] = past
+        if not self._is_in_place:
+            self._bind_views(past, added)
+        for layer in self._layers:
+            layer.run()
+
+    def logits(self, rows: Sequence[int]) -> Float32Array:
+        return self._model.logits(rows)
+
+    def evict(self, eviction: Eviction) -> None:
+        self._cache.evict(eviction)
+
+    @property
+    def kept(self) -> Mapping[int, Int64Array]:
+        num_frames = self._layout.num_frames if self._layout else 0
+        return {index: kept[:num_frames] for index, kept in self._model.kept.items()}
+
+    def _bind_whole_cache(self) -> None:
+        for layer, buffers in zip(self._layers, self._cache.layers, strict=True):
+            for name, buffer in (("key", buffers.key), ("value", buffers.value)):
+                # One address for both: else ONNX Runtime copies the whole cache in every step.
+                layer.bind_input(f"past_{name}", buffer)
+                layer.bind_output(f"present_{name}", buffer)
+
+    def _bind_views(self, past: Rows, added: Rows) -> None:
+        for layer, buffers in zip(self._layers, self._cache.layers, strict=True):
+            num_past, num_new = past.of(buffers.is_mod), added.of(buffers.is_mod)
+            for name, buffer in (("key", buffers.key), ("value", buffers.value)):
+                layer.bind_input(f"past_{name}", buffer[:num_past] if num_past else self._no_past)
+                layer.bind_output(f"new_{name}", buffer[num_past : num_past + num_new])
+
+    def _bind_layout(self, layout: StepLayout) -> None:
+        """Bind all that only depends on the step's shape; steps of one shape reuse it."""
+        model, tokens = self._model, slice(0, layout.num_tokens)
+        for index, layer in enumerate(self._layers):
+            is_mod = index in model.kept
+            layer.bind_input("hidden", model.hidden[index % 2][None, tokens])
+            layer.bind_input("cos", model.cos[None, tokens])
+            layer.bind_input("sin", model.sin[None, tokens])
+            count = "write_index" if self._is_in_place else "past_length"
+            layer.bind_input(count, self._past_length[is_mod])
+            layer.bind_output("new_hidden", model.hidden[(index + 1) % 2][None, tokens])
+            if is_mod:
+                layer.bind_input("text_index", layout.text_index)
+                layer.bind_input("frame_index", layout.frame_index)
+                layer.bind_input("row_order", layout.row_order)
+                layer.bind_output("kept", model.kept[index][: layout.num_frames])
+        # The bindings hold addresses only: this reference keeps the layout's arrays alive.
+        self._layout = layout
+
+
+class _Graph:
+    """One session, held against its signature."""
+
+    def __init__(self, folder: Path, signature: GraphSignature) -> None:
+        path = folder / signature.file
+        options = session_options()
+        # Its patterns are kept for every shape seen: with a past that grows, one a step, for ever.
+        options.enable_mem_pattern = False
+        options.log_severity_level = 4  # what fails is raised, and would be printed besides
+        try:
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=[PROVIDER])
+        except Exception as exc:  # onnxruntime raises bare pybind exceptions of many types
+            raise BackendError(
+                f"onnxruntime cannot load {path}: {exc}; export the checkpoint again"
+            ) from exc
+        found = self._session.get_providers()[0]
+        if found != PROVIDER:
+            raise BackendError(f"{path.name} runs on {found}, wanted {PROVIDER}")
+        self._check_signature(path, signature)
+
+    def bindings(self) -> "_Bindings":
+        return _Bindings(self._session)
+
+    def _check_signature(self, path: Path, signature: GraphSignature) -> None:
+        """Addresses are bound by the signature: a graph of other dims would read or write amiss."""
+        for values, specs in (
+            (self._session.get_inputs(), signature.inputs),
+            (self._session.get_outputs(), signature.outputs),
+        ):
+            found = names_dtypes_dims(values)
+            wanted = {(spec.name, spec.dtype, spec.dims) for spec in specs}
+            if found != wanted:
+                raise BackendError(
+                    f"{path} has {sorted(found - wanted)}, the bundle's config.json wants "
+                    f"{sorted(wanted - found)}; export the checkpoint again"
+                )
+
+
+class _Bindings:
+    """What a session reads and writes; bound arrays must stay alive and contiguous."""
+
+    def __init__(self, session: onnxruntime.InferenceSession) -> None:
+        self._session = session
+        self._binding = session.io_binding()
+
+    def bind_input(self, name: str, array: Array) -> None:
+        self._binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+
+    def bind_output(self, name: str, array: Array) -> None:
+        self._binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+
+    def run(self) -> None:
+        self._session.run_with_iobinding(self._binding)
