@@ -99,13 +99,17 @@ class CudaDriver:
     def malloc_zeroed(self, size_bytes: int, purpose: str) -> int:
         """The same, filled with zeros before anything that is asked for later runs."""
         address = self.malloc(size_bytes, purpose)
-        self._call("cudaMemsetAsync", address, 0, size_bytes, self._stream)
+        try:
+            self._call("cudaMemsetAsync", address, 0, size_bytes, self._stream)
+        except BackendError:
+            self.free(address)
+            raise
         return address
 
     def free(self, address: int) -> None:
-        """Free what `malloc` gave; waits for the device."""
+        """Free what `malloc` gave; waits for the device, which may have failed before."""
         self._blocks.remove(address)
-        self._call("cudaFree", address)
+        self._cudart.cudaFree(address)  # its answer would hide the error that came first
 
     def pinned(self, size_bytes: int) -> PinnedBlock:
         """Host memory for copies that the host does not wait for."""
@@ -186,8 +190,8 @@ class CudaDriver:
         self._call("cudaGraphLaunch", graph, self._stream)
 
     def destroy_graph(self, graph: Any) -> None:
-        """Free a captured graph, which must not be running."""
-        self._call("cudaGraphExecDestroy", graph)
+        """Free a captured graph, which must not be running; the device may have failed before."""
+        self._cudart.cudaGraphExecDestroy(graph)
 
     def drain(self) -> None:
         """Wait until the device does no more, before anything is freed; it may have failed."""
