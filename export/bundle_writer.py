@@ -2,7 +2,7 @@
 
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 
@@ -32,11 +32,10 @@ from mod_edge.model.checkpoint import Checkpoint
 from mod_edge.plan.graph_kind import GraphKind
 from mod_edge.plan.signature import GraphSignature, bundle_signatures
 from mod_edge.plan.targets import CPU_FP32, Lowering
+from mod_edge.progress import OnStep, not_shown
 
 TOOLS = ("mod-edge", "torch", "onnx", "onnxscript", "onnxruntime", "numpy", "onnx_graphsurgeon")
 EMBEDDING_CHUNK_ROWS = 8192
-
-OnStep = Callable[[str, int, int], None]
 
 
 def export_bundle(
@@ -46,7 +45,7 @@ def export_bundle(
     lowering: Lowering = CPU_FP32,
     layers: Sequence[int] | None = None,
     force: bool = False,
-    on_step: OnStep = lambda _name, _done, _total: None,
+    on_step: OnStep = not_shown,
 ) -> Manifest:
     """Export `checkpoint` as the bundle folder `target`, checking every graph as it is written.
 

@@ -9,7 +9,7 @@ import hashlib
 import re
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from mod_edge.native.trt import TensorRT, load, require_target
 from mod_edge.plan.signature import GraphSignature
 from mod_edge.plan.targets import TARGETS
 from mod_edge.profiles import Profile
+from mod_edge.progress import OnStep, not_shown
 
 MEMORY_INFO = Path("/proc/meminfo")
 PROCESS_STATUS = Path("/proc/self/status")
@@ -46,8 +47,6 @@ KERNEL_BYTES = 16 * 2**20
 # takes without weights: 180 MiB measured, a driver takes some more.
 MEMORY_FACTOR = 4
 BASE_MEMORY_BYTES = 512 * 2**20
-
-OnStep = Callable[[str, float, float], None]
 
 
 @dataclass(frozen=True)
@@ -108,7 +107,7 @@ def build_engines(
     *,
     compute_capability: str | None = None,
     force: bool = False,
-    on_step: OnStep = lambda _name, _done, _total: None,
+    on_step: OnStep = not_shown,
 ) -> BuildReport:
     """Compile the graphs of `bundle` whose engines are not fresh.
 

@@ -11,12 +11,13 @@ import typer
 from benchmarks.paper_tables.arms import ARMS, PLAN, Run
 from benchmarks.paper_tables.report import STEP_COST_FILE, write_page
 from benchmarks.paper_tables.results import write_document
-from benchmarks.paper_tables.runs import Comparison, OnStep, carry_out_all
+from benchmarks.paper_tables.runs import Comparison, carry_out_all
 from benchmarks.paper_tables.settings import STANDARD
 from benchmarks.paper_tables.step_cost import measure_step_cost
 from mod_edge.commands.console import out, progress, reports_errors
 from mod_edge.errors import ConfigError
 from mod_edge.model.checkpoint import Checkpoint
+from mod_edge.progress import OnStep
 from mod_edge.training.plot import require_matplotlib
 
 

@@ -35,6 +35,7 @@ from mod_edge.evaluation.evaluate import evaluate
 from mod_edge.evaluation.thresholds import adopt_threshold, choose_threshold
 from mod_edge.model.checkpoint import Checkpoint, is_checkpoint, tensor_shapes
 from mod_edge.native.onnx_session import usable_cores
+from mod_edge.progress import OnStep
 from mod_edge.training.recipe import Recipe
 from mod_edge.training.resume_state import Unfinished, differences
 from mod_edge.training.train import TRAINING_FILE, device_named, train
@@ -43,8 +44,6 @@ SPLITS = ("train", "validation", "test")  # learned from, chosen on, measured on
 NUM_LOSSES = 40  # of a curve in a result
 NUM_DIGITS = 8  # of the hash in a folder's name
 FOLDERS = ("model", "data")  # of an evaluation: they say nothing about it
-
-OnStep = Callable[[str, float, float], None]
 
 
 @dataclass(frozen=True)

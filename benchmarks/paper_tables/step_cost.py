@@ -24,10 +24,11 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from benchmarks.paper_tables.arms import ARMS
-from benchmarks.paper_tables.runs import OnStep, machine_facts
+from benchmarks.paper_tables.runs import machine_facts
 from benchmarks.paper_tables.settings import STANDARD
 from mod_edge.config import ModelConfig
 from mod_edge.plan.costs import compare_with_full
+from mod_edge.progress import OnStep
 from mod_edge.training.batches import Batch
 from mod_edge.training.forward import BatchedDecoder
 from mod_edge.training.initial_weights import initial_model

@@ -5,7 +5,15 @@ from typing import Annotated
 import typer
 
 from mod_edge.commands.arguments import DEFAULT_BUNDLE, BundleArgument, JsonOption
-from mod_edge.commands.console import err, out, print_json, printable, progress, reports_errors, si
+from mod_edge.commands.console import (
+    out,
+    print_json,
+    print_warning,
+    printable,
+    progress,
+    reports_errors,
+    si,
+)
 from mod_edge.export.engines import BuildReport
 
 
@@ -43,8 +51,7 @@ def print_build(report: BuildReport) -> None:
     """Print what was built, where it lies and what it is for; warnings on stderr."""
     for graph in report.graphs:
         for warning in graph.warnings:
-            err.print("warning:", style="yellow", end=" ")
-            err.print(printable(f"{graph.name}: {warning}"))
+            print_warning(f"{graph.name}: {warning}")
     capability = report.settings.compute_capability
     out.print(
         printable(

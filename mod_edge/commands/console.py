@@ -18,9 +18,9 @@ from typing import Any, ParamSpec, TypeVar
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from mod_edge.errors import ModEdgeError
+from mod_edge.progress import OnStep
 
 EXIT_ERROR = 1
 EXIT_INTERRUPTED = 130  # what shells give a process that Ctrl-C ended
@@ -51,8 +51,7 @@ def reports_errors(command: Callable[Parameters, Result]) -> Callable[Parameters
             raise typer.Exit(EXIT_ERROR) from exc
         # An OSError is a full disk or a file that may not be read, and names the file.
         except (ModEdgeError, OSError) as exc:
-            err.print("error:", style="bold red", end=" ")
-            err.print(printable(str(exc)))
+            print_error(str(exc))
             raise typer.Exit(EXIT_ERROR) from exc
         except KeyboardInterrupt as exc:
             err.print(printable(str(exc)) or "stopped; nothing was left half-made")
@@ -71,7 +70,7 @@ def _show_what_cannot_be_encoded() -> None:
 
 
 @contextmanager
-def progress(title: str) -> Iterator[Callable[[str, float, float], None]]:
+def progress(title: str) -> Iterator[OnStep]:
     """A function (name of the part, done, of total) that shows how far a long command is.
 
     Where there is no terminal for a bar, a line for each part, and for a long one every so often.
@@ -107,14 +106,40 @@ def print_json(document: dict[str, Any]) -> None:
     sys.stdout.flush()
 
 
-def table(*columns: str, rows: Sequence[tuple[str, ...]]) -> Table:
-    """A borderless table whose columns after the first are aligned right."""
-    grid = Table(box=None, pad_edge=False, header_style="bold")
-    for number, column in enumerate(columns):
-        grid.add_column(column, justify="right" if number else "left", no_wrap=True)
-    for row in rows:
-        grid.add_row(*row)
-    return grid
+def print_table(
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    left: Sequence[int] = (0,),
+    styles: Sequence[str] | None = None,
+) -> None:
+    """Lines of aligned cells, never cut off: a log has no width to fit into.
+
+    Args:
+        header: titles of the columns.
+        rows: cells, as many as there are titles.
+        left: numbers of the columns that are aligned left.
+        styles: of each row; none where None or "".
+    """
+    widths = [max(map(len, cells)) for cells in zip(header, *rows, strict=True)]
+    for cells, style in zip((header, *rows), ("bold", *(styles or [""] * len(rows))), strict=True):
+        padded = [
+            cell.ljust(width) if number in left else cell.rjust(width)
+            for number, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        ]
+        out.print("  ".join(padded).rstrip(), style=style or None)
+
+
+def print_warning(text: str) -> None:
+    """One line on stderr that nothing failed for."""
+    err.print("warning:", style="yellow", end=" ")
+    err.print(printable(text))
+
+
+def print_error(text: str) -> None:
+    """One line on stderr for what ended a command."""
+    err.print("error:", style="bold red", end=" ")
+    err.print(printable(text))
 
 
 def print_pairs(rows: list[tuple[str, str]]) -> None:

@@ -1,8 +1,13 @@
 """`mod-edge eval` on the screen."""
 
-from rich.table import Table
-
-from mod_edge.commands.console import err, out, print_pairs, printable, table
+from mod_edge.commands.console import (
+    out,
+    print_error,
+    print_pairs,
+    print_table,
+    print_warning,
+    printable,
+)
 from mod_edge.evaluation.evaluate import Evaluation
 from mod_edge.evaluation.free_running import EventKind, FreeRunning
 from mod_edge.evaluation.teacher_forcing import TeacherForced
@@ -11,6 +16,7 @@ from mod_edge.evaluation.transcript import Transcript
 FORCED_COLUMNS = ("LM-PPL", "TimeDiff", "Fluency", "LM-Correctness")
 FREE_COLUMNS = ("precision", "recall", "F1", "moment F1", "error", "|error|", "answers")
 KIND_COLUMNS = ("due", "right", "right moment")
+TRANSCRIPT_COLUMNS = ("time", "late", "", "asked", "due", "said")
 NOTHING = "-"
 
 
@@ -26,12 +32,12 @@ def print_evaluation(evaluation: Evaluation, *, is_verbose: bool) -> None:
     thresholds, tolerance_s = evaluation.thresholds, evaluation.tolerance_s
     out.print(f"\nfed the true dialogue, threshold {thresholds.teacher_forced:g}")
     rows = [(row.name, *_forced_cells(row.teacher_forced)) for row in evaluation.rows]
-    out.print(table("", *FORCED_COLUMNS, rows=rows))
+    print_table(("", *FORCED_COLUMNS), rows)
     out.print(
         f"\nleft to itself, threshold {thresholds.free_running:g}, tolerance {tolerance_s:g} s"
     )
     rows = [(row.name, *_free_cells(row.free_running)) for row in evaluation.rows]
-    out.print(table("", *FREE_COLUMNS, rows=rows))
+    print_table(("", *FREE_COLUMNS), rows)
     first = evaluation.rows[0]
     found = first.free_running
     out.print(
@@ -41,16 +47,15 @@ def print_evaluation(evaluation: Evaluation, *, is_verbose: bool) -> None:
     if found.kinds:
         out.print(f"\n{first.name}'s captions by kind of event")
         rows = [(printable(name), *_kind_cells(kind)) for name, kind in found.kinds.items()]
-        out.print(table("", *KIND_COLUMNS, rows=rows))
+        print_table(("", *KIND_COLUMNS), rows)
     for warning in evaluation.warnings:
-        err.print("warning:", style="yellow", end=" ")
-        err.print(printable(warning))
+        print_warning(warning)
 
 
 def print_shortfall(evaluation: Evaluation, least_f1: float) -> None:
     """Say on stderr that the model is worse than it should be."""
-    err.print("error:", style="bold red", end=" ")
-    err.print(f"F1 is {_number(evaluation.rows[0].free_running.f1)}, wanted {least_f1:g} or more")
+    found = _number(evaluation.rows[0].free_running.f1)
+    print_error(f"F1 is {found}, wanted {least_f1:g} or more")
 
 
 def _print_transcript(transcript: Transcript) -> None:
@@ -65,17 +70,10 @@ def _print_transcript(transcript: Transcript) -> None:
         )
         for entry in transcript.entries
     ]
-    grid = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("time", "late", ""):
-        grid.add_column(name, justify="right", no_wrap=True)
-    for name in ("asked", "due", "said"):
-        grid.add_column(name)
-    for row in rows:
-        grid.add_row(*row)
     captions = [entry for entry in transcript.entries if entry.query is None and entry.due]
     num_right = sum(entry.is_right for entry in captions)
     out.print(f"{printable(transcript.clip)}: {num_right} of {len(captions)} captions right")
-    out.print(grid)
+    print_table(TRANSCRIPT_COLUMNS, rows, left=(3, 4, 5))
     out.print()
 
 

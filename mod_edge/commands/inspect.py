@@ -9,10 +9,10 @@ from mod_edge.commands.console import (
     out,
     print_json,
     print_pairs,
+    print_table,
     printable,
     reports_errors,
     si,
-    table,
 )
 from mod_edge.config import MoDConfig
 from mod_edge.plan.costs import Comparison
@@ -78,7 +78,7 @@ def print_inspection(inspection: "Inspection") -> None:
         ("vision FLOPs", si(inspection.vision_flops, ""), si(inspection.vision_flops, ""), "1.000"),
     ]
     header = f"a frame, mean of {inspection.num_frames}"
-    out.print(table(header, "this model", "full computation", "ratio", rows=cost_rows))
+    print_table((header, "this model", "full computation", "ratio"), cost_rows)
 
 
 def _routing(mod: MoDConfig | None) -> str:

@@ -7,7 +7,7 @@ from rich.console import Group
 from rich.live import Live
 from rich.text import Text
 
-from mod_edge.commands.console import err, out, print_json, print_pairs, printable
+from mod_edge.commands.console import err, out, print_json, print_pairs, print_warning, printable
 from mod_edge.errors import ModEdgeError
 from mod_edge.plan.protocol import Decision
 from mod_edge.runtime.capture.source import Source
@@ -210,8 +210,7 @@ def _print_summary(summary: Summary) -> None:
     ]
     print_pairs(rows)
     for warning in summary.warnings:
-        err.print("warning:", style="yellow", end=" ")
-        err.print(printable(warning))
+        print_warning(warning)
 
 
 def _times(percentiles: dict[str, float]) -> str:

@@ -1,7 +1,7 @@
 """`mod-edge targets`."""
 
 from mod_edge.commands.arguments import JsonOption
-from mod_edge.commands.console import out, print_json, printable, reports_errors
+from mod_edge.commands.console import print_json, print_table, printable, reports_errors
 from mod_edge.native.installed import describe_targets
 from mod_edge.plan.targets import DTYPES
 
@@ -19,7 +19,7 @@ def targets(json: JsonOption = False) -> None:
 
 def print_targets() -> None:
     """Print one row a target: where it runs, how its graphs are made, what it takes."""
-    rows = [HEADER] + [
+    rows = [
         (
             row["target"],
             row["runs_on"],
@@ -30,8 +30,4 @@ def print_targets() -> None:
         )
         for row in describe_targets()
     ]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for number, row in enumerate(rows):
-        cells = (f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
-        # in plain lines: a table of rich's would be cut to the terminal's width
-        out.print("  ".join(cells).rstrip(), style="bold" if number == 0 else None)
+    print_table(HEADER, rows, left=range(len(HEADER)))

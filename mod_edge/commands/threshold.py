@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from mod_edge.commands.arguments import DataOption, explained_imports
-from mod_edge.commands.console import out, printable, progress, reports_errors, table
+from mod_edge.commands.console import out, print_table, printable, progress, reports_errors
 
 
 @reports_errors
@@ -44,7 +44,7 @@ def threshold(
         (f"{each:g}", f"{f1:.3f}", f"{moment_f1:.3f}")
         for each, f1, moment_f1 in zip(tried, choice.f1, choice.moment_f1, strict=True)
     ]
-    out.print(table("threshold", "F1", "moment F1", rows=rows))
+    print_table(("threshold", "F1", "moment F1"), rows)
     name = printable(str(checkpoint))
     if choice.is_arbitrary:
         out.print(f"none is better than another: {name} keeps its threshold")

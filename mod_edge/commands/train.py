@@ -13,7 +13,15 @@ from mod_edge.commands.arguments import (
     explained_imports,
     require_packages,
 )
-from mod_edge.commands.console import err, out, print_json, printable, progress, reports_errors, si
+from mod_edge.commands.console import (
+    out,
+    print_json,
+    print_warning,
+    printable,
+    progress,
+    reports_errors,
+    si,
+)
 
 
 @reports_errors
@@ -55,8 +63,7 @@ def train(
         f"{shown_loss(report.stream_loss)} of decisions; {report.time_s:.0f} s"
     )
     if report.num_short_clips:
-        err.print("warning:", style="yellow", end=" ")
-        err.print(
+        print_warning(
             f"{report.num_short_clips} of {report.num_clips} videos end sooner than their lines in "
             "train.jsonl say; what is said after that was not learned"
         )

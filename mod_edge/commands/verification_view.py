@@ -1,8 +1,13 @@
 """`mod-edge verify` on the screen."""
 
-from collections.abc import Sequence
-
-from mod_edge.commands.console import err, out, print_pairs, printable
+from mod_edge.commands.console import (
+    err,
+    out,
+    print_error,
+    print_pairs,
+    print_table,
+    printable,
+)
 from mod_edge.verification.graph_check import GraphResult, OutputError
 from mod_edge.verification.stream_check import STREAM, StreamResult
 from mod_edge.verification.verify import VerifyReport
@@ -23,7 +28,8 @@ def print_report(report: VerifyReport, *, is_verbose: bool) -> None:
     )
     results: list[GraphResult | StreamResult] = [*report.graphs, *report.streams]
     styles = ["" if result.status == "ok" else STYLES[result.status] for result in results]
-    _print_table(COLUMNS, [_cells(result) for result in results], LEFT_COLUMNS, styles)
+    rows = [_cells(result) for result in results]
+    print_table(COLUMNS, rows, left=LEFT_COLUMNS, styles=styles)
     for stream in report.streams:
         if stream.num_steps:
             out.print(_stream_sentence(stream))
@@ -54,8 +60,7 @@ def print_failure(report: VerifyReport, reference_options: str) -> None:
         hint = "--json lists the answers that differ"
     else:
         what, hint = "nothing could be run here, so nothing was compared", "--json tells why"
-    err.print("error:", style="bold red", end=" ")
-    err.print(printable(what))
+    print_error(what)
     err.print()
     err.print("hint:", style="cyan", end=" ")
     err.print(printable(f"mod-edge verify {report.bundle} {reference_options} {hint}"))
@@ -111,7 +116,7 @@ def _print_steps(result: GraphResult) -> None:
     title = f"{result.graph}, {result.backend}"
     columns = (title, "output", "max", "mean", "99.9 %", "cosine", "first bad row")
     styles = [STYLES["failed"] if error.first_bad_row else "" for error in result.outputs]
-    _print_table(columns, rows, (0, 1, 6), styles)
+    print_table(columns, rows, left=(0, 1, 6), styles=styles)
     for selection in result.selections:
         same = "as the reference" if selection.num_other == 0 else f"reference {selection.theirs}"
         gap = f", gap {selection.gap:.1e}" if selection.num_other else ""
@@ -126,19 +131,3 @@ def _place(error: OutputError) -> str:
         return ""
     row = ", ".join(map(str, error.first_bad_row))
     return f"[{row}] of {list(error.shape[:-1])}"
-
-
-def _print_table(
-    columns: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    left_columns: Sequence[int],
-    styles: Sequence[str],
-) -> None:
-    """Lines with aligned cells, never cut off: a log has no width to fit into."""
-    widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
-    for cells, style in zip((columns, *rows), ("bold", *styles), strict=True):
-        padded = [
-            cell.ljust(width) if number in left_columns else cell.rjust(width)
-            for number, (cell, width) in enumerate(zip(cells, widths, strict=True))
-        ]
-        out.print("  ".join(padded).rstrip(), style=style or None)

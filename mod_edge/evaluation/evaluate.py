@@ -5,7 +5,6 @@ for, the model itself watching black frames, and the right frames in an order of
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,11 @@ from mod_edge.evaluation.baselines import majority_of
 from mod_edge.evaluation.eval_model import EvalModel, open_model
 from mod_edge.evaluation.eval_run import EvalRun, Row, Thresholds
 from mod_edge.evaluation.transcript import Transcript
+from mod_edge.progress import OnStep, not_shown
 
 TRAIN_SPLIT = "train"
 # The published measures take the likeliest token as it is; only the published demo has a threshold.
 PUBLISHED_THRESHOLD = 0.0
-
-OnStep = Callable[[str, float, float], None]
 
 
 @dataclass(frozen=True)
@@ -79,7 +77,7 @@ def evaluate(
     device: str = "auto",
     profile: str | Path | None = None,
     controls: bool = False,
-    on_step: OnStep = lambda _name, _done, _total: None,
+    on_step: OnStep = not_shown,
 ) -> Evaluation:
     """Measure a model over a data set.
 

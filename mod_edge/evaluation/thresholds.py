@@ -1,6 +1,6 @@
 """The decision threshold of a trained checkpoint, chosen where it is not measured."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from mod_edge.errors import ConfigError
 from mod_edge.evaluation.clip_frames import read_clip_frames, seed_of
 from mod_edge.evaluation.eval_model import EvalModel, open_model
 from mod_edge.evaluation.free_running import Account, run_free, score
+from mod_edge.progress import OnStep
 
 SPLIT = "validation"
 # 0 takes the likeliest token as it is, 0.725 is the published demo's. Up to 0.5 they hardly differ:
@@ -39,7 +40,7 @@ def choose_threshold(
     thresholds: Sequence[float],
     *,
     tolerance_s: float,
-    on_step: Callable[[str, float, float], None],
+    on_step: OnStep,
 ) -> Choice:
     """The threshold with which the model, left to itself, has the highest F1.
 

@@ -27,6 +27,7 @@ from mod_edge.model.checkpoint import is_checkpoint, tensor_shapes
 from mod_edge.model.checkpoint_writer import write_checkpoint
 from mod_edge.model.shipped import NAME as SHIPPED
 from mod_edge.plan.tokenizer import preset_tokenizer, stream_config_of
+from mod_edge.progress import OnStep, not_shown
 
 SIGLIP_B_16_224 = VisionConfig(768, 3072, 12, 12, image_size=224, patch_size=16)
 SIGLIP_L_16_384 = VisionConfig(1024, 4096, 24, 16, image_size=384, patch_size=16)
@@ -81,7 +82,7 @@ def init_checkpoint(
     *,
     seed: int = 0,
     force: bool = False,
-    on_progress: Callable[[str, float, float], None] = lambda _part, _done, _total: None,
+    on_progress: OnStep = not_shown,
 ) -> int:
     """Make the checkpoint folder of a preset with random weights; it appears whole or not at all.
 

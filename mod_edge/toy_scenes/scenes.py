@@ -1,7 +1,7 @@
 """Writes the data set of made-up scenes: mp4 files and JSONL, as `clips` describes them."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -13,6 +13,7 @@ from mod_edge.bundle.staging import staged_folder
 from mod_edge.data.clips import Clip, Line, write_clips
 from mod_edge.errors import DataError
 from mod_edge.native.onnx_session import usable_cores
+from mod_edge.progress import OnStep, not_shown
 from mod_edge.toy_scenes.questions import with_questions
 from mod_edge.toy_scenes.render import Renderer, photographs_of
 from mod_edge.toy_scenes.scene import Scene
@@ -59,7 +60,7 @@ def write_scenes(
     force: bool,
     photographs: Path | None = None,
     duration_s: float = DURATION_S,
-    on_step: Callable[[str, float, float], None] = lambda _name, _done, _total: None,
+    on_step: OnStep = not_shown,
 ) -> None:
     """Make the data set folder; it appears whole or not at all.
 

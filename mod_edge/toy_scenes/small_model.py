@@ -4,7 +4,7 @@ A base checkpoint holds a vision tower that has been taught to see (`pretraining
 and a decoder that have learned nothing yet.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -13,6 +13,7 @@ from mod_edge.bundle.staging import staged_folder
 from mod_edge.config import MoDConfig, ModelConfig, TextConfig, VisionConfig
 from mod_edge.model.checkpoint import is_checkpoint
 from mod_edge.plan.tokenizer import INTERVAL, SYSTEM_PROMPT, stream_config_of, tokenizer_of_corpus
+from mod_edge.progress import OnStep
 from mod_edge.toy_scenes.pretraining import PretrainingOptions, pretrain_vision
 from mod_edge.toy_scenes.scene_generator import write_scene
 from mod_edge.training.initial_weights import initial_model
@@ -53,7 +54,7 @@ def write_base(
     photographs: Path | None,
     options: PretrainingOptions,
     force: bool,
-    on_step: Callable[[str, float, float], None],
+    on_step: OnStep,
 ) -> None:
     """Make the checkpoint folder from which the shipped model was trained.
 

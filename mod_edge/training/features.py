@@ -18,7 +18,7 @@ and goes on, a frame is computed in the same place of the same batch.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -32,6 +32,7 @@ from mod_edge.bundle.staging import staged_folder
 from mod_edge.data.clips import NUM_FAULTS_SHOWN, Clip
 from mod_edge.errors import DataError, SourceError, joined_faults
 from mod_edge.model.video_llm import VideoLLM
+from mod_edge.progress import OnStep
 from mod_edge.runtime.capture.opencv import open_file
 from mod_edge.runtime.capture.video_file import VideoFile
 from mod_edge.runtime.preprocess import letterbox
@@ -73,7 +74,7 @@ def frame_features(
     clips: Sequence[Clip],
     model: VideoLLM,
     device: torch.device,
-    on_step: Callable[[str, float, float], None],
+    on_step: OnStep,
 ) -> FrameFeatures:
     """The features of the clips' frames, from `folder`'s store or computed into it.
 
@@ -109,7 +110,7 @@ def frame_features(
     )
 
 
-def _check_videos(clips: Sequence[Clip], on_step: Callable[[str, float, float], None]) -> None:
+def _check_videos(clips: Sequence[Clip], on_step: OnStep) -> None:
     faults = []
     for number, clip in enumerate(clips):
         on_step("looking at videos", number, len(clips))
@@ -143,7 +144,7 @@ def _compute(
     clips: Sequence[Clip],
     model: VideoLLM,
     device: torch.device,
-    on_step: Callable[[str, float, float], None],
+    on_step: OnStep,
 ) -> None:
     """Write both files into `target`, behind what they hold already.
 

@@ -9,7 +9,7 @@ same versions, where matrix products round alike.
 
 import json
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from mod_edge.model.checkpoint import Checkpoint, is_checkpoint
 from mod_edge.model.checkpoint_writer import write_checkpoint
 from mod_edge.model.video_llm import VideoLLM
 from mod_edge.plan.tokenizer import preset_tokenizer, read_tokenizer
+from mod_edge.progress import OnStep
 from mod_edge.toy_scenes.motion_loss import Watching, answers_of_clips
 from mod_edge.training.batches import Batches, check_fills_a_batch, streams_of_clips
 from mod_edge.training.features import FrameFeatures, frame_features
@@ -78,7 +79,7 @@ def train(
     *,
     resume: bool,
     force: bool,
-    on_step: Callable[[str, float, float], None],
+    on_step: OnStep,
 ) -> TrainingReport:
     """Train as `recipe` says on the training split of `data`, and make the checkpoint `output`.
 

@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy
 from mod_edge.data.stream_metrics import mean, ratio
 from mod_edge.errors import DataError
 from mod_edge.model.video_llm import VideoLLM
+from mod_edge.progress import OnStep
 from mod_edge.training.batches import Batch, Batches
 from mod_edge.training.forward import BatchedDecoder
 from mod_edge.training.recipe import TrainConfig
@@ -81,7 +82,7 @@ class Trainer:
         self,
         batches: Batches,
         unfinished: Unfinished,
-        on_step: Callable[[str, float, float], None],
+        on_step: OnStep,
     ) -> None:
         """All steps that are left, saving the state now and then, and when stopped.
 

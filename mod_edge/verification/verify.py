@@ -6,7 +6,6 @@ that errors do not add up; then the stream is run from frames to answers on ever
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 from mod_edge.bundle.bundle import Bundle, open_bundle
 from mod_edge.bundle.staging import staged_folder
 from mod_edge.plan.targets import Lowering
+from mod_edge.progress import OnStep, not_shown
 from mod_edge.verification.golden import Golden, GoldenWriter, is_golden, require_numpy_dtypes
 from mod_edge.verification.graph_backends import GraphBackend, NotRun, graph_backends
 from mod_edge.verification.graph_check import GraphResult, check_graph
@@ -25,8 +25,6 @@ from mod_edge.verification.stream_check import STREAM, StreamResult
 from mod_edge.verification.tensorrt_backend import engine_backend, find_tensorrt
 
 EVERY_GRAPH = "every graph"
-
-OnStep = Callable[[str, float, float], None]
 
 
 @dataclass(frozen=True)
@@ -84,7 +82,7 @@ def verify_bundle(
     source: Path | None = None,
     golden: Path | None = None,
     force: bool = False,
-    on_step: OnStep = lambda _name, _done, _total: None,
+    on_step: OnStep = not_shown,
 ) -> VerifyReport:
     """Hold a bundle against the PyTorch model that it was made from.
 
@@ -125,7 +123,7 @@ def verify_golden(
     golden: Path,
     *,
     graph: str | None = None,
-    on_step: OnStep = lambda _name, _done, _total: None,
+    on_step: OnStep = not_shown,
 ) -> VerifyReport:
     """Hold a bundle against golden files, without PyTorch; see `verify_bundle`.
 
