@@ -13,6 +13,7 @@ from mod_edge.runtime.capture.source import Frame
 from mod_edge.runtime.capture.video_file import VideoFile
 from mod_edge.runtime.events import (
     Event,
+    FrameDetails,
     FrameEvent,
     QueryEvent,
     ReplyEvent,
@@ -27,6 +28,7 @@ from mod_edge.runtime.session import Session
 __all__ = [
     "Event",
     "Frame",
+    "FrameDetails",
     "FrameEvent",
     "LiveCapture",
     "Query",

@@ -1,9 +1,13 @@
 """What a session reports while it streams; every event has the stream's time in seconds."""
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar
 
 from mod_edge.plan.protocol import Decision
+from mod_edge.runtime.capture.source import Image
+from mod_edge.runtime.loaded_model import Int64Array
+from mod_edge.runtime.preprocess import Placement
 
 
 @dataclass(frozen=True)
@@ -18,6 +22,21 @@ class Event:
         return {"event": self.kind, **asdict(self)}
 
 
+@dataclass(frozen=True, eq=False)
+class FrameDetails:
+    """A frame as the source gave it and as the model saw it, for who draws it.
+
+    Attributes:
+        image: (H, W, 3) uint8 BGR, the source's own: do not write to it.
+        placement: where the picture lies in the model's square of I x I pixels.
+        kept: by MoD layer, (K,) int64, the positions of the frame's N tokens that it computed.
+    """
+
+    image: Image
+    placement: Placement
+    kept: Mapping[int, Int64Array]
+
+
 @dataclass(frozen=True)
 class FrameEvent(Event):
     """A frame was watched.
@@ -25,19 +44,29 @@ class FrameEvent(Event):
     Attributes:
         index: counts the stream's frames from 0.
         decision: speak, silent, undecided, or asked where a query was due.
-        vision_ms: time of encoding, shared evenly by frames encoded together.
+        letterbox_ms: time of resizing to the model's square, shared evenly by frames of one batch.
+        vision_ms: time of encoding, shared likewise.
         decoder_ms: time of the step and its decision, shared likewise.
         cache_fill: share of the cache's rows in use, 0..1, of the fuller geometry.
         num_dropped: frames of a live source dropped so far.
+        details: where `Session.stream` was asked for them; not in JSON.
     """
 
     kind = "frame"
     index: int
     decision: Decision
+    letterbox_ms: float
     vision_ms: float
     decoder_ms: float
     cache_fill: float
     num_dropped: int
+    details: FrameDetails | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """See `Event`."""
+        document = Event.to_json(replace(self, details=None))
+        del document["details"]
+        return document
 
 
 @dataclass(frozen=True)
@@ -98,7 +127,8 @@ class Summary(Event):
         num_frames: frames watched, by decision in `decisions`.
         wall_s: time from the first frame to the end.
         fps: frames a second of wall time; a live source cannot exceed its own rate.
-        vision_ms, decoder_ms: p50 and p95 of the newest frames (`stats.CAPACITY` of them).
+        letterbox_ms, vision_ms, decoder_ms: p50 and p95 of the newest frames
+            (`stats.CAPACITY` of them).
         num_tokens: tokens ever fed; num_evicted of them were forgotten in num_rolls rolls.
         warnings: what a user should know, one sentence each.
     """
@@ -114,6 +144,7 @@ class Summary(Event):
     num_dropped: int
     wall_s: float
     fps: float
+    letterbox_ms: dict[str, float]
     vision_ms: dict[str, float]
     decoder_ms: dict[str, float]
     cache_fill: float

@@ -1,10 +1,10 @@
 """A stream from frames to events: capture, vision, decoder steps, decisions and replies."""
 
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import numpy as np
@@ -14,11 +14,12 @@ from tokenizers.decoders import DecodeStream
 from mod_edge.config import ModelConfig
 from mod_edge.errors import ConfigError
 from mod_edge.plan.kv_budget import KvPlan, rows_of
-from mod_edge.plan.kv_window import KvWindow, Rows
+from mod_edge.plan.kv_window import NO_ROWS, KvWindow, Rows
 from mod_edge.plan.protocol import Decision, Protocol
 from mod_edge.runtime.capture.source import Frame, Source
 from mod_edge.runtime.events import (
     Event,
+    FrameDetails,
     FrameEvent,
     QueryEvent,
     ReplyEvent,
@@ -27,8 +28,8 @@ from mod_edge.runtime.events import (
     TextEvent,
 )
 from mod_edge.runtime.loaded_model import FrameEmbeds, LoadedModel, StreamState
-from mod_edge.runtime.preprocess import letterbox
-from mod_edge.runtime.queries import Query
+from mod_edge.runtime.preprocess import Placement, letterbox
+from mod_edge.runtime.queries import Query, QueryQueue
 from mod_edge.runtime.stats import Latencies
 from mod_edge.runtime.stepper import Stepper
 
@@ -62,6 +63,23 @@ class SessionOptions:
         for name in ("max_new_tokens", "frames_per_step", "max_step_tokens"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}, wanted at least 1")
+
+
+@dataclass(frozen=True)
+class SeenFrame:
+    """A frame and where the letterbox put its picture."""
+
+    frame: Frame
+    placement: Placement
+
+
+@dataclass(frozen=True)
+class FrameCosts:
+    """Milliseconds of one frame, shared evenly by those that were computed together."""
+
+    letterbox_ms: float
+    vision_ms: float
+    decoder_ms: float = 0.0
 
 
 class Session:
@@ -105,10 +123,13 @@ class Session:
         self._num_frames = 0
         self._decisions = Counter[Decision]()
         self._num_replies = self._num_reply_tokens = self._num_rolls = 0
-        self._vision_ms, self._decoder_ms = Latencies(), Latencies()
+        self._letterbox_ms, self._vision_ms, self._decoder_ms = (Latencies() for _ in range(3))
         self._started_s: float | None = None
         self._source: Source | None = None
-        self._unanswered: deque[Query] = deque()
+        self._queries = QueryQueue()
+        self._is_streaming = False
+        self._has_details = False
+        self._standing_rows = NO_ROWS
 
     def __enter__(self) -> "Session":
         return self
@@ -117,13 +138,16 @@ class Session:
         with self._model or nullcontext(), self.state:
             pass
 
-    def stream(self, source: Source, queries: Sequence[Query] = ()) -> Iterator[Event]:
+    def stream(
+        self, source: Source, queries: Sequence[Query] = (), *, details: bool = False
+    ) -> Iterator[Event]:
         """Watch `source` to its end, yielding events as they happen.
 
         Args:
             source: an open source; not closed here.
             queries: put to the model at their times. One due at the first frame is the standing
-                instruction: it is never evicted.
+                instruction: it is never evicted. More can be asked meanwhile, see `ask`.
+            details: whether frame events carry `FrameDetails`.
 
         Raises:
             ConfigError: queries, replies or frames a step do not fit in the window, or the session
@@ -133,16 +157,40 @@ class Session:
         if self._source is not None:
             raise ConfigError("a session streams once; open another for another stream")
         self._check_window(queries)
-        self._source = source
-        self._unanswered = queue = deque(sorted(queries, key=lambda query: query.time_s))
+        self._source, self._has_details = source, details
+        self._queries = queue = QueryQueue(queries)
         frames_at_once = 1 if source.is_live else self.options.frames_per_step
         frames = iter(source)
-        while batch := list(islice(frames, frames_at_once)):
-            self._started_s = self._started_s or time.perf_counter()
-            yield from self._watch(batch, queue)
-        end_s = self._time_s + 1 / self.config.stream_config.frame_fps
-        while self._num_frames and queue and queue[0].time_s <= end_s:
-            yield from self._answer(queue.popleft())
+        self._is_streaming = True
+        try:
+            while batch := list(islice(frames, frames_at_once)):
+                self._started_s = self._started_s or time.perf_counter()
+                yield from self._watch(batch, queue)
+            end_s = self._time_s + 1 / self.config.stream_config.frame_fps
+            while self._num_frames and queue.is_due_at(end_s):
+                yield from self._answer(queue.take())
+        finally:
+            self._is_streaming = False
+
+    def ask(self, query: str | Query) -> None:
+        """Put a query to the model while the stream runs, from any thread.
+
+        Args:
+            query: a text is due at once, before the next frame; a `Query` at its own time, or at
+                once where that has passed.
+
+        Raises:
+            ConfigError: the session is not streaming, or the query is empty or does not fit in the
+                window.
+        """
+        if not self._is_streaming:
+            raise ConfigError(
+                f"{query!r} is asked of a session that is not streaming; give it to stream()"
+            )
+        if isinstance(query, str):
+            query = Query(query, self._time_s)
+        self._check_reply(query.text, self._num_prompt_tokens(query), self._standing_rows)
+        self._queries.put(query)
 
     def summary(self) -> Summary:
         """What happened so far."""
@@ -151,7 +199,7 @@ class Session:
         warnings += self.state.warnings
         warnings += [
             f"the query {query.text!r} at {query.time_s:g} s was not reached"
-            for query in tuple(self._unanswered)  # the live view asks from its own thread
+            for query in self._queries.waiting()
         ]
         return Summary(
             time_s=self._time_s,
@@ -165,77 +213,102 @@ class Session:
             num_dropped=self._source.num_dropped if self._source else 0,
             wall_s=round(wall_s, 3),
             fps=round(self._num_frames / wall_s, 2) if wall_s else 0.0,
+            letterbox_ms=self._letterbox_ms.percentiles(),
             vision_ms=self._vision_ms.percentiles(),
             decoder_ms=self._decoder_ms.percentiles(),
             cache_fill=round(self._cache_fill(), 4),
             warnings=warnings,
         )
 
-    def _watch(self, batch: list[Frame], queue: deque[Query]) -> Iterator[Event]:
+    def _watch(self, batch: list[Frame], queue: QueryQueue) -> Iterator[Event]:
         """Encode the batch's frames once, and feed them in as few steps as decisions allow."""
         started = time.perf_counter()
-        for frame, pixels in zip(batch, self._pixels, strict=False):
-            letterbox(frame.image, pixels)
+        seen = [
+            SeenFrame(frame, letterbox(frame.image, pixels))
+            for frame, pixels in zip(batch, self._pixels, strict=False)
+        ]
+        boxed = time.perf_counter()
         embeds = self.state.encode(self._pixels[: len(batch)])
-        vision_ms = 1000 * (time.perf_counter() - started) / len(batch)
+        costs = FrameCosts(
+            letterbox_ms=1000 * (boxed - started) / len(batch),
+            vision_ms=1000 * (time.perf_counter() - boxed) / len(batch),
+        )
         first = 0
         while first < len(batch):
-            while self._num_frames and queue and queue[0].time_s < batch[first].time_s:
-                yield from self._answer(queue.popleft())
+            while self._num_frames and queue.is_due_before(batch[first].time_s):
+                yield from self._answer(queue.take())
             last = first + 1
             # A query that is due before a frame is answered before it, so that frame must wait.
-            while last < len(batch) and not (queue and queue[0].time_s < batch[last].time_s):
+            while last < len(batch) and not queue.is_due_before(batch[last].time_s):
                 last += 1
-            first += yield from self._feed(batch[first:last], embeds[first:last], queue, vision_ms)
+            first += yield from self._feed(seen[first:last], embeds[first:last], queue, costs)
 
     def _feed(
-        self, frames: list[Frame], embeds: FrameEmbeds, queue: deque[Query], vision_ms: float
+        self, seen: list[SeenFrame], embeds: FrameEmbeds, queue: QueryQueue, costs: FrameCosts
     ) -> Generator[Event, None, int]:
         """Feed frames in one step; returns how many stand, the rest having been taken back."""
         started = time.perf_counter()
-        is_standing = bool(queue) and queue[0].time_s <= frames[0].time_s
+        is_standing = queue.is_due_at(seen[0].frame.time_s)
         logits = self._stepper.feed_frames(
             self._protocol.frame_prefix(),
             embeds,
             closes_sink=self.window.sink_is_open and not is_standing,
         )
         decisions: list[Decision] = []
-        for frame, row in zip(frames, logits, strict=True):
-            is_asked = bool(queue) and queue[0].time_s <= frame.time_s
+        for each, row in zip(seen, logits, strict=True):
+            is_asked = queue.is_due_at(each.frame.time_s)
             decisions.append(Decision.ASKED if is_asked else self._protocol.decide(row))
             if decisions[-1] in (Decision.ASKED, Decision.SPEAK):
                 break
         # The frames that are taken back cost time too: those that stand bear it.
         num_standing = len(decisions)
-        self._stepper.take_back_frames(len(frames) - num_standing)
-        decoder_ms = 1000 * (time.perf_counter() - started) / num_standing
+        self._stepper.take_back_frames(len(seen) - num_standing)
+        costs = replace(costs, decoder_ms=1000 * (time.perf_counter() - started) / num_standing)
+        details = self._details(seen[:num_standing])
         yield from self._take_rolls()
-        for frame, decision in zip(frames, decisions, strict=False):
-            yield self._note_frame(frame, decision, vision_ms, decoder_ms)
+        for each, decision, detail in zip(seen, decisions, details, strict=False):
+            yield self._note_frame(each.frame, decision, costs, detail)
         if decisions[-1] is Decision.ASKED:
-            yield from self._answer(queue.popleft())
+            yield from self._answer(queue.take())
         elif decisions[-1] is Decision.SPEAK:
             yield from self._answer(None)
         return num_standing
 
+    def _details(self, seen: list[SeenFrame]) -> list[FrameDetails | None]:
+        """Of the first frames of the last step, where the caller of `stream` wants them."""
+        if not self._has_details:
+            return [None] * len(seen)
+        kept = self.state.kept
+        return [
+            FrameDetails(
+                each.frame.image,
+                each.placement,
+                {layer: rows[number].copy() for layer, rows in kept.items()},
+            )
+            for number, each in enumerate(seen)
+        ]
+
     def _note_frame(
-        self, frame: Frame, decision: Decision, vision_ms: float, decoder_ms: float
+        self, frame: Frame, decision: Decision, costs: FrameCosts, details: FrameDetails | None
     ) -> FrameEvent:
         self._protocol.note_frame()
         self._time_s = frame.time_s
         self._num_frames += 1
         self._decisions[decision] += 1
-        self._vision_ms.add(vision_ms)
-        self._decoder_ms.add(decoder_ms)
+        self._letterbox_ms.add(costs.letterbox_ms)
+        self._vision_ms.add(costs.vision_ms)
+        self._decoder_ms.add(costs.decoder_ms)
         assert self._source is not None
         return FrameEvent(
             time_s=frame.time_s,
             index=frame.index,
             decision=decision,
-            vision_ms=round(vision_ms, 3),
-            decoder_ms=round(decoder_ms, 3),
+            letterbox_ms=round(costs.letterbox_ms, 3),
+            vision_ms=round(costs.vision_ms, 3),
+            decoder_ms=round(costs.decoder_ms, 3),
             cache_fill=round(self._cache_fill(), 4),
             num_dropped=self._source.num_dropped,
+            details=details,
         )
 
     def _answer(self, query: Query | None) -> Iterator[Event]:
@@ -291,10 +364,10 @@ class Session:
         """Refuse now what would not fit in this window beside the sink later."""
         protocol, limit = self._protocol, self.plan.capacity
         standing = [query for query in queries if query.time_s <= 0][:1]
-        prompts = {query.text: len(protocol.query_ids(query.text)) for query in queries}
         sink = rows_of(self.config, len(protocol.opening_ids()), 0)
-        for query in standing:  # behind the first frame, which the sink then holds
-            sink = sink.plus(rows_of(self.config, prompts[query.text], 1))
+        for query in standing:  # after the first frame, which the sink then holds
+            sink = sink.plus(rows_of(self.config, self._num_prompt_tokens(query), 1))
+        self._standing_rows = sink
         num_frames = self.options.frames_per_step
         step = rows_of(self.config, LONGEST_PREFIX + num_frames - 1, num_frames)
         if not sink.plus(step).fits(limit):
@@ -304,15 +377,24 @@ class Session:
                 f"has {limit.dense}; take a larger --window or --kv-budget, a shorter instruction, "
                 "or fewer frames a step"
             )
+        prompts = {query.text: self._num_prompt_tokens(query) for query in queries}
         longest = max(prompts, key=lambda text: prompts[text], default="")
-        prompt = max(prompts.get(longest, 0), len(protocol.response_prompt(None)) + 1)
-        reply = LONGEST_PREFIX + prompt + self.options.max_new_tokens
+        unasked = len(protocol.response_prompt(None)) + 1
+        self._check_reply(longest, max(prompts.get(longest, 0), unasked), sink)
+
+    def _check_reply(self, text: str, num_prompt_tokens: int, sink: Rows) -> None:
+        """Refuse a query whose reply would not fit beside the sink."""
+        limit = self.plan.capacity
+        reply = LONGEST_PREFIX + num_prompt_tokens + self.options.max_new_tokens
         needed = sink.plus(Rows(reply, reply))
         if not needed.fits(limit):
             raise ConfigError(
-                f"a reply to {longest[:40]!r} takes {reply} tokens, {prompt} of them the question: "
-                f"with the system prompt and the standing instruction that is {needed.dense} "
-                f"({needed.mod} rows in MoD layers), the window has {limit.dense} ({limit.mod}); "
-                "take a larger --window or --kv-budget, shorter queries or a smaller "
-                "--max-new-tokens"
+                f"a reply to {text[:40]!r} takes {reply} tokens, {num_prompt_tokens} of them the "
+                "question: with the system prompt and the standing instruction that is "
+                f"{needed.dense} ({needed.mod} rows in MoD layers), the window has {limit.dense} "
+                f"({limit.mod}); take a larger --window or --kv-budget, shorter queries or a "
+                "smaller --max-new-tokens"
             )
+
+    def _num_prompt_tokens(self, query: Query) -> int:
+        return len(self._protocol.query_ids(query.text))

@@ -55,7 +55,7 @@ def run(
         _quiet_decoders()
     with explained_imports():
         from mod_edge.bundle.bundle import open_bundle
-        from mod_edge.commands.stream_view import show_stream
+        from mod_edge.commands.stream_view import screen_view, show_stream
         from mod_edge.runtime.capture.open_source import open_source
         from mod_edge.runtime.open_session import open_session
         from mod_edge.runtime.queries import parse_query
@@ -80,7 +80,8 @@ def run(
         session,
         open_source(source, camera, fps=fps, max_frames=max_frames, wanted=wanted) as frames,
     ):
-        show_stream(session, frames, queries, as_json=json, is_verbose=verbose)
+        view = screen_view(session, as_json=json, is_verbose=verbose)
+        show_stream(session, frames, queries, [view])
 
 
 def _quiet_decoders() -> None:

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import ExitStack
 
 from rich.console import Group
 from rich.live import Live
@@ -35,34 +36,43 @@ def show_stream(
     session: Session,
     source: Source,
     queries: Sequence[Query],
-    *,
-    as_json: bool,
-    is_verbose: bool,
+    views: Sequence["StreamView"],
 ) -> None:
-    """Stream `source` to its end or to Ctrl-C, showing events and then the summary.
+    """Stream `source` to its end or to Ctrl-C, showing events and then the summary in every view.
 
     Raises:
         ModEdgeError: the source broke off or a text did not fit, after the summary of what was
             watched until then.
     """
-    view: StreamView
-    if as_json:
-        view = JsonView(session)
-    elif out.is_terminal:
-        view = LiveView(session, is_verbose=is_verbose)
-    else:
-        view = PlainView(session, is_verbose=is_verbose)
-    with view:
+    with ExitStack() as opened:
+        for view in views:
+            opened.enter_context(view)
         try:
             for event in session.stream(source, queries):
-                view.show(event)
+                for view in views:
+                    view.show(event)
         except KeyboardInterrupt:
             pass  # the usual way to end a camera's stream
         except ModEdgeError:
             if session.summary().num_frames:  # the camera broke off, maybe after hours
-                view.finish(session.summary())
+                _finish(session, views)
             raise
-        view.finish(session.summary())
+        _finish(session, views)
+
+
+def screen_view(session: Session, *, as_json: bool, is_verbose: bool) -> "StreamView":
+    """The view for standard output: JSON where it is asked for, a live view on a terminal."""
+    if as_json:
+        return JsonView(session)
+    if out.is_terminal:
+        return LiveView(session, is_verbose=is_verbose)
+    return PlainView(session, is_verbose=is_verbose)
+
+
+def _finish(session: Session, views: Sequence["StreamView"]) -> None:
+    summary = session.summary()
+    for view in views:
+        view.finish(summary)
 
 
 class StreamView(ABC):
@@ -152,7 +162,8 @@ class LiveView(StreamView):
         status = Text.assemble(
             (f"{_clock(summary.time_s)} ", "bold"),
             (f"{self._decision.value:<9} ", DECISION_STYLES[self._decision]),
-            f"{summary.fps:5.1f} fps  vision {_times(summary.vision_ms)}  "
+            f"{summary.fps:5.1f} fps  letterbox {_times(summary.letterbox_ms)}  "
+            f"vision {_times(summary.vision_ms)}  "
             f"decoder {_times(summary.decoder_ms)} ms p50/p95  "
             f"cache {summary.cache_fill:4.0%}  dropped {summary.num_dropped}",
         )
@@ -186,7 +197,10 @@ def _line(event: Event) -> Text:
         cut = " ..." if event.is_cut else ""
         return Text.assemble(clock, ("reply     ", "green"), text, (cut, "dim"))
     if isinstance(event, FrameEvent):
-        times = f"vision {event.vision_ms:.1f} ms, decoder {event.decoder_ms:.1f} ms"
+        times = (
+            f"letterbox {event.letterbox_ms:.1f} ms, vision {event.vision_ms:.1f} ms, "
+            f"decoder {event.decoder_ms:.1f} ms"
+        )
         decision = (f"{event.decision.value:<9} ", DECISION_STYLES[event.decision])
         return Text.assemble(clock, decision, f"frame {event.index}, {times}")
     assert isinstance(event, RollEvent)
@@ -200,6 +214,7 @@ def _print_summary(summary: Summary) -> None:
         ("frames", f"{summary.num_frames} ({decisions}), {summary.num_dropped} dropped"),
         ("replies", f"{summary.num_replies} with {summary.num_reply_tokens} tokens"),
         ("speed", f"{summary.fps:.1f} frames/s over {summary.wall_s:.1f} s"),
+        ("letterbox", f"{_times(summary.letterbox_ms)} ms a frame, p50/p95"),
         ("vision", f"{_times(summary.vision_ms)} ms a frame, p50/p95"),
         ("decoder", f"{_times(summary.decoder_ms)} ms a frame, p50/p95"),
         (

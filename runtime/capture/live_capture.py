@@ -7,33 +7,49 @@ is never older than one camera frame, and the grid instants that it was too slow
 import math
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from typing import cast
+from typing import NamedTuple, cast
 
-from mod_edge.errors import ConfigError, SourceError
+from mod_edge.errors import SourceError
 from mod_edge.profiles import Camera
 from mod_edge.runtime.capture.opencv import ask_camera, is_address, name_of, open_live
-from mod_edge.runtime.capture.source import Frame, Image, check_pace
+from mod_edge.runtime.capture.source import (
+    CAMERA,
+    STREAM,
+    CapturePolicy,
+    Frame,
+    Image,
+    check_pace,
+)
 
-READ_TIMEOUT_S = 5.0
 # What FFmpeg read to probe a stream (3 frames of MJPEG, up to seconds of RTSP) comes out at once
 # and is old; this long of reading leaves it behind before the first frame is handed out.
 SETTLE_S = 0.25
 JOIN_MARGIN_S = 1.0
 
 
+class Arrival(NamedTuple):
+    """A frame that came in at `time_s` of time.monotonic()."""
+
+    image: Image
+    time_s: float
+
+
 class LiveCapture(AbstractContextManager["LiveCapture"]):
     """The newest frame of a camera or stream at each instant of the `fps` grid.
 
-    A thread reads as fast as the source delivers and keeps one frame. The same frame is never
+    A thread reads as fast as the source delivers and keeps the newest frame, or as many as its
+    policy lets wait. The same frame is never
     handed out twice: a source slower than `fps` gives fewer frames, each with its own time.
 
     Args:
         source: camera number, stream address (rtsp://, http://) or GStreamer pipeline.
         fps: frames/s of the grid, on time.monotonic().
         max_frames: end after so many frames.
-        read_timeout_s: longest wait for a frame.
+        policy: which frames wait, when it has stalled, and when it has ended; by default that of
+            a stream for an address, and that of a camera else.
         wanted: picture size and rate to ask a camera for; None leaves it as it is.
 
     Attributes:
@@ -44,7 +60,7 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
 
     Raises:
         SourceError: the source cannot be opened; while iterating: it stopped delivering.
-        ConfigError: fps, max_frames or read_timeout_s is not positive.
+        ConfigError: fps or max_frames is not positive.
     """
 
     is_live = True
@@ -55,26 +71,25 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
         *,
         fps: float,
         max_frames: int | None = None,
-        read_timeout_s: float = READ_TIMEOUT_S,
+        policy: CapturePolicy | None = None,
         wanted: Camera | None = None,
     ) -> None:
         check_pace(fps, max_frames)
-        if not 0 < read_timeout_s < math.inf:
-            raise ConfigError(f"read_timeout_s={read_timeout_s}: wanted more than 0 seconds")
+        if policy is None:
+            policy = STREAM if is_address(source) else CAMERA
         self.num_frames = 0
         self.num_dropped = 0
         self.warnings: list[str] = []
         self._name = name_of(source)
-        self._can_end = is_address(source)
+        self._policy = policy
         self._fps = fps
         self._max_frames = max_frames
-        self._read_timeout_s = read_timeout_s
-        self._capture = open_live(source, self._name, read_timeout_s)
+        self._capture = open_live(source, self._name, policy.stall_s)
         if wanted is not None and isinstance(source, int):
             self.warnings += ask_camera(self._capture, self._name, wanted)
 
         self._changed = threading.Condition()  # guards what both threads touch: these five
-        self._newest: Image | None = None
+        self._waiting: deque[Arrival] = deque(maxlen=policy.max_waiting)
         self._num_arrived = 0
         self._arrived_s = time.monotonic()
         self._has_ended = False
@@ -82,7 +97,6 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
 
         self._is_closing = False
         self._is_finished = False
-        self._num_seen = 0  # number of the arrival that was handed out last
         self._start_s = -math.inf
         self._due = 0  # the k of the next grid instant k / fps
         self._reader = threading.Thread(target=self._read, name="mod-edge capture", daemon=True)
@@ -105,28 +119,33 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
             if not self._wait_for_new_frame():
                 self._finish()
                 raise StopIteration
-            return self._take_newest()
+            return self._take_first()
 
     def close(self) -> None:
-        """Stop reading and wait for the thread, at most the read timeout."""
+        """Stop reading and wait for the thread, no longer than for a frame."""
         self._is_closing = True
         # V4L2 sits out a time limit of its own in a silent camera: the thread is a daemon, leave it
-        self._reader.join(self._read_timeout_s + JOIN_MARGIN_S)
+        self._reader.join(self._policy.stall_s + JOIN_MARGIN_S)
 
     def _read(self) -> None:
-        """Keep the newest frame until the source ends, fails or is closed; the thread's body."""
+        """Keep what may wait until the source ends, fails or is closed; the thread's body."""
         failure: SourceError | None = None
+        num_failed = 0  # in a row
         try:
             while not self._is_closing:
                 asked_s = time.monotonic()
                 is_picture, image = self._capture.read()
                 if not is_picture or image.size == 0:
+                    num_failed += 1
+                    if num_failed < self._policy.max_failed_reads:
+                        continue
                     failure = self._reason_to_stop(time.monotonic() - asked_s)
                     break
+                num_failed = 0
                 with self._changed:
-                    self._newest = cast(Image, image)
                     self._num_arrived += 1
                     self._arrived_s = time.monotonic()
+                    self._waiting.append(Arrival(cast(Image, image), self._arrived_s))
                     self._changed.notify_all()
         except Exception as exc:  # raised again in the caller's thread, by _finish()
             failure = SourceError(f"{self._name} could not be read further: {exc}")
@@ -140,9 +159,9 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
 
     def _reason_to_stop(self, waited_s: float) -> SourceError | None:
         """None for a stream that was closed by its server."""
-        if waited_s >= 0.9 * self._read_timeout_s:
+        if waited_s >= 0.9 * self._policy.stall_s:
             return self._stalled(waited_s)
-        if self._can_end and self._num_arrived:
+        if self._policy.is_finite and self._num_arrived:
             return None
         return SourceError(
             f"{self._name} stopped delivering after {self._num_arrived} frames; check its cable "
@@ -152,7 +171,7 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
     def _stalled(self, silent_s: float) -> SourceError:
         return SourceError(
             f"{self._name} delivered no frame for {silent_s:.1f} s (allowed: "
-            f"{self._read_timeout_s:g} s) after {self._num_arrived} frames; check that it is "
+            f"{self._policy.stall_s:g} s) after {self._num_arrived} frames; check that it is "
             "powered and reachable, then run again"
         )
 
@@ -169,30 +188,29 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
             self._due = passed
         due_s = self._start_s + self._due / self._fps
         while (left_s := due_s - time.monotonic()) > 0:
-            if self._has_ended and self._num_arrived == self._num_seen:
+            if self._has_ended and not self._waiting:
                 return
             self._changed.wait(left_s)
 
     def _wait_for_new_frame(self) -> bool:
         """False when the source has ended; a frame that arrived before comes first."""
         since_s = time.monotonic()
-        while self._num_arrived == self._num_seen:
+        while not self._waiting:
             if self._has_ended:
                 return False
             now_s = time.monotonic()
-            left_s = max(self._arrived_s, since_s) + self._read_timeout_s - now_s
+            left_s = max(self._arrived_s, since_s) + self._policy.stall_s - now_s
             if left_s <= 0:
                 raise self._stalled(now_s - self._arrived_s)
             self._changed.wait(left_s)
         return True
 
-    def _take_newest(self) -> Frame:
-        assert self._newest is not None
+    def _take_first(self) -> Frame:
+        arrival = self._waiting.popleft()
         # a frame that was waited for may belong to a later instant: the source's delay, not a drop
-        instant = max(self._due, int((self._arrived_s - self._start_s) * self._fps))
-        frame = Frame(self.num_frames, instant / self._fps, self._newest)
+        instant = max(self._due, int((arrival.time_s - self._start_s) * self._fps))
+        frame = Frame(self.num_frames, instant / self._fps, arrival.image)
         self.num_frames += 1
-        self._num_seen = self._num_arrived
         self._due = instant + 1
         return frame
 

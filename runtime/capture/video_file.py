@@ -15,12 +15,9 @@ import cv2
 from mod_edge.errors import SourceError
 from mod_edge.runtime.capture.frame_clock import FrameClock
 from mod_edge.runtime.capture.opencv import open_file
-from mod_edge.runtime.capture.source import Frame, Image, check_pace
+from mod_edge.runtime.capture.source import FILE, CapturePolicy, Frame, Image, check_pace
 
 ROUNDING_S = 0.001  # Matroska and FLV round timestamps to milliseconds
-# A damaged packet makes grab() fail as the end of the file does. 1000 failures at the end take
-# 1-20 ms; a minute of H.264 with 7 % overwritten gives 544 of its 600 frames instead of 226.
-MAX_FAILED_GRABS = 1000
 # A header's count is often duration x rate: rounded, or as long as the sound, and an average where
 # the rate varies. So a video counts as cut short only beyond both of these.
 HEADER_SLACK_S = 1.0
@@ -37,6 +34,7 @@ class VideoFile(AbstractContextManager["VideoFile"]):
         path: the file.
         fps: frames/s of the grid.
         max_frames: end after so many frames.
+        policy: when it has ended.
 
     Attributes:
         is_live: False.
@@ -53,7 +51,12 @@ class VideoFile(AbstractContextManager["VideoFile"]):
     num_dropped = 0
 
     def __init__(
-        self, path: str | os.PathLike[str], *, fps: float, max_frames: int | None = None
+        self,
+        path: str | os.PathLike[str],
+        *,
+        fps: float,
+        max_frames: int | None = None,
+        policy: CapturePolicy = FILE,
     ) -> None:
         check_pace(fps, max_frames)
         self.num_frames = 0
@@ -61,6 +64,7 @@ class VideoFile(AbstractContextManager["VideoFile"]):
         self._path = Path(path)
         self._fps = fps
         self._max_frames = max_frames
+        self._policy = policy
         self._capture = open_file(self._path)
         self._clock = FrameClock(self._capture.get(cv2.CAP_PROP_FPS))
         self._num_grabbed = 0
@@ -92,7 +96,7 @@ class VideoFile(AbstractContextManager["VideoFile"]):
 
     def _grab(self) -> bool:
         """Step to the next frame that can be decoded; False at the end."""
-        for num_failed in range(MAX_FAILED_GRABS):
+        for num_failed in range(self._policy.max_failed_reads):
             if self._capture.grab():
                 self._image = None
                 self._num_grabbed += 1

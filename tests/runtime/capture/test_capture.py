@@ -17,6 +17,7 @@ import pytest
 from mod_edge.errors import ConfigError, SourceError
 from mod_edge.runtime.capture.frame_clock import FrameClock
 from mod_edge.runtime.capture.live_capture import LiveCapture
+from mod_edge.runtime.capture.source import CAMERA, STREAM
 from mod_edge.runtime.capture.video_file import VideoFile
 
 CLIP = Path(__file__).resolve().parents[2] / "data" / "box.mp4"  # 457 frames, 29.97/s
@@ -349,7 +350,10 @@ def test_a_stream_that_its_server_closes_ends_with_a_warning():
 
 
 def test_a_silent_stream_is_an_error_within_the_timeout():
-    with MjpegServer() as camera, LiveCapture(camera.url, fps=20, read_timeout_s=0.4) as live:
+    with (
+        MjpegServer() as camera,
+        LiveCapture(camera.url, fps=20, policy=replace(STREAM, stall_s=0.4)) as live,
+    ):
         next(live)
         camera.is_silent.set()
         started_s = time.monotonic()
@@ -396,5 +400,5 @@ def test_the_password_of_an_address_is_not_printed():
 
 
 def test_a_wait_that_is_not_positive_is_refused():
-    with pytest.raises(ConfigError, match="read_timeout_s=0"):
-        LiveCapture(0, fps=2, read_timeout_s=0)
+    with pytest.raises(ConfigError, match="stall_s=0: wanted more than 0 seconds"):
+        replace(CAMERA, stall_s=0)
