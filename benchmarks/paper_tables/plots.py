@@ -5,7 +5,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.paper_tables.arms import ARMS, Run
-from benchmarks.paper_tables.findings import F1, LM_PPL, Measure, Results, arm_estimate, values_of
+from benchmarks.paper_tables.measures import (
+    F1,
+    LM_PPL,
+    Measure,
+    Results,
+    arm_estimate,
+    values_of,
+)
 from benchmarks.paper_tables.results import Result
 from mod_edge.training.plot import require_matplotlib
 

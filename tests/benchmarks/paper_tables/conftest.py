@@ -1,13 +1,18 @@
-"""Results that nobody measured, planted: every run's figures can be chosen."""
+"""A data set of three short clips, and results with chosen figures that nobody measured."""
 
 import dataclasses
 
+import cv2
+import numpy as np
 import pytest
 
 from benchmarks.paper_tables.arms import PLAN
 from benchmarks.paper_tables.results import Result, result_path, write_result
 from benchmarks.paper_tables.settings import STANDARD
 from mod_edge.config import config_to_dict
+from mod_edge.data.clips import Clip, Line, write_clips
+
+SIDE, VIDEO_FPS, DURATION_S = 32, 4.0, 3.0
 
 FORCED = {"lm_ppl": 1.5, "time_diff_s": 0.4, "fluency": 0.6, "lm_correctness": 0.8}
 FREE = {"f1": 0.5, "moment_f1": 0.7, "num_answers": 8, "num_answers_right": 6}
@@ -64,3 +69,23 @@ def plant(planted_result):
         write_result(result_path(folder, run), planted_result(run, **figures))
 
     return write
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    """One short clip in each split."""
+    folder = tmp_path_factory.mktemp("data")
+    for level, split in enumerate(("train", "validation", "test")):
+        video = folder / f"{split}.mp4"
+        codec = cv2.VideoWriter.fourcc(*"mp4v")
+        writer = cv2.VideoWriter(str(video), codec, VIDEO_FPS, (SIDE, SIDE))
+        for number in range(round(DURATION_S * VIDEO_FPS)):
+            writer.write(np.full((SIDE, SIDE, 3), 40 * level + 10 * number, np.uint8))
+        writer.release()
+        lines = (
+            Line("user", "Narrate.", 0.0),
+            Line("assistant", "It is dark.", 0.0),
+            Line("assistant", "It is light.", 1.5),
+        )
+        write_clips(folder, split, [Clip(split, video, DURATION_S, lines)])
+    return folder

@@ -1,29 +1,52 @@
 """The command: what it refuses, and that it writes the page of what is there."""
 
+from dataclasses import replace
+
 import pytest
 import typer
 from typer.testing import CliRunner
 
 from benchmarks.paper_tables import __main__ as command
+from benchmarks.paper_tables.arms import PLAN
 from benchmarks.paper_tables.report import STEP_COST_FILE
+from benchmarks.paper_tables.results import result_path, write_document, write_result
+from benchmarks.paper_tables.runs import Comparison
+from benchmarks.paper_tables.settings import STANDARD
+from mod_edge.model.checkpoint import Checkpoint
+from tests.benchmarks.paper_tables.test_report import STEP_COST
 
 APP = typer.Typer()
 APP.command()(command.main)
 
 
 @pytest.fixture
-def call(tmp_path, tiny_checkpoint, monkeypatch):
-    """`call(*options)`: the command's outcome where two runs are left and no pictures drawn."""
-    monkeypatch.setattr(command, "carry_out_all", lambda _comparison, runs, **_: [*runs[1:3]])
-    monkeypatch.setattr("benchmarks.paper_tables.report.draw_all", lambda *_: None)
-    monkeypatch.setattr(command, "measure_step_cost", lambda *_, **__: {"sizes": []})
+def call(data, tiny_checkpoint, tmp_path):
+    """`call(*options)`: the command's outcome; what it makes lies in `tmp_path`."""
 
     def invoke(*options):
-        folders = {"data": tmp_path, "base": tiny_checkpoint, "runs": tmp_path / "results"}
+        folders = {
+            "data": data,
+            "base": tiny_checkpoint,
+            "runs": tmp_path / "results",
+            "work": tmp_path / "work",
+            "write": tmp_path / "page.md",
+        }
         arguments = [f"--{name}={folder}" for name, folder in folders.items()]
-        return CliRunner().invoke(APP, [*arguments, f"--write={tmp_path / 'page.md'}", *options])
+        return CliRunner().invoke(APP, [*arguments, *options])
 
     return invoke
+
+
+@pytest.fixture
+def all_done(data, tiny_checkpoint, planted_result, tmp_path):
+    """All runs' results, as if the command had carried them out."""
+    results = tmp_path / "results"
+    base = Checkpoint(tiny_checkpoint)
+    comparison = Comparison(data, base, tmp_path / "work", results, STANDARD)
+    for run in PLAN:
+        result = replace(planted_result(run), settings=comparison.identity(run))
+        write_result(result_path(results, run), result)
+    return results
 
 
 def test_an_unknown_arm_lists_the_known_ones(call):
@@ -32,23 +55,25 @@ def test_an_unknown_arm_lists_the_known_ones(call):
     assert "no arm modd; there are full, mod, early-exit" in " ".join(outcome.stderr.split())
 
 
-def test_the_page_is_written_and_what_is_left_is_named(call, plant, tmp_path):
-    plant(tmp_path / "results", "mod-0")
-    outcome = call("--only", "mod")
+def test_with_all_runs_done_only_the_page_is_written(call, all_done, tmp_path):
+    write_document(all_done / STEP_COST_FILE, STEP_COST)
+    before = {path.name: path.read_bytes() for path in all_done.iterdir()}
+    outcome = call()
     assert outcome.exit_code == 0, outcome.stderr
-    assert "left: mod-1, mod-2" in outcome.stdout
-    assert (tmp_path / "page.md").is_file()
+    assert "left" not in outcome.stdout
+    assert f"{len(PLAN)} of {len(PLAN)} runs are done." in (tmp_path / "page.md").read_text()
+    assert before == {name: (all_done / name).read_bytes() for name in before}
+    assert not (tmp_path / "work").exists()
 
 
-def test_step_cost_is_measured_once_and_not_for_single_arms(call, monkeypatch, tmp_path):
-    monkeypatch.setattr(command, "write_page", lambda *_: None)
-    cost = tmp_path / "results" / STEP_COST_FILE
-    call("--only", "mod")
-    assert not cost.exists()
-    call()
-    cost.write_text("kept")
-    call()
-    assert cost.read_text() == "kept"
+def test_single_arms_measure_no_step_cost(call, all_done):
+    assert call("--only", "mod").exit_code == 0
+    assert not (all_done / STEP_COST_FILE).exists()
+
+
+def test_what_is_left_is_named(call, all_done, monkeypatch):
+    monkeypatch.setattr(command, "carry_out_all", lambda _comparison, runs, **_: [*runs[1:3]])
+    assert "left: mod-1, mod-2" in " ".join(call("--only", "mod").stdout.split())
 
 
 def test_a_stop_says_how_to_go_on(call, monkeypatch):
@@ -56,6 +81,6 @@ def test_a_stop_says_how_to_go_on(call, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(command, "carry_out_all", stop)
-    outcome = call()
+    outcome = call("--only", "mod")
     assert outcome.exit_code == 130
     assert "stopped; the same command goes on" in outcome.stderr

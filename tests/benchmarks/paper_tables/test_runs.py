@@ -3,8 +3,6 @@
 import json
 from dataclasses import replace
 
-import cv2
-import numpy as np
 import pytest
 
 from benchmarks.paper_tables import runs as runs_module
@@ -19,14 +17,12 @@ from benchmarks.paper_tables.results import (
 )
 from benchmarks.paper_tables.runs import Comparison, carry_out, carry_out_all
 from benchmarks.paper_tables.settings import STANDARD, Settings
-from mod_edge.data.clips import Clip, Line, write_clips
 from mod_edge.errors import DataError
 from mod_edge.model.checkpoint import Checkpoint
 from mod_edge.training.recipe import TrainConfig
 
 pytestmark = pytest.mark.numeric
 
-SIDE, VIDEO_FPS, DURATION_S = 32, 4.0, 3.0
 SETTINGS = Settings(
     text_config={"hidden_size": 32, "intermediate_size": 48},
     train=TrainConfig(
@@ -43,26 +39,6 @@ SETTINGS = Settings(
     num_test_clips=None,
     tolerance_s=1.0,
 )
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """One short clip in each split."""
-    folder = tmp_path_factory.mktemp("data")
-    for level, split in enumerate(("train", "validation", "test")):
-        video = folder / f"{split}.mp4"
-        codec = cv2.VideoWriter.fourcc(*"mp4v")
-        writer = cv2.VideoWriter(str(video), codec, VIDEO_FPS, (SIDE, SIDE))
-        for number in range(round(DURATION_S * VIDEO_FPS)):
-            writer.write(np.full((SIDE, SIDE, 3), 40 * level + 10 * number, np.uint8))
-        writer.release()
-        lines = (
-            Line("user", "Narrate.", 0.0),
-            Line("assistant", "It is dark.", 0.0),
-            Line("assistant", "It is light.", 1.5),
-        )
-        write_clips(folder, split, [Clip(split, video, DURATION_S, lines)])
-    return folder
 
 
 @pytest.fixture
