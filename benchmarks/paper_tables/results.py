@@ -25,7 +25,7 @@ class Result:
     Attributes:
         settings: what decides the outcome: model, training, base, data, measuring.
         choice: the threshold and the validation F1 of each that was tried.
-        evaluation: `Evaluation.to_json` without the folders.
+        evaluation: `Evaluation.to_json` without the folders and the transcripts.
         training: `TrainingReport.to_json` without the folder.
         losses: "lm" and "stream", means of as many equal stretches of the training.
         time_s: of each part.

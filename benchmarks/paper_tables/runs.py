@@ -43,7 +43,8 @@ from mod_edge.training.train import TRAINING_FILE, device_named, train
 SPLITS = ("train", "validation", "test")  # learned from, chosen on, measured on
 NUM_LOSSES = 40  # of a curve in a result
 NUM_DIGITS = 8  # of the hash in a folder's name
-FOLDERS = ("model", "data")  # of an evaluation: they say nothing about it
+# Of an evaluation, what no table shows: folders, and all that was said over every clip.
+LEFT_OUT = ("model", "data", "transcripts")
 
 
 @dataclass(frozen=True)
@@ -196,7 +197,7 @@ def carry_out(comparison: Comparison, run: Run, on_step: OnStep) -> Result:
     return Result(
         settings=comparison.identity(run),
         choice=asdict(choice),
-        evaluation={key: evaluation[key] for key in evaluation if key not in FOLDERS},
+        evaluation={key: evaluation[key] for key in evaluation if key not in LEFT_OUT},
         training=training["report"],
         losses={name: thinned(each, NUM_LOSSES) for name, each in training["losses"].items()},
         time_s=times,

@@ -161,6 +161,7 @@ def test_a_run_from_end_to_end(comparison, tmp_path):
     assert result.row()["teacher_forced"]["lm_ppl"] > 1
     assert {*result.time_s} == {"train", "choose", "measure"}
     assert str(tmp_path) not in json.dumps(vars(result))
+    assert "transcripts" not in result.evaluation
     write_page(comparison.results, tmp_path / "results.md")
 
 
