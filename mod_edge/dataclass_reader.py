@@ -53,6 +53,7 @@ def dataclass_from_dict(
     syntax: Syntax,
     error: type[ModEdgeError],
     given: Mapping[str, Any] = NOTHING,
+    renamed: Mapping[str, str] = NOTHING,
 ) -> AnyDataclass:
     """The object of the dataclass `kind` that `data` describes.
 
@@ -63,12 +64,13 @@ def dataclass_from_dict(
         syntax: of the file.
         error: the class of error to raise.
         given: values of the fields that are not the file's to set.
+        renamed: what fields of earlier versions are called now.
 
     Raises:
         ModEdgeError: an `error` that names every fault: unknown and missing fields, wrong types,
             and what the dataclasses refuse.
     """
-    reading = _Reading(syntax)
+    reading = _Reading(syntax, renamed)
     result: AnyDataclass = reading.dataclass(kind, data, "", given)
     if reading.faults:
         raise error(f"{where}: {'; '.join(reading.faults)}")
@@ -78,9 +80,10 @@ def dataclass_from_dict(
 class _Reading:
     """Makes what can be made and collects the faults of the rest, for which it gives None."""
 
-    def __init__(self, syntax: Syntax) -> None:
+    def __init__(self, syntax: Syntax, renamed: Mapping[str, str]) -> None:
         self.faults: list[str] = []
         self._syntax = syntax
+        self._renamed = renamed
 
     def dataclass(
         self, kind: Any, data: Mapping[str, Any], prefix: str, given: Mapping[str, Any] = NOTHING
@@ -115,6 +118,8 @@ class _Reading:
             hint = f", did you mean {near[0]!r}?" if near else f", known are {', '.join(known)}"
             if name in given:
                 hint = f": the file cannot set it, it is {given[name]!r}"
+            elif name in self._renamed:
+                hint = f", it is {self._renamed[name]} now"
             self.faults.append(f"unknown field {prefix + name!r}{hint}")
 
     def _value(self, wanted: Any, value: Any, name: str) -> Any:

@@ -38,6 +38,7 @@ def train(
     """Train a checkpoint on a data set; Ctrl-C keeps what was done, for --resume."""
     require_packages(TRAIN_PACKAGES, "on the machine where checkpoints are trained", "train")
     with explained_imports():
+        from mod_edge.toy_scenes.motion_loss import motion_loss
         from mod_edge.training.recipe import read_recipe
         from mod_edge.training.resume_state import Unfinished
         from mod_edge.training.train import train as train_checkpoint
@@ -47,7 +48,13 @@ def train(
     try:
         with progress("train") as show:
             report = train_checkpoint(
-                data, recipe, output, resume=resume, force=force, on_step=show
+                data,
+                recipe,
+                output,
+                resume=resume,
+                force=force,
+                on_step=show,
+                auxiliary_losses={"motion": motion_loss},
             )
     except KeyboardInterrupt as exc:
         if not Unfinished(output).folder.exists():

@@ -1,4 +1,4 @@
-"""A lesson beside the words: to look one frame back, and to see what has moved since.
+"""The auxiliary loss "motion": to look one frame back, and to see what has moved since.
 
 A motion is told in one word at one instant, and to find it a decoder has to do three things, of
 which no word rewards one alone: find the frame before, compare places with it, carry the difference
@@ -11,7 +11,7 @@ off a difference too faint for the words. And errors count by their squares, bec
 move at any instant: those that do have to weigh as much as all places.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ from torch.nn.functional import cross_entropy, mse_loss, rms_norm
 from mod_edge.config import ModelConfig
 from mod_edge.data.clips import Clip
 from mod_edge.errors import DataError
-from mod_edge.toy_scenes.scene import COLOURS, Look
+from mod_edge.toy_scenes.scene import COLOURS, Look, Scene
 from mod_edge.toy_scenes.scenes import scenes_of_clips
 from mod_edge.training.batches import Batch
 from mod_edge.training.forward import BatchedDecoder
@@ -32,19 +32,19 @@ from mod_edge.training.forward import BatchedDecoder
 # about 1 over all frames.
 GAINS = np.array([4.0, 4.0, 40.0, 40.0, 100.0], np.float32)
 NUM_QUANTITIES = len(GAINS)
-LAYER, QUERY_HEAD = 0, 0  # that look back
+LAYER, HEAD = 0, 0  # that look back; the first query head is of the first key head
 
 FloatArray = npt.NDArray[np.float32]
 
 
-class Watching:
+class MotionLoss:
     """What is asked at each frame of the data set, and in which directions of the states."""
 
     def __init__(self, answers: FloatArray, config: ModelConfig, device: torch.device) -> None:
-        """The lesson for one model.
+        """The loss for one model.
 
         Args:
-            answers: see `answers_of_clips`.
+            answers: see `answers_of_scenes`.
             config: of the model that learns.
             device: of the model.
 
@@ -56,9 +56,9 @@ class Watching:
         has_room = hidden_size >= num_answers
         if not config.frame_token_cls or LAYER in config.mod_layers or not has_room:
             raise DataError(
-                "watch_weight needs a model with frame_token_cls, whose CLS token tells where "
-                f"things are, and a dense layer {LAYER}, to compare it with the one a frame back, "
-                f"of hidden_size {num_answers} or more; set watch_weight = 0 for others"
+                'auxiliary_loss = "motion" needs a model with frame_token_cls, whose CLS token '
+                f"tells where things are, and a dense layer {LAYER}, to compare it with the one a "
+                f"frame back, of hidden_size {num_answers} or more; train others without it"
             )
         self._answers = torch.from_numpy(answers).to(device)
         drawn = torch.randn(hidden_size, num_answers, generator=torch.Generator().manual_seed(0))
@@ -76,9 +76,29 @@ class Watching:
         said = rms_norm(states, states.shape[-1:]) @ self._directions
         wanted = self._answers[batch.frames]
         is_known = ~wanted.isnan()
-        scores = decoder.attention_scores(hidden_states, LAYER, QUERY_HEAD)
+        query, key = decoder.query_and_key(hidden_states[LAYER], LAYER)
+        scaled = query[:, :, HEAD] * query.shape[-1] ** -0.5
+        scores = scaled @ key[:, :, HEAD].transpose(1, 2)  # (B, T, T), before mask and softmax
         errors = mse_loss(said[is_known], wanted[is_known], reduction="sum")
         return errors / max(1, int(is_known.sum())) + _look_back_loss(scores, batch)
+
+
+def motion_loss(
+    data: Path,
+    clips: Sequence[Clip],
+    *,
+    num_frames: Sequence[int],
+    config: ModelConfig,
+    device: torch.device,
+) -> MotionLoss:
+    """The loss of one training, see `AuxiliaryLossMaker`.
+
+    Raises:
+        DataError: the data set was not made by `mod-edge scenes`, or as `MotionLoss`.
+    """
+    fps = config.stream_config.frame_fps
+    answers = answers_of_scenes(scenes_of_clips(data, clips), num_frames, fps)
+    return MotionLoss(answers, config, device)
 
 
 def _look_back_loss(scores: Tensor, batch: Batch) -> Tensor:
@@ -93,22 +113,16 @@ def _look_back_loss(scores: Tensor, batch: Batch) -> Tensor:
     return losses / max(1, len(before))
 
 
-def answers_of_clips(
-    folder: Path, clips: Sequence[Clip], num_frames: Sequence[int], fps: float
-) -> FloatArray:
-    """(frames of all clips, colours * quantities) float32; NaN where there is nothing to say.
+def answers_of_scenes(scenes: Iterable[Scene], num_frames: Sequence[int], fps: float) -> FloatArray:
+    """(frames of all scenes, colours * quantities) float32; NaN where there is nothing to say.
 
     Args:
-        folder: of a data set of made-up scenes.
-        clips: of it.
+        scenes: in the clips' order.
         num_frames: of each.
         fps: frames/s.
-
-    Raises:
-        DataError: the data set was not made by `mod-edge scenes`.
     """
     answers: list[FloatArray] = []
-    for scene, count in zip(scenes_of_clips(folder, clips), num_frames, strict=True):
+    for scene, count in zip(scenes, num_frames, strict=True):
         before: Sequence[Look | None] = [None] * len(scene.things)
         for frame in range(count):
             looks = scene.looks(frame / fps)

@@ -118,8 +118,8 @@ def scenes_of_clips(folder: Path, clips: Iterable[Clip]) -> Iterator[Scene]:
     """
     if not is_made_up(folder):
         raise DataError(
-            f"{folder} has no {MARKER_FILE}: what videos show is known of made-up scenes alone, "
-            "such as `mod-edge scenes` writes; set watch_weight = 0 for others"
+            f"{folder} has no {MARKER_FILE}: what videos show is known of data sets that "
+            'mod-edge scenes wrote; train others without auxiliary_loss = "motion"'
         )
     facts = json.loads((folder / MARKER_FILE).read_text(encoding="utf-8"))
     splits = {split.name: split for split in SPLITS}
@@ -127,8 +127,9 @@ def scenes_of_clips(folder: Path, clips: Iterable[Clip]) -> Iterator[Scene]:
         name, _, number = clip.uid.rpartition("-")
         if name not in splits or not number.isdecimal():
             raise DataError(
-                f"what the video of {clip.uid!r} shows is not known, as `mod-edge scenes` did not "
-                "draw it; take its line out of the data set, or set watch_weight = 0"
+                f"what the video of {clip.uid!r} shows is not known, as mod-edge scenes did not "
+                "draw it; take its line out of the data set, or train without "
+                'auxiliary_loss = "motion"'
             )
         seed = _scene_seed(facts["seed"], splits[name], int(number))
         yield write_scene(seed, facts["duration_s"], held_out=splits[name].held_out)

@@ -9,7 +9,6 @@ Matrix products compute in `dtype`; norms, rotation, router and residual stream 
 parameters' own (float32, or float64 where a test wants it).
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -108,26 +107,20 @@ class BatchedDecoder:
             hidden_states.append(hidden)
         return hidden_states
 
-    def attention_scores(self, hidden_states: Sequence[Tensor], number: int, head: int) -> Tensor:
-        """(B, T, T) in `dtype`: each row's score for each, before mask and softmax.
+    def query_and_key(self, hidden: Tensor, number: int) -> tuple[Tensor, Tensor]:
+        """Rotated queries (B, T, H, E) and keys (B, T, G, E) of a layer, in `dtype`.
 
         Args:
-            hidden_states: of the batch.
+            hidden: (B, T, D) before the layer.
             number: of a layer that computes all rows.
-            head: of its query heads.
         """
-        hidden, layer = hidden_states[number], self._layers[number]
-        attention, size = layer.self_attn, layer.self_attn.head_dim
-        key_head = head * attention.num_key_value_heads // attention.num_heads
-        states = self._normed_product(
-            hidden, layer.input_layernorm, attention.q_proj, attention.k_proj
-        ).unflatten(-1, (-1, size))
+        layer = self._layers[number]
+        attention, norm = layer.self_attn, layer.input_layernorm
+        states = self._normed_product(hidden, norm, attention.q_proj, attention.k_proj)
         rotation = self._rotation(hidden.shape[1], hidden)
-        turned = rotated(
-            states[:, :, [head, attention.num_heads + key_head]], rotation.cos, rotation.sin
-        )
-        query, key = turned.unbind(2)
-        return (query * size**-0.5) @ key.transpose(1, 2)
+        turned = rotated(states.unflatten(-1, (-1, attention.head_dim)), rotation.cos, rotation.sin)
+        query, key = turned.split((attention.num_heads, attention.num_key_value_heads), dim=2)
+        return query, key
 
     def _embeds(self, batch: Batch) -> Tensor:
         """(B, T, D): text rows from the table, frames' rows from the connector."""

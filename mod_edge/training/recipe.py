@@ -36,6 +36,8 @@ else:
 
 DTYPES = ("float32", "bfloat16")
 DEVICES = ("auto", "cpu", "cuda")
+NO_AUXILIARY_LOSS = "none"
+RENAMED = {"watch_weight": 'auxiliary_loss = "motion" and auxiliary_loss_weight'}
 
 AnySection = TypeVar("AnySection")
 
@@ -56,7 +58,8 @@ class TrainConfig:
         weight_decay: of matrices; norms, biases and the token embedding have none.
         clip_norm: longest gradient.
         stream_loss_weight: of the decisions at frames beside the replies' tokens.
-        watch_weight: of the lesson `watching`, which needs made-up scenes; 0 teaches words alone.
+        auxiliary_loss: the name of a further loss, "motion" for videos of `mod-edge scenes`.
+        auxiliary_loss_weight: of it.
         roll_ratio: share of crops that look like a stream whose window has rolled; 0..1.
         seed: of initial weights, crops and order.
         dtype: of matrix products; weights, optimizer and loss stay float32.
@@ -74,7 +77,8 @@ class TrainConfig:
     weight_decay: float = 0.1
     clip_norm: float = 1.0
     stream_loss_weight: float = 1.0
-    watch_weight: float = 0.0
+    auxiliary_loss: str = NO_AUXILIARY_LOSS
+    auxiliary_loss_weight: float = 0.0
     roll_ratio: float = 0.5
     seed: int = 0
     dtype: str = "float32"
@@ -84,7 +88,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         whole = ("steps", "batch_clips", "accumulate", "save_every")
         above_zero = ("learning_rate", "clip_norm")
-        at_least_zero = ("weight_decay", "stream_loss_weight", "watch_weight", "seed")
+        at_least_zero = ("weight_decay", "stream_loss_weight", "auxiliary_loss_weight", "seed")
+        is_weighted = self.auxiliary_loss_weight > 0
         ratios = ("warmup_ratio", "roll_ratio")
         wanted: list[tuple[str, bool, str]] = [
             *((name, getattr(self, name) >= 1, "at least 1") for name in whole),
@@ -92,6 +97,11 @@ class TrainConfig:
             *((name, getattr(self, name) > 0, "above 0") for name in above_zero),
             *((name, getattr(self, name) >= 0, "0 or more") for name in at_least_zero),
             *((name, 0 <= getattr(self, name) <= 1, "0 to 1") for name in ratios),
+            (
+                "auxiliary_loss_weight",
+                is_weighted == (self.auxiliary_loss != NO_AUXILIARY_LOSS),
+                f"above 0 with an auxiliary_loss and 0 with {NO_AUXILIARY_LOSS!r}",
+            ),
             ("trainable", bool(self.trainable), "some parts of parameters' names"),
             ("dtype", self.dtype in DTYPES, f"one of {', '.join(DTYPES)}"),
             ("device", self.device in DEVICES, f"one of {', '.join(DEVICES)}"),
@@ -171,7 +181,7 @@ def read_recipe(path: Path) -> Recipe:
 
 
 def _read(kind: type[AnySection], data: dict[str, Any], where: str) -> AnySection:
-    return dataclass_from_dict(kind, data, where, syntax=TOML, error=DataError)
+    return dataclass_from_dict(kind, data, where, syntax=TOML, error=DataError, renamed=RENAMED)
 
 
 def _model_config(data: dict[str, Any], path: Path) -> tuple[Path | str, ModelConfig]:

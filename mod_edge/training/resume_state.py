@@ -20,6 +20,7 @@ from mod_edge.errors import DataError
 STATE_FILE = "state.pt"
 WRITTEN_FILE = "state.pt.new"  # while it is written
 SUFFIX = ".partial"
+START_OVER = "start over with --force and without --resume"
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class TrainingState:
         optimizer: its `state_dict`.
         lm_losses: of each step so far; None where it had none.
         stream_losses: likewise.
-        watch_losses: of each step so far, none without the lesson `watching`.
+        auxiliary_losses: of each step so far; empty without an auxiliary loss.
         time_s: spent on these steps.
     """
 
@@ -43,7 +44,7 @@ class TrainingState:
     optimizer: dict[str, Any]
     lm_losses: list[float | None]
     stream_losses: list[float | None]
-    watch_losses: list[float]
+    auxiliary_losses: list[float]
     time_s: float
 
 
@@ -108,16 +109,17 @@ class Unfinished:
         if not path.is_file():
             return None
         try:
-            state = TrainingState(**torch.load(path, map_location="cpu", weights_only=True))
-        except (OSError, RuntimeError, EOFError, TypeError, UnpicklingError) as exc:
-            raise DataError(
-                f"{path} is damaged ({exc}); start over with --force and without --resume"
-            ) from exc
+            saved = torch.load(path, map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, EOFError, UnpicklingError) as exc:
+            raise DataError(f"{path} is damaged ({exc}); {START_OVER}") from exc
+        if not isinstance(saved, dict) or saved.keys() != TrainingState.__annotations__.keys():
+            raise DataError(f"{path} was saved by another version of mod-edge; {START_OVER}")
+        state = TrainingState(**saved)
         other = differences(state.identity, identity)
         if other:
             raise DataError(
                 f"{self.folder} is of another training: {'; '.join(other)}; give the same recipe "
-                "and data, or start over with --force and without --resume"
+                f"and data, or {START_OVER}"
             )
         return state
 

@@ -9,9 +9,10 @@ same versions, where matrix products round alike.
 
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -20,19 +21,19 @@ from tokenizers import Tokenizer
 from mod_edge import __version__
 from mod_edge.bundle.manifest import TOKENIZER_FILE, file_sha256
 from mod_edge.bundle.staging import check_target, staged_folder
-from mod_edge.data.clips import Clip, read_clips, split_file
-from mod_edge.errors import BackendError
+from mod_edge.data.clips import read_clips, split_file
+from mod_edge.errors import BackendError, DataError
 from mod_edge.model.checkpoint import Checkpoint, is_checkpoint
 from mod_edge.model.checkpoint_writer import write_checkpoint
 from mod_edge.model.video_llm import VideoLLM
 from mod_edge.plan.tokenizer import preset_tokenizer, read_tokenizer
 from mod_edge.progress import OnStep
-from mod_edge.toy_scenes.motion_loss import Watching, answers_of_clips
+from mod_edge.training.auxiliary_loss import AuxiliaryLossMaker
 from mod_edge.training.batches import Batches, check_fills_a_batch, streams_of_clips
-from mod_edge.training.features import FrameFeatures, frame_features
+from mod_edge.training.features import frame_features
 from mod_edge.training.initial_weights import initial_model
 from mod_edge.training.plot import plot_losses, require_matplotlib
-from mod_edge.training.recipe import Recipe
+from mod_edge.training.recipe import NO_AUXILIARY_LOSS, Recipe
 from mod_edge.training.resume_state import Unfinished
 from mod_edge.training.trainer import Trainer, recent, trained_parameters
 
@@ -80,6 +81,7 @@ def train(
     resume: bool,
     force: bool,
     on_step: OnStep,
+    auxiliary_losses: Mapping[str, AuxiliaryLossMaker] = MappingProxyType({}),
 ) -> TrainingReport:
     """Train as `recipe` says on the training split of `data`, and make the checkpoint `output`.
 
@@ -92,6 +94,7 @@ def train(
         resume: go on with an unfinished training.
         force: replace `output` if it exists, and start over an unfinished training unless `resume`.
         on_step: told which part, how much of it is done and of how much.
+        auxiliary_losses: by the names that a recipe may ask for.
 
     Raises:
         ModEdgeError: recipe, data, folders or the device are not as they should be.
@@ -103,6 +106,7 @@ def train(
     clips = read_clips(data, SPLIT)
     # Before hours of features.
     check_fills_a_batch(str(split_file(data, SPLIT)), len(clips), recipe.train)
+    make_auxiliary = _auxiliary_maker(recipe.train.auxiliary_loss, auxiliary_losses)
     device = device_named(recipe.train.device)
     base = Checkpoint(recipe.init) if isinstance(recipe.init, Path) else None
     tokenizer = _tokenizer(base, recipe)
@@ -117,17 +121,20 @@ def train(
     unfinished.begin(resume=resume, force=force)
     state = unfinished.load(identity)  # faults of it come before hours of features
     features = frame_features(data, clips, model, device, on_step)
-    watching = _watching(data, clips, features, recipe, device)
-    lesson = watching.loss if watching else None
-    trainer = Trainer(model, trained, recipe.train, device, identity, lesson)
+    num_frames = features.num_frames.tolist()
+    auxiliary = None
+    if make_auxiliary is not None:
+        auxiliary = make_auxiliary(
+            data, clips, num_frames=num_frames, config=recipe.model, device=device
+        )
+    trainer = Trainer(model, trained, recipe.train, device, identity, auxiliary)
     if state is not None:
         trainer.restore(state)
     streams = streams_of_clips(clips, features, recipe.model.stream_config, tokenizer)
     trainer.run(Batches(streams, features, recipe.train), unfinished, on_step)
     fps = recipe.model.stream_config.frame_fps
     num_short = sum(
-        clip.ends_too_soon(num_frames, fps)
-        for clip, num_frames in zip(clips, features.num_frames.tolist(), strict=True)
+        clip.ends_too_soon(count, fps) for clip, count in zip(clips, num_frames, strict=True)
     )
     report = TrainingReport(
         folder=output,
@@ -182,14 +189,13 @@ def versions() -> dict[str, str]:
     }
 
 
-def _watching(
-    data: Path, clips: list[Clip], features: FrameFeatures, recipe: Recipe, device: torch.device
-) -> Watching | None:
-    if not recipe.train.watch_weight:
-        return None
-    fps = recipe.model.stream_config.frame_fps
-    answers = answers_of_clips(data, clips, features.num_frames.tolist(), fps)
-    return Watching(answers, recipe.model, device)
+def _auxiliary_maker(
+    name: str, known: Mapping[str, AuxiliaryLossMaker]
+) -> AuxiliaryLossMaker | None:
+    if name not in (NO_AUXILIARY_LOSS, *known):
+        names = ", ".join((NO_AUXILIARY_LOSS, *known))
+        raise DataError(f"[train] auxiliary_loss={name!r} is not known; there are {names}")
+    return known.get(name)
 
 
 def _tokenizer(base: Checkpoint | None, recipe: Recipe) -> Tokenizer:
@@ -205,8 +211,8 @@ def _write_training(
         "lm": trainer.lm_losses,
         "stream": trainer.stream_losses,
     }
-    if trainer.watch_losses:
-        losses["watch"] = trainer.watch_losses
+    if trainer.auxiliary_losses:
+        losses[recipe.train.auxiliary_loss] = trainer.auxiliary_losses
     document = {
         "recipe": recipe.to_json(),
         "data": data.resolve().name,

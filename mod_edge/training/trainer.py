@@ -17,6 +17,7 @@ from mod_edge.data.stream_metrics import mean, ratio
 from mod_edge.errors import DataError
 from mod_edge.model.video_llm import VideoLLM
 from mod_edge.progress import OnStep
+from mod_edge.training.auxiliary_loss import AuxiliaryLoss
 from mod_edge.training.batches import Batch, Batches
 from mod_edge.training.forward import BatchedDecoder
 from mod_edge.training.recipe import TrainConfig
@@ -26,9 +27,6 @@ FINAL_LEARNING_RATE = 0.1  # of the highest
 ADAM_BETAS = (0.9, 0.95)  # as Llama's: the second moment follows within 20 steps
 SECONDS_SHOWN = 20.0  # how long the same losses are shown, on a line each where there is no bar
 NUM_STEPS_SHOWN = 50  # the loss that is shown is the mean of so many steps
-
-# The decoder and its `hidden_states` for the batch, to a mean loss.
-Lesson = Callable[[BatchedDecoder, list[Tensor], Batch], Tensor]
 
 
 class Trainer:
@@ -41,7 +39,7 @@ class Trainer:
         settings: TrainConfig,
         device: torch.device,
         identity: dict[str, Any],
-        lesson: Lesson | None = None,
+        auxiliary: AuxiliaryLoss | None = None,
     ) -> None:
         """A training at step 0.
 
@@ -51,19 +49,19 @@ class Trainer:
             settings: of the recipe.
             device: of the model.
             identity: see `TrainingState`.
-            lesson: adds a loss of its own, weighted by `watch_weight`.
+            auxiliary: a further loss, weighted by `auxiliary_loss_weight`.
         """
         for parameter in trained.values():
             parameter.requires_grad_(True)
         self.step = 0
         self.lm_losses: list[float | None] = []  # None where a step has no word to learn
         self.stream_losses: list[float | None] = []
-        self.watch_losses: list[float] = []  # of the lesson, if there is one
+        self.auxiliary_losses: list[float] = []  # none without such a loss
         self.time_s = 0.0
         self._trained = trained
         self._settings, self._device, self._identity = settings, device, identity
         self._optimizer = adamw(trained, settings)
-        self._lesson = lesson
+        self._auxiliary = auxiliary
         self._generator = torch.Generator(device)
         dtype: torch.dtype = getattr(torch, settings.dtype)
         self._decoder = BatchedDecoder(model, dtype, self._generator)
@@ -76,7 +74,7 @@ class Trainer:
         self._optimizer.load_state_dict(state.optimizer)
         self.step, self.time_s = state.step, state.time_s
         self.lm_losses, self.stream_losses = state.lm_losses, state.stream_losses
-        self.watch_losses = state.watch_losses
+        self.auxiliary_losses = state.auxiliary_losses
 
     def run(
         self,
@@ -122,7 +120,7 @@ class Trainer:
             self._optimizer.state_dict(),
             self.lm_losses,
             self.stream_losses,
-            self.watch_losses,
+            self.auxiliary_losses,
             self.time_s,
         )
 
@@ -130,23 +128,24 @@ class Trainer:
         settings = self._settings
         draw = np.random.default_rng((settings.seed, self.step)).integers(2**62)
         self._generator.manual_seed(int(draw))
-        sums, watch_loss = torch.zeros(2, device=self._device), torch.zeros((), device=self._device)
+        sums = torch.zeros(2, device=self._device)
+        auxiliary_loss = torch.zeros((), device=self._device)
         for batch in batches:
             on_device = batch.to(self._device)
             hidden_states = self._decoder.hidden_states(on_device)
             losses = self._losses(hidden_states[-1], on_device)
             total = losses[0] + settings.stream_loss_weight * losses[1]
             total = total / sum(len(each.labels) for each in batches)
-            if self._lesson is not None:
-                share = self._lesson(self._decoder, hidden_states, on_device) / len(batches)
-                total = total + settings.watch_weight * share
-                watch_loss += share.detach()
+            if self._auxiliary is not None:
+                loss = self._auxiliary.loss(self._decoder, hidden_states, on_device) / len(batches)
+                total = total + settings.auxiliary_loss_weight * loss
+                auxiliary_loss += loss.detach()
             total.backward()
             sums += losses.detach()
         length = nn.utils.clip_grad_norm_(self._trained.values(), settings.clip_norm)
         self._note_losses(sums, batches, length)  # raises before a bad gradient spoils the weights
-        if self._lesson is not None:
-            self.watch_losses.append(watch_loss.item())
+        if self._auxiliary is not None:
+            self.auxiliary_losses.append(auxiliary_loss.item())
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate(settings, self.step)
         self._optimizer.step()
@@ -175,7 +174,7 @@ class Trainer:
         kinds: dict[str, Sequence[float | None]] = {
             "loss": self.lm_losses,
             "stream": self.stream_losses,
-            "watch": self.watch_losses,
+            self._settings.auxiliary_loss: self.auxiliary_losses,
         }
         losses = " ".join(
             f"{name} {shown_loss(recent(each))}" for name, each in kinds.items() if each

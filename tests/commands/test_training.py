@@ -18,6 +18,7 @@ from mod_edge.commands.console import out
 from mod_edge.errors import DataError
 from mod_edge.evaluation import evaluate as evaluate_module
 from mod_edge.toy_scenes import scenes as scenes_module
+from mod_edge.toy_scenes.motion_loss import motion_loss
 from mod_edge.training import recipe as recipe_module
 from mod_edge.training import train as train_module
 from mod_edge.training.train import TrainingReport
@@ -109,6 +110,7 @@ def test_train_says_what_it_made_in_one_line(reads_recipe, stand_in):
             "data": Path("data"),
             "recipe": f"{RECIPE} in mine.toml",
             "output": Path("out"),
+            "auxiliary_losses": {"motion": motion_loss},
         }
 
 

@@ -1,4 +1,4 @@
-"""The lesson beside the words: its answers are true, and are learned."""
+"""The motion loss: its answers are true, and are learned."""
 
 import json
 from dataclasses import replace
@@ -11,15 +11,17 @@ from mod_edge.config import MoDConfig, TextConfig
 from mod_edge.data.clips import read_clips
 from mod_edge.errors import DataError
 from mod_edge.model.checkpoint import Checkpoint
-from mod_edge.toy_scenes import motion_loss as watching_module
-from mod_edge.toy_scenes.motion_loss import GAINS, NUM_QUANTITIES, Watching, answers_of_clips
+from mod_edge.toy_scenes.motion_loss import (
+    GAINS,
+    NUM_QUANTITIES,
+    MotionLoss,
+    answers_of_scenes,
+    motion_loss,
+)
 from mod_edge.toy_scenes.scene import COLOURS, Scene, Thing, Track
 from mod_edge.toy_scenes.scenes import scenes_of_clips, write_scenes
 from mod_edge.training import train as train_module
 from mod_edge.training.batches import Batch
-from mod_edge.training.forward import BatchedDecoder
-from mod_edge.training.fused_ops import rotated
-from mod_edge.training.initial_weights import initial_model
 from mod_edge.training.recipe import Recipe, TrainConfig
 from tests.training.test_train import SMALL
 from tests.training.toy_data import write_toy_data
@@ -32,7 +34,8 @@ SETTINGS = TrainConfig(
     batch_clips=2,
     max_frames=6,
     learning_rate=3e-3,
-    watch_weight=1.0,
+    auxiliary_loss="motion",
+    auxiliary_loss_weight=1.0,
     save_every=4,
     device="cpu",
 )
@@ -45,12 +48,20 @@ def data(tmp_path_factory):
     return folder
 
 
-pytestmark = [pytest.mark.numeric, pytest.mark.usefixtures("no_picture")]
+pytestmark = pytest.mark.numeric
 
 
 def run(data, output, *, settings=SETTINGS, on_step=lambda *_: None, resume=False):
     recipe = Recipe("tiny", SMALL, settings)
-    train_module.train(data, recipe, output, resume=resume, force=False, on_step=on_step)
+    train_module.train(
+        data,
+        recipe,
+        output,
+        resume=resume,
+        force=False,
+        on_step=on_step,
+        auxiliary_losses={"motion": motion_loss},
+    )
     return json.loads((output / "training.json").read_text())["losses"]
 
 
@@ -61,7 +72,7 @@ def test_a_clips_scene_is_the_one_that_it_tells_of(data):
         assert [each.text for each in scene.happenings if each.kind] == told
 
 
-def test_answers_are_places_and_what_changed(monkeypatch):
+def test_answers_are_places_and_what_changed():
     def thing(shape, colour, *tracks):
         return Thing(shape, [(0.0, colour)], *tracks)
 
@@ -70,8 +81,7 @@ def test_answers_are_places_and_what_changed(monkeypatch):
     grows = thing("ball", "blue", still(0.5), still(0.25), Track([1.0, 2.0], [0.1, 0.12]))
     outside = thing("star", "cyan", still(-0.1), still(0.5), still(0.1))
     scene = Scene(DURATION_S, 0, [moves, grows, outside])
-    monkeypatch.setattr(watching_module, "scenes_of_clips", lambda _folder, _clips: [scene])
-    answers = answers_of_clips(None, [None], [5], FPS).reshape(5, len(COLOURS), NUM_QUANTITIES)
+    answers = answers_of_scenes([scene], [5], FPS).reshape(5, len(COLOURS), NUM_QUANTITIES)
     red, blue = (answers[:, COLOURS.index(name)] / GAINS for name in ("red", "blue"))
     np.testing.assert_allclose(red[0], [-0.2, 0.2, np.nan, np.nan, np.nan], atol=1e-6)
     np.testing.assert_allclose(red[2], [-0.2, 0.2, 0, 0, 0], atol=1e-6)
@@ -97,22 +107,21 @@ class Staring:
     def __init__(self, row):
         self.row = row
 
-    def attention_scores(self, hidden_states, _number, _head):
-        num_rows = hidden_states[0].shape[1]
-        scores = torch.full((1, num_rows, num_rows), -30.0)
-        scores[:, :, self.row] = 0
-        return scores
+    def query_and_key(self, hidden, _number):
+        key = torch.full((*hidden.shape[:2], 1, 1), -30.0)
+        key[:, self.row] = 0
+        return torch.ones_like(key), key
 
 
 def test_each_frames_cls_token_is_asked_behind_the_first_layer():
     answers = np.array([[0.5, np.nan], [np.nan, -1.0], [2.0, 2.0]], np.float32)
-    watching = Watching(answers, SMALL, CPU)
+    motion = MotionLoss(answers, SMALL, CPU)
     batch = batch_of([[0, 1], [3, 4]], [0, 1], 6)
     silent = [torch.zeros(1, 6, 32) for _ in range(3)]
-    loss = watching.loss(Staring(row=0), silent, batch)
+    loss = motion.loss(Staring(row=0), silent, batch)
     assert loss.item() == pytest.approx((0.5**2 + 1) / 2)
     hidden_states = [torch.randn(1, 6, 32, requires_grad=True) for _ in range(3)]
-    watching.loss(Staring(row=0), hidden_states, batch).backward()
+    motion.loss(Staring(row=0), hidden_states, batch).backward()
     read = [states.grad is not None and states.grad[0].abs().sum(1) for states in hidden_states]
     assert read[0] is False
     assert read[2] is False
@@ -129,45 +138,29 @@ def test_each_frames_cls_token_is_asked_behind_the_first_layer():
     ],
 )
 def test_a_head_looks_back_at_the_cls_token_one_frame_before(row, frames, loss):
-    watching = Watching(np.zeros((7, 2), np.float32), SMALL, CPU)
+    motion = MotionLoss(np.zeros((7, 2), np.float32), SMALL, CPU)
     hidden_states = [torch.zeros(1, 6, 32)] * 2
     batch = batch_of([[0, 1], [3, 4]], frames, 6)
-    assert watching.loss(Staring(row), hidden_states, batch).item() == pytest.approx(loss, abs=1e-6)
+    assert motion.loss(Staring(row), hidden_states, batch).item() == pytest.approx(loss, abs=1e-6)
 
 
 def test_there_is_nothing_to_look_back_at_across_what_a_crop_leaves_out():
-    watching = Watching(np.zeros((9, 2), np.float32), SMALL, CPU)
+    motion = MotionLoss(np.zeros((9, 2), np.float32), SMALL, CPU)
     batch = batch_of([[0, 1], [3, 4], [6, 7]], [5, 7, 8], 9)  # the sink's frame, then two others
-    loss = watching.loss(Staring(row=3), [torch.zeros(1, 9, 32)] * 2, batch)
+    loss = motion.loss(Staring(row=3), [torch.zeros(1, 9, 32)] * 2, batch)
     assert loss.item() == pytest.approx(0, abs=1e-6)
 
 
-def test_the_scores_are_those_of_the_head_and_its_key_head():
-    model = initial_model(SMALL, None, 0).double()
-    layer, hidden = model.model.layers[0], torch.randn(2, 9, 32, dtype=torch.float64)
-    decoder = BatchedDecoder(model, torch.float64)
-    attention, normed = layer.self_attn, layer.input_layernorm(hidden)
-    rotation = decoder._rotation(9, hidden)
-    query, key = (
-        rotated(product(normed).unflatten(-1, (-1, 8)), rotation.cos, rotation.sin)
-        for product in (attention.q_proj, attention.k_proj)
-    )
-    for head, key_head in ((0, 0), (1, 0), (2, 1), (3, 1)):  # four on two
-        wanted = query[:, :, head] @ key[:, :, key_head].transpose(1, 2) / 8**0.5
-        found = decoder.attention_scores([hidden], 0, head)
-        torch.testing.assert_close(found, wanted, atol=1e-12, rtol=0)  # another head's: 3 off
-
-
 def test_a_batch_with_nothing_to_see_costs_nothing():
-    watching = Watching(np.full((7, 2), np.nan, np.float32), SMALL, CPU)
+    motion = MotionLoss(np.full((7, 2), np.nan, np.float32), SMALL, CPU)
     batch = batch_of([[0, 1]], [5], 6)  # and no frame before it
-    assert watching.loss(Staring(row=0), [torch.randn(1, 6, 32)] * 2, batch).item() == 0
+    assert motion.loss(Staring(row=0), [torch.randn(1, 6, 32)] * 2, batch).item() == 0
 
 
 @pytest.mark.parametrize("uid", ["kitchen", "kitchen-1", "train-x"])
 def test_a_video_that_was_not_drawn_here_is_named(data, uid):
     clips = [replace(read_clips(data, "train")[0], uid=uid)]
-    with pytest.raises(DataError, match=f"'{uid}' shows is not known.*set watch_weight = 0"):
+    with pytest.raises(DataError, match=f"'{uid}' shows is not known.*without auxiliary_loss"):
         list(scenes_of_clips(data, clips))
 
 
@@ -175,20 +168,18 @@ def test_a_model_that_cannot_look_back_is_refused():
     everywhere = replace(SMALL, mod_config=MoDConfig("all"))
     narrow = replace(SMALL, text_config=TextConfig(1, 64, 3, 4, 2, 8, 512))
     for model in (replace(SMALL, frame_token_cls=False), everywhere, narrow):
-        with pytest.raises(
-            DataError, match=r"frame_token_cls.* dense layer 0.*set watch_weight = 0"
-        ):
-            Watching(np.zeros((1, 2), np.float32), model, CPU)
+        with pytest.raises(DataError, match=r"frame_token_cls.* dense layer 0.*train others wi"):
+            MotionLoss(np.zeros((1, 2), np.float32), model, CPU)
 
 
 def test_it_is_learned_beside_the_words(data, tmp_path):
     losses = run(data, tmp_path / "model", settings=replace(SETTINGS, steps=60))
-    assert np.mean(losses["watch"][-9:]) < 0.8 * losses["watch"][0]
-    assert len(losses["watch"]) == len(losses["lm"]) == 60
+    assert np.mean(losses["motion"][-9:]) < 0.8 * losses["motion"][0]
+    assert len(losses["motion"]) == len(losses["lm"]) == 60
     Checkpoint(tmp_path / "model")  # which refuses tensors that it does not know
 
 
-def test_a_stopped_training_goes_on_with_the_same_lesson(data, tmp_path):
+def test_a_stopped_training_goes_on_with_the_same_loss(data, tmp_path):
     def stop(name, done, _total):
         if "loss" in name and done == 6:
             raise KeyboardInterrupt
@@ -201,5 +192,5 @@ def test_a_stopped_training_goes_on_with_the_same_lesson(data, tmp_path):
 
 def test_videos_of_which_nothing_is_known_are_an_error(tmp_path):
     write_toy_data(tmp_path / "data", num_clips=2)
-    with pytest.raises(DataError, match=r"no scenes.json.* set watch_weight = 0"):
+    with pytest.raises(DataError, match=r"no scenes.json.* without auxiliary_loss"):
         run(tmp_path / "data", tmp_path / "model")

@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from mod_edge.config import BASELINES, INSERTIONS, ROUTER_SCALINGS, MoDConfig
-from mod_edge.model.layers import MoDDecoderLayer
+from mod_edge.model.layers import MoDDecoderLayer, rotate
 from mod_edge.plan.layout import FRAME, step_layout
 from mod_edge.training.batches import Batch
 from mod_edge.training.forward import BatchedDecoder
@@ -170,3 +170,18 @@ def test_random_selection_draws_for_every_layer_and_repeats_with_its_generator(
     assert len({tuple(kept.flatten().tolist()) for kept in choices}) == len(choices) == 4
     again = BatchedDecoder(model, torch.float32, torch.Generator().manual_seed(5)).logits(batch)
     assert torch.equal(first, again)
+
+
+def test_a_layers_queries_and_keys_are_the_references(make_config, make_model):
+    model = make_model(make_config(mod=None), dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(2, 9, 48, generator=generator, dtype=torch.float64)
+    layer, found = (
+        model.model.layers[1],
+        BatchedDecoder(model, torch.float64).query_and_key(hidden, 1),
+    )
+    attention = layer.self_attn
+    for ours, projection in zip(found, (attention.q_proj, attention.k_proj), strict=True):
+        for stream, states in zip(ours, projection(layer.input_layernorm(hidden)), strict=True):
+            theirs = rotate(states.unflatten(-1, (-1, 16)), torch.arange(9), attention.frequencies)
+            assert relative_error(stream, theirs) <= RTOL_FP64

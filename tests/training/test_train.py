@@ -236,6 +236,22 @@ def test_a_damaged_state_says_so(cut, data):
         run(data, RECIPE, cut, resume=True)
 
 
+def test_a_state_of_another_version_says_so(cut, data):
+    path = Unfinished(cut).folder / "state.pt"
+    state = torch.load(path)
+    state["watch_losses"] = state.pop("auxiliary_losses")
+    torch.save(state, path)
+    with pytest.raises(DataError, match=r"state\.pt was saved by another version .*start over"):
+        run(data, RECIPE, cut, resume=True)
+
+
+def test_an_unknown_auxiliary_loss_is_refused_before_anything_is_done(data, tmp_path):
+    settings = replace(SETTINGS, auxiliary_loss="motoin", auxiliary_loss_weight=1.0)
+    with pytest.raises(DataError, match=r"auxiliary_loss='motoin' is not known; there are none"):
+        run(data, replace(RECIPE, train=settings), tmp_path / "model")
+    assert not Unfinished(tmp_path / "model").folder.exists()
+
+
 def test_an_output_that_is_there_is_refused_before_anything_is_done(data, tmp_path):
     (tmp_path / "model").mkdir()
     with pytest.raises(ConfigError, match="exists already"):
