@@ -37,7 +37,7 @@ from mod_edge.model.checkpoint import Checkpoint, is_checkpoint, tensor_shapes
 from mod_edge.native.onnx_session import usable_cores
 from mod_edge.progress import OnStep
 from mod_edge.training.recipe import Recipe
-from mod_edge.training.resume_state import Unfinished, differences
+from mod_edge.training.resume_state import ResumeState, differences
 from mod_edge.training.train import TRAINING_FILE, device_named, train
 
 SPLITS = ("train", "validation", "test")  # learned from, chosen on, measured on
@@ -176,7 +176,7 @@ def carry_out(comparison: Comparison, run: Run, on_step: OnStep) -> Result:
         on_step(f"{run.name}: {name}", done, total)
 
     if not is_checkpoint(folder):
-        is_begun = Unfinished(folder).folder.exists()
+        is_begun = ResumeState(folder).folder.exists()
         train(data, recipe, folder, resume=is_begun, force=False, on_step=tell)
     training = read_json(folder / TRAINING_FILE)
     times["train"] = training["report"]["time_s"]

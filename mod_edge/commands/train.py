@@ -40,7 +40,7 @@ def train(
     with explained_imports():
         from mod_edge.toy_scenes.motion_loss import motion_loss
         from mod_edge.training.recipe import read_recipe
-        from mod_edge.training.resume_state import Unfinished
+        from mod_edge.training.resume_state import ResumeState
         from mod_edge.training.train import train as train_checkpoint
         from mod_edge.training.trainer import shown_loss
 
@@ -57,7 +57,7 @@ def train(
                 auxiliary_losses={"motion": motion_loss},
             )
     except KeyboardInterrupt as exc:
-        if not Unfinished(output).folder.exists():
+        if not ResumeState(output).folder.exists():
             raise
         raise KeyboardInterrupt("stopped; the same command with --resume goes on") from exc
     if json:

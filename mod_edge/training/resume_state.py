@@ -48,7 +48,7 @@ class TrainingState:
     time_s: float
 
 
-class Unfinished:
+class ResumeState:
     """The folder beside `output` that holds the state."""
 
     def __init__(self, output: Path) -> None:

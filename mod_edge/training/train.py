@@ -34,7 +34,7 @@ from mod_edge.training.features import frame_features
 from mod_edge.training.initial_weights import initial_model
 from mod_edge.training.plot import plot_losses, require_matplotlib
 from mod_edge.training.recipe import NO_AUXILIARY_LOSS, Recipe
-from mod_edge.training.resume_state import Unfinished
+from mod_edge.training.resume_state import ResumeState
 from mod_edge.training.trainer import Trainer, recent, trained_parameters
 
 SPLIT = "train"
@@ -117,9 +117,9 @@ def train(
         "init": base.fingerprint() if base else recipe.init,
         "data": file_sha256(split_file(data, SPLIT)),
     }
-    unfinished = Unfinished(output)
-    unfinished.begin(resume=resume, force=force)
-    state = unfinished.load(identity)  # faults of it come before hours of features
+    resume_state = ResumeState(output)
+    resume_state.begin(resume=resume, force=force)
+    state = resume_state.load(identity)  # faults of it come before hours of features
     features = frame_features(data, clips, model, device, on_step)
     num_frames = features.num_frames.tolist()
     auxiliary = None
@@ -131,7 +131,7 @@ def train(
     if state is not None:
         trainer.restore(state)
     streams = streams_of_clips(clips, features, recipe.model.stream_config, tokenizer)
-    trainer.run(Batches(streams, features, recipe.train), unfinished, on_step)
+    trainer.run(Batches(streams, features, recipe.train), resume_state, on_step)
     fps = recipe.model.stream_config.frame_fps
     num_short = sum(
         clip.ends_too_soon(count, fps) for clip, count in zip(clips, num_frames, strict=True)
@@ -150,7 +150,7 @@ def train(
     with staged_folder(output, is_ours=is_checkpoint, force=force) as folder:
         save_model(model, tokenizer, folder)
         _write_training(folder, recipe, data, trainer, report)
-    unfinished.remove()
+    resume_state.remove()
     return report
 
 

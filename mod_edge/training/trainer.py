@@ -21,7 +21,7 @@ from mod_edge.training.auxiliary_loss import AuxiliaryLoss
 from mod_edge.training.batches import Batch, Batches
 from mod_edge.training.forward import BatchedDecoder
 from mod_edge.training.recipe import TrainConfig
-from mod_edge.training.resume_state import TrainingState, Unfinished
+from mod_edge.training.resume_state import ResumeState, TrainingState
 
 FINAL_LEARNING_RATE = 0.1  # of the highest
 ADAM_BETAS = (0.9, 0.95)  # as Llama's: the second moment follows within 20 steps
@@ -79,14 +79,14 @@ class Trainer:
     def run(
         self,
         batches: Batches,
-        unfinished: Unfinished,
+        resume_state: ResumeState,
         on_step: OnStep,
     ) -> None:
         """All steps that are left, saving the state now and then, and when stopped.
 
         Args:
             batches: what is trained on, from the first step of all.
-            unfinished: where the state is saved.
+            resume_state: where the state is saved.
             on_step: told the losses, the steps done and of how many.
 
         Raises:
@@ -107,7 +107,7 @@ class Trainer:
                     shown, shown_s = self._progress(), ended
                 on_step(shown, self.step, settings.steps)
                 if is_last or is_interrupted() or self.step % settings.save_every == 0:
-                    unfinished.save(self.state())
+                    resume_state.save(self.state())
                 if is_interrupted():
                     raise KeyboardInterrupt
 

@@ -16,7 +16,7 @@ from mod_edge.training import train as train_module
 from mod_edge.training.initial_weights import initial_model
 from mod_edge.training.plot import plot_losses
 from mod_edge.training.recipe import Recipe, TrainConfig
-from mod_edge.training.resume_state import Unfinished
+from mod_edge.training.resume_state import ResumeState
 from mod_edge.training.trainer import adamw, learning_rate, trained_parameters
 from tests.training.toy_data import write_toy_data
 
@@ -113,7 +113,7 @@ def test_what_comes_out_is_a_checkpoint_with_its_story(uninterrupted):
     assert story["recipe"]["train"]["steps"] == len(story["losses"]["lm"]) == 6
     assert {"mod_edge", "torch", "python"} <= story["versions"].keys()
     assert (uninterrupted / "loss.png").stat().st_size > 1000
-    assert not Unfinished(uninterrupted).folder.exists()
+    assert not ResumeState(uninterrupted).folder.exists()
 
 
 def test_only_what_the_recipe_names_is_trained(uninterrupted, data, tmp_path):
@@ -164,7 +164,7 @@ def test_a_stopped_training_saves_what_was_done(uninterrupted, data, tmp_path, n
     with pytest.raises(KeyboardInterrupt):
         run(data, RECIPE, output, at_step(3, lambda: os.kill(os.getpid(), number)))
     assert signal.getsignal(number) is handler
-    assert torch.load(Unfinished(output).folder / "state.pt")["step"] == 3
+    assert torch.load(ResumeState(output).folder / "state.pt")["step"] == 3
     run(data, RECIPE, output, resume=True)
     assert_same_training(output, uninterrupted)
 
@@ -207,7 +207,7 @@ def test_an_unfinished_training_is_neither_resumed_nor_lost_unasked(cut, data):
 
 
 def test_force_never_removes_a_folder_that_only_has_the_name(data, tmp_path):
-    folder = Unfinished(tmp_path / "model").folder
+    folder = ResumeState(tmp_path / "model").folder
     folder.mkdir()
     (folder / "thesis.tex").write_text("years of work")
     with pytest.raises(DataError, match="holds more than an unfinished training"):
@@ -230,14 +230,14 @@ def test_nothing_to_resume_is_an_error(data, tmp_path):
 
 
 def test_a_damaged_state_says_so(cut, data):
-    state = Unfinished(cut).folder / "state.pt"
+    state = ResumeState(cut).folder / "state.pt"
     state.write_bytes(state.read_bytes()[:500])
     with pytest.raises(DataError, match=r"state\.pt is damaged"):
         run(data, RECIPE, cut, resume=True)
 
 
 def test_a_state_of_another_version_says_so(cut, data):
-    path = Unfinished(cut).folder / "state.pt"
+    path = ResumeState(cut).folder / "state.pt"
     state = torch.load(path)
     state["watch_losses"] = state.pop("auxiliary_losses")
     torch.save(state, path)
@@ -249,7 +249,7 @@ def test_an_unknown_auxiliary_loss_is_refused_before_anything_is_done(data, tmp_
     settings = replace(SETTINGS, auxiliary_loss="motoin", auxiliary_loss_weight=1.0)
     with pytest.raises(DataError, match=r"auxiliary_loss='motoin' is not known; there are none"):
         run(data, replace(RECIPE, train=settings), tmp_path / "model")
-    assert not Unfinished(tmp_path / "model").folder.exists()
+    assert not ResumeState(tmp_path / "model").folder.exists()
 
 
 def test_an_output_that_is_there_is_refused_before_anything_is_done(data, tmp_path):
@@ -259,7 +259,7 @@ def test_an_output_that_is_there_is_refused_before_anything_is_done(data, tmp_pa
 
 
 def test_a_loss_that_is_no_number_stops_before_it_spoils_the_state(cut, data):
-    path = Unfinished(cut).folder / "state.pt"
+    path = ResumeState(cut).folder / "state.pt"
     state = torch.load(path)
     state["weights"]["connector.0.bias"][0] = torch.nan
     torch.save(state, path)
@@ -331,6 +331,6 @@ def test_a_state_that_cannot_be_written_leaves_the_one_before(data, tmp_path, mo
     monkeypatch.setattr(torch, "save", fill_up)
     with pytest.raises(DataError, match=r"state\.pt\.new cannot be written .*make room"):
         run(data, RECIPE, tmp_path / "model")
-    folder = Unfinished(tmp_path / "model").folder
+    folder = ResumeState(tmp_path / "model").folder
     assert [path.name for path in folder.iterdir()] == ["state.pt"]
     assert torch.load(folder / "state.pt")["step"] == 2
