@@ -97,12 +97,9 @@ def _first_of_each_arm(results: Results) -> dict[Run, Result]:
 
 
 def _figure(height_inches: float) -> "Figure":
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(WIDTH_INCHES, height_inches), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+    return Figure(figsize=(WIDTH_INCHES, height_inches), layout="constrained")
 
 
 def _save(figure: "Figure", path: Path) -> None:

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from mod_edge.errors import BackendError
 
@@ -26,11 +25,9 @@ def plot_losses(
         BackendError: matplotlib is not installed.
     """
     require_matplotlib()
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=SIZE_INCHES)
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     curves = (
         ("replies (LM loss)", lm_losses, "C0"),
@@ -39,9 +36,12 @@ def plot_losses(
     for name, losses, colour in curves:
         steps = [step for step, loss in enumerate(losses, start=1) if loss is not None]
         known = [loss for loss in losses if loss is not None]
+        if not known:
+            continue
         width = max(1, round(SMOOTHED_SHARE * len(known)))
         axes.plot(steps, known, color=colour, alpha=0.2, linewidth=0.5)
-        axes.plot(steps[width - 1 :], running_mean(known, width), color=colour, label=name)
+        means = np.convolve(known, np.full(width, 1 / width), "valid")
+        axes.plot(steps[width - 1 :], means, color=colour, label=name)
     axes.set(xlabel="step", ylabel="cross-entropy (nats)", yscale="log")
     axes.grid(alpha=0.3)
     axes.legend()
@@ -60,10 +60,3 @@ def require_matplotlib() -> None:
         raise BackendError(
             "matplotlib draws the losses and is not installed; pip install 'mod-edge[train]'"
         ) from exc
-
-
-def running_mean(values: Sequence[float], width: int) -> npt.NDArray[np.float64]:
-    """(len - width + 1,) means of `width` values each."""
-    sums = np.concatenate([[0.0], np.cumsum(values)])
-    means: npt.NDArray[np.float64] = (sums[width:] - sums[:-width]) / width
-    return means

@@ -3,21 +3,16 @@
 import sys
 
 import cv2
-import numpy as np
 import pytest
 
 from mod_edge.errors import BackendError
-from mod_edge.training.plot import plot_losses, running_mean
+from mod_edge.training.plot import plot_losses
 
 
 def test_both_losses_are_drawn_even_of_a_single_step(tmp_path):
     plot_losses([2.0], [0.5], tmp_path / "loss.png")
     image = cv2.imread(str(tmp_path / "loss.png"))
     assert image.shape == (540, 960, 3)
-
-
-def test_the_running_mean_is_that_of_each_window():
-    assert np.allclose(running_mean([1.0, 2.0, 6.0, 3.0], 3), [3.0, 11 / 3])
 
 
 def test_without_matplotlib_it_says_what_to_install(tmp_path, monkeypatch):
