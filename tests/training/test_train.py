@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -334,3 +335,8 @@ def test_a_state_that_cannot_be_written_leaves_the_one_before(data, tmp_path, mo
     folder = ResumeState(tmp_path / "model").folder
     assert [path.name for path in folder.iterdir()] == ["state.pt"]
     assert torch.load(folder / "state.pt")["step"] == 2
+
+
+def test_the_trainer_knows_nothing_of_toy_scenes():
+    files = Path(train_module.__file__).parent.glob("*.py")
+    assert not [path.name for path in files if "toy_scenes" in path.read_text(encoding="utf-8")]
