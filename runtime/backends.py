@@ -6,6 +6,7 @@ from pathlib import Path
 from mod_edge.bundle.bundle import Bundle
 from mod_edge.errors import BackendError, ConfigError
 from mod_edge.native.cuda_driver import CudaDriver
+from mod_edge.native.installed import install_command
 from mod_edge.runtime.loaded_model import LoadedModel, StreamLimits
 
 BACKENDS = ("auto", "tensorrt", "onnx", "torch")
@@ -117,8 +118,8 @@ def _load_onnx(bundle: Bundle, limits: StreamLimits, device: str) -> tuple[Loade
         from mod_edge.runtime.cpu.onnx_model import OnnxModel
     except ModuleNotFoundError as exc:
         raise BackendError(
-            "backend onnx needs onnxruntime, which is not installed; install it with: pip install "
-            '"mod-edge[cpu]"'
+            "backend onnx needs onnxruntime, which is not installed; install it with: "
+            + install_command("cpu")
         ) from exc
     reason = f"for target {bundle.target.name}" if device == "auto" else "as asked"
     if device == "auto" and bundle.target.name == "cuda":
@@ -139,6 +140,6 @@ def _load_torch(checkpoint: Path, bundle: Bundle) -> LoadedModel:
     except ModuleNotFoundError as exc:
         raise BackendError(
             f"backend torch needs {exc.name}, which is not installed; "
-            'install it with: pip install "mod-edge[export]"'
+            f"install it with: {install_command('export')}"
         ) from exc
     return load_torch_model(checkpoint, bundle.manifest.checkpoint["fingerprint"])

@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 
 from mod_edge.bundle.staging import write_whole
 from mod_edge.errors import BundleError, ModEdgeError
+from mod_edge.native.installed import install_command
 
 Content = TypeVar("Content")
 
@@ -71,7 +72,7 @@ class VersionedJson(Generic[Content]):
         except (OSError, *SHAPE_ERRORS) as exc:
             raise BundleError(f"{path} is damaged ({exc!r}); {advice}") from exc
         if isinstance(version, int) and version > self.version:
-            advice = f"upgrade with: pip install -U mod-edge; or {advice}"
+            advice = f"upgrade with: {install_command(options='-U')}; or {advice}"
         raise BundleError(
             f"{path} has format {version!r}, this mod-edge reads format {self.version}; {advice}"
         )

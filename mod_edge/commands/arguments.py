@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from mod_edge.errors import BackendError
+from mod_edge.native.installed import install_command
 
 BundleArgument = Annotated[Path, typer.Argument(help="Bundle folder.", show_default=True)]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
@@ -56,5 +57,5 @@ def require_packages(packages: Sequence[str], place: str, extra: str) -> None:
     if missing:
         raise BackendError(
             f"this command needs {', '.join(missing)}, not installed here; {place}: "
-            f'pip install "mod-edge[cpu,{extra}]"'
+            + install_command("cpu", extra)
         )

@@ -22,10 +22,10 @@ from mod_edge.doctor.facts import (
     look_at_providers,
 )
 from mod_edge.native.gpu import Gpu
-from mod_edge.native.trt import HOW_TO_INSTALL
+from mod_edge.native.installed import install_command
+from mod_edge.native.trt import how_to_install
 
 MIN_FREE_BYTES = 2**30  # less is too little for any but a toy model
-INSTALL_ONNXRUNTIME = "pip install 'mod-edge[cpu]' (or 'mod-edge[gpu]' for an NVIDIA GPU)"
 
 Severity = Literal["ok", "warning", "error"]
 
@@ -103,7 +103,7 @@ def _judge_packages(versions: dict[str, str | None]) -> list[Finding]:
         Finding(
             "error",
             f"{' and '.join(missing)} not installed: the base install is incomplete",
-            "pip install --force-reinstall mod-edge",
+            install_command(options="--force-reinstall"),
         )
     ]
 
@@ -115,17 +115,21 @@ def _judge_onnxruntime(versions: dict[str, str | None], fault: str) -> list[Find
             Finding(
                 "error",
                 f"{' and '.join(found)} are installed side by side and own the same files",
-                f"pip uninstall -y {' '.join(found)}, then {INSTALL_ONNXRUNTIME}",
+                f"pip uninstall -y {' '.join(found)}, then {_install_onnxruntime()}",
             )
         ]
     if fault and not found:
         message = "onnxruntime is not installed: no bundle can run on the CPU or with CUDA"
-        return [Finding("error", message, INSTALL_ONNXRUNTIME)]
+        return [Finding("error", message, _install_onnxruntime())]
     if fault:
         message = f"{found[0]} {versions[found[0]]} cannot be imported: {fault}"
         return [Finding("error", message, f"pip install --force-reinstall {found[0]}")]
     name = found[0] if found else "onnxruntime"  # built from source: no metadata
     return [Finding("ok", f"{name} {versions.get(name) or '(built from source)'}")]
+
+
+def _install_onnxruntime() -> str:
+    return f"{install_command('cpu')} (the extra gpu instead of cpu for an NVIDIA GPU)"
 
 
 def _judge_provider(provider: Provider) -> Finding:
@@ -213,7 +217,7 @@ def _judge_compiler(compiler: Compiler) -> Finding:
         return Finding(
             "error",
             f"{compiler.package} is installed and does not load: {compiler.fault}",
-            HOW_TO_INSTALL[MODULES[compiler.package]],
+            how_to_install(MODULES[compiler.package]),
         )
     where = (
         f"compute capabilities {', '.join(compiler.compute_capabilities)}, without a GPU"

@@ -14,6 +14,7 @@ from mod_edge.data.clips import Clip
 from mod_edge.data.dialogue import Text, dialogue_of_clip, pieces_of_dialogue
 from mod_edge.errors import BackendError, ConfigError
 from mod_edge.evaluation.frame_memory import FrameMemory, KnownFrames
+from mod_edge.native.installed import install_command
 from mod_edge.plan.kv_budget import plan_capacity, rows_of
 from mod_edge.plan.kv_window import NO_ROWS, Rows
 from mod_edge.plan.protocol import text_minimum
@@ -171,7 +172,7 @@ def _open_checkpoint(path: Path) -> ModelSource:
     except ModuleNotFoundError as exc:
         raise BackendError(
             f"{path} is no bundle, and PyTorch, which evaluates checkpoints, is not all here: no "
-            f'{exc.name}; install it with: pip install "mod-edge[export]", or give a bundle'
+            f"{exc.name}; install it with: {install_command('export')}, or give a bundle"
         ) from exc
     checkpoint = Checkpoint(path)
     model = checkpoint.load_model()

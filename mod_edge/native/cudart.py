@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mod_edge.errors import BackendError
+from mod_edge.native.installed import install_command
 
 
 def load_cudart(failure: str) -> Any:
@@ -19,8 +20,8 @@ def load_cudart(failure: str) -> Any:
         from cuda.bindings import runtime
     except ImportError as exc:
         raise BackendError(
-            f'{failure} ({exc}); install it with: pip install "mod-edge[rtx]" '
-            "(or mod-edge[tensorrt] on a Jetson)"
+            f"{failure} ({exc}); install it with: {install_command('rtx')} "
+            "(the extra tensorrt instead of rtx on a Jetson)"
         ) from exc
     return runtime
 

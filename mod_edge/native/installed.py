@@ -1,16 +1,20 @@
-"""Which targets the packages of this Python serve, from their metadata: nothing is imported.
+"""What the packages of this Python say of themselves in their metadata: nothing is imported.
 
-Whether they work is another question: a driver, a GPU, a library may be missing. `mod-edge doctor`
-tries some of them.
+Two questions: which targets they serve, and how mod-edge itself was installed. Whether a package
+works is another question (a driver, a GPU or a library may be missing): see `mod-edge doctor`.
 """
 
+import json
 import re
 from importlib import metadata
 from importlib.util import find_spec
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from mod_edge.plan.targets import KV_CACHE_UPDATE_VERSION, TARGETS
 
+OWN_PACKAGE = "mod-edge"
 CUDA_PACKAGE = "onnxruntime-gpu"  # brings the module that the CPU's package brings, with CUDA in it
 
 
@@ -46,6 +50,40 @@ def describe_targets() -> list[dict[str, Any]]:
         }
         for target in TARGETS.values()
     ]
+
+
+def install_command(*extras: str, options: str = "") -> str:
+    """The pip command that installs mod-edge from where this installation came from.
+
+    pip records that place in `direct_url.json` (PEP 610): a checkout, a wheel or a repository.
+    Without such a record mod-edge came from a package index.
+
+    Args:
+        extras: of pyproject.toml, such as "cpu".
+        options: of `pip install`.
+    """
+    wanted = f"[{','.join(extras)}]" if extras else ""
+    origin = _origin()
+    url, vcs = origin.get("url", ""), origin.get("vcs_info")
+    if vcs:
+        requirement = f"{OWN_PACKAGE}{wanted} @ {vcs['vcs']}+{url}@{vcs['commit_id']}"
+    elif url.startswith("file:"):
+        requirement = url2pathname(urlsplit(url).path) + wanted
+    else:
+        requirement = f"{OWN_PACKAGE}{wanted}" + (f" @ {url}" if url else "")
+    if origin.get("dir_info", {}).get("editable"):
+        options = f"{options} -e".strip()
+    return f'pip install {options} "{requirement}"' if options else f'pip install "{requirement}"'
+
+
+def _origin() -> dict[str, Any]:
+    """Pip's record of where mod-edge came from; empty where there is none."""
+    try:
+        text = metadata.distribution(OWN_PACKAGE).read_text("direct_url.json")
+    except metadata.PackageNotFoundError:
+        return {}
+    origin: dict[str, Any] = json.loads(text) if text else {}
+    return origin
 
 
 def _module_version(module: str) -> str | None:

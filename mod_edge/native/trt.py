@@ -18,17 +18,10 @@ from typing import Any, NamedTuple
 
 from mod_edge.bundle.engine_manifest import EngineSettings
 from mod_edge.errors import BackendError
+from mod_edge.native.installed import install_command
 from mod_edge.plan.targets import KV_CACHE_UPDATE_VERSION, Target
 
 NAMES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
-HOW_TO_INSTALL = {
-    "tensorrt": (
-        "a Jetson has it in JetPack: apt-get install python3-libnvinfer, and make the virtual "
-        "environment with python3 -m venv --system-site-packages; elsewhere: "
-        'pip install "mod-edge[tensorrt]"'
-    ),
-    "tensorrt_rtx": 'install it with: pip install "mod-edge[rtx]"',
-}
 OLDEST_TENSORRT = (10, 3)  # JetPack 6's; older ones have never been tried
 DATA_TYPES = {  # TensorRT's names by numpy's
     "float32": "FLOAT",
@@ -133,7 +126,7 @@ def load(compiler: str) -> TensorRT:
     except Exception as exc:  # a broken native library raises anything from ImportError on
         reason = "" if isinstance(exc, ModuleNotFoundError) else f" ({exc})"
         raise BackendError(
-            f"{NAMES[compiler]} cannot be imported here{reason}; {HOW_TO_INSTALL[compiler]}"
+            f"{NAMES[compiler]} cannot be imported here{reason}; {how_to_install(compiler)}"
         ) from exc
     log = Log()
     return TensorRT(compiler, api, version, log, _native_logger(api, log))
@@ -154,6 +147,17 @@ def _native_logger(api: Any, log: Log) -> Any:
 # ---- compiling ----
 
 
+def how_to_install(compiler: str) -> str:
+    """Advice for a machine that lacks TensorRT or TensorRT-RTX, one of `NAMES`."""
+    if compiler == "tensorrt_rtx":
+        return f"install it with: {install_command('rtx')}"
+    return (
+        "a Jetson has it in JetPack: apt-get install python3-libnvinfer, and make the virtual "
+        "environment with python3 -m venv --system-site-packages; elsewhere: "
+        + install_command("tensorrt")
+    )
+
+
 def require_target(tensorrt: TensorRT, target: Target) -> None:
     """Refuse to compile graphs whose ops this version does not have.
 
@@ -163,7 +167,7 @@ def require_target(tensorrt: TensorRT, target: Target) -> None:
     if not tensorrt.is_rtx and tensorrt.release < OLDEST_TENSORRT:
         raise BackendError(
             f"{tensorrt.name} is too old, wanted {_dotted(OLDEST_TENSORRT)} or newer; "
-            f"{HOW_TO_INSTALL[tensorrt.compiler]}"
+            f"{how_to_install(tensorrt.compiler)}"
         )
     if target.dialect != "in_place" or _has_kv_cache_update(tensorrt):
         return

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from mod_edge.errors import BackendError
+from mod_edge.native.installed import install_command
 
 SIZE_INCHES = (8.0, 4.5)
 SMOOTHED_SHARE = 0.02  # the line is the mean over this share of all steps
@@ -58,5 +59,6 @@ def require_matplotlib() -> None:
         import matplotlib  # noqa: F401
     except ImportError as exc:
         raise BackendError(
-            "matplotlib draws the losses and is not installed; pip install 'mod-edge[train]'"
+            "matplotlib draws the losses and is not installed; install it with: "
+            + install_command("train")
         ) from exc

@@ -14,6 +14,7 @@ import onnxruntime
 from mod_edge.bundle.bundle import Bundle
 from mod_edge.errors import BackendError
 from mod_edge.native.captured_stderr import captured_noise
+from mod_edge.native.installed import install_command
 from mod_edge.native.onnx_session import session_options
 from mod_edge.plan.signature import GraphSignature
 
@@ -128,7 +129,7 @@ def _open(path: Path, provider: str, provider_options: dict[str, str]) -> Any:
     if provider not in available:
         raise BackendError(
             f"this onnxruntime has {', '.join(available)}, wanted {provider}; install it with: "
-            'pip uninstall -y onnxruntime, pip install "mod-edge[gpu]"; or take --device cpu'
+            f"pip uninstall -y onnxruntime, {install_command('gpu')}; or take --device cpu"
         )
     options = session_options()
     options.enable_mem_pattern = False  # kept for every shape seen
@@ -147,7 +148,7 @@ def _open(path: Path, provider: str, provider_options: dict[str, str]) -> Any:
         reason = " ".join(noise.text.split())[-300:]
         raise BackendError(
             f"{path.name} runs on {found}, wanted {provider}{f' ({reason})' if reason else ''}; "
-            'install its libraries (mod-edge doctor; pip install "mod-edge[gpu]"), or take '
+            f"install its libraries (mod-edge doctor; {install_command('gpu')}), or take "
             "--device cpu"
         )
     strays = ops_elsewhere(session, provider)

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from mod_edge.bundle import manifest as manifest_module
 from mod_edge.commands.app import app
 from mod_edge.config import MoDConfig
+from mod_edge.native.installed import install_command
 
 WEIGHTS = "model.safetensors"
 PROGRESS = ("export: ", "target ", "backend ", "window ")  # what may have been told before
@@ -276,7 +277,8 @@ def test_all_damaged_files_are_named_at_once(bundle, clip):
 def test_a_newer_format_says_to_upgrade(bundle, clip):
     change_json(bundle / "manifest.json", "format_version", value=3)
     line = fails("run", bundle, "--source", clip)
-    assert "has format 3, this mod-edge reads format 2; upgrade with: pip install -U" in line
+    upgrade = install_command(options="-U")
+    assert f"has format 3, this mod-edge reads format 2; upgrade with: {upgrade}" in line
 
 
 @pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "a/../../b"])

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from mod_edge.commands.arguments import EXPORT_PACKAGES
+from mod_edge.native.installed import install_command
 
 NUM_FRAMES = 4000  # at the model's rate; watching them all would take half a minute
 TIMEOUT_S = 60
@@ -168,7 +169,7 @@ def test_without_torch_the_exporters_commands_say_what_to_install(arguments):
     assert result.returncode == 1
     assert result.stderr == (
         "error: this command needs torch, onnxscript, not installed here; on the machine where "
-        'checkpoints are exported: pip install "mod-edge[cpu,export]"\n'
+        f"checkpoints are exported: {install_command('cpu', 'export')}\n"
     )
 
 
@@ -184,12 +185,12 @@ def test_without_torch_the_reference_backend_says_what_to_install(tiny_bundle, c
     options = ("--backend", "torch", "--checkpoint", "checkpoint")
     result = run_without(["torch"], "run", tiny_bundle, "--source", clip, *options)
     assert result.returncode == 1
-    assert 'pip install "mod-edge[export]"' in result.stderr
+    assert install_command("export") in result.stderr
     assert result.stderr.count("\n") == 1
 
 
 def test_without_onnxruntime_a_run_says_what_to_install(tiny_bundle, clip):
     result = run_without(["onnxruntime"], "run", tiny_bundle, "--source", clip)
     assert result.returncode == 1
-    assert 'pip install "mod-edge[cpu]"' in result.stderr
+    assert install_command("cpu") in result.stderr
     assert "Traceback" not in result.stderr

@@ -17,6 +17,7 @@ from mod_edge.commands.app import app
 from mod_edge.commands.console import out
 from mod_edge.errors import DataError
 from mod_edge.evaluation import evaluate as evaluate_module
+from mod_edge.native.installed import install_command
 from mod_edge.toy_scenes import scenes as scenes_module
 from mod_edge.toy_scenes.motion_loss import motion_loss
 from mod_edge.training import recipe as recipe_module
@@ -147,7 +148,7 @@ def test_without_its_packages_train_says_what_to_install(packages):
     assert result.returncode == 1
     assert result.stderr == (
         f"error: this command needs {', '.join(packages)}, not installed here; on the machine "
-        'where checkpoints are trained: pip install "mod-edge[cpu,train]"\n'
+        f"where checkpoints are trained: {install_command('cpu', 'train')}\n"
     )
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from mod_edge.errors import BackendError, CacheError
 from mod_edge.native.cuda_driver import ALIGNMENT, CudaDriver, aligned
+from mod_edge.native.installed import install_command
 from tests.native.stand_in_driver import Error, MisuseError, StandInCudart
 
 
@@ -46,7 +47,9 @@ def test_without_a_driver_or_a_gpu_the_error_says_what_to_do(cudart, error, advi
 
 def test_without_cuda_python_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "cuda.bindings", None)
-    with pytest.raises(BackendError, match=r"needs cuda-python.*pip install \"mod-edge\[rtx\]\""):
+    with pytest.raises(
+        BackendError, match=f"needs cuda-python.*{re.escape(install_command('rtx'))}"
+    ):
         CudaDriver()
 
 

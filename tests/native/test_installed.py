@@ -1,10 +1,11 @@
-"""Which targets are found here, with made-up packages in the place of the real ones."""
+"""Targets and the origin of mod-edge as stand-in packages state them, whatever is installed."""
 
+import json
 import sys
 
 import pytest
 
-from mod_edge.native.installed import describe_targets, installed_targets
+from mod_edge.native.installed import describe_targets, install_command, installed_targets
 from mod_edge.plan.targets import TARGETS
 
 
@@ -95,3 +96,66 @@ def test_every_target_has_a_row_whether_found_or_not(site):
         "found": "onnxruntime 1.24.1",
     }
     assert {row["found"] for name, row in rows.items() if name != "cpu"} == {None}
+
+
+# ---- how mod-edge was installed ----
+
+
+@pytest.fixture
+def origin(tmp_path, monkeypatch):
+    """`origin(record)` installs mod-edge with pip's record of where it came from, if any."""
+
+    def install(record=None):
+        info = tmp_path / "mod_edge-0.1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mod-edge\nVersion: 0.1.0\n")
+        if record is not None:
+            (info / "direct_url.json").write_text(json.dumps(record))
+
+    standard_library = [path for path in sys.path if "-packages" not in path]
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *standard_library])
+    return install
+
+
+CHECKOUT = "file:///home/ann/mod%20edge"
+WHEEL = "file:///srv/mod_edge-0.1.0-py3-none-any.whl"
+REPOSITORY = "https://example.org/mod-edge.git"
+
+
+@pytest.mark.parametrize(
+    ("record", "command"),
+    [
+        (None, 'pip install "mod-edge[cpu,export]"'),
+        (
+            {"url": CHECKOUT, "dir_info": {"editable": True}},
+            'pip install -e "/home/ann/mod edge[cpu,export]"',
+        ),
+        ({"url": CHECKOUT, "dir_info": {}}, 'pip install "/home/ann/mod edge[cpu,export]"'),
+        (
+            {"url": WHEEL, "archive_info": {}},
+            'pip install "/srv/mod_edge-0.1.0-py3-none-any.whl[cpu,export]"',
+        ),
+        (
+            {"url": "https://example.org/mod_edge-0.1.0.tar.gz", "archive_info": {}},
+            'pip install "mod-edge[cpu,export] @ https://example.org/mod_edge-0.1.0.tar.gz"',
+        ),
+        (
+            {"url": REPOSITORY, "vcs_info": {"vcs": "git", "commit_id": "1a2b"}},
+            f'pip install "mod-edge[cpu,export] @ git+{REPOSITORY}@1a2b"',
+        ),
+    ],
+    ids=["index", "editable", "folder", "wheel", "address", "repository"],
+)
+def test_extras_are_installed_from_where_mod_edge_came_from(origin, record, command):
+    origin(record)
+    assert install_command("cpu", "export") == command
+
+
+def test_a_reinstall_keeps_its_options_and_names_no_extra(origin):
+    origin({"url": CHECKOUT, "dir_info": {"editable": True}})
+    assert install_command(options="-U") == 'pip install -U -e "/home/ann/mod edge"'
+
+
+def test_mod_edge_that_is_not_installed_is_taken_from_the_index(site):
+    site("onnxruntime", "onnxruntime", "1.24.1")  # and no mod-edge
+    assert install_command("gpu") == 'pip install "mod-edge[gpu]"'

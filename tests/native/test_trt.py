@@ -1,6 +1,7 @@
 """Two TensorRTs and their versions as one: loading, what they have, how they are told things."""
 
 import logging
+import re
 import subprocess
 import sys
 import threading
@@ -12,6 +13,7 @@ from mod_edge.bundle.engine_manifest import EngineSettings
 from mod_edge.bundle.shape_ranges import StepLimits
 from mod_edge.errors import BackendError
 from mod_edge.native import trt
+from mod_edge.native.installed import install_command
 from mod_edge.plan.kv_window import Rows
 from mod_edge.plan.targets import TARGETS
 
@@ -58,7 +60,7 @@ def test_loading_twice_gives_the_same_with_its_one_logger(rtx):
 
 @pytest.mark.parametrize(
     ("compiler", "advice"),
-    [("tensorrt", "--system-site-packages"), ("tensorrt_rtx", r"pip install \"mod-edge\[rtx\]\"")],
+    [("tensorrt", "--system-site-packages"), ("tensorrt_rtx", re.escape(install_command("rtx")))],
 )
 def test_a_missing_tensorrt_says_how_to_install_it(monkeypatch, compiler, advice):
     monkeypatch.setitem(sys.modules, compiler, None)  # None: the import fails

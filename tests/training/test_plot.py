@@ -1,11 +1,13 @@
 """The picture of the losses."""
 
+import re
 import sys
 
 import cv2
 import pytest
 
 from mod_edge.errors import BackendError
+from mod_edge.native.installed import install_command
 from mod_edge.training.plot import plot_losses
 
 
@@ -17,5 +19,5 @@ def test_both_losses_are_drawn_even_of_a_single_step(tmp_path):
 
 def test_without_matplotlib_it_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(BackendError, match=r"pip install 'mod-edge\[train\]'"):
+    with pytest.raises(BackendError, match=re.escape(install_command("train"))):
         plot_losses([1.0], [1.0], tmp_path / "loss.png")

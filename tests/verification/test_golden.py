@@ -19,6 +19,7 @@ from mod_edge.bundle.manifest import MANIFEST_FILE, read_manifest
 from mod_edge.commands.app import app
 from mod_edge.errors import BundleError, ConfigError
 from mod_edge.model.presets import preset_config
+from mod_edge.native.installed import install_command
 from mod_edge.plan.signature import bundle_signatures, layer_signature
 from mod_edge.plan.targets import CPU_FP32, Lowering
 from mod_edge.verification import torch_reference
@@ -84,11 +85,11 @@ def test_the_command_needs_neither_torch_nor_onnx(tiny_bundle, golden):
 @pytest.mark.parametrize(
     ("missing", "options", "says"),
     [
-        ("polygraphy", "--golden golden", 'install them: pip install "mod-edge[cpu,verify]"'),
+        ("polygraphy", "--golden golden", f"install them: {install_command('cpu', 'verify')}"),
         (
             "torch",
             "--checkpoint ck",
-            'on the machine where checkpoints are exported: pip install "mod-edge[cpu,export]"',
+            f"on the machine where checkpoints are exported: {install_command('cpu', 'export')}",
         ),
     ],
 )
