@@ -7,6 +7,7 @@
 #                     those that depend on float kernels, with the kernels of an older processor
 #   make check        lint, format, types
 #   make torch-free   a bundle runs, and is compiled, where neither torch nor onnx is installed
+#   make figures      the bundled model's tables and pictures, measured again (30 minutes)
 #   make results      the paper's comparisons: the runs that are missing (hours), docs/results.md
 
 PYTHON ?= python3
@@ -28,7 +29,7 @@ PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-r
 OLDER_KERNELS := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 \
 	OMP_NUM_THREADS=1
 
-.PHONY: demo bundle test test-all test-portable check torch-free results
+.PHONY: demo bundle test test-all test-portable check torch-free figures results
 .DELETE_ON_ERROR:
 
 # One pip call, so that the constraints choose torch and no other package pulls a larger build.
@@ -41,16 +42,16 @@ demo: bundle
 	@echo "== scenes: draw three videos that the model has never seen"
 	$(MOD_EDGE) scenes $(DEMO)/scenes --train 0 --validation 0 --test 3 --combinations 0 --seed 7 \
 		--photographs $(CLIP) --force
-	@echo "== eval: narrate them, beside what was to be said (fails below an F1 of $(LEAST_F1))"
+	@echo "== eval: narrate them, beside the right sentences (fails below an F1 of $(LEAST_F1))"
 	$(MOD_EDGE) eval $(DEMO)/bundle --data $(DEMO)/scenes --verbose --least-f1 $(LEAST_F1)
-	@echo "== run: watch a real video live; the model knows made-up scenes only, so its words are loose"
+	@echo "== run: watch a real video live; the model knows synthetic scenes only, so its words mean little"
 	$(MOD_EDGE) run $(DEMO)/bundle --source $(CLIP) --window 20s \
 		--query "Please narrate the video in real time." --query "What is here?@7"
 
 bundle: $(INSTALLED)
-	@echo "== init: write the trained model that comes along"
+	@echo "== init: write the bundled model"
 	$(MOD_EDGE) init narrator $(DEMO)/checkpoint --force
-	@echo "== export: cut it into ONNX graphs and hold each against PyTorch"
+	@echo "== export: write ONNX graphs and compare each with PyTorch"
 	$(MOD_EDGE) export $(DEMO)/checkpoint -o $(DEMO)/bundle --force
 
 test: $(INSTALLED)
@@ -83,6 +84,10 @@ torch-free: bundle
 	$(MOD_EDGE) export $(DEMO)/checkpoint -o $(DEMO)/rtx --profile rtx-ada --target rtx \
 		--window 260 --force
 	BUILDER=$(BIN)/python tests/build_without_torch.sh $(DEMO)/rtx
+
+# What it measured lies in build/figures; delete that folder to measure all of it again.
+figures: $(INSTALLED)
+	$(BIN)/python -m benchmarks.figures
 
 # Ctrl-C stops it at any time, the same command goes on.
 results: $(INSTALLED) $(RESULTS)/scenes

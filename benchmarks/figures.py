@@ -1,0 +1,396 @@
+"""`python -m benchmarks.figures`: every table and picture of the bundled model, measured again.
+
+`make figures` runs it. It measures with the public commands, draws the terminal picture and
+rewrites the blocks between markers in the pages:
+
+    <!-- figures: NAME, checkpoint FINGERPRINT -->
+    ...
+    <!-- end of figures -->
+
+What was measured lies in build/figures/, in a folder named by the fingerprint. A file that is there
+is not measured again: delete the folder to begin from nothing (30 minutes on two cores).
+"""
+
+import base64
+import functools
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+from rich._export_format import CONSOLE_SVG_FORMAT
+from rich.console import Console
+from rich.text import Text
+
+from mod_edge.commands.console import err, out, reports_errors
+from mod_edge.errors import ModEdgeError
+from mod_edge.model.checkpoint import Checkpoint
+from mod_edge.model.shipped import FOLDER
+from mod_edge.native.onnx_session import usable_cores
+from mod_edge.runtime import VideoFile
+from mod_edge.toy_scenes.scene import COLOURS, SHAPES
+
+ROOT = Path(__file__).resolve().parent.parent
+WORK = ROOT / "build" / "figures"
+CLIP = ROOT / "tests" / "data" / "box.mp4"
+PICTURE = ROOT / "docs" / "narrator.svg"
+CARD = ROOT / "mod_edge" / "narrator" / "MODEL_CARD.md"
+
+MARKED = re.compile(
+    r"<!-- figures: (?P<name>[\w-]+), checkpoint (?P<fingerprint>\w*) -->\n"
+    r"(?P<content>.*?)<!-- end of figures -->\n",
+    re.DOTALL,
+)
+INSTRUCTION = "Please narrate the video in real time."
+QUESTION = "How many objects are there?@20"
+NUM_RUNS = 15  # of each timing; the fastest counts, because other work only ever slows a run down
+DIRECTIONS = ("left", "right", "up", "down", "top", "bottom")
+ROW_NAMES = {
+    "model": "narrator",
+    "black video": "narrator, black video",
+    "shuffled frames": "narrator, shuffled frames",
+    "always speaking": "always speaking the most frequent caption",
+    "right moments": "that caption at the right moments",
+}
+KIND_NAMES = {"turns": "changes colour", "moves": "starts to move"}
+
+# What this script cannot measure: docs/measurements.md and docs/gpu.md tell more.
+OTHER_DEVICES = (
+    "| 2 cores of a Xeon | Llama-3.2-1B and SigLIP-B/16-224 in size, random weights | fp32 | "
+    "270 + 327 | 1.7 (from the times) | 6.4 GB | by hand, medians of nine steps |\n"
+    "| NVIDIA GPU, Jetson | | | not measured | not measured | not measured | no GPU at hand |\n"
+)
+
+Measured = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One `mod-edge run` over a clip: its JSON summary and the process's largest resident set."""
+
+    summary: Measured
+    peak_bytes: int
+
+
+@reports_errors
+def main() -> None:
+    """Measure what is missing, draw the picture, rewrite the pages."""
+    fingerprint = shipped_fingerprint()
+    lab = Lab(WORK / fingerprint[:12])
+    blocks: dict[str, Callable[[], str]] = {
+        "speed": functools.partial(speed_table, lab),
+        "fingerprint": lambda: f"All figures on this page are of the checkpoint `{fingerprint}`.\n",
+        "left-to-itself": functools.partial(free_table, lab.evaluation("test")),
+        "true-dialogue": functools.partial(forced_table, lab.evaluation("test")),
+        "kinds": functools.partial(kinds_table, lab.evaluation("test")),
+        "mistakes": functools.partial(mistakes, lab.evaluation("test")),
+        "combinations": functools.partial(combinations, lab.evaluation("combinations")),
+        "demo": lab.demo,
+    }
+    PICTURE.write_text(draw_terminal(lab, fingerprint), encoding="utf-8")
+    out.print(f"wrote {PICTURE.relative_to(ROOT)}: {PICTURE.stat().st_size / 1e3:.0f} kB")
+    for page in (ROOT / "README.md", CARD, ROOT / "docs" / "demo.md"):
+        rewrite_page(page, blocks, fingerprint)
+        out.print(f"wrote {page.relative_to(ROOT)}")
+
+
+def shipped_fingerprint() -> str:
+    """sha256 of the checkpoint in the package."""
+    return Checkpoint(FOLDER).fingerprint()
+
+
+def rewrite_page(page: Path, blocks: dict[str, Callable[[], str]], fingerprint: str) -> None:
+    """Replace what stands between the markers; all other text stays."""
+
+    def block(match: re.Match[str]) -> str:
+        name = match["name"]
+        if name not in blocks:
+            raise ModEdgeError(f"{page}: no figure {name!r}, known are {', '.join(blocks)}")
+        return (
+            f"<!-- figures: {name}, checkpoint {fingerprint} -->\n"
+            f"{blocks[name]()}<!-- end of figures -->\n"
+        )
+
+    page.write_text(MARKED.sub(block, page.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+class Lab:
+    """The folder of what was measured; each method measures once and then reads its file."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.scenes = folder / "scenes"
+        self.bundle = folder / "bundle"
+        folder.mkdir(parents=True, exist_ok=True)
+        if not self.bundle.is_dir():
+            _mod_edge("init", "narrator", folder / "checkpoint", "--force")
+            _mod_edge("export", folder / "checkpoint", "-o", self.bundle)
+        if not self.scenes.is_dir():
+            counts = ("--train", 600, "--validation", 0, "--test", 40, "--combinations", 30)
+            _mod_edge("scenes", self.scenes, *counts, "--photographs", CLIP)
+
+    @property
+    def clip(self) -> Path:
+        """The clip that is timed and drawn."""
+        return self.scenes / "videos" / "test-000000.mp4"
+
+    def evaluation(self, split: str) -> Measured:
+        """`mod-edge eval --json` of the checkpoint over a split; with controls on `test`."""
+        controls = ("--controls",) if split == "test" else ()
+        command = ("eval", self.folder / "checkpoint", "--data", self.scenes, "--split", split)
+        text = self._kept(f"{split}.json", lambda: _mod_edge(*command, *controls, "--json"))
+        evaluation: Measured = json.loads(text)
+        return evaluation
+
+    def demo(self) -> str:
+        """What `make demo` prints on stdout, as a block of code."""
+        text = self._kept("demo.txt", lambda: _output(["make", "--silent", "demo"], COLUMNS="110"))
+        lines = "\n".join(line.rstrip() for line in text.splitlines())
+        return f"```text\n{lines}\n```\n"
+
+    def fastest_run(self, frames_per_step: int) -> Run:
+        """The fastest of `NUM_RUNS`; measured each time, because a file cannot tell the machine."""
+        command = (*self._run_command(), "--json", "--frames-per-step", str(frames_per_step))
+        runs = [_timed_run(command) for _ in range(NUM_RUNS)]
+        return max(runs, key=lambda run: float(run.summary["fps"]))
+
+    def terminal(self) -> str:
+        """What a terminal shows of `mod-edge run`, with colours as ANSI codes; the fastest run."""
+
+        def fps(screen: str) -> float:
+            return float(re.findall(r"speed +([\d.]+) frames/s", screen)[0])
+
+        colours = {"FORCE_COLOR": "1", "TTY_INTERACTIVE": "0"}  # and no live view
+        command = ("sh", "-c", '"$@" 2>&1', "sh", *self._run_command())
+        runs = [_output(command, **colours) for _ in range(NUM_RUNS)]
+        return max(runs, key=fps)
+
+    def _run_command(self) -> tuple[str, ...]:
+        asked = ("--query", INSTRUCTION, "--query", QUESTION)
+        run = ("run", str(self.bundle), "--source", str(self.clip), "--window", "20s", *asked)
+        return (sys.executable, "-m", "mod_edge", *run)
+
+    def _kept(self, name: str, measure: Callable[[], str]) -> str:
+        path = self.folder / name
+        if not path.is_file():
+            path.write_text(measure(), encoding="utf-8")
+        return path.read_text(encoding="utf-8")
+
+
+# ---- tables ----
+
+
+def speed_table(lab: Lab) -> str:
+    """Time, rate and memory of the bundled model here, beside what was measured by hand."""
+    inspected = json.loads(_mod_edge("inspect", lab.folder / "checkpoint", "--json"))
+    parameters = inspected["parameters"]["total"]
+    rows = "".join(
+        f"| {_machine()} | bundled, {parameters / 1e6:.1f} M parameters | fp32 | "
+        f"{run.summary['vision_ms']['p50']:.1f} + {run.summary['decoder_ms']['p50']:.1f} | "
+        f"{run.summary['fps']:.0f} | {run.peak_bytes / 1e6:.0f} MB | "
+        f"{number} frame{'s' if number > 1 else ''} per step, fastest of {NUM_RUNS} runs |\n"
+        for number, run in ((number, lab.fastest_run(number)) for number in (1, 4))
+    )
+    columns = ("device", "model", "precision", "ms a frame", "frames/s", "memory", "how measured")
+    return (
+        f"{_table(*columns)}{rows}{OTHER_DEVICES}\n"
+        "ms a frame: median, vision + decoder. Memory: peak of the process. The bundled model is "
+        f"checkpoint `{lab.folder.name}`, measured with `mod-edge run --json` over 60 frames of a "
+        "synthetic clip; its frames/s include the replies.\n"
+    )
+
+
+def free_table(evaluation: Measured) -> str:
+    """Precision, recall and F1 of every row left to itself."""
+    lines = []
+    for row in evaluation["rows"]:
+        free, bold = row["free_running"], "**" if row["name"] == "model" else ""
+        cells = (
+            ROW_NAMES.get(row["name"], row["name"]),
+            _number(free["precision"]),
+            _number(free["recall"]),
+            f"{bold}{_number(free['f1'])}{bold}",
+            _number(free["moment_f1"]),
+            f"{free['num_answers_right']} of {free['num_answers']}",
+        )
+        lines.append(f"| {' | '.join(cells)} |\n")
+    columns = ("left to itself", "precision", "recall", "F1", "F1 of the moments", "right answers")
+    return _table(*columns) + "".join(lines)
+
+
+def forced_table(evaluation: Measured) -> str:
+    """The paper's measures of the rows that predict words."""
+    lines = []
+    for row in evaluation["rows"]:
+        forced = row["teacher_forced"]
+        if forced["lm_ppl"] is not None:
+            lines.append(
+                f"| {ROW_NAMES[row['name']]} | {forced['lm_ppl']:.3f} | "
+                f"{forced['time_diff_s']:.2f} s | {forced['fluency']:.3f} | "
+                f"{forced['lm_correctness']:.3f} |\n"
+            )
+    columns = ("fed the true dialogue", "LM-PPL", "TimeDiff", "Fluency", "LM-Correctness")
+    return _table(*columns) + "".join(lines)
+
+
+def kinds_table(evaluation: Measured) -> str:
+    """Captions by kind of event, the most frequent first."""
+    kinds = evaluation["rows"][0]["free_running"]["kinds"]
+    ordered = sorted(kinds.items(), key=lambda item: -item[1]["num_true"])
+    lines = (
+        f"| {KIND_NAMES.get(name, name)} | {kind['num_true']} | "
+        f"{kind['num_right'] / kind['num_true']:.2f} | "
+        f"{kind['num_moments'] / kind['num_true']:.2f} |\n"
+        for name, kind in ordered
+    )
+    columns = ("kind of event", "captions due", "right caption", "any caption at the right moment")
+    return _table(*columns) + "".join(lines)
+
+
+def mistakes(evaluation: Measured) -> str:
+    """How the wrong captions at right moments differ from those due."""
+    wrong = [
+        entry
+        for transcript in evaluation["transcripts"]
+        for entry in transcript["entries"]
+        if entry["query"] is None
+        and entry["due"]
+        and entry["said"]
+        and not entry["is_right"]
+        and abs(entry["late_s"]) <= evaluation["tolerance_s"]
+    ]
+
+    def num_other(words: tuple[str, ...]) -> int:
+        return sum(_words(entry["due"], words) != _words(entry["said"], words) for entry in wrong)
+
+    return (
+        f"Of the {len(wrong)} captions that came at the right moment and were wrong, "
+        f"{num_other(SHAPES)} named another shape, {num_other(COLOURS)} another colour and "
+        f"{num_other(DIRECTIONS)} another direction.\n"
+    )
+
+
+def combinations(evaluation: Measured) -> str:
+    """F1 on colours and shapes that training never combined."""
+    free = evaluation["rows"][0]["free_running"]
+    return (
+        f"On {evaluation['num_clips']} clips of the split `combinations`, F1 is {free['f1']:.3f} "
+        f"and F1 of the moments {free['moment_f1']:.3f}.\n"
+    )
+
+
+def _words(sentence: str, among: tuple[str, ...]) -> set[str]:
+    return {*sentence.lower().strip(".").split()} & {*among}
+
+
+def _table(*columns: str) -> str:
+    return f"| {' | '.join(columns)} |\n{'| --- ' * len(columns)}|\n"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+# ---- the picture ----
+
+
+NUM_FRAMES_DRAWN = 6
+FRAME_WIDTH = 188  # units of the picture, as is all below
+MARGIN = 12
+LABEL_HEIGHT = 30
+
+
+def draw_terminal(lab: Lab, fingerprint: str) -> str:
+    """An SVG of frames of the clip at the moments of its first replies, above the terminal."""
+    screen = Text("$ mod-edge run bundle --source clip.mp4 --window 20s \\\n", style="bold")
+    screen.append(f'    --query "{INSTRUCTION}" --query "{QUESTION}"\n')
+    screen.append_text(Text.from_ansi(lab.terminal()))
+    console = Console(record=True, width=108, file=io.StringIO(), force_terminal=True)
+    console.print(screen, soft_wrap=True)
+    # without the web fonts: a picture must not load anything
+    template = re.sub(r"@font-face \{\{.*?\}\}\n", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
+    terminal = console.export_svg(title="mod-edge", code_format=template, unique_id="mod-edge")
+    width, height = map(float, re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', terminal)[0])
+    frames_height = FRAME_WIDTH + LABEL_HEIGHT + 2 * MARGIN
+    place = f'<svg y="{frames_height}" width="{width}" height="{height}" '
+    nested = terminal.replace("<svg ", place, 1)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {frames_height + height}">\n'
+        f"<title>mod-edge narrates a synthetic video</title>\n"
+        f"<desc>checkpoint {fingerprint}</desc>\n"
+        f"{''.join(_frames_with_labels(lab.clip, width, screen.plain))}{nested}</svg>\n"
+    )
+
+
+def _frames_with_labels(clip: Path, width: float, screen: str) -> list[str]:
+    replies = re.findall(r"(\d+):(\d\d\.\d) reply", screen)
+    times = sorted({60 * int(minutes) + float(seconds) for minutes, seconds in replies})
+    shown = times[:NUM_FRAMES_DRAWN]
+    with VideoFile(clip, fps=2) as source:
+        images = {frame.time_s: frame.image for frame in source if frame.time_s in shown}
+    step = (width - 2 * MARGIN - FRAME_WIDTH) / (len(shown) - 1)
+    parts = []
+    for number, time_s in enumerate(shown):
+        _, png = cv2.imencode(".png", images[time_s])
+        data = base64.b64encode(png.tobytes()).decode()
+        x = MARGIN + number * step
+        parts.append(
+            f'<image x="{x:.1f}" y="{MARGIN}" width="{FRAME_WIDTH}" height="{FRAME_WIDTH}" '
+            f'href="data:image/png;base64,{data}"/>\n'
+            f'<text x="{x + FRAME_WIDTH / 2:.1f}" y="{MARGIN + FRAME_WIDTH + LABEL_HEIGHT - 6}" '
+            f'text-anchor="middle" font-family="monospace" font-size="20" fill="#888">'
+            f"0:{time_s:04.1f}</text>\n"
+        )
+    return parts
+
+
+# ---- commands ----
+
+
+def _mod_edge(*arguments: object) -> str:
+    return _output([sys.executable, "-m", "mod_edge", *map(str, arguments)])
+
+
+def _output(command: list[str] | tuple[str, ...], **environment: str) -> str:
+    """Standard output of a command that must succeed."""
+    err.print(f"$ {' '.join(command)}")
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise ModEdgeError(f"{' '.join(command)} ended with {done.returncode}: {done.stdout}")
+    return done.stdout
+
+
+# A small process in between: a child's peak begins with what its parent held when it was started.
+WITH_PEAK = (
+    "import resource, subprocess, sys; code = subprocess.call(sys.argv[1:]); "
+    "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss); sys.exit(code)"
+)
+
+
+def _timed_run(command: tuple[str, ...]) -> Run:
+    lines = _output((sys.executable, "-c", WITH_PEAK, *command)).splitlines()
+    return Run(json.loads(lines[-2]), int(lines[-1]) * 1024)
+
+
+def _machine() -> str:
+    with open("/proc/cpuinfo", encoding="utf-8") as file:
+        (name, *_) = re.findall(r"model name\s*: (.+)", file.read()) or ["unknown CPU"]
+    return f"{usable_cores()} cores of an {name}"
+
+
+if __name__ == "__main__":
+    main()

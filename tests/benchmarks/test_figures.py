@@ -1,0 +1,73 @@
+"""The pages' figures are those of the bundled checkpoint, and only they are rewritten."""
+
+import re
+
+import pytest
+
+from benchmarks import figures
+from mod_edge.errors import ModEdgeError
+
+PAGES = (figures.ROOT / "README.md", figures.CARD, figures.ROOT / "docs" / "demo.md")
+FINGERPRINT = figures.shipped_fingerprint()
+MAX_PICTURE_BYTES = 300_000
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_figure_in_a_page_is_of_the_bundled_checkpoint(page):
+    text = page.read_text(encoding="utf-8")
+    found = list(figures.MARKED.finditer(text))
+    assert found
+    assert len(found) == text.count("<!-- figures:")
+    assert {match["fingerprint"] for match in found} == {FINGERPRINT}, "run: make figures"
+
+
+def test_the_picture_is_of_the_bundled_checkpoint_and_loads_nothing():
+    picture = figures.PICTURE.read_text(encoding="utf-8")
+    assert len(picture) < MAX_PICTURE_BYTES
+    assert f"<desc>checkpoint {FINGERPRINT}</desc>" in picture, "run: make figures"
+    addresses = set(re.findall(r"https?://[^\s\"'<)]+", picture))
+    assert addresses == {"http://www.w3.org/2000/svg", "https://www.textualize.io"}  # names only
+
+
+def test_only_what_stands_between_the_markers_is_rewritten(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(
+        "before\n<!-- figures: speed, checkpoint none -->\nold\n<!-- end of figures -->\nafter\n"
+    )
+    figures.rewrite_page(page, {"speed": lambda: "new\n"}, "1a2b")
+    assert page.read_text() == (
+        "before\n<!-- figures: speed, checkpoint 1a2b -->\nnew\n<!-- end of figures -->\nafter\n"
+    )
+
+
+def test_an_unknown_figure_is_an_error_that_names_the_known_ones(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("<!-- figures: sped, checkpoint none -->\n<!-- end of figures -->\n")
+    with pytest.raises(ModEdgeError, match="no figure 'sped', known are speed"):
+        figures.rewrite_page(page, {"speed": lambda: "new\n"}, "1a2b")
+    assert "sped, checkpoint none" in page.read_text()
+
+
+def test_mistakes_are_counted_at_right_moments_only():
+    def entry(due, said, late_s=0.0, *, query=None):
+        return {
+            "query": query,
+            "due": due,
+            "said": said,
+            "late_s": late_s,
+            "is_right": due == said,
+        }
+
+    entries = [
+        entry("The red ball stops.", "The red ball stops."),
+        entry("The red ball stops.", "The red box stops."),
+        entry("The red ball moves up.", "The blue ball moves left."),
+        entry("The red ball stops.", "The red box stops.", late_s=2.5),
+        entry("Yes.", "No.", query="Is there a box?"),
+        entry("The red ball stops.", None, None),
+    ]
+    text = figures.mistakes({"tolerance_s": 1.0, "transcripts": [{"entries": entries}]})
+    assert text == (
+        "Of the 2 captions that came at the right moment and were wrong, 1 named another shape, "
+        "1 another colour and 1 another direction.\n"
+    )
