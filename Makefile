@@ -7,6 +7,7 @@
 #                     those that depend on float kernels, with the kernels of an older processor
 #   make check        lint, format, types
 #   make torch-free   a bundle runs, and is compiled, where neither torch nor onnx is installed
+#   make docs         the documentation site, in build/site; any warning is an error
 #   make figures      the bundled model's tables and pictures, measured again (30 minutes)
 #   make results      the paper's comparisons: the runs that are missing (hours), docs/results.md
 
@@ -29,7 +30,8 @@ PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-r
 OLDER_KERNELS := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 \
 	OMP_NUM_THREADS=1
 
-.PHONY: demo bundle test test-all test-portable check torch-free figures results
+
+.PHONY: demo bundle test test-all test-portable check torch-free docs figures results
 .DELETE_ON_ERROR:
 
 # One pip call, so that the constraints choose torch and no other package pulls a larger build.
@@ -84,6 +86,12 @@ torch-free: bundle
 	$(MOD_EDGE) export $(DEMO)/checkpoint -o $(DEMO)/rtx --profile rtx-ada --target rtx \
 		--window 260 --force
 	BUILDER=$(BIN)/python tests/build_without_torch.sh $(DEMO)/rtx
+
+# The API pages read an installed tree: in the checkout, three folders lie outside mod_edge/.
+docs: $(INSTALLED)
+	@rm -rf build/lib build/docs-tree
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --target build/docs-tree .
+	$(BIN)/python -m zensical build --strict --clean
 
 # What it measured lies in build/figures; delete that folder to measure all of it again.
 figures: $(INSTALLED)
