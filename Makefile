@@ -9,6 +9,7 @@
 #   make torch-free   a bundle runs, and is compiled, where neither torch nor onnx is installed
 #   make docs         the documentation site, in build/site; any warning is an error
 #   make figures      the bundled model's tables and pictures, measured again (30 minutes)
+#   make release      wheel and source archive in dist/, each tried in a fresh environment
 #   make results      the paper's comparisons: the runs that are missing (hours), docs/results.md
 
 PYTHON ?= python3
@@ -30,8 +31,7 @@ PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-r
 OLDER_KERNELS := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 \
 	OMP_NUM_THREADS=1
 
-
-.PHONY: demo bundle test test-all test-portable check torch-free docs figures results
+.PHONY: demo bundle test test-all test-portable check torch-free docs figures release results
 .DELETE_ON_ERROR:
 
 # One pip call, so that the constraints choose torch and no other package pulls a larger build.
@@ -96,6 +96,11 @@ docs: $(INSTALLED)
 # What it measured lies in build/figures; delete that folder to measure all of it again.
 figures: $(INSTALLED)
 	$(BIN)/python -m benchmarks.figures
+
+release: $(INSTALLED)
+	$(MOD_EDGE) init tiny build/release/checkpoint --force
+	$(MOD_EDGE) export build/release/checkpoint -o build/release/bundle --force
+	BUILDER=$(BIN)/python tests/try_release.sh build/release/bundle
 
 # Ctrl-C stops it at any time, the same command goes on.
 results: $(INSTALLED) $(RESULTS)/scenes
