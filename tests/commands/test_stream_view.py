@@ -83,18 +83,19 @@ SUMMARY = Summary(
     num_dropped=4,
     wall_s=1.5,
     fps=2.0,
+    letterbox_ms=TIMES,
     vision_ms=TIMES,
     decoder_ms=TIMES,
     cache_fill=0.5,
     warnings=[EVIL],
 )
 EVENTS = [
-    FrameEvent(0.0, 0, Decision.ASKED, 1.0, 2.0, 0.1, 0),
+    FrameEvent(0.0, 0, Decision.ASKED, 0.5, 1.0, 2.0, 0.1, 0),
     QueryEvent(0.0, EVIL, 0.0),
     TextEvent(0.0, EVIL, 5),
     RollEvent(0.0, 11, 22, 0.5),
     ReplyEvent(0.0, EVIL, EVIL, [5], False, 1.0, 1.0),
-    FrameEvent(0.5, 1, Decision.SILENT, 1.0, 2.0, 0.1, 0),
+    FrameEvent(0.5, 1, Decision.SILENT, 0.5, 1.0, 2.0, 0.1, 0),
 ]
 
 
@@ -130,7 +131,7 @@ def test_a_plain_view_shows_the_conversation_and_no_frames(session, monkeypatch)
     )
     lines = text.splitlines()
     assert [line.split()[1] for line in lines if line.startswith("  0:")] == ["query", "reply"]
-    assert "frames   3 (1 silent, 1 speak, 0 undecided, 1 asked), 4 dropped" in text
+    assert "frames     3 (1 silent, 1 speak, 0 undecided, 1 asked), 4 dropped" in text
     assert "50% full, 1 rolls forgot 30 of 90 tokens" in text
     assert lines[-1].startswith("warning: red ")
     assert all(line.isprintable() for line in lines)
@@ -140,7 +141,7 @@ def test_a_verbose_view_shows_frames_and_rolls(session, monkeypatch):
     text = printed_by(
         lambda: stream_view.PlainView(session, is_verbose=True), monkeypatch, is_terminal=False
     )
-    assert "  0:00.5 silent    frame 1, vision 1.0 ms, decoder 2.0 ms" in text
+    assert "  0:00.5 silent    frame 1, letterbox 0.5 ms, vision 1.0 ms, decoder 2.0 ms" in text
     assert "  0:00.0 roll      11 tokens forgotten in 0.5 ms" in text
 
 
@@ -181,11 +182,16 @@ def streaming(events, error):
     return stream
 
 
+def show(session, *, as_json):
+    view = stream_view.screen_view(session, as_json=as_json, is_verbose=False)
+    stream_view.show_stream(session, None, [], [view])
+
+
 @pytest.mark.parametrize("as_json", [True, False])
 def test_a_source_that_breaks_off_ends_with_the_summary_and_its_error(session, capsys, as_json):
     session.stream = streaming(EVENTS, SourceError("camera 0 stopped delivering"))
     with pytest.raises(SourceError, match="stopped delivering"):
-        stream_view.show_stream(session, None, [], as_json=as_json, is_verbose=False)
+        show(session, as_json=as_json)
     last = capsys.readouterr().out.splitlines()[-1]
     assert json.loads(last)["num_frames"] == 3 if as_json else last.startswith("cache")
 
@@ -194,11 +200,38 @@ def test_an_error_before_the_first_frame_is_all_there_is(session, capsys):
     session.summary = lambda: replace(SUMMARY, num_frames=0)
     session.stream = streaming([], ConfigError("the query is too long"))
     with pytest.raises(ConfigError):
-        stream_view.show_stream(session, None, [], as_json=True, is_verbose=False)
+        show(session, as_json=True)
     assert capsys.readouterr().out == ""
 
 
 def test_ctrl_c_is_an_ordinary_end(session, capsys):
     session.stream = streaming(EVENTS, KeyboardInterrupt())
-    stream_view.show_stream(session, None, [], as_json=True, is_verbose=False)
+    show(session, as_json=True)
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["event"] == "summary"
+
+
+def test_every_view_shows_every_event_and_the_end(session):
+    class Kept(stream_view.StreamView):
+        def __init__(self, session):
+            super().__init__(session)
+            self.shown, self.is_open = [], False
+
+        def __enter__(self):
+            self.is_open = True
+            return self
+
+        def __exit__(self, *_exc):
+            self.is_open = False
+
+        def show(self, event):
+            assert self.is_open
+            self.shown.append(event)
+
+        def finish(self, summary):
+            self.shown.append(summary)
+
+    session.stream = lambda _source, _queries: iter(EVENTS)
+    views = [Kept(session), Kept(session)]
+    stream_view.show_stream(session, None, [], views)
+    assert [view.shown for view in views] == [[*EVENTS, SUMMARY]] * 2
+    assert not any(view.is_open for view in views)
