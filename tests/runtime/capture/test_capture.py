@@ -365,6 +365,35 @@ def test_a_silent_stream_is_an_error_within_the_timeout():
         assert time.monotonic() - started_s < 2.0
 
 
+def test_a_policy_lets_frames_wait_for_a_slow_caller():
+    policy = replace(STREAM, max_waiting=4)
+    with MjpegServer() as camera, LiveCapture(camera.url, fps=200, policy=policy) as live:
+        next(live)
+        time.sleep(0.4)  # 16 more come in, 4 of them may wait
+        waiting = [number_in(next(live).image) for _ in range(4)]
+    assert waiting == list(range(waiting[0], waiting[0] + 4))
+
+
+@pytest.mark.parametrize(("allowed", "num_frames"), [(3, 6), (2, 2)])
+def test_a_policy_says_how_many_failed_reads_end_a_source(monkeypatch, allowed, num_frames):
+    class Flaky(CaptureWrapper):
+        """Fails twice in a row after two pictures, and for good after six."""
+
+        num_read = 0
+
+        def read(self):
+            self.num_read += 1
+            if self.num_read in (3, 4) or self.num_read > 8:
+                return False, None
+            time.sleep(0.02)
+            return True, picture_of(self.num_read)
+
+    monkeypatch.setattr(cv2, "VideoCapture", Flaky)
+    policy = replace(STREAM, max_waiting=9, max_failed_reads=allowed)
+    with MjpegServer() as camera, LiveCapture(camera.url, fps=500, policy=policy) as live:
+        assert len(list(live)) == num_frames
+
+
 def test_a_failure_in_the_reading_thread_reaches_the_caller(monkeypatch):
     class Broken(CaptureWrapper):
         def read(self):
