@@ -1,10 +1,14 @@
-"""Opening a session: its defaults, and a window that its graphs may already have."""
+"""Opening a session, its defaults and a window that its graphs may already have; and closing it."""
 
 import pytest
 
-from mod_edge.errors import ConfigError
+from mod_edge.bundle.bundle import open_bundle
+from mod_edge.errors import BackendError, ConfigError
 from mod_edge.profiles import load_profile
+from mod_edge.runtime.cpu.onnx_model import OnnxModel
+from mod_edge.runtime.loaded_model import StreamLimits, WrappedStream
 from mod_edge.runtime.open_session import open_session
+from mod_edge.runtime.session import Session, SessionOptions
 from tests.conftest import CAPACITY
 
 
@@ -44,3 +48,39 @@ def test_a_profile_may_be_given_itself_by_name_or_by_path(tiny_bundle, tmp_path)
             assert session.options.max_new_tokens == 7
     with open_session(tiny_bundle) as session:
         assert session.plan.num_seconds == 120
+
+
+# ---- closing ----
+
+
+class FailingStream(WrappedStream):
+    """Cannot be closed, and notes that it was to be."""
+
+    def __init__(self, inner, closed):
+        super().__init__(inner)
+        self.closed = closed
+
+    def close(self):
+        self.closed.append("stream")
+        raise BackendError("the GPU is gone")
+
+
+@pytest.mark.parametrize(
+    ("is_shared", "wanted"), [(False, ["stream", "model"]), (True, ["stream"])]
+)
+def test_a_session_closes_its_stream_then_a_model_of_its_own(tiny_bundle, is_shared, wanted):
+    bundle, closed = open_bundle(tiny_bundle), []
+    plan = bundle.plan("260", 12)
+    model = OnnxModel(bundle, StreamLimits(plan.capacity, 64, 1))
+    model.close = lambda: closed.append("model")
+    session = Session(
+        FailingStream(model.open_stream(), closed),
+        bundle.config,
+        bundle.tokenizer,
+        plan,
+        SessionOptions(0.5, 12, 1, 64, 0.125),
+        model=None if is_shared else model,
+    )
+    with pytest.raises(BackendError, match="the GPU is gone"), session:
+        pass
+    assert closed == wanted
