@@ -335,7 +335,8 @@ def test_run_verbose_shows_every_frame_and_roll(tiny_bundle, clip):
         *("run", tiny_bundle, "--source", clip, "--verbose", "--window", 250),
         *("--max-new-tokens", 8),
     )
-    shown = re.findall(r"frame (\d+), vision [\d.]+ ms, decoder [\d.]+ ms", result.stdout)
+    times = r"letterbox [\d.]+ ms, vision [\d.]+ ms, decoder [\d.]+ ms"
+    shown = re.findall(rf"frame (\d+), {times}", result.stdout)
     assert shown == [str(number) for number in range(31)]
     assert "tokens forgotten in" in result.stdout
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mod_edge.evaluation import frame_memory
-from mod_edge.evaluation.frame_memory import FrameMemory
+from mod_edge.evaluation.frame_memory import FrameMemory, KnownFrames
 
 pytestmark = pytest.mark.numeric
 
@@ -41,7 +41,7 @@ def shades_of(embeds):
 
 def test_only_unknown_frames_are_encoded_each_alone():
     encoder = Encoder()
-    memory = FrameMemory(encoder, {})
+    memory = FrameMemory(encoder, KnownFrames())
     assert shades_of(memory.encode(frames_of(3, 4, 5))) == [3, 4, 5]
     assert shades_of(memory.encode(frames_of(5, 6, 3))) == [5, 6, 3]
     assert shades_of(memory.encode(frames_of(4, 4))) == [4, 4]
@@ -49,16 +49,16 @@ def test_only_unknown_frames_are_encoded_each_alone():
 
 
 def test_streams_of_one_model_know_each_others_frames():
-    encoder, known = Encoder(), {}
+    encoder, known = Encoder(), KnownFrames()
     first, second = (FrameMemory(encoder, known) for _ in range(2))
     assert shades_of(first.encode(frames_of(3, 4))) == [3, 4]
     assert shades_of(second.encode(frames_of(4, 5))) == [4, 5]
-    assert encoder.calls == [2, 1]
+    assert encoder.calls == [1, 1, 1]
 
 
 def test_embeddings_on_a_device_are_never_kept():
     encoder = DeviceEncoder()
-    memory = FrameMemory(encoder, {})
+    memory = FrameMemory(encoder, KnownFrames())
     for _ in range(2):
         assert isinstance(memory.encode(frames_of(3, 4)), memoryview)
     assert encoder.calls == [1, 2, 2]  # the first shows that it stays there
@@ -67,7 +67,7 @@ def test_embeddings_on_a_device_are_never_kept():
 def test_memory_is_bounded(monkeypatch):
     monkeypatch.setattr(frame_memory, "MAX_FRAMES", 2)
     encoder = Encoder()
-    memory = FrameMemory(encoder, {})
+    memory = FrameMemory(encoder, KnownFrames())
     for _ in range(2):
         for shade in (1, 2, 3):
             assert shades_of(memory.encode(frames_of(shade))) == [shade]
@@ -82,7 +82,7 @@ def test_everything_else_is_the_streams_own(name):
         def __getattr__(self, asked):
             raise LookupError(asked)
 
-    memory = FrameMemory(Loud(), {})
+    memory = FrameMemory(Loud(), KnownFrames())
     with pytest.raises(LookupError, match=f"^'?{name}'?$"):
         call_of(memory, name)
 
