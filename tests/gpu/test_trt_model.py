@@ -25,23 +25,28 @@ every_bundle = pytest.mark.parametrize(("target", "precision"), BUNDLES)
 
 
 def run_script(stream, config, num_rounds=8):
+    """All logits of the script."""
+    return np.concatenate(list(script(stream, config, num_rounds)))
+
+
+def script(stream, config, num_rounds, seed=0):
     """Logits of a prefill, frames one by one and together, replies, and rolls in between."""
-    generator = np.random.default_rng(0)
+    generator = np.random.default_rng(seed)
     side = config.vision_config.image_size
     frames = generator.integers(0, 256, (3, side, side, 3), dtype=np.uint8)
     feeder = Feeder(stream, config)
-    logits = [feeder.feed((8,), list(range(5, 13)))]
+    yield feeder.feed((8,), list(range(5, 13)))
     num_evicted = 0
     for number in range(num_rounds):
         embeds = stream.encode(frames)
-        logits.append(feeder.feed((1, FRAME), [number + 20], embeds[:1]))
-        logits.append(feeder.feed((1, FRAME, 1, FRAME), [number + 30, 40], embeds[1:]))
-        logits += [feeder.feed((1,), [number + token]) for token in (50, 60)]
+        yield feeder.feed((1, FRAME), [number + 20], embeds[:1])
+        yield feeder.feed((1, FRAME, 1, FRAME), [number + 30, 40], embeds[1:])
+        for token in (50, 60):
+            yield feeder.feed((1,), [number + token])
         if number % 2:
             dropped = Rows(2 * (config.frame_num_tokens + 1), 2 * (config.num_kept + 1))
             num_evicted += dropped.dense
             feeder.evict(Eviction(SINK, dropped, feeder.past, num_evicted))
-    return np.concatenate(logits)
 
 
 @every_bundle
@@ -72,6 +77,24 @@ def test_cuda_graphs_change_no_bit(open_stream, monkeypatch, target, precision):
         monkeypatch.setattr(step_chain.StepChain, "_make_room", lambda _self, has=has_room: has)
         results.append(run_script(*open_stream(target, precision)))
     np.testing.assert_array_equal(*results)
+
+
+@every_bundle
+def test_two_streams_by_turns_give_what_each_gives_alone(load_device_model, target, precision):
+    seeds = (0, 1)
+    model = load_device_model(target, precision)
+    with model.open_stream() as first, model.open_stream() as second:
+        running = [
+            script(stream, model.config, 8, seed)
+            for stream, seed in zip((first, second), seeds, strict=True)
+        ]
+        together = zip(*zip(*running, strict=True), strict=True)
+        ours = [np.concatenate(logits) for logits in together]
+    for logits, seed in zip(ours, seeds, strict=True):
+        own_model = load_device_model(target, precision)
+        with own_model.open_stream() as alone:
+            theirs = np.concatenate(list(script(alone, own_model.config, 8, seed)))
+        np.testing.assert_array_equal(logits, theirs)  # the same kernels on the same shapes
 
 
 @every_bundle
