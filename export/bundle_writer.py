@@ -53,23 +53,23 @@ def export_bundle(
 
     Args:
         checkpoint: an open checkpoint.
-        target: the folder to make. Engines in a bundle that is replaced stay, for `build` to tell
-            which are still fresh.
+        target: the folder to write. Engines of a bundle that is replaced are kept, so that `build`
+            can reuse those that still fit.
         lowering: what the graphs are for.
-        layers: decoder layers to export, None for all; a bundle that lacks some cannot be run.
+        layers: decoder layers to export, None for all; a bundle without all layers cannot be run.
         force: replace `target` if it exists.
-        on_step: told the name of the part that begins, how many parts are done, and of how many.
+        on_step: called with the part that begins, the number of parts done and their total.
 
     Raises:
-        ExportError: an unknown layer, a broken promise, numbers that differ, or a target that
-            holds the checkpoint.
+        ExportError: an unknown layer, a graph that fails its check, or a target that contains the
+            checkpoint.
         ConfigError: `target` exists and `force` is not given.
     """
     config = checkpoint.config
     indices = _checked_layers(config, layers)
     if checkpoint.path.resolve().is_relative_to(target.resolve()):
         raise ExportError(
-            f"{target} would replace the checkpoint {checkpoint.path}; export into another folder"
+            f"{target} would replace the checkpoint {checkpoint.path}; choose another folder"
         )
     signatures = bundle_signatures(config, lowering, indices)
     total = len(signatures) + 2
@@ -120,7 +120,7 @@ def _export_graph(
         weights = graph_weights(checkpoint, signature)
         return reference_module(config, signature.kind, weights, topology.weight_dtypes)
 
-    # Before it is lowered: ONNX Runtime does not read what only the target's compiler knows.
+    # Before lowering: ONNX Runtime does not read attributes that only the target's compiler knows.
     error = check_numbers(path, config, signature, lowering, make_reference)
     lower_file(path, lowering)
     return GraphRecord(
@@ -139,7 +139,7 @@ def _export_graph(
 def graph_weights(
     checkpoint: Checkpoint, signature: GraphSignature
 ) -> Iterator[tuple[str, Tensor]]:
-    """The graph's weights, from the checkpoint, under the names that its module gives them."""
+    """The graph's weights, from the checkpoint, under its module's names."""
     for name, tensor in checkpoint.tensors(*signature.weight_prefixes):
         yield signature.weight_name(name), tensor
 
@@ -160,7 +160,9 @@ def _checked_layers(config: ModelConfig, layers: Sequence[int] | None) -> tuple[
         return tuple(range(num_layers))
     unknown = sorted(set(layers) - set(range(num_layers)))
     if unknown:
-        raise ExportError(f"no layers {unknown} in this model; it has 0 to {num_layers - 1}")
+        raise ExportError(
+            f"no layers {unknown} in this model, wanted 0 to {num_layers - 1}; correct --layers"
+        )
     return tuple(sorted(set(layers)))
 
 
@@ -168,14 +170,14 @@ def parse_layers(text: str) -> list[int]:
     """Layer indices of a list of numbers and ranges: "0-1,5" is 0, 1 and 5.
 
     Raises:
-        ExportError: not such a list.
+        ExportError: `text` is not such a list.
     """
     layers: list[int] = []
     for part in text.split(","):
-        # Four digits: no model has more layers, and a longer range would only fill the memory.
+        # Four digits at most: no model has more layers, and a longer range would fill the memory.
         match = re.fullmatch(r"\s*(\d{1,4})(?:-(\d{1,4}))?\s*", part)
         indices = range(int(match[1]), int(match[2] or match[1]) + 1) if match else ()
         if not indices:
-            raise ExportError(f"layers={text!r}, wanted numbers and ranges like 0-1 or 0,5")
+            raise ExportError(f"--layers {text!r}: wanted numbers and ranges like 0-1 or 0,5")
         layers += indices
     return layers

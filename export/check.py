@@ -1,7 +1,7 @@
-"""Every graph is checked as it is written: its promises first, then its numbers against PyTorch.
+"""Checks of every exported graph: its structure first, then its numbers against PyTorch.
 
-The numbers come from the reference's own layers (keys unrotated, selection by mask) on random
-inputs in the three shapes of step that a stream has: one frame, many frames, text only.
+The expected numbers come from the reference's own layers (keys unrotated, selection by mask) on
+random inputs in the three shapes of step that a stream has: one frame, many frames, text only.
 """
 
 import tempfile
@@ -31,8 +31,8 @@ from mod_edge.plan.targets import Lowering
 # over the graphs of all presets: 2.4e-6 at most (a MoD layer of 8b); of real faults, the vision
 # tower's GELU without its tanh gives 4e-5, a norm's epsilon divided by ten 0.06, a wrong RoPE 0.4.
 # float16, whose steps are 1e-3 of a value and which ONNX Runtime's CPU computes in float32: 1.7e-3
-# on the tiny checkpoint, 1.8e-3 on layers of 8b. A bfloat16 graph is checked as its float32 twin
-# with rounded weights (`widen`), by the reference with the same weights.
+# on the tiny checkpoint, 1.8e-3 on layers of 8b. A bfloat16 graph is checked as a float32 graph
+# with the rounded weights (`widen`), against the reference with the same weights.
 ALLOWED_RELATIVE_ERROR = {"fp32": 2e-5, "fp16": 1e-2, "bf16": 2e-5}
 STEP_SHAPES = {"one frame": (3, FRAME), "many frames": (1, FRAME, 1, FRAME, 2), "text": (4,)}
 FORBIDDEN_OPS = frozenset({"Loop", "If", "Scan"})
@@ -43,34 +43,34 @@ REQUIRED_ROUTER_OPS = ("TopK",)
 def check_structure(
     path: Path, signature: GraphSignature, weight_names: Mapping[str, object], *, has_router: bool
 ) -> None:
-    """Hold the graph file against what its signature and kind promise.
+    """Check a graph file's ops, inputs, outputs and weights against its signature and kind.
 
     Raises:
-        ExportError: names every broken promise.
+        ExportError: names every fault.
     """
     onnx.checker.check_model(str(path))
     graph = onnx.load(str(path), load_external_data=False).graph
     ops = {node.op_type for node in graph.node}
     used = {name for node in graph.node for name in node.input}
     used |= {value.name for value in graph.output}
-    faults = [f"it holds {op}" for op in sorted(ops & FORBIDDEN_OPS)]
+    faults = [f"it contains {op}" for op in sorted(ops & FORBIDDEN_OPS)]
     required: tuple[str, ...] = ()
     if signature.kind.is_mod:
         required = REQUIRED_MOD_OPS + (REQUIRED_ROUTER_OPS if has_router else ())
-    faults += [f"it lacks {op}" for op in required if op not in ops]
+    faults += [f"it has no {op}" for op in required if op not in ops]
     faults += [f"input {value.name!r} is unused" for value in graph.input if value.name not in used]
     for values, specs in ((graph.input, signature.inputs), (graph.output, signature.outputs)):
         found, wanted = [_spec(value) for value in values], list(specs)
         if found != wanted:
-            faults.append(f"it has {found}, wanted {wanted}")
+            faults.append(f"its tensors are {found}, wanted {wanted}")
     initializers = [tensor.name for tensor in graph.initializer]
     faults += [
-        f"weight {name!r} is there {initializers.count(name)} times"
+        f"weight {name!r} is unused or occurs {initializers.count(name)} times, wanted once"
         for name in weight_names
         if initializers.count(name) != 1 or name not in used
     ]
     if faults:
-        raise ExportError(f"{path.name}: {'; '.join(faults)}; this is a bug of mod-edge")
+        raise ExportError(f"{path.name}: {'; '.join(faults)}; this is a bug in mod-edge")
 
 
 def check_numbers(
@@ -82,19 +82,19 @@ def check_numbers(
 ) -> float:
     """The graph's largest relative error against the reference over all step shapes.
 
-    Both get the same inputs and the same rounded weights, and the reference computes in float32:
-    what is measured is the graph's own arithmetic.
+    Both get the same inputs and the same rounded weights, and the reference computes in float32, so
+    only the graph's own arithmetic is measured.
 
     Args:
         path: the graph.
         config: the model's.
         signature: the graph's.
-        lowering: what it was made for.
-        make_reference: makes the module of `reference_module`. It is made anew rather than kept
-            while the graph is loaded: two copies of a head do not fit where one does.
+        lowering: what it was exported for.
+        make_reference: returns a new `reference_module`. It is not kept while the graph is loaded:
+            two copies of a large head may not fit into memory.
 
     Raises:
-        ExportError: the error exceeds `ALLOWED_RELATIVE_ERROR`, or another selection was made.
+        ExportError: the error exceeds `ALLOWED_RELATIVE_ERROR`, or the selections differ.
     """
     allowed = ALLOWED_RELATIVE_ERROR[lowering.precision]
     names = [spec.name for spec in signature.outputs]
@@ -137,7 +137,7 @@ def _session(path: Path, lowering: Lowering) -> Iterator[onnxruntime.InferenceSe
         if lowering.precision == "bf16":
             path = write_widened(path, Path(folder))
         options = session_options()
-        # A second copy of all weights, for speed that a handful of runs does not repay.
+        # Prepacking copies all weights, for speed that does not matter in a few runs.
         options.add_session_config_entry("session.disable_prepacking", "1")
         yield onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
@@ -150,7 +150,7 @@ def _require_tie(
     theirs: np.ndarray,
     where: str,
 ) -> None:
-    """Accept another selection (F, K) only where the router's logits do not tell the two apart."""
+    """Accept another selection (F, K) only where the router's logits differ less than rounding."""
     assert isinstance(reference, MoDDecoderLayer)
     assert reference.router is not None, "uniform selections have no ties"
     hidden = torch.from_numpy(inputs["hidden"])[0].float()

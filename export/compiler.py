@@ -1,7 +1,7 @@
-"""One ONNX graph to one engine: parsed, held against its signature, compiled, its warnings judged.
+"""Compiles one ONNX graph into one TensorRT engine, checked against the graph's signature.
 
-TensorRT builds engines that are silently wrong where it does not know better. What it has read must
-therefore be what the signature says, and an input that it ignores is an error.
+TensorRT can build silently wrong engines. The network that it parsed must therefore match the
+signature, and an input that it ignores is an error.
 """
 
 import re
@@ -30,12 +30,12 @@ from mod_edge.native.trt import (
 )
 from mod_edge.plan.signature import GraphSignature, TensorSpec
 
-# An input that the network never reads, so that the engine ignores what it is fed: the parser takes
-# Attention's nonpad_kv_seqlen like that, and only this warning, at compilation, tells.
+# The engine ignores an input that its network never reads. The parser accepts Attention's
+# nonpad_kv_seqlen without reading it; only this warning, at compilation, shows it.
 UNUSED_INPUT = re.compile(r"unused input|is unused or used only at compile-time", re.IGNORECASE)
-# int64 is what the signature says, and TensorRT 10 and later take it as it is.
+# int64 is the signature's dtype, and TensorRT 10 and later take it unchanged.
 BENIGN_WARNING = re.compile(r"Make sure (input|output) \S+ has Int64 binding", re.IGNORECASE)
-# Follows every error where there is no driver, and has nothing to do with it.
+# Follows every error where there is no driver, and is unrelated to it.
 NO_DRIVER = re.compile(r"^.*catchCudaError.*cudaError 35\b.*$", re.MULTILINE)
 SOURCE_PLACE = re.compile(r" In \w+ at \S+?:\d+")  # in TensorRT's own source
 
@@ -46,8 +46,8 @@ class Compiled:
 
     Attributes:
         plan: the engine's bytes, as a buffer.
-        warnings: what TensorRT warned of, but for what is known to be harmless; each line once.
-        timing_cache: for the next graph; empty where there is none.
+        warnings: TensorRT's warnings without the harmless ones; each line once.
+        timing_cache: for the next graph; empty if TensorRT has none.
     """
 
     plan: Any
@@ -66,47 +66,48 @@ def compile_graph(
 ) -> Compiled:
     """Compile the ONNX graph at `path`.
 
-    Peak memory is three to four times the graph's weights, and all of it is free again afterwards.
+    Peak memory is three to four times the graph's weights; all of it is freed afterwards.
 
     Args:
         tensorrt: from `trt.load`.
-        path: the graph; its weights lie beside it.
-        signature: what the graph has promised to be.
-        profiles: shapes of every input of the signature, profile by profile.
+        path: the graph, with its weights in the same folder.
+        signature: the graph's expected inputs and outputs.
+        profiles: shapes of every input of the signature, by profile.
         settings: what to compile for.
         timing_cache: of an earlier graph with the same settings.
 
     Raises:
-        ExportError: TensorRT refuses the graph, reads another one out of it than `signature`, or
-            ignores one of its inputs.
+        ExportError: TensorRT rejects the graph, parses it into other inputs or outputs than those
+            of `signature`, or ignores one of its inputs.
         BackendError: TensorRT cannot compile on this machine.
     """
-    with tensorrt.log.collected() as lines, _held_signals() as held:
+    with tensorrt.log.collected() as lines, _deferred_signals() as pending:
         try:
             builder = tensorrt.api.Builder(tensorrt.native_logger)
-        except Exception as exc:  # TypeError, of a null pointer: no GPU for TensorRT, most often
+        except Exception as exc:  # TypeError from a null pointer: usually no GPU for TensorRT
             raise BackendError(
-                f"{tensorrt.name} cannot compile here: {_said(lines) or exc}; see: mod-edge doctor"
+                f"{tensorrt.name} cannot compile here: {_first_error(lines) or exc}; see: "
+                "mod-edge doctor"
             ) from exc
         network = builder.create_network(network_flags(tensorrt))
-        # Named because it owns the weights: they must be there until the engine is.
+        # Kept in a variable because it owns the weights, which the build needs.
         parser = tensorrt.api.OnnxParser(network, tensorrt.native_logger)
         if not parser.parse_from_file(str(path)):
-            raise _refusal(tensorrt, signature, _parser_errors(parser) or _said(lines))
+            raise _rejection(tensorrt, signature, _parser_errors(parser) or _first_error(lines))
         faults = _network_faults(tensorrt, network, signature)
         if faults:
-            raise _refusal(tensorrt, signature, "; ".join(faults))
+            raise _rejection(tensorrt, signature, "; ".join(faults))
         config = builder_config(tensorrt, builder, settings)
         set_timing_cache(tensorrt, config, timing_cache)
         _add_profiles(builder, config, signature, profiles)
-        config.progress_monitor = progress_monitor(tensorrt.api, lambda: bool(held))
+        config.progress_monitor = progress_monitor(tensorrt.api, lambda: bool(pending))
         plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise _refusal(tensorrt, signature, _said(lines))
+        raise _rejection(tensorrt, signature, _first_error(lines))
     warnings = dict.fromkeys(line.text for line in lines if not line.is_error)
     for text in warnings:
         if UNUSED_INPUT.search(text):
-            raise _refusal(tensorrt, signature, f"it would ignore an input ({text})")
+            raise _rejection(tensorrt, signature, f"it would ignore an input ({text})")
     return Compiled(
         plan,
         tuple(text for text in warnings if not BENIGN_WARNING.search(text)),
@@ -114,10 +115,10 @@ def compile_graph(
     )
 
 
-def _refusal(tensorrt: TensorRT, signature: GraphSignature, reason: str) -> ExportError:
+def _rejection(tensorrt: TensorRT, signature: GraphSignature, reason: str) -> ExportError:
     return ExportError(
-        f"{tensorrt.name} cannot compile {signature.file}: {reason}; export the checkpoint again, "
-        "and if that does not help it is a bug of mod-edge"
+        f"{tensorrt.name} cannot compile {signature.file}: {reason}; export the checkpoint again; "
+        "if the error persists, it is a bug in mod-edge"
     )
 
 
@@ -131,14 +132,14 @@ def _parser_errors(parser: Any) -> str:
     )
 
 
-def _said(lines: list[LogLine]) -> str:
-    """The first error; the others follow from it."""
+def _first_error(lines: list[LogLine]) -> str:
+    """The first error in the log; the others follow from it."""
     errors = (_clean(line.text) for line in lines if line.is_error)
     return next(filter(None, errors), "it gives no reason")
 
 
 def _clean(text: str) -> str:
-    """One line, without places in TensorRT's source and what only a missing driver adds."""
+    """`text` as one line, without places in TensorRT's source and missing-driver errors."""
     return " ".join(SOURCE_PLACE.sub("", NO_DRIVER.sub("", text)).split())
 
 
@@ -149,7 +150,7 @@ def _network_faults(tensorrt: TensorRT, network: Any, signature: GraphSignature)
         *_tensor_faults("input", inputs, signature.inputs),
         *_tensor_faults("output", outputs, signature.outputs),
     ]
-    faults += [  # would want values in every profile, and a copy to the host in every step
+    faults += [  # would need values in every profile, and a copy to the host in every step
         f"shapes depend on the values of input {tensor.name!r}"
         for tensor in inputs
         if tensor.is_shape_tensor
@@ -170,7 +171,7 @@ def _tensor_faults(what: str, tensors: list[Any], specs: tuple[TensorSpec, ...])
         for spec in specs
     }
     return [
-        f"{what} {name!r} is {_described(found, name)}, wanted {_described(wanted, name)}"
+        f"{what} {name!r}: got {_described(found, name)}, wanted {_described(wanted, name)}"
         for name in {**wanted, **found}
         if found.get(name) != wanted.get(name)
     ]
@@ -178,7 +179,7 @@ def _tensor_faults(what: str, tensors: list[Any], specs: tuple[TensorSpec, ...])
 
 def _described(tensors: dict[str, tuple[str, tuple[int, ...]]], name: str) -> str:
     if name not in tensors:
-        return "not there"
+        return "none"
     dtype, dims = tensors[name]
     return f"{dtype} {list(dims)}"
 
@@ -194,35 +195,35 @@ def _add_profiles(
             if [tuple(shape) for shape in profile.get_shape(tensor)] != wanted:
                 raise ExportError(
                     f"{signature.file}: profile {name} does not take {wanted} for {tensor!r}; "
-                    "that is a bug of mod-edge"
+                    "this is a bug in mod-edge"
                 )
         if config.add_optimization_profile(profile) < 0:
             raise ExportError(
                 f"{signature.file}: TensorRT does not take optimization profile {name}, {inputs}; "
-                "that is a bug of mod-edge"
+                "this is a bug in mod-edge"
             )
 
 
 @contextmanager
-def _held_signals() -> Iterator[list[int]]:
-    """Ctrl-C and SIGTERM in a list while the block runs; the first takes its course behind it.
+def _deferred_signals() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM in a list while the block runs; raise the first one afterwards.
 
-    TensorRT swallows what Python raises inside its callbacks, KeyboardInterrupt too: a Ctrl-C that
-    is not held would be lost.
+    TensorRT swallows exceptions raised inside its callbacks, KeyboardInterrupt included: a Ctrl-C
+    that is not deferred would be lost.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield []  # signals come to the main thread alone
+        yield []  # only the main thread receives signals
         return
-    held: list[int] = []
+    pending: list[int] = []
 
-    def hold(number: int, _frame: FrameType | None) -> None:
-        held.append(number)
+    def defer(number: int, _frame: FrameType | None) -> None:
+        pending.append(number)
 
-    previous = {number: signal.signal(number, hold) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, defer) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield held
+        yield pending
     finally:
         for number, handler in previous.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
-        if held:
-            signal.raise_signal(held[0])
+        if pending:
+            signal.raise_signal(pending[0])

@@ -1,4 +1,4 @@
-"""Which compute capability engines are compiled for: the one asked for, or this machine's."""
+"""The compute capability that engines are compiled for: the requested one, or this machine's."""
 
 import re
 
@@ -8,26 +8,26 @@ from mod_edge.native.trt import TensorRT
 from mod_edge.profiles import Profile
 
 
-def choose_compute_capability(tensorrt: TensorRT, profile: Profile, asked: str | None) -> str:
-    """The compute capability to compile for: `asked`, else this GPU's, else the profile's only one.
+def choose_compute_capability(tensorrt: TensorRT, profile: Profile, requested: str | None) -> str:
+    """The compute capability to compile for, as "89".
 
     Args:
         tensorrt: the compiler.
-        profile: says which GPUs such a device has.
-        asked: "89" or "8.9".
+        profile: lists the compute capabilities of its devices.
+        requested: "89" or "8.9"; None for this machine's GPU, else the profile's only one.
 
     Raises:
-        ConfigError: it cannot be compiled for that one, or it is open which one is meant.
-        BackendError: TensorRT itself compiles on the GPU that it compiles for, and there is none.
+        ConfigError: the compiler does not support the requested one, or the choice is ambiguous.
+        BackendError: TensorRT (not RTX) compiles only for this machine's GPU, and there is none.
     """
-    if asked is not None and not re.fullmatch(r"\d{1,2}\.?\d", asked):
-        raise ConfigError(f"compute-capability={asked!r}, wanted one like 8.9 or 89")
-    wanted = None if asked is None else asked.replace(".", "")
+    if requested is not None and not re.fullmatch(r"\d{1,2}\.?\d", requested):
+        raise ConfigError(f"--compute-capability {requested!r}: wanted one like 8.9 or 89")
+    wanted = None if requested is None else requested.replace(".", "")
     if not tensorrt.is_rtx:
         here = find_gpu().compute_capability
         if wanted not in {None, here}:
             raise ConfigError(
-                f"compute-capability={wanted}, but TensorRT compiles for this machine's GPU alone, "
+                f"--compute-capability {wanted}: TensorRT compiles only for this machine's GPU, "
                 f"which has {here}; build on the device itself, or export for target rtx"
             )
         return here
@@ -35,14 +35,14 @@ def choose_compute_capability(tensorrt: TensorRT, profile: Profile, asked: str |
     if wanted not in tensorrt.compute_capabilities:
         raise ConfigError(
             f"{tensorrt.name} does not compile for compute capability {wanted}, only for "
-            f"{', '.join(tensorrt.compute_capabilities)}; Jetsons and server cards take target "
-            "tensorrt"
+            f"{', '.join(tensorrt.compute_capabilities)}; for Jetsons and server cards export with "
+            "--target tensorrt"
         )
     return wanted
 
 
 def _own_compute_capability(profile: Profile) -> str:
-    """This machine's GPU's, if the profile is for such a one, else the profile's."""
+    """The compute capability of this machine's GPU; without a GPU, the profile's only one."""
     of_profile = profile.compute_capabilities
     try:
         gpu = find_gpu()
@@ -50,14 +50,13 @@ def _own_compute_capability(profile: Profile) -> str:
         if len(of_profile) == 1:
             return of_profile[0]
         raise ConfigError(
-            f"profile {profile.name!r} does not say which one of compute capabilities "
-            f"{', '.join(of_profile) or 'all'} to compile for, and {exc}; "
-            "give --compute-capability"
+            f"profile {profile.name!r} covers compute capabilities "
+            f"{', '.join(of_profile) or 'of all GPUs'}, and {exc}; give --compute-capability"
         ) from exc
     if of_profile and gpu.compute_capability not in of_profile:
         raise ConfigError(
             f"this machine's {gpu.name} has compute capability {gpu.compute_capability}, profile "
-            f"{profile.name!r} is for {', '.join(of_profile)}; take another profile, or give "
+            f"{profile.name!r} is for {', '.join(of_profile)}; choose another --profile, or give "
             "--compute-capability"
         )
     return gpu.compute_capability

@@ -1,8 +1,8 @@
-"""A bundle's graphs compiled into TensorRT engines, one after another, each kept once it is whole.
+"""Compiles a bundle's graphs into TensorRT engines, one after another; each is saved when done.
 
 One process compiles all of them. Measured with TensorRT-RTX 1.7 on 336 MiB of weights: four graphs
-in a row peak at 1,201 MiB each and leave 129 MiB behind, 7 more than before the first. A process a
-graph would save nothing, and would load the compiler again for each.
+in a row peak at 1,201 MiB each and end at 129 MiB, 7 more than before the first. One process per
+graph would save no memory and load the compiler again for each.
 """
 
 import hashlib
@@ -40,18 +40,18 @@ from mod_edge.progress import OnStep, not_shown
 
 MEMORY_INFO = Path("/proc/meminfo")
 PROCESS_STATUS = Path("/proc/self/status")
-# An engine holds its graph's weights and the kernels of its profiles: 8.7 MB of kernels at most in
-# the tiny bundle, whatever the weights.
+# An engine holds its graph's weights and the kernels of its profiles: at most 8.7 MB of kernels in
+# the tiny bundle, independent of the weights.
 KERNEL_BYTES = 16 * 2**20
-# Peak memory over the weights: 3.2 measured on 336 MiB, others tell of 3 to 4. What the compiler
-# takes without weights: 180 MiB measured, a driver takes some more.
+# Peak memory over the weights: 3.2 measured on 336 MiB, others report 3 to 4. The compiler without
+# weights: 180 MiB measured, plus the driver's.
 MEMORY_FACTOR = 4
 BASE_MEMORY_BYTES = 512 * 2**20
 
 
 @dataclass(frozen=True)
 class EngineReport:
-    """What was done about one graph: `build_s` seconds, 0 where its engine was fresh."""
+    """One graph's engine: whether it was compiled now, and in `build_s` seconds (0 if not)."""
 
     name: str
     is_built: bool
@@ -62,14 +62,14 @@ class EngineReport:
 
 @dataclass(frozen=True)
 class BuildReport:
-    """What `build_engines` did.
+    """The result of `build_engines`.
 
     Attributes:
-        folder: where the engines lie.
+        folder: of the engines.
         settings: what they are for.
-        compiler: its name and version, for people.
-        graphs: one entry a graph, in the order of a step.
-        seconds: in all, checks included.
+        compiler: its name and version, for display.
+        graphs: one entry per graph, in the order of a step.
+        seconds: total, checks included.
         peak_memory_bytes: of this process so far.
     """
 
@@ -82,12 +82,12 @@ class BuildReport:
 
     @property
     def num_built(self) -> int:
-        """Engines that were compiled."""
+        """Engines that were compiled now."""
         return sum(graph.is_built for graph in self.graphs)
 
     @property
     def num_fresh(self) -> int:
-        """Engines that were there already and still fit."""
+        """Up-to-date engines that were skipped."""
         return len(self.graphs) - self.num_built
 
     @property
@@ -109,25 +109,24 @@ def build_engines(
     force: bool = False,
     on_step: OnStep = not_shown,
 ) -> BuildReport:
-    """Compile the graphs of `bundle` whose engines are not fresh.
+    """Compile the graphs of `bundle` that have no up-to-date engine.
 
-    Each engine is in its place, and in the manifest beside it, before the next one is begun:
-    whatever ends this early costs one graph.
+    Each engine and its manifest entry are written before the next graph is begun, so that an
+    interruption loses one graph at most.
 
     Args:
-        bundle: for a target that has a compiler; every file of it was hashed.
-        profile: shapes to compile for, and how. Its window is that of `delta` graphs; `in_place`
-            graphs carry theirs.
-        compute_capability: of the GPU to compile for, "89" or "8.9"; where None, that of this
-            machine's GPU, else the only one of `profile`.
-        force: compile the fresh ones too.
-        on_step: told the graph that begins, how much of the work is done, and of how much.
+        bundle: for a target that has a compiler, opened with every file hashed.
+        profile: shapes and options to compile for. Its window applies to `delta` graphs; `in_place`
+            graphs have a fixed one.
+        compute_capability: see `choose_compute_capability`.
+        force: compile up-to-date engines again too.
+        on_step: called with the graph that begins, the work done and the total work, in bytes.
 
     Raises:
-        BundleError: its graphs are for a target that compiles no engines.
-        ConfigError: the profile does not fit the bundle, or it is open what to compile for.
-        BackendError: TensorRT is missing, too old, or lacks disk or memory.
-        ExportError: TensorRT refuses a graph or would make a wrong engine of it.
+        BundleError: the bundle's target has no engines.
+        ConfigError: the profile does not fit the bundle, or the compute capability is ambiguous.
+        BackendError: TensorRT is missing or too old, or disk or memory are too small.
+        ExportError: TensorRT rejects a graph or would build a wrong engine.
     """
     started = time.perf_counter()
     folder, manifest, config = bundle.folder, bundle.manifest, bundle.config
@@ -163,7 +162,7 @@ def build_engines(
 
 @dataclass(frozen=True)
 class _Work:
-    """One graph, the key that its engine will have, and the bytes of graph and weights."""
+    """One graph, its engine's key, and the size of graph and weights."""
 
     signature: GraphSignature
     key: str
@@ -188,13 +187,13 @@ def _compiler_for(bundle: Bundle, profile: Profile) -> TensorRT:
     if not target.compiler:
         others = ", ".join(name for name, other in TARGETS.items() if other.compiler)
         raise BundleError(
-            f"bundle {folder} is for {target.name} ({target.runs_on}), which compiles no engines; "
+            f"bundle {folder} is for {target.name} ({target.runs_on}), which has no engines; "
             f"export the checkpoint again with --target, one of {others}"
         )
     if target.name not in profile.targets:
         raise ConfigError(
             f"profile {profile.name!r} is for {', '.join(profile.targets)}, bundle {folder} for "
-            f"{target.name}; take another profile, or export the checkpoint again with --target "
+            f"{target.name}; choose another profile, or export the checkpoint again with --target "
             f"{profile.targets[0]}"
         )
     tensorrt = load(target.compiler)
@@ -221,7 +220,7 @@ def _settings(
 
 
 def _only_fresh(folder: Path, found: EngineManifest, work: Sequence[_Work]) -> EngineManifest:
-    """`found` without the engines that are not what the bundle's graphs want today."""
+    """`found` without the engines that no longer fit the bundle's graphs."""
     engines_folder = folder / found.settings.folder
     fresh = {
         graph.name: found.engines[graph.name]
@@ -232,7 +231,7 @@ def _only_fresh(folder: Path, found: EngineManifest, work: Sequence[_Work]) -> E
 
 
 def _require_room(folder: Path, stale: Sequence[_Work]) -> None:
-    """Refuse what would end half-way for want of disk or memory.
+    """Check that disk and memory suffice.
 
     Raises:
         BackendError: names what is needed and what is free.
@@ -242,21 +241,21 @@ def _require_room(folder: Path, stale: Sequence[_Work]) -> None:
     needed, free = sum(graph.engine_bytes for graph in stale), shutil.disk_usage(folder).free
     if needed > free:
         raise BackendError(
-            f"{len(stale)} engines take about {_mib(needed)} of disk, {_mib(free)} are free at "
-            f"{folder}; make room there (engines of other settings lie in "
-            f"{folder / ENGINES_FOLDER}), or take the bundle to another disk"
+            f"{len(stale)} engines need about {_mib(needed)} of disk, {_mib(free)} are free at "
+            f"{folder}; free some (engines of other settings are in {folder / ENGINES_FOLDER}), "
+            "or move the bundle to another disk"
         )
     largest = max(stale, key=lambda graph: graph.memory_bytes)
     available = _free_memory_bytes()
     if available is not None and largest.memory_bytes > available:
         raise BackendError(
-            f"compiling {largest.name} takes about {_mib(largest.memory_bytes)} of memory, "
+            f"compiling {largest.name} needs about {_mib(largest.memory_bytes)} of memory, "
             f"{_mib(available)} are free, swap included; close other programs or add swap"
         )
 
 
 def _free_memory_bytes() -> int | None:
-    """What can be had without another program losing any; None where the system does not say."""
+    """Available memory and free swap; None where the system does not report them."""
     try:
         text = MEMORY_INFO.read_text(encoding="ascii")
     except OSError:
@@ -266,7 +265,7 @@ def _free_memory_bytes() -> int | None:
 
 
 def _peak_memory_bytes() -> int:
-    """Of this process alone; getrusage would tell of a larger one that has started it."""
+    """Peak of this process alone; getrusage would include a larger parent process."""
     text = PROCESS_STATUS.read_text(encoding="ascii", errors="replace")
     found = re.search(r"^VmHWM:\s+(\d+) kB$", text, re.MULTILINE)
     return int(found[1]) * 1024 if found else 0
@@ -283,7 +282,7 @@ def _compile_all(
     stale: Sequence[_Work],
     on_step: OnStep,
 ) -> dict[str, EngineReport]:
-    """Compile `stale`, and keep the manifest of the engines as true as their folder."""
+    """Compile `stale`, updating the engines' manifest after each graph."""
     reports = {}
     total, done = sum(graph.engine_bytes for graph in stale), 0
     for graph in stale:
@@ -301,7 +300,7 @@ def _compile_all(
 def _compile(
     tensorrt: TensorRT, folder: Path, graph: _Work, settings: EngineSettings
 ) -> tuple[EngineRecord, tuple[str, ...]]:
-    """Compile one graph into its place; its record, and what the compiler warned of."""
+    """Compile one graph and write its engine; returns its record and the compiler's warnings."""
     started = time.perf_counter()
     engines_folder = folder / settings.folder
     engines_folder.mkdir(parents=True, exist_ok=True)

@@ -1,12 +1,13 @@
-"""The modules that are traced into ONNX graphs: twins of the reference, written for export.
+"""The modules that are traced into ONNX graphs: the reference's computation, written for export.
 
 They hold no weights of their own: `export.trace` passes weights as graph inputs under the
 checkpoint's tensor names, so that nothing is folded, merged or renamed and one traced topology
 serves every layer of its kind. Linear weights are [in, out], multiplied without a Transpose.
 
-One layer class, two attention modules, a dialect each (`targets`): `DeltaAttention` of plain ops
+One layer class, with one attention module per dialect (`targets`): `DeltaAttention` of plain ops
 and `InPlaceAttention` of TensorScatter and Attention. In half precision, norms, rotation, softmax
-and router are islands of float32, cast in the graph: strongly typed compilers obey what stands.
+and router compute in float32 between explicit casts, because strongly typed compilers take every
+dtype from the graph.
 """
 
 from collections.abc import Callable
@@ -48,14 +49,14 @@ class GraphLayerNorm(nn.LayerNorm):
         return super().forward(widened(hidden)).to(hidden.dtype)
 
 
-def turned(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """`states` (..., E) turned by angles whose cos and sin are (..., E/2), in their dtype."""
+def rotated(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """`states` (..., E) rotated by angles whose cos and sin are (..., E/2), in their dtype."""
     first, second = states.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
 class GraphAttention(nn.Module):
-    """Grouped-query attention's projections and RoPE; the dialects differ in the rest."""
+    """Projections and RoPE of grouped-query attention, the same in both dialects."""
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
@@ -69,19 +70,19 @@ class GraphAttention(nn.Module):
         self.o_proj = GraphLinear(width, config.hidden_size, bias=False)
 
     def project(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Query (R, H, E) turned and scaled, key (R, G, E) turned, value (R, G, E)."""
+        """Query (R, H, E) rotated and scaled, key (R, G, E) rotated, value (R, G, E)."""
         query = self.q_proj(hidden).unflatten(-1, (self.num_heads, self.head_dim))
         key = self.k_proj(hidden).unflatten(-1, (self.num_key_value_heads, self.head_dim))
         value = self.v_proj(hidden).unflatten(-1, (self.num_key_value_heads, self.head_dim))
         cos, sin = cos[:, None], sin[:, None]  # over heads
         # Scaled here, on the few new rows: TensorRT would scale the whole cached key instead.
-        query = turned(widened(query), cos, sin) * self.head_dim**-0.5
-        key = turned(widened(key), cos, sin)
+        query = rotated(widened(query), cos, sin) * self.head_dim**-0.5
+        key = rotated(widened(key), cos, sin)
         return query.to(hidden.dtype), key.to(hidden.dtype), value
 
 
 class DeltaAttention(GraphAttention):
-    """Attention over a masked past and the new rows, without joining the two."""
+    """Attention over a masked past and the new rows, without concatenating the two."""
 
     def forward(
         self,
@@ -121,9 +122,9 @@ class DeltaAttention(GraphAttention):
 class InPlaceAttention(GraphAttention):
     """Attention over a cache of fixed size into which the new rows are written first.
 
-    ONNX TensorScatter-24 and Attention-24, the pair that TensorRT from 10.15 on turns into its KV
-    cache update and fused attention. The mask is explicit: TensorRT reads `is_causal` as top-left
-    and ignores `nonpad_kv_seqlen`, both without a word.
+    ONNX TensorScatter-24 and Attention-24, the pair that TensorRT 10.15 and later compiles into its
+    KV cache update and fused attention. The mask is explicit: TensorRT silently reads `is_causal`
+    as top-left and ignores `nonpad_kv_seqlen`.
     """
 
     def forward(
@@ -196,7 +197,7 @@ class DenseLayerGraph(nn.Module):
     def branch(
         self, hidden: Tensor, cos: Tensor, sin: Tensor, *past: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """f(x) of x + f(x) for rows (R, D), and what the attention gives for the cache."""
+        """f(x) of x + f(x) for rows (R, D), and the attention's key and value for the cache."""
         attention, key, value = self.self_attn(self.input_layernorm(hidden), cos, sin, *past)
         mlp = self.mlp(self.post_attention_layernorm(hidden + attention))
         return attention + mlp, key, value
@@ -211,7 +212,7 @@ class DenseLayerGraph(nn.Module):
 class MoDLayerGraph(DenseLayerGraph):
     """A decoder layer that computes text and K tokens of each frame: TopK, Gather, block, Scatter.
 
-    Skipped tokens pass unchanged and give no key or value.
+    Skipped tokens pass unchanged and have no key or value.
     """
 
     def __init__(self, config: ModelConfig, dialect: str) -> None:
@@ -250,13 +251,12 @@ class MoDLayerGraph(DenseLayerGraph):
         if self.router is None:
             columns = torch.tensor(uniform_tokens(self.frame_num_tokens, self.num_kept))
             return columns.expand(frame_index.shape[0], -1).contiguous(), None
-        # (T,); no dearer than gathering the frames first
-        all_logits = self.router(widened(states))[:, 0]
+        all_logits = self.router(widened(states))[:, 0]  # (T,), as fast as gathering frames first
         router_logits = all_logits.index_select(0, frame_index.flatten())
         router_logits = router_logits.unflatten(0, (-1, self.frame_num_tokens))  # (F, N)
-        # TopK gives the heaviest first; the positions themselves are sorted back into time order.
-        # By logits, not weights: many sigmoids round to 1, and ties have no defined order.
-        # One frame of zeros is put behind and taken off again: TopK over no frames stops
+        # TopK returns the heaviest first; the positions are sorted back into time order.
+        # By logits, not weights: many sigmoids round to 1, and the order of ties is undefined.
+        # A frame of zeros is appended and dropped again: TopK over no frames crashes
         # onnxruntime 1.23, the last for Python 3.10, with a floating point exception.
         padded = torch.cat([router_logits, router_logits.new_zeros(1, self.frame_num_tokens)])
         kept = padded.topk(self.num_kept, dim=1).indices.sort(dim=1).values[:-1]
@@ -279,19 +279,19 @@ class HeadGraph(nn.Module):
 
 
 class RebaseGraph(nn.Module):
-    """The sink's keys, turned further by one angle a pair of dims for all rows."""
+    """The sink's keys, all rows rotated further by the same angles."""
 
     def forward(self, key: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        return turned(widened(key), cos, sin).to(key.dtype)
+        return rotated(widened(key), cos, sin).to(key.dtype)
 
 
 def vision_graph(config: ModelConfig) -> nn.Module:
-    """The reference's frame encoder, its linear layers turned to [in, out], its norms widened."""
+    """The reference's frame encoder with [in, out] linear layers and norms in float32."""
     encoder = FrameEncoder(config)
     for path, module in list(encoder.named_modules()):
         if isinstance(module, nn.Linear):
-            twin = GraphLinear(module.in_features, module.out_features, module.bias is not None)
-            encoder.set_submodule(path, twin)
+            linear = GraphLinear(module.in_features, module.out_features, module.bias is not None)
+            encoder.set_submodule(path, linear)
         elif isinstance(module, nn.LayerNorm):
             shape = list(module.normalized_shape)
             encoder.set_submodule(path, GraphLayerNorm(shape, eps=module.eps))
@@ -308,9 +308,9 @@ MODULES: dict[GraphKind, Callable[[ModelConfig, str], nn.Module]] = {  # by conf
 
 
 def graph_module(config: ModelConfig, kind: GraphKind, lowering: Lowering) -> nn.Module:
-    """The module behind the graphs of one kind, without weights (on the meta device).
+    """The module that one kind of graph is traced from, without weights (on the meta device).
 
-    Weights are of the lowering's dtype, but for those of float32 islands.
+    Weights have the lowering's dtype, except for those of norms and router, which are float32.
     """
     with torch.device("meta"):
         module = MODULES[kind](config, lowering.dialect)

@@ -1,7 +1,7 @@
-"""What a target's compiler wants of a graph beyond its dialect, as passes over the traced graph.
+"""Passes over a traced graph for what a target's compiler requires beyond the dialect.
 
-All lowering happens here, at export: building an engine needs the compiler alone. Each pass says
-what it expects to find and what it leaves behind, and raises where that is not so.
+All lowering happens here, at export: building an engine needs the compiler alone. Each pass states
+the graph before and after, and raises where the graph is not as expected.
 """
 
 from pathlib import Path
@@ -20,7 +20,7 @@ READERS = ("Cast", "Shape")  # of an image's bytes, in the graphs that the expor
 
 
 def lower(proto: onnx.ModelProto, lowering: Lowering) -> onnx.ModelProto:
-    """`proto` as the target's compiler wants it; unchanged where it wants nothing more.
+    """`proto` as the target's compiler requires it; `proto` itself where it needs no pass.
 
     Raises:
         ExportError: a pass did not find what it expects.
@@ -31,12 +31,12 @@ def lower(proto: onnx.ModelProto, lowering: Lowering) -> onnx.ModelProto:
     if has_attention and lowering.precision == "fp32":
         return mark_attention_decomposable(proto)
     if any(value.type.tensor_type.elem_type == UINT8 for value in proto.graph.input):
-        return read_sizes_behind_casts(proto)
+        return read_sizes_after_casts(proto)
     return proto
 
 
 def lower_file(path: Path, lowering: Lowering) -> None:
-    """Lower the graph at `path`, whose weights stay in their file.
+    """Lower the graph at `path` in place; its weights stay in their file.
 
     Raises:
         ExportError: a pass did not find what it expects.
@@ -48,26 +48,26 @@ def lower_file(path: Path, lowering: Lowering) -> None:
 
 
 def mark_attention_decomposable(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Allow TensorRT to take Attention apart: it has no fused kernel for float32.
+    """Allow TensorRT to decompose Attention, for which it has no fused float32 kernel.
 
-    Before: each Attention lacks the attribute. After: each has it. ONNX Runtime refuses such a
-    graph, see `without_decomposable`.
+    Before: no Attention has the attribute. After: each has it. ONNX Runtime rejects such a graph,
+    see `without_decomposable`.
     """
     graph = _imported(proto)
     for node in _attentions(graph):
         if DECOMPOSABLE in node.attrs:
-            raise ExportError(f"{proto.graph.name}: {node.name} is marked already")
+            raise ExportError(f"{proto.graph.name}: {node.name} is already marked")
         node.attrs[DECOMPOSABLE] = 1
     return _exported(graph, proto)
 
 
-def read_sizes_behind_casts(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Let TensorRT 10.3 read the vision graph: there uint8 is an input's type, and only Cast's.
+def read_sizes_after_casts(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Make the vision graph readable for TensorRT 10.3, where only Cast takes uint8 inputs.
 
-    The exporter asks the bytes themselves for their number. (Types of its layers: TensorRT's
-    operator documentation, Shape; RTX takes bytes there too.)
+    The exporter reads sizes with Shape from the uint8 input itself, which TensorRT's Shape layer
+    does not take (its operator documentation; TensorRT-RTX does).
 
-    Before: a Cast reads each uint8 input, and besides only Shape does. After: the Cast alone.
+    Before: one Cast and any number of Shape nodes read each uint8 input. After: the Cast alone.
     """
     graph = _imported(proto)
     for tensor in graph.inputs:
@@ -85,7 +85,7 @@ def read_sizes_behind_casts(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def without_decomposable(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """The graph that ONNX Runtime and onnx's own tools can read, otherwise the same."""
+    """The same graph without the attribute, as ONNX Runtime and onnx's own tools can read it."""
     proto_copy = onnx.ModelProto()
     proto_copy.CopyFrom(proto)
     for node in proto_copy.graph.node:
@@ -103,7 +103,7 @@ def _attentions(graph: gs.Graph) -> list[gs.Node]:
 
 
 def _imported(proto: onnx.ModelProto) -> gs.Graph:
-    """The graph, without graphsurgeon's remarks: it prints them among a command's results."""
+    """The graph, imported without graphsurgeon's log lines, which would go to stdout."""
     severity, G_LOGGER.severity = G_LOGGER.severity, G_LOGGER.ERROR
     try:
         return gs.import_onnx(proto)
@@ -112,7 +112,7 @@ def _imported(proto: onnx.ModelProto) -> gs.Graph:
 
 
 def _exported(graph: gs.Graph, before: onnx.ModelProto) -> onnx.ModelProto:
-    """The graph as a model again, with the same inputs, outputs and opset."""
+    """The graph as a model, with the inputs and outputs of `before`."""
     after: onnx.ModelProto = gs.export_onnx(graph, do_type_check=False)
     for values, wanted in (
         (after.graph.input, before.graph.input),

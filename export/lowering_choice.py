@@ -1,4 +1,4 @@
-"""What a checkpoint is exported for: target, precision and cache rows, from a profile and flags."""
+"""Target, precision and cache rows of an export, from a profile and command-line flags."""
 
 from dataclasses import replace
 from importlib.util import find_spec
@@ -23,27 +23,27 @@ def choose_lowering(
     precision: str | None = None,
     window: str | None = None,
 ) -> Lowering:
-    """The lowering that `profile` means for `checkpoint`, where the other arguments do not say.
+    """The lowering of `checkpoint` for `profile`; the other arguments override the profile.
 
     Args:
         checkpoint: an open checkpoint.
         profile: of the device that the bundle is for.
         target: see `choose_target`.
-        precision: instead of the profile's.
-        window: instead of the profile's; `in_place` graphs have it baked in, others take none.
+        precision: overrides the profile's.
+        window: overrides the profile's; only `in_place` graphs have a fixed window.
 
     Raises:
-        ConfigError: an unknown target, one that takes no such precision, a window that is too
-            small, or steps of the profile that would fit in none of its engines.
+        ConfigError: an unknown target, a precision that it does not support, a window that is too
+            small or not supported, or steps of the profile that fit in none of its engines.
     """
     chosen = TARGETS[choose_target(profile, target)]
     is_baked = chosen.dialect == "in_place"
     if window is not None and not is_baked:
         raise ConfigError(
-            f"target {chosen.name} has no window in its graphs; leave --window out here: run takes "
-            "it, and engines are compiled for the profile's"
+            f"target {chosen.name} has no fixed window; omit --window here and give it to run "
+            "(engines are compiled for the profile's window)"
         )
-    # The pair of target and precision is judged before a window is planned for it.
+    # Checks that the target supports the precision, before a window is planned for the two.
     lowering = Lowering(chosen.name, precision or profile.precision, NO_ROWS if is_baked else None)
     if not chosen.has_device_cache:
         return lowering
@@ -52,24 +52,24 @@ def choose_lowering(
     plan = plan_window(config, window or profile.window, least_text, dtype=lowering.dtype)
     if is_baked:
         lowering = replace(lowering, capacity=plan.capacity)
-    if chosen.compiler:  # what `build` would refuse is not worth exporting
+    if chosen.compiler:  # fails here rather than in `build`, after the export
         for signature in bundle_signatures(config, lowering):
             optimization_profiles(signature, config, step_limits(profile, plan.capacity))
     return lowering
 
 
 def choose_target(profile: Profile, target: str | None = None) -> str:
-    """`target` if the profile lists it; else its only one, else its best that is installed here.
+    """`target` if given; else the profile's only target, else its best one installed here.
 
     Raises:
-        ConfigError: the profile does not list `target`, or nothing here decides.
+        ConfigError: the profile does not list `target`, or lists several and none is installed.
     """
     listed = ", ".join(profile.targets)
     if target is not None:
         if target_named(target).name not in profile.targets:
             raise ConfigError(
                 f"profile {profile.name!r} is for devices with {listed}, not for target "
-                f"{target!r}; take one of these, or another --profile"
+                f"{target!r}; choose one of these, or another --profile"
             )
         return target
     if len(profile.targets) == 1:
@@ -81,32 +81,31 @@ def choose_target(profile: Profile, target: str | None = None) -> str:
     here = ", ".join(f"{package} for {name}" for name, package in found.items()) or "nothing"
     raise ConfigError(
         f"profile {profile.name!r} is for devices with {listed}, and none of them is installed "
-        f"here ({here}); say what the device has with --target (mod-edge targets explains them)"
+        f"here ({here}); name the device's target with --target (mod-edge targets describes them)"
     )
 
 
 def require_compiler(lowering: Lowering) -> None:
-    """Refuse to build engines that nothing here could compile, before the graphs are made.
+    """Check, before anything is exported, that engines for `lowering` can be compiled here.
 
     Raises:
-        ConfigError: ONNX Runtime runs the target's graphs as they are.
+        ConfigError: the target has no engines: ONNX Runtime runs its graphs.
         BackendError: the target's compiler is not installed here.
     """
     compiler = TARGETS[lowering.target].compiler
     if not compiler:
         raise ConfigError(
-            f"target {lowering.target} has no engines: ONNX Runtime runs its graphs; leave --build "
-            "out"
+            f"target {lowering.target} has no engines: ONNX Runtime runs its graphs; omit --build"
         )
     if find_spec(compiler) is None:
         raise BackendError(
-            f"engines for target {lowering.target} are compiled with {compiler}, not installed "
-            "here; export without --build and build on the device: mod-edge build BUNDLE"
+            f"engines for target {lowering.target} are compiled with {compiler}, which is not "
+            "installed here; export without --build and build on the device: mod-edge build BUNDLE"
         )
 
 
 def summary(lowering: Lowering) -> str:
-    """Target, what serves it here, precision and window, as one line."""
+    """One line: target, the package that runs it here, precision and window."""
     here = installed_targets().get(lowering.target)
     line = (
         f"target {lowering.target} ({here or 'not installed'} here), precision {lowering.precision}"

@@ -1,6 +1,4 @@
-"""Random inputs of one step for a graph, always the same, and the right outputs for them."""
-
-from collections.abc import Callable
+"""Seeded random inputs of one step for a graph, and the expected outputs for them."""
 
 import numpy as np
 import torch
@@ -8,15 +6,13 @@ from torch import Tensor, nn
 
 from mod_edge.config import ModelConfig
 from mod_edge.export.step_io import Arrays, Past, StepContext, StepIo
-from mod_edge.plan.graph_kind import DENSE, HEAD, MOD, REBASE, VISION, GraphKind
+from mod_edge.plan.graph_kind import HEAD, REBASE, VISION
 from mod_edge.plan.layout import StepLayout
 from mod_edge.plan.signature import GraphSignature
 from mod_edge.plan.targets import Lowering
 
 NUM_PAST, PAST_LENGTH = 17, 13  # the tail of the past is unused and must be masked
 FIRST_POSITION = 1000
-
-RandomInputs = tuple[Arrays, StepContext]
 
 
 def random_step(
@@ -27,66 +23,47 @@ def random_step(
     layout: StepLayout,
     forced_kept: np.ndarray | None = None,
 ) -> tuple[Arrays, Arrays]:
-    """Inputs of a step of this layout for the graph, always the same, and the right outputs.
+    """Inputs of a step of this layout for the graph, seeded by it, and the expected outputs.
 
     Args:
         reference: from `reference_module`.
         config: the model's.
         signature: the graph's.
-        lowering: what the graph was made for.
+        lowering: what the graph was exported for.
         layout: the step's shape.
-        forced_kept: (F, K), the selection to follow instead of the reference's own.
+        forced_kept: (F, K), the selection to use instead of the reference's own.
 
     Returns:
-        Arrays by input and by output name, in the graph's dtypes (bfloat16 as float32) and the
-        right outputs in float32.
+        Inputs by name in the graph's dtypes (bfloat16 as float32), outputs by name in float32.
     """
-    generator = torch.Generator().manual_seed(sum(layout.pieces))
     io = StepIo(config, signature, lowering)
-    inputs, context = INPUTS[signature.kind](io, config, layout, generator)
+    inputs, context = _random_inputs(io, layout, torch.Generator().manual_seed(sum(layout.pieces)))
     return inputs, io.outputs(reference, inputs, context, kept=forced_kept)
 
 
-def _vision(
-    _io: StepIo, config: ModelConfig, layout: StepLayout, generator: torch.Generator
-) -> RandomInputs:
-    side = config.vision_config.image_size
-    shape = (layout.num_frames, side, side, 3)
-    frames = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
-    return {"frames": frames.numpy()}, StepContext()
-
-
-def _head(
-    io: StepIo, config: ModelConfig, layout: StepLayout, generator: torch.Generator
-) -> RandomInputs:
-    return io.head_inputs(_hidden(config, layout, generator)), StepContext()
-
-
-def _rebase(
-    io: StepIo, config: ModelConfig, _layout: StepLayout, generator: torch.Generator
-) -> RandomInputs:
-    key = torch.randn(NUM_PAST, config.text_config.head_dim, generator=generator)
-    return io.rebase_inputs(key, FIRST_POSITION), StepContext(position=FIRST_POSITION)
-
-
-def _layer(
-    io: StepIo, config: ModelConfig, layout: StepLayout, generator: torch.Generator
-) -> RandomInputs:
-    text = config.text_config
-    hidden = _hidden(config, layout, generator)
+def _random_inputs(
+    io: StepIo, layout: StepLayout, generator: torch.Generator
+) -> tuple[Arrays, StepContext]:
+    kind, text = io.signature.kind, io.config.text_config
+    if kind is VISION:
+        side = io.config.vision_config.image_size
+        shape = (layout.num_frames, side, side, 3)
+        frames = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+        return {"frames": frames.numpy()}, StepContext()
+    if kind is REBASE:
+        key = torch.randn(NUM_PAST, text.head_dim, generator=generator)
+        return io.rebase_inputs(key, FIRST_POSITION), StepContext(position=FIRST_POSITION)
+    hidden = _random_hidden(layout.num_tokens, text.hidden_size, generator)
+    if kind is HEAD:
+        return io.head_inputs(hidden), StepContext()
     shape = (NUM_PAST, text.num_key_value_heads, text.head_dim)
-    key, value = (torch.randn(shape, generator=generator) for _ in range(2))
-    inputs = io.layer_inputs(hidden, layout, FIRST_POSITION, Past(key, value, PAST_LENGTH))
-    past_positions = torch.arange(PAST_LENGTH) * 3 + 5  # gaps, as a MoD layer's cache has
+    past = Past(*(torch.randn(shape, generator=generator) for _ in range(2)), PAST_LENGTH)
+    inputs = io.layer_inputs(hidden, layout, FIRST_POSITION, past)
+    past_positions = torch.arange(PAST_LENGTH) * 3 + 5  # gaps, as in a MoD layer's cache
     return inputs, StepContext(layout, FIRST_POSITION, past_positions)
 
 
-def _hidden(config: ModelConfig, layout: StepLayout, generator: torch.Generator) -> Tensor:
-    """(T, D), from 0.01 to 1 row by row: only in small rows does a norm's epsilon show."""
-    hidden = torch.randn(layout.num_tokens, config.text_config.hidden_size, generator=generator)
-    return hidden * torch.logspace(-2, 0, layout.num_tokens)[:, None]
-
-
-INPUTS: dict[
-    GraphKind, Callable[[StepIo, ModelConfig, StepLayout, torch.Generator], RandomInputs]
-] = {VISION: _vision, DENSE: _layer, MOD: _layer, HEAD: _head, REBASE: _rebase}
+def _random_hidden(num_tokens: int, size: int, generator: torch.Generator) -> Tensor:
+    """(T, D), scaled from 0.01 to 1 by row: a norm's epsilon shows only in small rows."""
+    hidden = torch.randn(num_tokens, size, generator=generator)
+    return hidden * torch.logspace(-2, 0, num_tokens)[:, None]

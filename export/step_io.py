@@ -1,8 +1,8 @@
-"""What one graph is fed in a step, and what must come out: for the exporter's check and `verify`.
+"""Inputs and expected outputs of one graph in one step, for the exporter's check and `verify`.
 
-Inputs are laid out in the graph's dialect and rounded to its dtype. The right outputs come from the
-reference's own modules, given exactly what the graph is given, so that each graph is judged alone.
-The reference caches keys unrotated and selects by mask; a graph gets rotated keys.
+Inputs are laid out in the graph's dialect and rounded to its dtype. The expected outputs come from
+the reference's own modules on exactly these inputs, so that each graph is checked alone. The
+reference caches keys unrotated and selects by mask; a graph gets rotated keys.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -50,7 +50,7 @@ class ReferenceRebase(nn.Module):
         self.frequencies = torch.tensor(inverse_frequencies(config.text_config), device="cpu")
 
     def forward(self, key: Tensor, num_evicted: int) -> Tensor:
-        """(B, E), turned by `num_evicted` positions."""
+        """(B, E), rotated by `num_evicted` positions."""
         return rotate(key[:, None], torch.tensor([num_evicted]), self.frequencies)[:, 0]
 
 
@@ -66,7 +66,7 @@ REFERENCES: dict[GraphKind, Callable[[ModelConfig], nn.Module]] = {
 def load_reference(
     config: ModelConfig, kind: GraphKind, weights: Iterable[tuple[str, Tensor]]
 ) -> nn.Module:
-    """The reference behind a kind of graph, on `weights` under the graph's names, not copied."""
+    """The reference module of a kind of graph, with `weights` (the graph's names), not copied."""
     with torch.device("meta"):
         module = REFERENCES[kind](config)
     module.load_state_dict(dict(weights), assign=True)
@@ -79,7 +79,7 @@ def reference_module(
     weights: Iterable[tuple[str, Tensor]],
     weight_dtypes: Mapping[str, torch.dtype],
 ) -> nn.Module:
-    """The float32 reference behind a kind of graph, its weights rounded as the graph's are."""
+    """The float32 reference module of a kind of graph, its weights rounded as the graph's are."""
     held = (
         (name, rounded(name, tensor, weight_dtypes[name]).to(torch.float32))
         for name, tensor in weights
@@ -92,13 +92,13 @@ def reference_module(
 
 @dataclass(frozen=True)
 class StepContext:
-    """What decides a step's right outputs beside the graph's inputs.
+    """What a step's expected outputs depend on besides the graph's inputs.
 
     Attributes:
         layout: of a decoder layer's step.
-        position: stream position of its first token; of the rebase graph, tokens evicted so far.
-        past_positions: (S,) int64, where a layer's cached keys stand; None puts them all at 0,
-            where rotating a key leaves it as it is.
+        position: stream position of its first token; for the rebase graph, tokens evicted so far.
+        past_positions: (S,) int64, positions of a layer's cached keys; None for all at 0, where
+            rotation changes nothing.
     """
 
     layout: StepLayout | None = None
@@ -108,7 +108,7 @@ class StepContext:
 
 @dataclass(frozen=True)
 class Past:
-    """What a layer has cached.
+    """A layer's cache.
 
     Attributes:
         key: (S, G, E), rotated; rows from `length` on are unused.
@@ -122,11 +122,11 @@ class Past:
 
 
 class StepIo:
-    """Inputs and right outputs of one graph, step by step."""
+    """Inputs and expected outputs of one graph, step by step."""
 
     def __init__(self, config: ModelConfig, signature: GraphSignature, lowering: Lowering) -> None:
-        """For the graph that was made for `lowering`."""
-        self.signature, self.lowering = signature, lowering
+        """For the graph that was exported for `lowering`."""
+        self.config, self.signature, self.lowering = config, signature, lowering
         self.frequencies = torch.tensor(inverse_frequencies(config.text_config))
         self._dtype: torch.dtype = getattr(torch, lowering.dtype)
         self._is_delta = lowering.dialect == "delta"
@@ -134,26 +134,26 @@ class StepIo:
 
     @property
     def num_cache_rows(self) -> int | None:
-        """Rows of a layer's cache where the graph has them fixed."""
+        """Rows of a layer's cache; None where the graph does not fix them."""
         capacity = self.lowering.capacity
         return None if capacity is None else capacity.of(self.signature.kind.is_mod)
 
     def fed(self, tensor: Tensor) -> np.ndarray:
-        """In the graph's dtype; bfloat16, which numpy lacks, rounded to it but held as float32."""
+        """`tensor` in the graph's dtype; bfloat16, which numpy lacks, is rounded float32."""
         held = tensor.to(self._dtype)
         return (held.float() if self._dtype == torch.bfloat16 else held).numpy()
 
     def head_inputs(self, hidden: Tensor) -> Arrays:
-        """Of the head, for rows (T, D)."""
+        """The head's inputs for rows (T, D)."""
         return {"hidden": self.fed(hidden[None])}
 
     def rebase_inputs(self, key: Tensor, num_evicted: int) -> Arrays:
-        """Of the rebase graph, for keys (B, E)."""
+        """The rebase graph's inputs for keys (B, E)."""
         cos, sin = self._angles(torch.tensor([num_evicted]))
         return {"key": self.fed(key), "cos": cos, "sin": sin}
 
     def layer_inputs(self, hidden: Tensor, layout: StepLayout, position: int, past: Past) -> Arrays:
-        """Of a decoder layer, for hidden states (T, D) from stream position `position` on."""
+        """A decoder layer's inputs for hidden states (T, D) from stream position `position` on."""
         cos, sin = self._angles(torch.arange(layout.num_tokens) + position)
         inputs = {
             "hidden": self.fed(hidden[None]),
@@ -181,20 +181,26 @@ class StepIo:
         dtype: torch.dtype = torch.float32,
         kept: np.ndarray | None = None,
     ) -> Arrays:
-        """The right outputs for `inputs`, as float32 and int64.
+        """The expected outputs for `inputs`, as float32 and int64.
 
         Args:
             module: the reference's, from `load_reference`, in `dtype`.
             inputs: of the graph.
             context: of the step.
             dtype: to compute in.
-            kept: (F, K), a selection to follow instead of the module's own.
+            kept: (F, K), a selection to use instead of the module's own.
         """
         # A copy: a layout's arrays are read-only, which torch cannot respect.
         fed = {name: torch.tensor(array) for name, array in inputs.items()}
-        if self.signature.kind.is_layer:
+        kind = self.signature.kind
+        if kind.is_layer:
             return self._layer_outputs(module, fed, context, dtype, kept)
-        return OUTPUTS[self.signature.kind](module, fed, context, dtype)
+        if kind is VISION:
+            return {"frame_embeds": module(fed["frames"]).float().numpy()}
+        if kind is HEAD:
+            return {"logits": module(fed["hidden"][0].to(dtype))[None].float().numpy()}
+        assert kind is REBASE
+        return {"rebased_key": module(fed["key"].to(dtype), context.position).float().numpy()}
 
     def _layer_outputs(
         self,
@@ -224,7 +230,7 @@ class StepIo:
         return outputs if selection is None else outputs | {"kept": selection.numpy()}
 
     def _cache(self, fed: Tensors, context: StepContext, dtype: torch.dtype) -> LayerCache:
-        """The past as the reference holds it: rows in use, keys unrotated."""
+        """The past in the reference's form: rows in use, keys unrotated."""
         key, value = fed["past_key"].to(dtype), fed["past_value"].to(dtype)
         if not self._is_delta:
             key, value = key[0].transpose(0, 1), value[0].transpose(0, 1)
@@ -237,7 +243,7 @@ class StepIo:
         )
 
     def _laid_out(self, rows: Tensor) -> np.ndarray:
-        """Cache rows (S, G, E) as the graph takes them."""
+        """Cache rows (S, G, E) in the graph's layout."""
         if self._is_delta:
             return self.fed(rows)
         assert self.num_cache_rows is not None
@@ -249,27 +255,3 @@ class StepIo:
         """Cosine and sine (T, E/2) at positions (T,)."""
         angles = positions.to(torch.float64)[:, None] * self.frequencies
         return angles.cos().float().numpy(), angles.sin().float().numpy()
-
-
-def _frame_embeds(
-    module: nn.Module, fed: Tensors, _context: StepContext, _dtype: torch.dtype
-) -> Arrays:
-    return {"frame_embeds": module(fed["frames"]).float().numpy()}
-
-
-def _logits(module: nn.Module, fed: Tensors, _context: StepContext, dtype: torch.dtype) -> Arrays:
-    return {"logits": module(fed["hidden"][0].to(dtype))[None].float().numpy()}
-
-
-def _rebased_key(
-    module: nn.Module, fed: Tensors, context: StepContext, dtype: torch.dtype
-) -> Arrays:
-    return {"rebased_key": module(fed["key"].to(dtype), context.position).float().numpy()}
-
-
-# Of the kinds that are not layers.
-OUTPUTS: dict[GraphKind, Callable[[nn.Module, Tensors, StepContext, torch.dtype], Arrays]] = {
-    VISION: _frame_embeds,
-    HEAD: _logits,
-    REBASE: _rebased_key,
-}

@@ -1,4 +1,4 @@
-"""One traced topology, written as many ONNX graphs: trace once a kind, then set the weights.
+"""ONNX graphs from one trace per kind of graph, into which each graph's weights are written.
 
 Weights are traced as graph inputs named like the checkpoint's tensors and become initializers only
 when a graph is written. So the exporter cannot fold, merge or rename them, layers of one kind share
@@ -24,10 +24,10 @@ from mod_edge.export.graphs import graph_module, linear_weight_names
 from mod_edge.plan.signature import GraphSignature
 from mod_edge.plan.targets import Lowering
 
-# onnxruntime maps external data into memory where it starts on a page.
+# onnxruntime can memory-map external data that starts on a page boundary.
 DATA_ALIGNMENT = 4096
-# Example sizes for tracing: all above 1, because torch.export would bake a 0 or 1 in, and all
-# different, so that two dims are never taken for one.
+# Example sizes for tracing: all above 1, because torch.export specializes on 0 and 1, and all
+# different, so that it does not unify two dims.
 TRACE_SIZES = {"T": 29, "X": 5, "F": 2, "S": 7, "R": 11, "B": 13}
 ONNX_DTYPES = {
     torch.float32: TensorProto.FLOAT,
@@ -42,8 +42,8 @@ class Topology:
 
     Attributes:
         proto: the ONNX model without weights.
-        weight_shapes: shape of every weight as the graph holds it.
-        weight_dtypes: its dtype there.
+        weight_shapes: shape of every weight in the graph.
+        weight_dtypes: its dtype in the graph.
         transposed: names of weights that the graph holds as [in, out].
     """
 
@@ -56,7 +56,7 @@ class Topology:
 def trace(config: ModelConfig, signature: GraphSignature, lowering: Lowering) -> Topology:
     """The topology of `signature`'s kind of graph, traced at this config's sizes."""
     module = graph_module(config, signature.kind, lowering)
-    # Never filled and never read: torch.export only looks at shapes and dtypes.
+    # Uninitialized: torch.export reads only shapes and dtypes.
     weights = {
         name: torch.empty(param.shape, dtype=param.dtype)
         for name, param in module.named_parameters()
@@ -96,13 +96,13 @@ def write_graph(topology: Topology, weights: Iterable[tuple[str, Tensor]], path:
 
     Args:
         topology: from `trace`.
-        weights: names and tensors in the checkpoint's layout, each used and dropped in turn, so
-            that one tensor is in memory at a time.
-        path: the .onnx file to write; the data file's suffix is .data. No weights, no such file.
+        weights: names and tensors in the checkpoint's layout; one tensor is in memory at a time.
+        path: the .onnx file to write; the data file's suffix is .data. Without weights there is
+            no data file.
 
     Raises:
-        ExportError: a weight is missing, unknown, given twice, misshapen, or too large
-            for its dtype.
+        ExportError: a weight is missing, unknown, given twice, of another shape, or too large for
+            its dtype.
     """
     data_path = path.with_suffix(".data")
     initializers: dict[str, TensorProto] = {}
@@ -135,11 +135,11 @@ def rounded(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
         ExportError: a value overflows.
     """
     result = tensor.to(dtype)
-    # aminmax, unlike isfinite, makes no second tensor of a head's size
+    # aminmax, unlike isfinite, allocates no second tensor of a head's size.
     if not _is_finite(result) and _is_finite(tensor):
         largest = float(tensor.abs().max())
         raise ExportError(
-            f"weight {name!r} has values up to {largest:.3g}, {dtype} ends at "
+            f"weight {name!r} has values up to {largest:.3g}, the largest of {dtype} is "
             f"{torch.finfo(dtype).max:.3g}; export with --precision bf16 or fp32"
         )
     return result
@@ -150,17 +150,18 @@ def _is_finite(tensor: Tensor) -> bool:
 
 
 def raw_array(tensor: Tensor) -> np.ndarray:
-    """The tensor's memory as numpy sees it; bfloat16, which numpy lacks, as its 16 bits."""
+    """The tensor as a numpy array; bfloat16, which numpy lacks, as uint16 bits."""
     tensor = tensor.contiguous()
     return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
 class _WeightsAsInputs(nn.Module):
-    """Calls a module with the weights it is given instead of its own."""
+    """Calls a module with weights given as inputs instead of its own."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
-        self.__dict__["module"] = module  # not a submodule: its own parameters must not be seen
+        # Not a submodule, so that torch.export does not find the module's own parameters.
+        self.__dict__["module"] = module
         self.eval()
 
     def forward(self, weights: dict[str, Tensor], inputs: list[Tensor]) -> object:
@@ -172,7 +173,7 @@ def _size(dim: str | int) -> int:
 
 
 def _clean(proto: onnx.ModelProto, signature: GraphSignature) -> None:
-    """Give dynamic dims their letters (the exporter calls them s0, s1, ...) and drop its notes."""
+    """Name the dynamic dims (the exporter calls them s0, s1, ...) and drop its metadata."""
     specs = {spec.name: spec for spec in (*signature.inputs, *signature.outputs)}
     for value in (*proto.graph.input, *proto.graph.output):
         spec = specs.get(value.name)
@@ -181,8 +182,8 @@ def _clean(proto: onnx.ModelProto, signature: GraphSignature) -> None:
         for dim, wanted in zip(value.type.tensor_type.shape.dim, spec.dims, strict=True):
             if isinstance(wanted, str):
                 dim.dim_param = wanted
-    # Inner shapes keep the exporter's names, which no longer match: readers infer them anew. The
-    # rest is where in whose source folder a node was traced: nobody's business, and most of a file.
+    # Inner shapes keep the exporter's dim names, which no longer match; readers infer shapes again.
+    # The metadata is the source file and line of every node: most of the file, with private paths.
     del proto.graph.value_info[:]
     del proto.metadata_props[:]
     del proto.graph.metadata_props[:]
@@ -196,7 +197,7 @@ def _graph_tensor(name: str, tensor: Tensor, topology: Topology) -> Tensor:
         tensor = tensor.T
     wanted = topology.weight_shapes[name]
     if tuple(tensor.shape) != wanted:
-        raise ExportError(f"weight {name!r} is {tuple(tensor.shape)}, the graph wants {wanted}")
+        raise ExportError(f"weight {name!r} is {tuple(tensor.shape)}, wanted {wanted}")
     return rounded(name, tensor, topology.weight_dtypes[name])
 
 
@@ -214,13 +215,13 @@ def _external_tensor(name: str, tensor: Tensor, location: str, offset: int) -> T
 
 @contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """Silence the exporter's notes that are not about the user's model."""
+    """Silence the exporter's warnings that do not concern the user's model."""
     logger = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = logger.level
-    logger.setLevel(logging.ERROR)  # it misses torchvision, which nothing here needs
+    logger.setLevel(logging.ERROR)  # it warns that torchvision is missing, which is not needed
     try:
         with warnings.catch_warnings():
-            # A deprecation inside torch's own copy of its tree specification.
+            # A deprecation inside torch itself.
             warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
             yield
     finally:

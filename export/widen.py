@@ -1,7 +1,7 @@
-"""A bfloat16 graph as the same graph in float32, because ONNX Runtime's CPU has no bfloat16 MatMul.
+"""A bfloat16 graph converted to float32, because ONNX Runtime's CPU has no bfloat16 MatMul.
 
-Weights keep their rounded values, so the copy proves nodes, wiring and weights; what rounding in
-between costs is not in it.
+Weights keep their rounded values, so the copy proves nodes, wiring and weights, but not the error
+of rounding intermediate results.
 """
 
 from pathlib import Path
@@ -50,7 +50,7 @@ def float32_of_bits(bits: np.ndarray) -> np.ndarray:
 
 
 def _external_array(tensor: TensorProto, folder: Path) -> np.ndarray:
-    """An external tensor's values, bfloat16 as float32, everything else as its bytes."""
+    """An external tensor's values: bfloat16 as float32, all other dtypes as raw bytes."""
     entries = {entry.key: entry.value for entry in tensor.external_data}
     is_bf16 = tensor.data_type == BF16
     dtype = np.dtype(np.uint16 if is_bf16 else np.uint8)

@@ -138,7 +138,7 @@ def test_a_file_that_is_no_json_says_where(checkpoint, tmp_path):
 
 def test_no_checkpoint_at_all_says_how_to_make_one(tmp_path):
     line = fails("export", tmp_path / "nowhere", "-o", tmp_path / "out")
-    assert "is no checkpoint" in line
+    assert "is not a checkpoint" in line
     assert "mod-edge init tiny" in line
     assert "presets are tiny, 135m, 1b, 8b" in fails("inspect", tmp_path / "nowhere")
 
@@ -167,7 +167,7 @@ def test_layers_that_are_none_are_refused_before_anything_is_written(
         (("--target", "rtx"), "profile 'cpu' is for devices with cpu, not for target 'rtx'"),
         (("--target", "cup"), "no target is called 'cup'; did you mean 'cpu'?"),
         (("--precision", "fp16"), "target cpu takes fp32, not 'fp16'"),
-        (("--window", "60s"), "target cpu has no window in its graphs"),
+        (("--window", "60s"), "target cpu has no fixed window"),
         (("--build",), "target cpu has no engines"),
         (("--profile", "jetson-thor"), "say what the device has with --target"),
     ],

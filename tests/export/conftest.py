@@ -34,7 +34,7 @@ def no_tracing(monkeypatch, tiny_topologies):
 
 @pytest.fixture
 def checkpoint_with(tiny_config, tmp_path):
-    """`checkpoint_with(**mod_config)`: a tiny checkpoint that routes another way, or not at all."""
+    """`checkpoint_with(**mod_config)`: a tiny checkpoint with this routing; without any, dense."""
 
     def make(**mod_config) -> Checkpoint:
         mod = MoDConfig(**mod_config) if mod_config else None

@@ -1,8 +1,10 @@
-"""Faults to plant in the tiny bundle's graphs: slips that have been made in code of this sort.
+"""Faults to plant in the tiny bundle's graphs: mistakes that have been made in code of this kind.
 
-Each is surgery on a loaded graph, written against its ops and weights rather than the exporter's
-names, and leaves a graph that loads and runs.
+Each changes a loaded graph by its ops and weights, not by the exporter's names, and leaves a graph
+that loads and runs.
 """
+
+import shutil
 
 import numpy as np
 import onnx
@@ -13,8 +15,21 @@ from mod_edge.model.presets import preset_config
 CONFIG = preset_config("tiny")
 
 
+def copy_graph(source, folder, fault=None):
+    """Copy the graph `source` and its weights into `folder`, with `fault` planted; returns it."""
+    shutil.copy(source.with_suffix(".data"), folder)
+    model = onnx.load(str(source), load_external_data=False)
+    if fault is not None:
+        before = model.SerializeToString(deterministic=True)
+        fault(Surgery(model))
+        assert model.SerializeToString(deterministic=True) != before, "the fault changed nothing"
+    target = folder / source.name
+    target.write_bytes(model.SerializeToString())
+    return target
+
+
 class Surgery:
-    """A loaded graph with its nodes by output, to be cut and saved beside its weights."""
+    """A loaded graph and the operations that faults are made of."""
 
     def __init__(self, model):
         self.model = model
@@ -48,7 +63,7 @@ class Surgery:
         node.input[list(node.input).index(old)] = new
 
     def bypass(self, node, name):
-        """Who read the node's output reads `name` instead."""
+        """Make the consumers of the node's output read `name` instead."""
         for consumer in self.consumers(node.output[0]):
             self.replace_input(consumer, node.output[0], name)
 
@@ -62,7 +77,7 @@ class Surgery:
             self.graph.node.insert(place + offset, each)
 
     def swap_weights(self, first, second):
-        """The two initializers change names, so that each feeds the other's node."""
+        """Swap the names of two initializers, so that each feeds the other's node."""
         for tensor in self.graph.initializer:
             if tensor.name in (first, second):
                 tensor.name = second if tensor.name == first else first
@@ -121,8 +136,8 @@ def small_array(tensor):
     return None if tensor.external_data else numpy_helper.to_array(tensor)
 
 
-def queries_turned_backwards(cut):
-    """The query's rotation with the sign of the sine changed: RoPE by minus the angle."""
+def queries_rotated_backwards(cut):
+    """The query's rotation with the sine's sign flipped: RoPE by minus the angle."""
     first = cut.find("Sub")[0]  # first * cos - second * sin, of the query
     first.op_type = "Add"
 
@@ -156,25 +171,25 @@ def ordering(cut):
 
 
 def without_padding(cut, name):
-    """`name`, one row more than there are frames, cut down as the sorted positions are."""
+    """`name`, which has one row more than there are frames, sliced as the sorted positions are."""
     slicing = cut.producer("kept")
     cut.insert_before(slicing, helper.make_node("Slice", [name, *slicing.input[1:]], ["planted"]))
     return "planted"
 
 
 def unsorted_selection(cut):
-    """The heaviest first, as TopK gives them."""
+    """The heaviest first, as TopK returns them."""
     cut.bypass(ordering(cut), ordering(cut).input[0])
 
 
 def ranks_for_positions(cut):
-    """What argsort gives: the first K tokens are computed, whatever the router says."""
+    """Ranks, as argsort returns them: the first K tokens are computed, whatever the router says."""
     sort = ordering(cut)
     sort.output[:] = [sort.output[1], sort.output[0]]
 
 
 def hidden_ranks(cut):
-    """Ranks are gathered, while the output `kept` still tells the right positions."""
+    """Ranks are gathered, while the output `kept` still has the right positions."""
     (gather,) = [node for node in cut.consumers("kept") if node.input[0] == "frame_index"]
     cut.replace_input(gather, "kept", without_padding(cut, ordering(cut).output[1]))
 
@@ -196,7 +211,7 @@ def concatenated(cut):
 
 
 def weights_in_text_first_order(cut):
-    """Router weights meet the rows before these are put into time order."""
+    """Router weights multiply the rows before these are in time order."""
     (ones,) = cut.find("Expand")
     (cat,) = cut.consumers(ones.output[0])
     (gather,) = cut.consumers(cat.output[0])
@@ -233,7 +248,7 @@ def angles_by_row_number(cut):
 
 
 def other_scaling(cut):
-    """X + w * f(x), which the config's `full` is not."""
+    """X + w * f(x), the scaling `delta`, where the config says `full`."""
     scaled = whole_scaling(cut)
     added = cut.producer(scaled.input[1])
     weights, inputs, branch = scaled.input[0], *added.input
@@ -258,13 +273,13 @@ def exact_gelu(cut):
 
 
 def swapped_red_and_blue(cut):
-    """The picture's channels are read the other way round."""
+    """The image's channels are read in reverse order."""
     (cast,) = cut.find("Cast")
     turned = helper.make_node(
         "Gather", [cast.input[0], cut.constant("bgr", np.array([2, 1, 0]))], ["turned"], axis=3
     )
     channels = cast.input[0]
-    if channels != "frames":  # the channels already stand first
+    if channels != "frames":  # the channels already come first
         turned.attribute[0].i = 1
     cut.insert_before(cast, turned)
     cast.input[0] = "turned"
@@ -302,7 +317,7 @@ ATTENTION_FAULTS = [
     off_by_one_past,
     unmasked_future,
     unscaled_scores,
-    queries_turned_backwards,
+    queries_rotated_backwards,
     other_groups,
 ]
 ROUTING_FAULTS = [
@@ -321,7 +336,7 @@ VISION_FAULTS = [exact_gelu, swapped_red_and_blue, unscaled_pixels]
 HEAD_FAULTS = [unweighted_norm]
 
 
-# ---- broken promises ----
+# ---- faults in structure ----
 
 
 def with_a_branch(cut):
@@ -339,7 +354,7 @@ def with_a_branch(cut):
 
 
 def without_scatter(cut):
-    """The computed rows are added in by other means, which TensorRT refuses or slows."""
+    """The computed rows are not scattered back."""
     (scatter,) = cut.find("ScatterND")
     scatter.op_type = "Identity"
     del scatter.input[1:]
@@ -374,6 +389,6 @@ def renamed_weight(cut):
 
 
 def merged_weight(cut):
-    """One norm's weight serves both, as where a simplifier finds them equal."""
+    """Both norms share one weight, as when a simplifier merges equal initializers."""
     (norm,) = cut.consumers("input_layernorm.weight")
     cut.replace_input(norm, "input_layernorm.weight", "post_attention_layernorm.weight")

@@ -1,4 +1,4 @@
-"""Faults to plant in `in_place` layers: slips of caches, masks and half precision."""
+"""Faults to plant in `in_place` layers: mistakes in caches, masks and half precision."""
 
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
@@ -21,7 +21,7 @@ def top_left_causal(cut):
 
 
 def unmasked_tail(cut):
-    """Rows behind the step are seen too: everything an evicted or taken-back step left there."""
+    """Rows after the step are seen too: stale rows of evicted or withdrawn steps."""
     (is_seen,) = cut.find("LessOrEqual")
     (unsqueezed,) = cut.consumers(is_seen.output[0])
     cut.insert_before(

@@ -1,10 +1,10 @@
-"""What TensorRT 10.3 (JetPack 6), which has never run here, reads of ONNX: facts to test against.
+"""Ops and types that TensorRT 10.3 (JetPack 6) parses, from its documentation: never run here.
 
 Ops and their types: the support matrix in docs/operators.md of github.com/onnx/onnx-tensorrt at
 release 10.1 (commit 96e7811, June 2024). Its changelog adds no op and no type in 10.2 and 10.3,
-only that Slice takes its axes as a tensor. Listed are ops that a graph of ours could come to hold.
-uint8: the matrix has it as a type of network inputs and outputs and of Cast; that the Shape layer
-lacks it stands in TensorRT 10.7's operator documentation, the oldest found.
+only that Slice takes its axes as a tensor. Listed are ops that an exported graph may contain.
+uint8: the matrix lists it for network inputs and outputs and for Cast; TensorRT 10.7's operator
+documentation, the oldest found, does not list it for the Shape layer.
 """
 
 NEWEST_OPSET = 20

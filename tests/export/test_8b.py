@@ -2,8 +2,8 @@
 
     python -m pytest tests/export/test_8b.py -m slow -s
 
-prints the figures. Two layers are enough: one of each kind; their weights are the real sizes. It
-writes 8 GB, below --basetemp where that is given.
+prints the figures. Two layers, one of each kind, suffice: their weights have the real sizes. The
+test writes 8 GB into --basetemp.
 """
 
 import json
@@ -19,7 +19,7 @@ pytest.importorskip("tensorrt_rtx")
 
 MAX_S = 60  # a graph, exported and compiled
 MAX_BYTES = 6 * 2**30
-# One process: what it takes for one graph is gone before the next.
+# One process: the memory of one graph is freed before the next.
 EXPORT = """
 import json, re, sys, time
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Graphs in the real compiler, without a GPU: what it takes, what it must not be believed about."""
+"""Graphs in the real compiler, without a GPU: what compiles, and which silent faults are errors."""
 
 import signal
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +25,7 @@ pytest.importorskip("tensorrt_rtx")
 LIMITS = StepLimits(max_step_tokens=128, opt_frames=2, max_frames=4, capacity=CAPACITY)
 FLOAT16, INT64 = TensorProto.FLOAT16, TensorProto.INT64
 HEADS = (1, 2, 8, 16)  # batch, heads, rows, head dim
-# Every graph in rtx-fp16 is compiled by test_engine.py; of these, one graph of each kind.
+# test_engines.py compiles every graph of rtx-fp16; here one graph of each kind is compiled.
 OTHER_BUNDLES = [("rtx", "fp32"), ("rtx", "bf16"), ("tensorrt-delta", "fp16")]
 
 
@@ -61,7 +61,7 @@ def write_model(path, nodes, signature, initializers=()):
 
 
 def fixed(signature):
-    """One profile, T from 1 to 8, every other dim as it is."""
+    """One profile: T from 1 to 8, all other dims fixed."""
     return {
         "any": {
             item.name: ShapeRange(
@@ -74,12 +74,12 @@ def fixed(signature):
 
 @pytest.fixture
 def compile_planted(rtx, settings, tmp_path):
-    """`compile_planted(nodes, signature, promised=..., initializers=...)` compiles such a graph."""
+    """`compile_planted(nodes, signature, expected=...)`: compiles this graph as `expected`."""
 
-    def run(nodes, signature, *, promised=None, initializers=(), profiles=None):
+    def run(nodes, signature, *, expected=None, initializers=(), profiles=None):
         path = write_model(tmp_path / "planted.onnx", nodes, signature, initializers)
-        promised = promised or signature
-        return compile_graph(rtx, path, promised, profiles or fixed(promised), settings)
+        expected = expected or signature
+        return compile_graph(rtx, path, expected, profiles or fixed(expected), settings)
 
     return run
 
@@ -88,7 +88,7 @@ ADD = [helper.make_node("Add", ["a", "b"], ["sum"], name="the_add")]
 ADDED = signature_of([spec("a", (1, "T")), spec("b", (1, "T"))], [spec("sum", (1, "T"))])
 
 
-# ---- what it takes ----
+# ---- what compiles ----
 
 
 @pytest.mark.parametrize(("target", "precision"), OTHER_BUNDLES)
@@ -126,34 +126,34 @@ def test_an_input_that_attention_ignores_is_an_error(compile_planted):
 
 
 @pytest.mark.parametrize(
-    ("promised", "fault"),
+    ("expected", "fault"),
     [
         (
             replace(ADDED, inputs=(spec("a", (1, 3)), spec("b", (1, "T")))),
-            r"input 'a' is HALF \[1, -1\], wanted HALF \[1, 3\]",
+            r"input 'a': got HALF \[1, -1\], wanted HALF \[1, 3\]",
         ),
         (
             replace(ADDED, inputs=(spec("a", (1, "T"), "float32"), spec("b", (1, "T")))),
-            r"input 'a' is HALF \[1, -1\], wanted FLOAT \[1, -1\]",
+            r"input 'a': got HALF \[1, -1\], wanted FLOAT \[1, -1\]",
         ),
         (
             replace(ADDED, inputs=(*ADDED.inputs, spec("cos", (1, "T")))),
-            r"input 'cos' is not there, wanted HALF \[1, -1\]",
+            r"input 'cos': got none, wanted HALF \[1, -1\]",
         ),
         (
             replace(ADDED, inputs=ADDED.inputs[:1]),
-            r"input 'b' is HALF \[1, -1\], wanted not there",
+            r"input 'b': got HALF \[1, -1\], wanted none",
         ),
         (
             replace(ADDED, outputs=(spec("logits", (1, "T")),)),
-            r"output 'logits' is not there, wanted .*output 'sum' is HALF",
+            r"output 'logits': got none, wanted .*output 'sum': got HALF",
         ),
     ],
     ids=["dim", "dtype", "missing input", "unknown input", "output"],
 )
-def test_a_graph_that_is_not_its_signature_is_an_error(compile_planted, promised, fault):
+def test_a_graph_that_is_not_its_signature_is_an_error(compile_planted, expected, fault):
     with pytest.raises(ExportError, match=fault):
-        compile_planted(ADD, ADDED, promised=promised)
+        compile_planted(ADD, ADDED, expected=expected)
 
 
 CACHE = spec("past_key", (1, 2, 32, 16))
@@ -183,28 +183,28 @@ def test_a_cache_that_is_not_updated_in_place_is_an_error(compile_planted):
         compile_planted(nodes, WRITTEN)
 
 
-def test_an_input_whose_values_steer_shapes_is_an_error(compile_planted):
+def test_an_input_whose_values_determine_shapes_is_an_error(compile_planted):
     scalars = [helper.make_tensor(name, INT64, [], [value]) for name, value in (("z", 0), ("o", 1))]
     nodes = [
         helper.make_node("Squeeze", ["past_length"], ["limit"]),
         helper.make_node("Range", ["z", "limit", "o"], ["columns"]),
         helper.make_node("Cast", ["columns"], ["sum"], to=FLOAT16),
     ]
-    promised = signature_of([spec("past_length", (1,), "int64")], [spec("sum", ("T",))])
+    signature = signature_of([spec("past_length", (1,), "int64")], [spec("sum", ("T",))])
     with pytest.raises(ExportError, match="depend on the values of input 'past_length'"):
-        compile_planted(nodes, promised, initializers=scalars)
+        compile_planted(nodes, signature, initializers=scalars)
 
 
-# ---- what it refuses ----
+# ---- what is rejected ----
 
 
-def test_an_op_that_the_parser_refuses_is_named_with_its_node(compile_planted):
+def test_an_op_that_the_parser_rejects_is_named_with_its_node(compile_planted):
     nodes = [helper.make_node("Nonsense", ["a", "b"], ["sum"], name="the_node")]
     with pytest.raises(ExportError, match=r"TensorRT-RTX .* head.onnx: .*'the_node' \(Nonsense\)"):
         compile_planted(nodes, ADDED)
 
 
-def test_what_the_builder_refuses_is_told_in_its_words_without_the_noise(compile_planted):
+def test_a_builder_error_is_quoted_without_source_places_and_driver_errors(compile_planted):
     names = ("values", "indices")
     nodes = [helper.make_node("TopK", ["a", "k"], names)]
     k = helper.make_tensor("k", INT64, [1], [4000])  # TensorRT takes 3840 at most
@@ -213,7 +213,7 @@ def test_what_the_builder_refuses_is_told_in_its_words_without_the_noise(compile
         compile_planted(nodes, signature_of([spec("a", (1, 5000))], outputs), initializers=[k])
     text = str(caught.value)
     assert "\n" not in text
-    assert not [noise for noise in ("cudaError", "/_src/", "checkMacros") if noise in text]
+    assert not [each for each in ("cudaError", "/_src/", "checkMacros") if each in text]
 
 
 def test_an_input_without_a_range_is_an_error(compile_planted):
@@ -223,7 +223,7 @@ def test_an_input_without_a_range_is_an_error(compile_planted):
         compile_planted(ADD, ADDED, profiles=profiles)
 
 
-def test_a_file_that_is_no_graph_is_an_error(rtx, settings, tmp_path):
+def test_a_file_that_is_not_a_graph_is_an_error(rtx, settings, tmp_path):
     path = tmp_path / "head.onnx"
     path.write_bytes(b"\x08\x99 no model")
     with pytest.raises(ExportError, match="Failed to parse"):
@@ -254,7 +254,7 @@ def test_a_compiler_that_does_not_start_is_a_backend_error(rtx, settings, tmp_pa
 
 @pytest.fixture
 def ctrl_c(monkeypatch):
-    """Ctrl-C arrives while TensorRT reports its first step; the steps that it has asked about."""
+    """Ctrl-C arrives while TensorRT reports its first step; the list of steps reported so far."""
     steps = []
     monitor = compiler.progress_monitor
 
@@ -268,7 +268,7 @@ def ctrl_c(monkeypatch):
         return monitor(api, ask)
 
     monkeypatch.setattr(compiler, "progress_monitor", interrupted)
-    # Where tests run in the background, it is ignored.
+    # SIGINT is ignored where tests run in the background.
     previous = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield steps
     signal.signal(signal.SIGINT, previous)

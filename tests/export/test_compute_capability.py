@@ -1,4 +1,4 @@
-"""Which GPU is compiled for: the one asked for, this machine's, or the profile's only one."""
+"""The GPU that engines are compiled for: the requested one, this machine's, the profile's."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -27,7 +27,7 @@ TENSORRT = trt.TensorRT("tensorrt", None, "10.15.1", trt.Log(), None)
 
 @pytest.fixture
 def machine_has(monkeypatch):
-    """`machine_has(found)`: this machine has that GPU, or none."""
+    """`machine_has(gpu)`: this machine has that GPU; `machine_has()`: it has none."""
 
     def put(found=None):
         def find():
@@ -48,16 +48,16 @@ def profile_for(*compute_capabilities):
 # ---- TensorRT-RTX ----
 
 
-@pytest.mark.parametrize(("asked", "chosen"), [("89", "89"), ("8.6", "86"), ("12.0", "120")])
-def test_what_is_asked_for_comes_first(machine_has, asked, chosen):
+@pytest.mark.parametrize(("requested", "chosen"), [("89", "89"), ("8.6", "86"), ("12.0", "120")])
+def test_the_requested_one_comes_first(machine_has, requested, chosen):
     machine_has(ADA)
-    assert choose_compute_capability(RTX, profile_for("121"), asked) == chosen
+    assert choose_compute_capability(RTX, profile_for("121"), requested) == chosen
 
 
-@pytest.mark.parametrize("asked", ["", "x", "8", "8.9.1", "SM89", "12345"])
-def test_what_is_no_compute_capability_is_refused(machine_has, asked):
+@pytest.mark.parametrize("requested", ["", "x", "8", "8.9.1", "SM89", "12345"])
+def test_anything_but_a_compute_capability_is_refused(machine_has, requested):
     with pytest.raises(ConfigError, match=r"wanted one like 8\.9 or 89"):
-        choose_compute_capability(RTX, profile_for("89"), asked)
+        choose_compute_capability(RTX, profile_for("89"), requested)
 
 
 def test_this_machines_gpu_comes_before_the_profiles(machine_has):
@@ -66,7 +66,7 @@ def test_this_machines_gpu_comes_before_the_profiles(machine_has):
     assert choose_compute_capability(RTX, profile_for(), None) == "89"
 
 
-def test_a_gpu_that_the_profile_is_not_for_is_a_contradiction(machine_has):
+def test_a_gpu_that_the_profile_does_not_cover_is_refused(machine_has):
     machine_has(ADA)
     with pytest.raises(ConfigError, match=r"has compute capability 89, profile .* is for 86, 120"):
         choose_compute_capability(RTX, profile_for("86", "120"), None)
@@ -76,13 +76,13 @@ def test_without_a_gpu_the_profiles_only_one_is_taken(machine_has):
     assert choose_compute_capability(RTX, profile_for("86"), None) == "86"
 
 
-@pytest.mark.parametrize(("capabilities", "told"), [(("86", "87"), "86, 87"), ((), "all")])
-def test_without_a_gpu_several_are_a_question(machine_has, capabilities, told):
-    with pytest.raises(ConfigError, match=rf"{told} to compile for, .*give --compute-capability"):
+@pytest.mark.parametrize(("capabilities", "named"), [(("86", "87"), "86, 87"), ((), "of all GPUs")])
+def test_without_a_gpu_several_are_ambiguous(machine_has, capabilities, named):
+    with pytest.raises(ConfigError, match=rf"capabilities {named}, .*give --compute-capability"):
         choose_compute_capability(RTX, profile_for(*capabilities), None)
 
 
-def test_a_gpu_that_rtx_does_not_know_is_refused_with_those_it_does(machine_has):
+def test_a_gpu_that_rtx_does_not_support_is_refused_with_the_supported_ones(machine_has):
     with pytest.raises(ConfigError, match=r"capability 87, only for 75, 80, 86, 89, 120, 121"):
         choose_compute_capability(RTX, profile_for("87"), None)
 
@@ -98,7 +98,7 @@ def test_tensorrt_compiles_for_this_machines_gpu(machine_has):
 
 def test_tensorrt_does_not_compile_for_another_gpu(machine_has):
     machine_has(ORIN)
-    with pytest.raises(ConfigError, match=r"capability=110, .* has 87; build on the device itself"):
+    with pytest.raises(ConfigError, match=r"capability 110: .* has 87; build on the device itself"):
         choose_compute_capability(TENSORRT, profile_for("110"), "110")
 
 

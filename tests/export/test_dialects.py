@@ -1,4 +1,4 @@
-"""The dialects and precisions of a layer: their ops, dtypes and numbers, target by target."""
+"""The dialects and precisions of a layer: ops, dtypes and numbers for each target."""
 
 import numpy as np
 import onnx
@@ -20,7 +20,6 @@ from mod_edge.export.trace import rounded
 from mod_edge.export.widen import float32_of_bits, write_widened
 from mod_edge.model.checkpoint import Checkpoint
 from mod_edge.native.onnx_session import session_options
-from mod_edge.plan.kv_window import Rows
 from mod_edge.plan.layout import step_layout
 from mod_edge.plan.signature import bundle_signatures
 from mod_edge.plan.targets import TARGETS, Lowering
@@ -41,8 +40,8 @@ ONNX_TYPES = {
     "fp16": TensorProto.FLOAT16,
     "bf16": TensorProto.BFLOAT16,
 }
-# onnx's evaluator against ONNX Runtime on in_place layers: 5e-7 measured; a wrong mask gives 0.1.
-JUDGE_ERROR = 4e-6
+# onnx's evaluator against ONNX Runtime: at most MEASURED measured; a wrong mask gives 0.1.
+EVALUATOR_ERROR = 4e-6
 
 every_bundle = pytest.mark.parametrize(("target", "precision"), ALL)
 
@@ -98,9 +97,9 @@ def test_the_opset_is_the_targets(bundle_for, target, precision):
         ]
 
 
-@every_bundle
-def test_inputs_and_outputs_are_the_signatures(bundle_for, target, precision):
-    bundle = bundle_for(target, precision)
+@pytest.mark.parametrize(("target", "precision"), [("cpu", "fp32"), *ALL])
+def test_inputs_and_outputs_are_the_signatures(any_bundle, target, precision):
+    bundle = any_bundle(target, precision)
     config = read_config(bundle / CONFIG_FILE)
     for signature in bundle_signatures(config, lowering_of(target, precision)):
         graph = onnx.load(str(bundle / signature.file), load_external_data=False).graph
@@ -131,8 +130,8 @@ def test_weights_have_the_precision_and_norms_and_router_stay_float32(
         for tensor in model.graph.initializer:
             if tensor.data_location != TensorProto.EXTERNAL:
                 continue
-            is_island = any(part in tensor.name for part in ("norm", "router"))
-            wanted = TensorProto.FLOAT if is_island else ONNX_TYPES[precision]
+            is_wide = any(part in tensor.name for part in ("norm", "router"))
+            wanted = TensorProto.FLOAT if is_wide else ONNX_TYPES[precision]
             assert tensor.data_type == wanted, tensor.name
 
 
@@ -182,7 +181,7 @@ def test_the_embedding_table_has_the_bundles_precision(bundle_for, tiny_checkpoi
 def test_a_weight_too_large_for_its_precision_is_an_export_error():
     weight = torch.tensor([1.0, -70000.0])
     assert rounded("w", weight, torch.bfloat16).isfinite().all()
-    with pytest.raises(ExportError, match=r"'w' has values up to 7e\+04, torch\.float16 ends at"):
+    with pytest.raises(ExportError, match=r"'w' has values up to 7e\+04, the largest of torch\.fl"):
         rounded("w", weight, torch.float16)
 
 
@@ -190,7 +189,7 @@ def test_a_weight_too_large_for_its_precision_is_an_export_error():
 
 
 @every_bundle
-def test_every_graph_was_held_against_the_reference(bundle_for, target, precision):
+def test_every_graph_was_checked_against_the_reference(bundle_for, target, precision):
     for graph in read_manifest(bundle_for(target, precision)).graphs.values():
         assert graph.parity["max_relative_error"] <= graph.parity["allowed"]
         assert graph.parity["allowed"] == ALLOWED_RELATIVE_ERROR[precision]
@@ -198,11 +197,12 @@ def test_every_graph_was_held_against_the_reference(bundle_for, target, precisio
 
 @pytest.mark.parametrize("shape", STEP_SHAPES)
 @pytest.mark.parametrize("index", [0, 1], ids=["dense", "mod"])
-def test_onnx_own_evaluator_reads_in_place_layers_as_onnxruntime_does(
-    bundle_for, tiny_checkpoint, index, shape
+@pytest.mark.parametrize("target", ["cpu", "cuda"])
+def test_onnx_own_evaluator_agrees_with_onnxruntime(
+    any_bundle, tiny_checkpoint, target, index, shape
 ):
-    bundle = bundle_for("cuda", "fp32")
-    config, lowering = read_config(bundle / CONFIG_FILE), lowering_of("cuda", "fp32")
+    bundle = any_bundle(target, "fp32")
+    config, lowering = read_config(bundle / CONFIG_FILE), lowering_of(target, "fp32")
     (signature,) = bundle_signatures(config, lowering, [index])[1:2]
     weights = list(graph_weights(Checkpoint(tiny_checkpoint), signature))
     dtypes = {name: torch.float32 for name, _ in weights}
@@ -216,18 +216,19 @@ def test_onnx_own_evaluator_reads_in_place_layers_as_onnxruntime_does(
         path, session_options(), providers=["CPUExecutionProvider"]
     )
     for name, a, b in zip(names, session.run(names, inputs), theirs, strict=True):
-        assert relative_error(a, b) <= JUDGE_ERROR, name
+        assert a.dtype == b.dtype, name
+        assert relative_error(a, b) <= EVALUATOR_ERROR, name
 
 
 # ---- lowering ----
 
 
-def test_only_tensorrts_fp32_graphs_are_marked_and_are_else_the_same(bundle_for):
+def test_only_tensorrts_fp32_graphs_are_marked_and_are_otherwise_the_same(bundle_for):
     marked, plain = (dict_of(bundle_for(target, "fp32")) for target in ("rtx", "cuda"))
     for name, model in marked.items():
         restored = without_decomposable(model)
         assert sorted(each_node(restored)) == sorted(each_node(plain[name]))
-        with pytest.raises(ExportError, match="is marked already"):
+        with pytest.raises(ExportError, match="is already marked"):
             mark_attention_decomposable(model)
 
 
@@ -264,23 +265,8 @@ def test_a_widened_graph_has_the_same_nodes_and_the_rounded_weights(bundle_for, 
     assert TensorProto.BFLOAT16 not in types
 
 
-# ---- what a target refuses ----
-
-
-def test_a_precision_that_the_target_lacks_lists_those_it_takes():
-    with pytest.raises(ConfigError, match="target cpu takes fp32, not 'fp16'"):
-        Lowering("cpu", "fp16")
-    with pytest.raises(ConfigError, match="target tensorrt-delta takes fp32, fp16, not 'bf16'"):
-        Lowering("tensorrt-delta", "bf16")
-
-
-def test_an_unknown_target_lists_the_known_ones():
-    with pytest.raises(ConfigError, match=r"did you mean 'tensorrt'.*known: cpu, cuda, rtx"):
-        Lowering("tensort", "fp16")
-
-
 def test_only_in_place_graphs_have_a_fixed_number_of_rows():
     with pytest.raises(ConfigError, match="target rtx is in_place and got capacity=None"):
         Lowering("rtx", "fp16")
     with pytest.raises(ConfigError, match="target cpu is delta and got capacity"):
-        Lowering("cpu", "fp32", Rows(64, 48))
+        Lowering("cpu", "fp32", CAPACITY)

@@ -1,27 +1,23 @@
 """The exporter's check on `in_place` layers: healthy ones pass, every planted fault raises."""
 
-import shutil
-
-import onnx
 import pytest
-import torch
 
 from mod_edge.errors import ExportError
 from mod_edge.export.bundle_writer import graph_weights
-from mod_edge.export.check import ALLOWED_RELATIVE_ERROR, check_numbers
-from mod_edge.export.step_io import reference_module
+from mod_edge.export.check import ALLOWED_RELATIVE_ERROR
 from mod_edge.model.checkpoint import Checkpoint
 from mod_edge.model.presets import preset_config
 from mod_edge.plan.signature import layer_signature
 from mod_edge.plan.targets import Lowering
 from tests.conftest import CAPACITY
 from tests.export import graph_faults, in_place_faults
+from tests.export.test_check import numbers_of
 
 pytestmark = pytest.mark.numeric
 
 CONFIG = preset_config("tiny")
 FP32, FP16 = (Lowering("cuda", precision, CAPACITY) for precision in ("fp32", "fp16"))
-# Of the faults of both dialects these are written against ops that in_place does not have.
+# These faults change ops that only delta layers have.
 DELTA_ONLY = {
     graph_faults.unmasked_past,
     graph_faults.off_by_one_past,
@@ -36,7 +32,7 @@ SHARED = [
 CACHE_FAULTS = in_place_faults.CACHE_FAULTS
 CASES = [
     *((1, fault, FP32) for fault in SHARED),
-    # In half precision the MoD layer has them all: a dense one's cache is the same nodes.
+    # Half precision on the MoD layer alone: a dense layer's cache has the same nodes.
     *((0, fault, FP32) for fault in CACHE_FAULTS),
     *(
         (1, fault, lowering)
@@ -48,31 +44,14 @@ CASES = [
 
 @pytest.fixture
 def error_of(bundle_for, tiny_checkpoint, tmp_path):
-    """`error_of(index, fault=None, lowering=FP32)`: the check's error of the layer, cut or not."""
+    """`error_of(index, fault=None, lowering=FP32)`: the layer's error with a fault or without."""
 
     def measure(index, fault=None, lowering=FP32):
         signature = layer_signature(CONFIG, index, lowering)
         source = bundle_for(lowering.target, lowering.precision) / signature.file
-        shutil.copy(source.with_suffix(".data"), tmp_path)
-        model = onnx.load(str(source), load_external_data=False)
-        if fault is not None:
-            fault(graph_faults.Surgery(model))
-        target = tmp_path / source.name
-        target.write_bytes(model.SerializeToString())
-        weights = list(graph_weights(Checkpoint(tiny_checkpoint), signature))
-        dtypes = {
-            name: torch.float32
-            if "norm" in name or "router" in name
-            else getattr(torch, lowering.dtype)
-            for name, _ in weights
-        }
-        return check_numbers(
-            target,
-            CONFIG,
-            signature,
-            lowering,
-            lambda: reference_module(CONFIG, signature.kind, weights, dtypes),
-        )
+        path = graph_faults.copy_graph(source, tmp_path, fault)
+        weights = dict(graph_weights(Checkpoint(tiny_checkpoint), signature))
+        return numbers_of(path, signature, weights, lowering)
 
     return measure
 

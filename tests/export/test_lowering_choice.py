@@ -1,4 +1,4 @@
-"""What a checkpoint is exported for: flags over profile over what is installed, and no guessing."""
+"""The choice of a lowering: flags override the profile, which overrides what is installed."""
 
 import re
 from dataclasses import replace
@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from mod_edge.errors import BackendError, ConfigError
-from mod_edge.export import lowering_choice as export_plan
+from mod_edge.export import lowering_choice
 from mod_edge.export.lowering_choice import (
     choose_lowering,
     choose_target,
@@ -30,11 +30,11 @@ def checkpoint(tiny_checkpoint):
 
 @pytest.fixture
 def installed(monkeypatch):
-    """`installed("rtx", ...)`: these targets are found here, and no others."""
+    """`installed("rtx", ...)`: these targets are installed here, and no others."""
 
     def install(*names):
         found = {name: f"{name} 1.0" for name in TARGETS if name in names}
-        monkeypatch.setattr(export_plan, "installed_targets", lambda: found)
+        monkeypatch.setattr(lowering_choice, "installed_targets", lambda: found)
 
     return install
 
@@ -53,9 +53,7 @@ def installed(monkeypatch):
         (NANO, ["rtx", "tensorrt"], "tensorrt"),
     ],
 )
-def test_of_the_profiles_targets_the_best_that_is_installed_is_taken(
-    installed, profile, found, target
-):
+def test_the_best_installed_target_of_the_profile_is_chosen(installed, profile, found, target):
     installed(*found)
     assert choose_target(profile) == target
 
@@ -74,13 +72,13 @@ def test_a_profile_with_one_target_needs_nothing_installed(installed):
 @pytest.mark.parametrize(
     ("found", "here"), [([], "(nothing)"), (["cpu", "rtx"], "(cpu 1.0 for cpu, rtx 1.0 for rtx)")]
 )
-def test_where_nothing_decides_the_error_names_targets_findings_and_the_flag(
+def test_without_an_installed_target_the_error_names_targets_packages_and_the_flag(
     installed, found, here
 ):
     installed(*found)
     says = (
         "profile 'jetson-orin-nano' is for devices with tensorrt, tensorrt-delta, and none of them "
-        f"is installed here {here}; say what the device has with --target"
+        f"is installed here {here}; name the device's target with --target"
     )
     with pytest.raises(ConfigError, match=re.escape(says)):
         choose_target(NANO)
@@ -102,7 +100,7 @@ def test_the_default_profile_is_the_plain_cpu_bundle(checkpoint, installed):
     assert choose_lowering(checkpoint, load_profile("cpu")) == CPU_FP32
 
 
-def test_rows_that_are_baked_are_those_that_run_would_plan(checkpoint, installed):
+def test_fixed_rows_are_the_rows_that_run_would_plan(checkpoint, installed):
     installed("rtx")
     config = checkpoint.config
     stream = config.stream_config
@@ -116,11 +114,11 @@ def test_rows_that_are_baked_are_those_that_run_would_plan(checkpoint, installed
         assert plan_capacity(config, lowering.capacity, least_text, dtype="bfloat16") == plan
 
 
-def test_plain_graphs_have_no_rows_and_take_no_window(checkpoint):
+def test_delta_graphs_have_no_fixed_rows_and_take_no_window(checkpoint):
     lowering = choose_lowering(checkpoint, NANO, target="tensorrt-delta")
     assert lowering == Lowering("tensorrt-delta", "fp16", None)
     for profile, target in ((NANO, "tensorrt-delta"), (load_profile("cpu"), "cpu")):
-        with pytest.raises(ConfigError, match=f"target {target} has no window in its graphs"):
+        with pytest.raises(ConfigError, match=f"target {target} has no fixed window; omit"):
             choose_lowering(checkpoint, profile, target=target, window="60s")
 
 
@@ -137,7 +135,7 @@ def test_a_window_that_is_too_small_for_the_engines_of_the_profile_is_refused(ch
     frames = replace(RTX, frames_per_step=FrameRange(1, 1, 40))
     with pytest.raises(ConfigError, match="40 frames in a step take 440 tokens"):
         choose_lowering(checkpoint, frames, target="rtx", window="300")
-    # engines of plain graphs too, and where no engine is built the session judges
+    # Also for engines of delta graphs; for targets without engines the session checks it.
     with pytest.raises(ConfigError, match="40 frames in a step take 440 tokens"):
         choose_lowering(
             checkpoint,
@@ -151,7 +149,7 @@ def test_a_window_that_is_too_small_for_the_engines_of_the_profile_is_refused(ch
 def test_every_shipped_profile_has_a_lowering_for_each_of_its_targets(checkpoint, name):
     profile = load_profile(name)
     for target in profile.targets:
-        precision = "fp16" if target == "cuda" else None  # the profiles' bf16 it does not take
+        precision = "fp16" if target == "cuda" else None  # cuda does not take the profiles' bf16
         lowering = choose_lowering(checkpoint, profile, target=target, precision=precision)
         assert (lowering.target, lowering.precision) == (target, precision or profile.precision)
 
@@ -163,15 +161,15 @@ def test_engines_need_a_target_that_has_some_and_its_compiler(monkeypatch):
     with pytest.raises(ConfigError, match="target cpu has no engines: ONNX Runtime runs"):
         require_compiler(CPU_FP32)
     lowering = Lowering("tensorrt-delta", "fp16")
-    monkeypatch.setattr(export_plan, "find_spec", lambda _name: None)
-    says = "compiled with tensorrt, not installed here; export without --build"
+    monkeypatch.setattr(lowering_choice, "find_spec", lambda _name: None)
+    says = "compiled with tensorrt, which is not installed here; export without --build"
     with pytest.raises(BackendError, match=says):
         require_compiler(lowering)
-    monkeypatch.setattr(export_plan, "find_spec", lambda name: name)
+    monkeypatch.setattr(lowering_choice, "find_spec", lambda name: name)
     require_compiler(lowering)
 
 
-def test_the_summary_says_for_what_and_whether_that_is_here(installed):
+def test_the_summary_names_the_target_and_whether_it_is_installed(installed):
     installed("cpu")
     assert summary(CPU_FP32) == "target cpu (cpu 1.0 here), precision fp32"
     assert summary(Lowering("rtx", "bf16", Rows(260, 148))) == (

@@ -1,4 +1,4 @@
-"""Topologies of the tiny geometry, read back from its bundle, so that no test traces them anew."""
+"""Topologies of the tiny geometry, read back from its bundle so that tests need not trace them."""
 
 import onnx
 from onnx import TensorProto, helper
