@@ -45,14 +45,14 @@ def is_checkpoint(folder: Path) -> bool:
 
 
 class Checkpoint:
-    """A checked, open checkpoint; tensors are read one by one as they are asked for."""
+    """A checked, open checkpoint; each tensor is read when it is requested."""
 
     def __init__(self, path: Path) -> None:
         """Open and check the folder at `path`.
 
         Raises:
-            CheckpointError: no checkpoint there, or damaged, missing, unknown or misshapen tensors.
-            ConfigError: config.json is not allowed.
+            CheckpointError: not a checkpoint, or damaged, missing, unknown or misshapen tensors.
+            ConfigError: config.json is invalid.
         """
         self.path = path
         self.config = _read_config(path)
@@ -62,7 +62,7 @@ class Checkpoint:
         self._file_of = self._check_headers()
 
     def tensor(self, name: str) -> Tensor:
-        """The weight called `name`, in the file's dtype; a tied head's is the embedding."""
+        """The weight called `name`, in the file's dtype; a tied head is the embedding."""
         if name == HEAD_WEIGHT:
             name = self.config.text_config.head_weight
         with safe_open(self._file_of[name], framework="pt") as file:
@@ -72,7 +72,7 @@ class Checkpoint:
     def tensors(self, *prefixes: str) -> Iterator[tuple[str, Tensor]]:
         """Name and tensor of all weights whose name starts with one of `prefixes`, one at a time.
 
-        A tied head is among them under its own name, `HEAD_WEIGHT`.
+        A tied head is included under its own name, `HEAD_WEIGHT`.
         """
         for name in dict.fromkeys((*self._shapes, HEAD_WEIGHT)):
             if name.startswith(prefixes):
@@ -86,7 +86,7 @@ class Checkpoint:
         return model.eval().requires_grad_(False)
 
     def fingerprint(self) -> str:
-        """sha256 over config, tokenizer and weights: two checkpoints are equal if this is."""
+        """sha256 over config, tokenizer and weights: the same for equal checkpoints."""
         digest = hashlib.sha256()
         for file in (self.path / CONFIG_FILE, self.path / TOKENIZER_FILE, *self._files):
             digest.update(file_sha256(file).encode())
@@ -99,7 +99,7 @@ class Checkpoint:
             for name, (shape, dtype) in _header(path).items():
                 wanted = self._shapes.get(name)
                 if name == HEAD_WEIGHT != self.config.text_config.head_weight:
-                    continue  # some tools write a tied head as well: it is the embedding
+                    continue  # some tools also write a tied head, which is the embedding
                 if name in file_of:
                     faults.append(f"{name!r} is in {file_of[name].name} and in {path.name}")
                 if dtype not in FLOAT_DTYPES:
@@ -114,7 +114,7 @@ class Checkpoint:
             shown = joined_faults(sorted(faults), NUM_FAULTS_SHOWN)
             raise CheckpointError(
                 f"{self.path}: tensors do not fit config.json: {shown}; "
-                "mend config.json or write the checkpoint again"
+                "fix config.json or write the checkpoint again"
             )
         return file_of
 
@@ -130,7 +130,7 @@ def checkpoint_of_bundle(path: Path, fingerprint: str) -> Checkpoint:
     if checkpoint.fingerprint() != fingerprint:
         raise BundleError(
             f"{path} is not the checkpoint that the bundle was made from (their fingerprints "
-            "differ); export it again, or give the right one"
+            "differ); give that checkpoint, or export this one again"
         )
     return checkpoint
 
@@ -138,8 +138,8 @@ def checkpoint_of_bundle(path: Path, fingerprint: str) -> Checkpoint:
 def _read_config(path: Path) -> ModelConfig:
     if not (path / CONFIG_FILE).is_file():
         raise CheckpointError(
-            f"{path} is no checkpoint: it has no {CONFIG_FILE}; "
-            f"make one with random weights by: mod-edge init tiny {path}"
+            f"{path} is not a checkpoint (no {CONFIG_FILE}); "
+            f"create one with random weights with: mod-edge init tiny {path}"
         )
     try:
         return read_config(path / CONFIG_FILE)
@@ -156,8 +156,10 @@ def _weight_files(path: Path) -> list[Path]:
             names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
             files = [path / name for name in sorted(set(names))]
         except (ValueError, KeyError, TypeError, AttributeError) as exc:
-            raise CheckpointError(f"{index} is no safetensors index: {exc!r}") from exc
-        # By name alone: a downloaded checkpoint may hold links into the hub's cache.
+            raise CheckpointError(
+                f"{index} is not a safetensors index ({exc!r}); copy the checkpoint again"
+            ) from exc
+        # Checked by name, not resolved: a downloaded checkpoint may link into the hub's cache.
         outside = [str(file) for file in files if file.parent != path]
         if outside:
             raise CheckpointError(
@@ -166,7 +168,7 @@ def _weight_files(path: Path) -> list[Path]:
             )
     missing = [file.name for file in files if not file.is_file()]
     if missing:
-        raise CheckpointError(f"{path} lacks {', '.join(missing)}; copy the checkpoint again")
+        raise CheckpointError(f"{path} has no {', '.join(missing)}; copy the checkpoint again")
     return files
 
 

@@ -1,6 +1,6 @@
-"""Writes a checkpoint folder: config, tokenizer, and the weights with one tensor in memory.
+"""Writes a checkpoint folder: config, tokenizer and weights, with one tensor in memory at a time.
 
-Weights go into one safetensors file, or into shards with Hugging Face's index where they are large.
+Weights go into one safetensors file, or into shards with Hugging Face's index if they are large.
 """
 
 import json
@@ -36,10 +36,10 @@ def write_checkpoint(
     Args:
         folder: exists and is empty.
         config: of the model.
-        tokenizer: one that the config's protocol strings fit.
-        tensor_of: gives the tensor of a name, in any dtype and on any device; asked once for each
-            of `tensor_shapes`.
-        on_bytes: told the size of every tensor as it is written.
+        tokenizer: must encode the config's protocol strings as the config says.
+        tensor_of: returns the tensor of a name, in any dtype and on any device; called once for
+            each name in `tensor_shapes`.
+        on_bytes: called with the size of every tensor as it is written.
     """
     write_config(config, folder / CONFIG_FILE)
     tokenizer.save(str(folder / TOKENIZER_FILE), pretty=False)
@@ -82,7 +82,7 @@ def _write_safetensors(
     tensors: Iterable[Tensor],
     on_bytes: Callable[[int], None],
 ) -> None:
-    """Write a safetensors file as its tensors come; the library's writer wants all in memory.
+    """Write a safetensors file tensor by tensor; the library's writer needs all in memory.
 
     The format: eight bytes of header length, a JSON header, the data (safetensors' README).
     """
@@ -97,11 +97,11 @@ def _write_safetensors(
         }
         offset = end
     text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # the data starts aligned
+    text += b" " * (-len(text) % 8)  # aligns the data
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for (name, shape), tensor in zip(shapes.items(), tensors, strict=True):
             assert tensor.shape == shape, f"{name} is {list(tensor.shape)}, wanted {list(shape)}"
             data = tensor.contiguous().view(torch.uint8).numpy()
-            file.write(data.data)  # `tofile` loses the end in silence where the disk is full
+            file.write(data.data)  # `tofile` silently truncates where the disk is full
             on_bytes(data.nbytes)

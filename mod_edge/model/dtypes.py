@@ -1,4 +1,4 @@
-"""Which dtype computes what: half-precision models still take norms, softmax and rotation wider."""
+"""The dtype of norms, softmax, rotation and router: float32 in half-precision models too."""
 
 import torch
 from torch import Tensor

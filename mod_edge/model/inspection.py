@@ -1,4 +1,4 @@
-"""What a checkpoint, a bundle or a preset is and costs: the facts behind `mod-edge inspect`."""
+"""Shape and cost of a checkpoint, bundle or preset, for `mod-edge inspect`."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -16,7 +16,7 @@ from mod_edge.plan.costs import Comparison, compare_with_full, vision_flops
 
 @dataclass(frozen=True)
 class Inspection:
-    """A model's shape and cost; `to_json` has the field names that scripts read."""
+    """A model's shape and cost."""
 
     name: str
     config: ModelConfig
@@ -27,7 +27,7 @@ class Inspection:
     vision_flops: float
 
     def to_json(self) -> dict[str, Any]:
-        """One JSON-able document; FLOPs and bytes are means a frame over `num_frames`."""
+        """One JSON-able document; FLOPs and bytes are means per frame over `num_frames`."""
         config = self.config
         return {
             "name": self.name,
@@ -47,10 +47,10 @@ class Inspection:
 
 
 def inspect(target: str, num_frames: int) -> Inspection:
-    """The facts of a preset's name, a checkpoint folder (checked) or a bundle folder.
+    """The inspection of a preset's name, a checkpoint folder (checked) or a bundle folder.
 
     Raises:
-        CheckpointError: neither a preset nor a folder that can be read, or a damaged checkpoint.
+        CheckpointError: neither a preset nor a readable folder, or a damaged checkpoint.
         BundleError: a damaged bundle.
     """
     is_preset = target in GEOMETRIES

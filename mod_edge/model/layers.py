@@ -1,11 +1,11 @@
-"""The decoder's layers in plain PyTorch: slow, obvious, and the judge of every graph.
+"""The decoder's layers in plain PyTorch: slow and simple, the reference for every graph.
 
-In any dtype of weights; norms, rotation, softmax and router compute in at least float32, as the
-graphs do.
+Weights may have any float dtype; norms, rotation, softmax and router compute in at least float32,
+as in the graphs.
 
-Keys are cached unrotated together with their positions and rotated anew in every step. That costs
-time and nothing else: evicting tokens then only means to lower the positions of those that follow,
-which is the definition that the runtime's cheaper rule has to meet.
+Keys are cached unrotated together with their positions and rotated in every step. This is slow, but
+to evict tokens it suffices to lower the positions of those that follow; the runtime's faster rule
+must give the same result.
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from mod_edge.plan.rope import inverse_frequencies
 
 @dataclass
 class LayerCache:
-    """What one layer remembers of S tokens: keys and values (S, G, E), positions (S,) int64."""
+    """One layer's cache of S tokens: keys and values (S, G, E), positions (S,) int64."""
 
     key: Tensor  # not rotated
     value: Tensor
@@ -42,7 +42,7 @@ class LayerCache:
         self.positions = torch.cat([self.positions, positions])
 
     def keep(self, rows: Tensor) -> None:
-        """Forget every row that is not in `rows` (int64, rising)."""
+        """Drop every row that is not in `rows` (int64, ascending)."""
         self.key, self.value = self.key[rows], self.value[rows]
         self.positions = self.positions[rows]
 
@@ -83,7 +83,7 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(config.hidden_size, kv_width, bias=False)
         self.v_proj = nn.Linear(config.hidden_size, kv_width, bias=False)
         self.o_proj = nn.Linear(width, config.hidden_size, bias=False)
-        # On the CPU even where the weights are not made yet ("meta"): it is no parameter.
+        # On the CPU even where the weights are on "meta": it is not a parameter.
         self.frequencies = torch.tensor(inverse_frequencies(config), device="cpu")
 
     def forward(self, hidden: Tensor, positions: Tensor, cache: LayerCache) -> Tensor:
@@ -121,7 +121,7 @@ class MLP(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """A Llama decoder layer in which every token takes part."""
+    """A Llama decoder layer that computes every token."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -146,7 +146,7 @@ class DecoderLayer(nn.Module):
 class MoDDecoderLayer(DecoderLayer):
     """A decoder layer that computes all text but only K tokens of each frame (paper, 3.2).
 
-    A skipped token passes unchanged and writes no key or value. In the baselines K is 0.
+    Skipped tokens pass unchanged and write no key or value. In the baselines K is 0.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -167,8 +167,8 @@ class MoDDecoderLayer(DecoderLayer):
     ) -> tuple[Tensor, Tensor | None]:
         """New hidden states (T, D), and the kept positions (F, K) within each frame.
 
-        `forced_kept` (F, K) is computed instead of the router's own choice, where a judge follows
-        another's selection among ties.
+        `forced_kept` (F, K) replaces the router's own choice, for comparisons that follow another
+        backend's selection among ties.
         """
         frame_index = torch.tensor(layout.frame_index)
         kept, token_weights = self.select(hidden, frame_index)

@@ -1,7 +1,7 @@
 """Random-weight checkpoints of named geometries: `mod-edge init`.
 
-They exist to measure and to test with, before anybody has trained anything: graphs, memory and
-speed of a geometry do not depend on what its weights say.
+They are for measurements and tests without a trained checkpoint: graphs, memory and speed of a
+geometry do not depend on the values of its weights.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ VIT_TINY_64 = VisionConfig(64, 192, 2, 4, image_size=64, patch_size=16)
 
 # name: (decoder, vision tower, dtype of the published weights)
 GEOMETRIES: Mapping[str, tuple[TextConfig, VisionConfig, str]] = {
-    # Odd on purpose: three query heads a group, so that a swapped axis shows.
+    # Odd on purpose: three query heads per group, so that a swapped axis shows.
     "tiny": (TextConfig(96, 256, 6, 6, 2, 16, 512), VIT_TINY_64, "float32"),
     "135m": (  # SmolLM2-135M
         TextConfig(576, 1536, 30, 9, 3, 64, 49152, rope_theta=100000.0, tie_word_embeddings=True),
@@ -59,7 +59,7 @@ GEOMETRIES: Mapping[str, tuple[TextConfig, VisionConfig, str]] = {
     ),
 }
 
-# Scales of the random weights, chosen on the tiny preset so that frames get both decisions and
+# Scales of the random weights, chosen on the tiny preset so that both decisions occur at frames and
 # replies end: see `_protocol_rows`.
 BRANCH_GAIN = 2.0
 ROUTER_GAIN = 0.3
@@ -84,14 +84,14 @@ def init_checkpoint(
     force: bool = False,
     on_progress: OnStep = not_shown,
 ) -> int:
-    """Make the checkpoint folder of a preset with random weights; it appears whole or not at all.
+    """Write the checkpoint of a preset with random weights; the folder appears whole or not at all.
 
     Args:
         preset: a key of `GEOMETRIES`.
-        folder: the folder to make.
+        folder: the folder to write.
         seed: of all weights.
         force: replace `folder` if it exists.
-        on_progress: told what is written, the bytes done and of how many.
+        on_progress: called with the part that is written, the bytes done and the total bytes.
 
     Returns:
         Bytes of weights.
@@ -126,13 +126,13 @@ def write_random_checkpoint(
     *,
     on_bytes: Callable[[int], None] = lambda _size_bytes: None,
 ) -> None:
-    """Write a checkpoint of `config` with random weights into `folder`, one tensor in memory.
+    """Write a checkpoint of `config` with random weights into `folder`.
 
     Args:
         config: any config whose protocol strings are the preset tokenizer's.
         folder: exists and is empty.
-        seed: each tensor is drawn from a generator of its own, seeded by this and its name.
-        on_bytes: told the size of every tensor as it is written.
+        seed: each tensor has its own generator, seeded by this and the tensor's name.
+        on_bytes: called with the size of every tensor as it is written.
     """
     tokenizer = preset_tokenizer(config.text_config.vocab_size)
     shapes = tensor_shapes(config)
@@ -151,7 +151,7 @@ def random_tensor(config: ModelConfig, name: str, shape: tuple[int, ...], seed: 
         bias = 0.02 * noise
         return bias + FRAME_BIAS * _frame_direction(config, seed) if "connector.2" in name else bias
     if len(shape) == 1:
-        return 1 + 0.1 * noise  # norms, not all ones: a norm put in another's place must show
+        return 1 + 0.1 * noise  # norms, not all ones: swapped norms must show
     if name == config.text_config.head_weight:
         return _protocol_rows(config, noise / math.sqrt(shape[1]), seed)
     if name == EMBEDDING_WEIGHT:
@@ -164,7 +164,7 @@ def _gain(name: str, num_layers: int) -> float:
     if "router" in name:
         return ROUTER_GAIN
     if name.endswith(("o_proj.weight", "down_proj.weight")):
-        # What all layers together add to the residual stream is the same for any depth.
+        # Keeps the sum that all layers add to the residual stream the same for any depth.
         return BRANCH_GAIN * math.sqrt(NUM_TINY_LAYERS / num_layers)
     return BRANCH_GAIN if name.startswith("model.layers") else 1.0
 
@@ -172,9 +172,9 @@ def _gain(name: str, num_layers: int) -> float:
 def _protocol_rows(config: ModelConfig, head: Tensor, seed: int) -> Tensor:
     """`head` (V, D) biased so that frames get a decision and replies end.
 
-    The connector's bias puts one direction into every frame token; the silent and the speak row
-    share it, so that they win at frames, and which of the two does hangs on the rest. The row of
-    the end token is longer than others, so that it is the likeliest now and then.
+    The connector's bias adds one direction to every frame token. The silent and the speak row share
+    this direction, so that one of the two wins at frames, decided by the rest of the token. The end
+    token's row is longer than others, so that it sometimes wins.
     """
     stream = config.stream_config
     direction = _frame_direction(config, seed)
@@ -191,6 +191,6 @@ def _frame_direction(config: ModelConfig, seed: int) -> Tensor:
 
 
 def seeded_generator(seed: int, name: str) -> torch.Generator:
-    """A generator of one tensor's own, so that no tensor hangs on which others are drawn."""
+    """The generator of one tensor, which makes it independent of the others."""
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little"))

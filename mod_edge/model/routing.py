@@ -1,8 +1,8 @@
 """Mixture-of-Depths routing: which vision tokens of a frame enter a layer.
 
 Expert-choice routing of Raposo et al. 2024 (arXiv:2404.02258), per frame and on vision tokens only
-as in VideoLLM-MoD (arXiv:2408.16730); text is never skipped. The rule to keep: selections are
-positions in temporal order, so that RoPE and the causal order stay true.
+as in VideoLLM-MoD (arXiv:2408.16730); text is never skipped. Selections are always positions in
+temporal order, so that RoPE and the causal mask stay correct.
 """
 
 import torch
@@ -15,11 +15,11 @@ def keep_top_tokens(router_weights: Tensor, num_kept: int) -> Tensor:
     """Positions of each frame's `num_kept` heaviest tokens, in temporal order.
 
     Args:
-        router_weights: (F, N), one scalar a token.
+        router_weights: (F, N), one scalar per token.
         num_kept: K, tokens kept of the N; 1 <= K <= N.
 
     Returns:
-        (F, K) int64, rising along K.
+        (F, K) int64, ascending along K.
 
     Raises:
         ShapeError: num_kept is outside 1..N.
@@ -31,7 +31,7 @@ def keep_top_tokens(router_weights: Tensor, num_kept: int) -> Tensor:
 
 
 def uniform_tokens(num_tokens: int, num_kept: int) -> tuple[int, ...]:
-    """The K of N tokens that `uniform` selection keeps in every frame: 0, n//k, 2*(n//k), ...
+    """The K of N tokens that the `uniform` selection keeps in every frame: 0, N//K, 2*(N//K), ...
 
     Raises:
         ShapeError: num_kept is outside 1..N.
@@ -41,13 +41,13 @@ def uniform_tokens(num_tokens: int, num_kept: int) -> tuple[int, ...]:
 
 
 def random_tokens(num_frames: int, num_tokens: int, num_kept: int) -> Tensor:
-    """Positions that `random` selection keeps: K of N drawn for every frame, none of them twice.
+    """Positions that the `random` selection keeps: K distinct ones of N, drawn for every frame.
 
-    The published code draws with repetition, so that a frame may keep fewer than K. Torch's own
-    generator draws: seed it where a result has to repeat.
+    The published code draws with repetition, so that a frame may keep fewer than K. Uses torch's
+    global generator: seed it for repeatable results.
 
     Returns:
-        (F, K) int64, rising along K.
+        (F, K) int64, ascending along K.
 
     Raises:
         ShapeError: num_kept is outside 1..N.
@@ -56,7 +56,7 @@ def random_tokens(num_frames: int, num_tokens: int, num_kept: int) -> Tensor:
 
 
 def rows_to_compute(num_tokens: int, frame_index: Tensor, kept: Tensor) -> Tensor:
-    """Rows of a step that a MoD layer computes: all text and the kept tokens, in time order.
+    """Rows of a step that a MoD layer computes: all text and the kept tokens, in temporal order.
 
     Args:
         num_tokens: T.
@@ -64,7 +64,7 @@ def rows_to_compute(num_tokens: int, frame_index: Tensor, kept: Tensor) -> Tenso
         kept: (F, K) int64, positions within each frame.
 
     Returns:
-        (R,) int64, rising.
+        (R,) int64, ascending.
     """
     is_computed = torch.ones(num_tokens, dtype=torch.bool)
     is_computed[frame_index.flatten()] = False

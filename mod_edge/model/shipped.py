@@ -1,6 +1,6 @@
-"""The trained checkpoint that comes with mod-edge: a small model that narrates made-up scenes.
+"""The trained checkpoint bundled with mod-edge: a small model that narrates synthetic scenes.
 
-Its folder, `narrator/`, holds the checkpoint, the recipe it was trained by, and its model card.
+Its folder, `narrator/`, contains the checkpoint, its training recipe and its model card.
 """
 
 import shutil
@@ -17,10 +17,10 @@ FILES = (CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, CARD_FILE)
 
 
 def copy_shipped(folder: Path, *, force: bool) -> int:
-    """Make the checkpoint folder `folder`, whole or not at all; returns the bytes of weights.
+    """Copy the checkpoint to `folder`, whole or not at all; returns the bytes of weights.
 
     Raises:
-        ConfigError: `folder` exists and `force` is not given, or it is something else.
+        ConfigError: `folder` exists and `force` is not given, or it is not a checkpoint.
     """
     with staged_folder(folder, is_ours=is_checkpoint, force=force) as staging:
         for name in FILES:

@@ -1,7 +1,7 @@
-"""VideoLLM-MoD in plain PyTorch: the reference that every graph and every stream is held to.
+"""VideoLLM-MoD in plain PyTorch: the reference for every graph and every stream.
 
-Batch is always 1 and left out: hidden states are (T, D). One `step` takes text and whole frames in
-any mixture; a stream fed in one step, piece by piece or token by token gives the same numbers.
+There is no batch dim: hidden states are (T, D). One `step` takes text and whole frames in any
+order; a stream gives the same numbers in one step, in several steps or token by token.
 """
 
 from collections.abc import Mapping
@@ -51,18 +51,18 @@ class VideoLLM(FrameEncoder):
         self._tie_head()
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Make a checkpoint's tensors the parameters of the same names, without a copy."""
+        """Use a checkpoint's tensors as the parameters of the same names, without a copy."""
         head = weights[self.config.text_config.head_weight]
         self.load_state_dict({**weights, HEAD_WEIGHT: head}, assign=True)
         self._tie_head()
 
     def _tie_head(self) -> None:
-        """Make a tied head and the embedding one parameter, not two that share their memory."""
+        """Make a tied head and the embedding one parameter, not two that share memory."""
         if self.config.text_config.head_weight == EMBEDDING_WEIGHT:
             self.lm_head.weight = self.model.embed_tokens.weight
 
     def empty_caches(self) -> list[LayerCache]:
-        """One empty cache a layer."""
+        """One empty cache per layer."""
         text = self.config.text_config
         return [LayerCache.empty(text) for _ in range(text.num_hidden_layers)]
 
@@ -75,7 +75,7 @@ class VideoLLM(FrameEncoder):
             embeds: (T, D), token embeddings and frame embeddings in stream order.
             layout: which of the T rows are text and which are frames.
             positions: (T,) int64 RoPE positions.
-            caches: one a layer, changed in place.
+            caches: one per layer, changed in place.
         """
         hidden, kept = embeds, {}
         for index, (layer, cache) in enumerate(zip(self.model.layers, caches, strict=True)):
@@ -89,6 +89,6 @@ class VideoLLM(FrameEncoder):
         return widened(self.lm_head(self.model.norm(hidden)))
 
     def full_forward(self, embeds: Tensor, layout: StepLayout) -> Tensor:
-        """Logits (T, V) of a whole stream at once, without a past."""
+        """Logits (T, V) of a whole stream in one step."""
         positions = torch.arange(len(embeds))
         return self.logits(self.step(embeds, layout, positions, self.empty_caches()).hidden)

@@ -1,4 +1,4 @@
-"""SigLIP vision tower and connector: frames in, N tokens a frame out.
+"""SigLIP vision tower and connector: frames in, N tokens per frame out.
 
 Parameter names are those of Hugging Face's `SiglipVisionModel`. A frame's tokens are the output of
 the attention-pooling head (which VideoLLM-online calls "CLS") followed by the last hidden states
@@ -63,7 +63,7 @@ class VisionLayer(nn.Module):
 
 
 class PoolingAttention(nn.Module):
-    """`nn.MultiheadAttention`'s parameters (packed in_proj), for a query of its own."""
+    """Cross-attention with `nn.MultiheadAttention`'s parameters (packed in_proj)."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -126,7 +126,7 @@ class VisionEncoder(nn.Module):
 
 
 class VisionTower(nn.Module):
-    """Pixels to patches' last hidden states and the pooled "CLS" token."""
+    """Last hidden states of the patches and the pooled "CLS" token of each frame."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -142,7 +142,7 @@ class VisionTower(nn.Module):
 
 
 class FrameEncoder(nn.Module):
-    """Vision tower and connector: what the `vision` graph computes."""
+    """Vision tower and connector: the computation of the `vision` graph."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -159,8 +159,8 @@ class FrameEncoder(nn.Module):
         return self.connector(self.frame_tokens(frames))
 
     def frame_tokens(self, frames: Tensor) -> Tensor:
-        """(F, N, Dv), what the connector takes, from (F, I, I, 3) uint8 RGB."""
-        # TensorRT takes bytes into a cast and nowhere else, so the cast comes first.
+        """(F, N, Dv), the connector's input, from (F, I, I, 3) uint8 RGB."""
+        # The cast comes first: TensorRT accepts uint8 only as the input of a cast.
         pixels = frames.to(torch.float32).permute(0, 3, 1, 2)
         hidden, cls = self.vision_model((pixels / PIXEL_MAX - PIXEL_MEAN) / PIXEL_MEAN)
         pooled = (self.pooling @ widened(hidden)).to(hidden.dtype)  # (F, rows*columns, Dv)
@@ -181,8 +181,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> Tensor:
 def pooling_matrix(grid_size: int, pooled: tuple[int, int]) -> Tensor:
     """(rows*columns, patches): adaptive average pooling of a square grid as one matrix.
 
-    The same cells as `torch.nn.functional.adaptive_avg_pool2d`, also where the grid does not
-    divide (14 onto 3); a MatMul exports everywhere, adaptive pooling of such grids does not.
+    The same cells as `torch.nn.functional.adaptive_avg_pool2d`, also where the grid is not
+    divisible (14 by 3); a MatMul exports everywhere, adaptive pooling of such grids does not.
     """
 
     def side(num_cells: int) -> Tensor:  # (cells, grid)

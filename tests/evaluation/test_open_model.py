@@ -58,7 +58,7 @@ def test_an_unknown_backend_lists_the_known_ones(tiny_checkpoint):
 
 
 def test_a_folder_that_is_neither_is_named(tmp_path):
-    with pytest.raises(CheckpointError, match="is no checkpoint"):
+    with pytest.raises(CheckpointError, match="is not a checkpoint"):
         open_model(tmp_path, backend="auto", device="auto")
     (tmp_path / MANIFEST_FILE).write_text("{}")
     with pytest.raises(BundleError):

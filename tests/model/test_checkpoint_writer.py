@@ -1,4 +1,4 @@
-"""The checkpoint writer: what the library reads back, in files that are not too large."""
+"""The checkpoint writer: files that the safetensors library reads, in shards of limited size."""
 
 import json
 
@@ -46,12 +46,12 @@ def test_the_library_reads_shards_and_their_index(tensors, tmp_path, monkeypatch
     assert index["metadata"]["total_size"] == size_bytes
 
 
-def test_a_tensor_of_another_shape_is_a_bug(tensors, tmp_path):
+def test_a_tensor_of_another_shape_fails_an_assertion(tensors, tmp_path):
     with pytest.raises(AssertionError, match=r"vision_model\..* is \[3\], wanted "):
         write_checkpoint(tmp_path, CONFIG, TOKENIZER, lambda _name: torch.ones(3))
 
 
-def test_no_file_is_larger_than_a_shard_but_for_one_tensor_that_is(monkeypatch):
+def test_only_a_single_large_tensor_makes_a_file_larger_than_a_shard(monkeypatch):
     monkeypatch.setattr(checkpoint_writer, "SHARD_BYTES", 100)
     shapes = {"a": (5, 5), "b": (6,), "c": (20,), "d": (30,), "e": (4,), "f": (21,)}
     assert checkpoint_writer._shards(shapes, itemsize=4) == [["a"], ["b"], ["c"], ["d"], ["e", "f"]]

@@ -1,4 +1,4 @@
-"""One MoD layer at a time: what it passes on, what it scales, what it remembers."""
+"""One MoD layer at a time: skipped tokens, scaling of kept ones, and the cache."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from mod_edge.plan.rope import inverse_frequencies
 pytestmark = pytest.mark.numeric
 
 PIECES = (3, FRAME, 1, FRAME, 2)
-SURE = 40.0  # a router logit whose sigmoid is exactly 1 in float32 and float64
+SATURATED = 40.0  # a router logit whose sigmoid is exactly 1 in float32 and float64
 
 every_scaling = pytest.mark.parametrize("router_scaling", ROUTER_SCALINGS)
 
@@ -38,7 +38,7 @@ def run_layer(make_config, make_model):
 
 
 def force_weight_one(layer):
-    layer.router.bias.fill_(SURE)
+    layer.router.bias.fill_(SATURATED)
 
 
 def kept_rows(layout, kept):
@@ -50,12 +50,12 @@ def test_keeping_every_token_with_weight_one_equals_the_dense_layer(run_layer, r
     mod = MoDConfig(keep_ratio=1.0, router_scaling=router_scaling)
     _, theirs, *_ = run_layer(None)
     _, ours, *_ = run_layer(mod, force_weight_one)
-    # measured 0, the same operations on the same rows; a weight of 0.99 gives 0.2
+    # Measured 0: the same operations on the same rows. A weight of 0.99 gives 0.2.
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
 
 
 @every_scaling
-def test_skipped_tokens_pass_bit_for_bit(run_layer, router_scaling):
+def test_skipped_tokens_pass_unchanged(run_layer, router_scaling):
     hidden, new_hidden, kept, _, layout = run_layer(MoDConfig(router_scaling=router_scaling))
     is_skipped = torch.zeros(len(hidden), dtype=torch.bool)
     is_skipped[torch.tensor(layout.frame_index).flatten()] = True
@@ -71,7 +71,7 @@ def test_skipped_tokens_write_no_cache_row_and_the_others_keep_their_positions(
 ):
     _, _, kept, cache, layout = run_layer(MoDConfig(selection=selection))
     written = sorted([*layout.text_index.tolist(), *kept_rows(layout, kept).tolist()])
-    assert cache.positions.tolist() == [100 + row for row in written]  # gaps stay gaps
+    assert cache.positions.tolist() == [100 + row for row in written]  # with gaps
     assert cache.key.shape == cache.value.shape == (6 + 2 * 2, 2, 16)
 
 
@@ -93,19 +93,19 @@ def test_kept_rows_are_scaled_by_their_own_weight(run_layer, router_scaling):
         mod, lambda layer: router.update(layer.router.state_dict())
     )
     _, unweighted, their_kept, *_ = run_layer(mod, force_weight_one)
-    assert torch.equal(kept, their_kept)  # all sigmoids are 1 there: logits decide, not weights
+    assert torch.equal(kept, their_kept)  # all sigmoids are 1 there: selected by logits
     rows = kept_rows(layout, kept)
     weights = 1 / (1 + torch.exp(-(hidden[rows] @ router["weight"].T + router["bias"])))
     if router_scaling == "full":
         theirs = weights * unweighted[rows]
     else:
         theirs = hidden[rows] + weights * (unweighted[rows] - hidden[rows])
-    # measured 1e-6; the other formula gives 1.1
+    # Measured 1e-6; the other formula gives 1.1.
     torch.testing.assert_close(weighted[rows], theirs, rtol=0, atol=1e-5)
 
 
-def test_two_frames_in_one_step_are_both_selected_from(run_layer):
-    """The published code's random and uniform arms keep tokens of the first frame only."""
+def test_tokens_of_every_frame_of_a_step_are_kept(run_layer):
+    """The published code's random and uniform selections keep tokens of the first frame only."""
     for selection in SELECTIONS:
         hidden, new_hidden, kept, _, layout = run_layer(MoDConfig(selection=selection))
         assert kept.shape == (2, 2)
@@ -134,25 +134,19 @@ def test_the_random_selection_scales_nothing(run_layer, make_config, make_model)
 
 
 @pytest.mark.parametrize("insertion", BASELINES)
-def test_a_baselines_layer_computes_and_remembers_text_alone(run_layer, insertion):
+def test_a_baselines_layer_computes_and_caches_text_alone(run_layer, insertion):
     exit_layer = {"exit_layer": 1} if insertion == "early_exit" else {}
     hidden, new_hidden, kept, cache, layout = run_layer(MoDConfig(insertion, **exit_layer))
     assert kept.shape == (2, 0)
     assert kept.dtype == torch.int64
     frames = torch.tensor(layout.frame_index).flatten()
     assert torch.equal(new_hidden[frames], hidden[frames])
-    text = torch.tensor(layout.text_index)  # the interval token between the frames among it
+    text = torch.tensor(layout.text_index)  # including the interval token between the frames
     assert (new_hidden[text] != hidden[text]).any(dim=1).all()
     assert cache.positions.tolist() == [100 + row for row in text.tolist()]
 
 
-def test_the_dense_layer_reports_no_selection(run_layer):
-    _, _, kept, cache, layout = run_layer(None)
-    assert kept is None
-    assert len(cache.positions) == layout.num_tokens
-
-
-def test_forgetting_rows_keeps_key_value_and_position_together(make_config):
+def test_dropping_rows_keeps_key_value_and_position_together(make_config):
     cache = LayerCache.empty(make_config().text_config)
     rows = torch.arange(5.0)[:, None, None].expand(5, 2, 16)
     cache.append(rows, -rows, torch.arange(5) + 7)
@@ -172,6 +166,6 @@ def test_rotated_scores_depend_only_on_the_distance(make_config):
         at = (torch.tensor([query_at]), torch.tensor([key_at]))
         return (rotate(query, at[0], frequencies) * rotate(key, at[1], frequencies)).sum(dim=-1)
 
-    # measured 1e-8 a year of frames from the start; one position off gives 3
+    # Measured 1e-8 at a year of frames from the start; one position off gives 3.
     torch.testing.assert_close(score(700_000_009, 700_000_002), score(9, 2), rtol=0, atol=1e-7)
     torch.testing.assert_close(score(2, 2), (query * key).sum(dim=-1), rtol=0, atol=1e-12)

@@ -1,4 +1,4 @@
-"""Hugging Face's Llama and SigLIP judge the reference, on the same random weights."""
+"""The reference compared with Hugging Face's Llama and SigLIP, on the same random weights."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.numeric
 RTOL_LLAMA = 2e-5  # measured 4.9e-6; one position off gives 0.4, norms swapped 0.4, eps 1e-6 9e-5
 RTOL_SIGLIP = 5e-6  # measured 9.6e-7, the tower alone 2.4e-7; exact GELU gives 2e-4, eps 1e-5 1e-5
 
-LLAMA3_SCALING = RopeScaling(8.0, 1.0, 4.0, 32)  # 32: so short that all three ranges are in use
+LLAMA3_SCALING = RopeScaling(8.0, 1.0, 4.0, 32)  # 32: short enough to use all three ranges
 
 
 def relative_error(ours, theirs):
@@ -70,7 +70,7 @@ def hugging_face_siglip(model):
         attn_implementation="eager",
     )
     siglip = SiglipVisionModel(config).eval().requires_grad_(False)
-    # Its files say `vision_model.`; transformers 5 has versions with and without it in memory.
+    # transformers 5 has versions with and without the `vision_model.` prefix of its files.
     siglip.base_model.load_state_dict(model.vision_model.state_dict())
     return siglip
 
@@ -83,7 +83,7 @@ def hugging_face_siglip(model):
         (2, {"rope_scaling": LLAMA3_SCALING}),
         (6, {"rope_theta": 10000.0, "rms_norm_eps": 1e-6}),
     ],
-    ids=["groups of three", "tied, groups of two", "llama3 rope scaling", "every head its own"],
+    ids=["groups of three", "tied, groups of two", "llama3 rope scaling", "groups of one"],
 )
 def test_the_decoder_without_mod_is_hugging_faces_llama(
     make_config, make_model, num_key_value_heads, text

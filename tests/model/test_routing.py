@@ -51,11 +51,11 @@ def test_uniform_selection_takes_every_nth_token(num_tokens, num_kept, kept):
     assert uniform_tokens(num_tokens, num_kept) == kept
 
 
-def test_random_tokens_are_drawn_anew_for_every_frame_and_never_twice():
+def test_random_tokens_are_drawn_for_every_frame_and_never_twice():
     torch.manual_seed(0)
     kept = random_tokens(3000, 10, 3)
     assert kept.shape == (3000, 3)
-    assert (kept[:, 1:] > kept[:, :-1]).all()  # rising, so none is there twice
+    assert (kept[:, 1:] > kept[:, :-1]).all()  # strictly ascending, so none occurs twice
     assert len({tuple(frame) for frame in kept.tolist()}) == 120  # all threes of ten
     shares = kept.flatten().bincount(minlength=10) / 3000
     assert (shares - 0.3).abs().max() < 0.04  # measured 0.011 to 0.019 over six seeds
@@ -82,7 +82,7 @@ def test_an_impossible_number_of_kept_tokens_is_refused(num_kept):
 
 
 def test_text_and_kept_rows_are_computed_in_time_order():
-    # text at 0, 1, 6, 11; a frame of four at 2..5 and another at 7..10
+    # Text at 0, 1, 6, 11; one frame of four at 2..5 and another at 7..10.
     frame_index = torch.tensor([[2, 3, 4, 5], [7, 8, 9, 10]])
     kept = torch.tensor([[1, 3], [0, 3]])
     assert rows_to_compute(12, frame_index, kept).tolist() == [0, 1, 3, 5, 6, 7, 10, 11]

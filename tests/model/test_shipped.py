@@ -1,4 +1,4 @@
-"""The trained checkpoint that comes along: it is small, compiles, and says what it sees."""
+"""The bundled checkpoint: it is small, compiles, and narrates scenes that it has not seen."""
 
 import pytest
 
@@ -17,15 +17,15 @@ from mod_edge.toy_scenes.small_model import scene_tokenizer, small_config
 
 MAX_BYTES = 10 * 10**6
 NUM_CLIPS = 4
-SEED = 11  # of no clip that the model was trained on, or chosen by
-LEAST_F1 = 0.5  # measured 0.64; the best that never looks, told the right moments, has 0.11
+SEED = 11  # of no clip that the model was trained or selected on
+LEAST_F1 = 0.5  # measured 0.64; the best baseline without vision, given the right moments, has 0.11
 
 
 def test_it_is_small():
     assert sum((FOLDER / name).stat().st_size for name in FILES) <= MAX_BYTES
 
 
-def test_it_is_of_the_kind_that_this_code_makes():
+def test_it_has_the_config_and_tokenizer_that_training_uses():
     config = Checkpoint(FOLDER).config
     tokenizer = scene_tokenizer()
     made = small_config(tokenizer)
@@ -43,7 +43,7 @@ def test_init_writes_it(tmp_path):
 
 
 @pytest.mark.numeric
-def test_it_narrates_scenes_that_it_has_never_seen(tmp_path, clip):
+def test_it_narrates_scenes_that_it_has_not_seen(tmp_path, clip):
     write_scenes(tmp_path / "data", {"test": NUM_CLIPS}, seed=SEED, force=False, photographs=clip)
     found = evaluate(FOLDER, tmp_path / "data")
     model, *trivial = (row.free_running.f1 or 0.0 for row in found.rows)
@@ -53,7 +53,7 @@ def test_it_narrates_scenes_that_it_has_never_seen(tmp_path, clip):
 
 @pytest.mark.parametrize(
     "compute_capability",
-    # One in every run, of 8 s; they differ in the target chip alone.
+    # One of them (8 s) in every run; they differ only in the target chip.
     [pytest.param("86", marks=pytest.mark.slow), "89", pytest.param("120", marks=pytest.mark.slow)],
 )
 def test_every_graph_compiles(rtx_bundle, compute_capability):

@@ -1,4 +1,4 @@
-"""The frame encoder around the tower: pixels in, tokens out in the promised order."""
+"""The frame encoder around the tower: pixels in, tokens out in the documented order."""
 
 from dataclasses import replace
 
@@ -16,7 +16,7 @@ RTOL_FRAMES = 5e-6  # measured 3e-7 of the largest value
 
 
 class NumberedPatches(nn.Module):
-    """A tower whose patch i is all i and whose "CLS" is all -1; keeps the pixels it was given."""
+    """A tower whose patch i is all i and whose "CLS" is all -1; it stores the pixels given."""
 
     def __init__(self, size, num_patches):
         super().__init__()
@@ -61,7 +61,7 @@ def test_pooling_equals_adaptive_average_pooling(grid_size, pooled):
 def test_a_frames_tokens_are_cls_first_then_the_grid_row_by_row(numbered):
     frames = torch.zeros(2, 59, 59, 3, dtype=torch.uint8)
     tokens = numbered(frame_token_pooled=(2, 4))(frames)
-    # patches 0..15 lie in rows of four; a cell of the 2 x 4 grid is two rows high
+    # Patches 0..15 are in rows of four; a cell of the 2 x 4 grid is two rows high.
     assert tokens[:, :, 0].tolist() == [[-1, 2, 3, 4, 5, 10, 11, 12, 13]] * 2
 
 
@@ -82,7 +82,7 @@ def test_bytes_become_minus_one_to_one_with_channels_first(numbered):
     assert (pixel_values[0, :, 5, 2] == -1).all()
 
 
-def test_frames_do_not_see_each_other(make_config, make_model):
+def test_frames_are_encoded_independently(make_config, make_model):
     model = make_model(make_config())
     generator = torch.Generator().manual_seed(0)
     frames = torch.randint(0, 256, (3, 59, 59, 3), dtype=torch.uint8, generator=generator)
@@ -90,4 +90,4 @@ def test_frames_do_not_see_each_other(make_config, make_model):
     assert together.shape == (3, 10, 48)
     alone = torch.cat([model(frame[None]) for frame in frames])
     assert (together - alone).abs().max() <= RTOL_FRAMES * alone.abs().max()
-    assert (alone[0] - alone[1]).abs().max() > 0.1 * alone.abs().max()  # frames do differ
+    assert (alone[0] - alone[1]).abs().max() > 0.1 * alone.abs().max()  # the frames differ
