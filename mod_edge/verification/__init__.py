@@ -1,1 +1,1 @@
-"""How `mod-edge verify` judges: what is recorded, on which backends it is run, what is allowed."""
+"""`mod-edge verify`: recorded inputs, the backends that run them, and the allowed errors."""

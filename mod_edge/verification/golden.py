@@ -1,12 +1,12 @@
 """Golden files: recorded inputs and the reference's outputs, for devices without PyTorch.
 
     manifest.json                       format 1, see `GoldenManifest`
-    layer-01/inputs.json, outputs.json  of every graph, as `polygraphy run` takes them with
-                                        --load-inputs and --load-outputs
+    layer-01/inputs.json, outputs.json  of every graph, for `polygraphy run` with --load-inputs
+                                        and --load-outputs
     stream.npz                          the whole stream, see `trace_file`
 
-Steps at whose cut the router's logits are too close to tell two tokens apart are left out: which of
-the two is kept could only be judged by running the reference.
+Steps in which a kept and a dropped token have almost the same router logit are not saved: either
+could be kept, and only the running reference can follow the other selection.
 """
 
 from collections.abc import Mapping, Sequence
@@ -42,17 +42,17 @@ from mod_edge.verification.trace_file import read_trace, write_trace
 FORMAT_VERSION = 1
 INPUTS_FILE, OUTPUTS_FILE, STREAM_FILE = "inputs.json", "outputs.json", "stream.npz"
 LEAST_MARGIN = 10 * TIED_LOGITS
-ADVICE = "save the golden files anew, with: mod-edge verify BUNDLE --checkpoint CKPT --save-golden"
+ADVICE = "save them again with: mod-edge verify BUNDLE --checkpoint CKPT --save-golden"
 
 
 @dataclass(frozen=True)
 class GoldenManifest:
-    """What the golden files are of.
+    """The contents of a golden folder.
 
     Attributes:
-        reference: what gave the outputs.
+        reference: name of the reference that computed the outputs.
         graphs: by name, the hashes of the graph's files in the bundle, the kinds of its steps, and
-            the command that holds the graph against them with Polygraphy alone.
+            the command that compares the graph with Polygraphy alone.
         files: the golden files themselves.
     """
 
@@ -67,14 +67,14 @@ def is_golden(folder: Path) -> bool:
 
 
 def require_numpy_dtypes(lowering: Lowering) -> None:
-    """Refuse what golden files cannot hold.
+    """Check that golden files can hold the bundle's dtype.
 
     Raises:
         ConfigError: the bundle is in bfloat16.
     """
     if lowering.precision == "bf16":
         raise ConfigError(
-            "golden files hold numpy's arrays, which have no bfloat16; save those of the same "
+            "golden files are numpy arrays, and numpy has no bfloat16; save those of the same "
             "checkpoint's fp16 or fp32 bundle"
         )
 
@@ -83,21 +83,21 @@ class GoldenWriter:
     """Writes golden files into an empty folder, graph by graph."""
 
     def __init__(self, folder: Path, manifest: Manifest, reference: str) -> None:
-        """Begin.
+        """Write into `folder`, which exists and is empty.
 
         Args:
-            folder: exists and is empty.
-            manifest: the bundle's, whose files were held against it.
-            reference: name of what gives the outputs.
+            folder: of the golden files.
+            manifest: of the bundle, whose files were checked against it.
+            reference: name of the reference.
         """
         self._folder, self._bundle = folder, manifest
         self._graphs: dict[str, dict[str, Any]] = {}
         self._reference = reference
 
     def add_graph(self, recording: GraphRecording) -> None:
-        """Write one graph's steps and right outputs."""
+        """Write one graph's steps and expected outputs."""
         outputs = recording.outputs({})
-        numbers = _telling_steps(recording.steps, outputs)
+        numbers = _unambiguous_steps(recording.steps, outputs)
         folder = self._folder / recording.signature.name
         folder.mkdir()
         results = RunResults()
@@ -114,7 +114,7 @@ class GoldenWriter:
         }
 
     def finish(self, trace: StreamTrace | None) -> None:
-        """Write the stream, where there is one, and the manifest."""
+        """Write the stream, if any, and the manifest."""
         if trace is not None:
             write_trace(trace, self._folder / STREAM_FILE)
         files = sorted(path for path in self._folder.rglob("*") if path.is_file())
@@ -133,7 +133,7 @@ class Golden(Reference):
         """Open and check them.
 
         Raises:
-            BundleError: no golden files there, damaged ones, or those of another bundle.
+            BundleError: no golden files, or damaged ones.
         """
         self._folder, self._bundle = folder, bundle
         self._manifest = _read_manifest(folder)
@@ -146,14 +146,14 @@ class Golden(Reference):
         """See `Reference`.
 
         Raises:
-            BundleError: they are of another graph than the bundle's, or damaged.
+            BundleError: they are of another graph, or damaged.
         """
         entry = self._manifest.graphs.get(signature.name)
         if entry is None:
             return None
         if entry["bundle_files"] != _bundle_files(self._bundle, signature):
             raise BundleError(
-                f"{self._folder} has golden files of another {signature.file}; {ADVICE}"
+                f"{self._folder} has golden files of a different {signature.file}; {ADVICE}"
             )
         folder = self._folder / signature.name
         try:
@@ -171,12 +171,12 @@ class Golden(Reference):
 
 
 def _saved(outputs: list[Arrays], selections: Selections) -> list[Arrays]:
-    assert not selections, "golden files follow no selections: without logits nothing is a tie"
+    assert not selections, "golden files have no router logits, so there are no ties to follow"
     return outputs
 
 
-def _telling_steps(steps: tuple[GraphStep, ...], outputs: list[Arrays]) -> list[int]:
-    """Numbers of the steps to save: no ties, and of each kind the one after a roll if there is."""
+def _unambiguous_steps(steps: tuple[GraphStep, ...], outputs: list[Arrays]) -> list[int]:
+    """Numbers of the steps to save: without ties; of each kind the one after a roll, if any."""
     clear = {
         step.kind: number
         for number, step in enumerate(steps)
@@ -187,9 +187,10 @@ def _telling_steps(steps: tuple[GraphStep, ...], outputs: list[Arrays]) -> list[
 
 
 def _command(recording: GraphRecording, outputs: Sequence[Arrays]) -> str:
-    """`polygraphy run`, from the golden folder; its own tolerance fails healthy graphs.
+    """The `polygraphy run` command, for the golden folder; its default tolerance is too small.
 
-    Polygraphy has one tolerance an output, so it is by the output's largest value, not the row's.
+    Polygraphy has one tolerance per output, so it is relative to the output's largest value, not
+    the row's.
     """
     signature = recording.signature
     allowed = ALLOWED_ERROR[recording.lowering.precision]
@@ -216,7 +217,7 @@ def _bundle_files(manifest: Manifest, signature: GraphSignature) -> dict[str, st
 def _read_manifest(folder: Path) -> GoldenManifest:
     advice = f"{ADVICE} {folder}"
     if not is_golden(folder):
-        raise BundleError(f"{folder} holds no golden files; {advice}")
+        raise BundleError(f"{folder} has no golden files; {advice}")
     return DOCUMENT.read(folder / MANIFEST_FILE, advice=advice)
 
 

@@ -1,6 +1,6 @@
-"""Where one graph can be run alone to be judged: Polygraphy's runners over sessions of our own.
+"""Backends that run one graph alone: Polygraphy's runners over mod-edge's ONNX Runtime sessions.
 
-No PyTorch here: a device that holds a bundle against golden files has none.
+No PyTorch here: a device that compares a bundle with golden files has none.
 """
 
 import math
@@ -23,22 +23,22 @@ from mod_edge.plan.targets import TARGETS, Lowering
 from mod_edge.verification.recording import held_dtype
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
-# TF32 rounds float32 factors to 10 bits: a parity check must not measure that.
+# TF32 rounds float32 factors to 10 bits, which a parity check must not measure.
 PROVIDER_OPTIONS: dict[str, dict[str, str]] = {CPU: {}, CUDA: {"use_tf32": "0"}}
 WEIGHTS_FOLDER_KEY = "session.model_external_initializers_file_folder_path"
-# What may have to be done to a graph first: TensorRT's Attention of float32 has an attribute that
+# Changes that ONNX Runtime may need: float32 Attention lowered for TensorRT has an attribute that
 # only TensorRT takes (`export.lower`), and ONNX Runtime's CPU has no bfloat16 arithmetic.
-UNMARKED, WIDENED = "TensorRT's attribute is taken off", "bfloat16 is widened to float32"
+UNMARKED, WIDENED = "removing TensorRT's attribute", "widening bfloat16 to float32"
 
 
 @dataclass(frozen=True)
 class GraphBackend:
     """A way to run a graph: its name, and Polygraphy's runner for the file of a signature.
 
-    Graphs of more than `max_weight_bytes` are left out.
+    Graphs of more than `max_weight_bytes` are not run.
 
-    Activating the runner raises BackendError where the file does not load, or is not what the
-    signature says.
+    Activating the runner raises BackendError if the file does not load or does not match its
+    signature.
     """
 
     name: str
@@ -46,14 +46,14 @@ class GraphBackend:
     max_weight_bytes: float = math.inf
 
     def obstacle(self, path: Path) -> str:
-        """Why the graph at `path` is not run here; "" where it is."""
+        """Why the graph at `path` cannot be run; "" if it can."""
         weights = path.with_suffix(".data")
         size_bytes = weights.stat().st_size if weights.exists() else 0
         if size_bytes <= self.max_weight_bytes:
             return ""
         return (
-            f"it would take minutes: {size_bytes / 2**20:.0f} MiB of weights, at most "
-            f"{self.max_weight_bytes / 2**20:.0f}"
+            f"it would take minutes: {size_bytes / 2**20:.0f} MiB of weights, the limit is "
+            f"{self.max_weight_bytes / 2**20:.0f} MiB"
         )
 
 
@@ -69,31 +69,31 @@ NO_CUDA = NotRun("onnx CUDA", "this onnxruntime has no CUDA provider")
 
 
 def graph_backends(lowering: Lowering) -> tuple[list[GraphBackend], list[NotRun]]:
-    """The backends that this machine has for a bundle's graphs, and those that it lacks."""
+    """The backends for a bundle's graphs: those that this machine has, and those it does not."""
     backends: list[GraphBackend] = []
-    lacking: list[NotRun] = []
-    rewritten = rewriting(lowering)
-    if rewritten and find_spec("onnx") is None:
-        lacking.append(NotRun("onnx CPU", f"{rewritten}, which needs the onnx package"))
+    not_run: list[NotRun] = []
+    change = rewriting(lowering)
+    if change and find_spec("onnx") is None:
+        not_run.append(NotRun("onnx CPU", f"{change} needs the onnx package"))
     else:
         backends.append(onnx_backend(lowering, CPU))
     if lowering.target == "cuda" and has_cuda_provider():
         backends.append(onnx_backend(lowering, CUDA))
     elif lowering.target == "cuda":
-        lacking.append(NO_CUDA)
-    return backends, lacking
+        not_run.append(NO_CUDA)
+    return backends, not_run
 
 
 def has_cuda_provider() -> bool:
-    """Whether the installed ONNX Runtime is the one with CUDA in it."""
+    """Whether the installed ONNX Runtime is built with CUDA."""
     return CUDA in onnxruntime.get_available_providers()
 
 
 def onnx_backend(lowering: Lowering, provider: str = CPU) -> GraphBackend:
     """ONNX Runtime on one provider.
 
-    A bfloat16 graph widened for the CPU proves its nodes, wiring and weights, but not what rounding
-    in between costs.
+    A bfloat16 graph widened for the CPU proves its nodes, wiring and weights, but not the error of
+    rounding intermediate results.
     """
     place = "CPU" if provider == CPU else "CUDA"
     is_widened = rewriting(lowering) == WIDENED
@@ -105,7 +105,7 @@ def onnx_backend(lowering: Lowering, provider: str = CPU) -> GraphBackend:
 
 
 def rewriting(lowering: Lowering) -> str:
-    """What has to be done to a graph before ONNX Runtime takes it; "" for nothing."""
+    """The change to a graph that ONNX Runtime needs; "" for none."""
     if lowering.precision == "bf16":
         return WIDENED
     is_marked = TARGETS[lowering.target].compiler and lowering.dialect == "in_place"
@@ -113,7 +113,7 @@ def rewriting(lowering: Lowering) -> str:
 
 
 def input_metadata(signature: GraphSignature) -> TensorMetadata:
-    """The inputs as Polygraphy describes them, in the dtypes of what is fed."""
+    """Polygraphy's description of the inputs, in the dtypes that are fed."""
     metadata = TensorMetadata()
     for spec in signature.inputs:
         shape = [dim if isinstance(dim, int) else None for dim in spec.dims]
@@ -122,7 +122,7 @@ def input_metadata(signature: GraphSignature) -> TensorMetadata:
 
 
 class OnnxGraphRunner(OnnxrtRunner):  # type: ignore[misc] # Polygraphy ships no types
-    """Polygraphy's runner on the shared thread pool, and only for the graph that was promised."""
+    """Polygraphy's runner on the shared thread pool, checked against the graph's signature."""
 
     def __init__(
         self,
@@ -136,10 +136,10 @@ class OnnxGraphRunner(OnnxrtRunner):  # type: ignore[misc] # Polygraphy ships no
         self._rewriting = rewriting(lowering)
 
     def activate_impl(self) -> None:
-        """Open the session, and hold its inputs and outputs against the signature."""
+        """Open the session, and check its inputs and outputs against the signature."""
         with TemporaryDirectory() as folder:
             try:
-                # On Linux the weights stay mapped when their file has gone.
+                # On Linux the weights stay mapped after their file is removed.
                 self.sess = self._session(Path(folder))
             except Exception as exc:  # onnxruntime raises bare pybind exceptions of many types
                 raise BackendError(f"it does not load: {exc}") from exc
@@ -153,7 +153,7 @@ class OnnxGraphRunner(OnnxrtRunner):  # type: ignore[misc] # Polygraphy ships no
 
     def _session(self, folder: Path) -> Any:
         options = session_options()
-        options.log_severity_level = 4  # what fails is raised, and would be printed besides
+        options.log_severity_level = 4  # errors are raised; do not print them as well
         model: str | bytes = str(self._path)
         if self._rewriting == WIDENED:
             from mod_edge.export.widen import write_widened

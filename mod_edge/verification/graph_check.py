@@ -1,7 +1,8 @@
-"""One graph on one backend against its recording: selections first, then Polygraphy's errors.
+"""Compares one graph on one backend with its recording: selections, then Polygraphy's errors.
 
-What Polygraphy lets pass is refused before: outputs that are missing, renamed, empty, misshapen, of
-another dtype or no numbers. It is then asked about the largest error; a mean hides a wrong row.
+Faults that Polygraphy lets pass are checked before: outputs that are missing, renamed, empty,
+misshapen, of another dtype or not finite. Polygraphy then compares the largest error, because a
+mean hides a wrong row.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -29,8 +30,8 @@ from mod_edge.runtime.loaded_model import Int64Array
 from mod_edge.verification.graph_backends import GraphBackend
 from mod_edge.verification.recording import Arrays, GraphRecording, GraphStep, held_dtype
 
-# Largest error of a value, relative to the largest value of its row in the reference. Measured on
-# the tiny and the 135m preset, at most: fp32 2.0e-6; the fp16 graphs 2.6e-3, torch in fp16 3.8e-3;
+# Largest error of a value, relative to the largest value of its row in the reference. Measured
+# maxima on the tiny and the 135m preset: fp32 2.0e-6; the fp16 graphs 2.6e-3, torch in fp16 3.8e-3;
 # the bf16 graphs widened to float32 1.1e-2, torch in bf16 2.8e-2. Of real faults, the vision
 # tower's GELU without its tanh gives 3.3e-5, swapped colours 0.1, all others in a layer 0.4 to 4.
 ALLOWED_ERROR = {"fp32": 2e-5, "fp16": 1e-2, "bf16": 8e-2}
@@ -40,15 +41,15 @@ NUM_FAULTS_SHOWN = 3
 
 @dataclass(frozen=True)
 class OutputError:
-    """One output of one step beside the reference's.
+    """The error of one output in one step.
 
     Attributes:
         step: kind of the step.
         output: its name.
         largest, mean, quantile: error relative to the row's largest value; the quantile is 99.9 %.
-        cosine: of the row that points away the most.
+        cosine: the smallest cosine similarity of a row with the reference's.
         shape: the output's.
-        first_bad_row: its place (one number a dim but the last), None where all rows are right.
+        first_bad_row: its index in all dims but the last; None if all rows are right.
     """
 
     step: str
@@ -63,16 +64,15 @@ class OutputError:
 
 @dataclass(frozen=True)
 class Selection:
-    """One MoD step's kept tokens beside the reference's.
+    """The tokens kept in one step of a MoD layer, here and by the reference.
 
     Attributes:
         step: kind of the step.
         ours, theirs: (F, K) as lists.
         num_other: tokens kept here that the reference drops.
-        gap: by how much, in router logits, a dropped token outweighs a kept one; relative to the
-            step's largest logit, infinite where there is no router to ask.
-        margin: of the reference's own choice, by how much its last kept token outweighs the first
-            dropped one; relative likewise.
+        gap: largest difference of router logits between a token dropped here and a kept one,
+            relative to the step's largest logit; infinite without a router.
+        margin: in the reference, the smallest such difference between kept and dropped tokens.
     """
 
     step: str
@@ -85,16 +85,16 @@ class Selection:
 
 @dataclass(frozen=True)
 class GraphResult:
-    """How one graph fares on one backend.
+    """The result of one graph on one backend.
 
     Attributes:
         graph: its name.
-        backend: the backend's.
+        backend: the backend's name.
         status: "ok", "failed" or "not run".
-        reason: what is wrong, or why it was not run; "" where it is ok.
-        allowed: the largest relative error that is.
-        outputs: an error for every float output of every step; none where a fault came before.
-        selections: for every step with frames of a MoD layer.
+        reason: the fault, or why it was not run; "" if ok.
+        allowed: the largest relative error allowed.
+        outputs: the error of every float output of every step; empty after an earlier fault.
+        selections: of every step with frames of a MoD layer.
     """
 
     graph: str
@@ -107,22 +107,22 @@ class GraphResult:
 
     @property
     def worst(self) -> OutputError | None:
-        """The output that is most in error."""
+        """The output with the largest error."""
         return max(self.outputs, key=lambda error: error.largest, default=None)
 
     @property
     def num_ties(self) -> int:
-        """Tokens kept that the reference, by less than it can tell, drops."""
+        """Tokens kept here that the reference drops."""
         return sum(selection.num_other for selection in self.selections)
 
 
 def check_graph(path: Path, recording: GraphRecording, backend: GraphBackend) -> GraphResult:
-    """Run the graph file at `path` on every recorded step and judge it.
+    """Run the graph file at `path` on every recorded step and compare its outputs.
 
-    Whatever is wrong with the graph stands in the result; nothing is raised for it.
+    Faults of the graph are in the result; none is raised.
     """
     runner = backend.runner(path, recording.signature)
-    return judge(recording, backend.name, lambda: run_steps(runner, recording.steps))
+    return compare_outputs(recording, backend.name, lambda: run_steps(runner, recording.steps))
 
 
 def run_steps(runner: BaseRunner, steps: Sequence[GraphStep]) -> list[Arrays]:
@@ -141,13 +141,15 @@ def run_steps(runner: BaseRunner, steps: Sequence[GraphStep]) -> list[Arrays]:
     return [dict(outputs.items()) for outputs in results[0][1]]
 
 
-def judge(recording: GraphRecording, backend: str, run: Callable[[], list[Arrays]]) -> GraphResult:
-    """The verdict over the outputs of every step that `run` returns, in `held_dtype`.
+def compare_outputs(
+    recording: GraphRecording, backend: str, run: Callable[[], list[Arrays]]
+) -> GraphResult:
+    """Compare the outputs that `run` returns with the recording's.
 
     Args:
         recording: the graph's.
-        backend: name of what runs.
-        run: raises BackendError where it cannot.
+        backend: name of the backend.
+        run: returns the outputs of every step in `held_dtype`, or raises BackendError.
     """
     allowed = ALLOWED_ERROR[recording.lowering.precision]
     failed = partial(GraphResult, recording.signature.name, backend, "failed", allowed=allowed)
@@ -159,7 +161,7 @@ def judge(recording: GraphRecording, backend: str, run: Callable[[], list[Arrays
     faults = [
         f"{step.kind}: {fault}"
         for step, our, their in zip(recording.steps, ours, theirs, strict=True)
-        for fault in _broken_promises(recording.signature, our, their)
+        for fault in _output_faults(recording.signature, our, their)
     ]
     if faults:
         return failed("; ".join(faults[:NUM_FAULTS_SHOWN]))
@@ -170,7 +172,7 @@ def judge(recording: GraphRecording, backend: str, run: Callable[[], list[Arrays
     }
     chosen = list(selections.values())
     if untied := [selection for selection in chosen if not selection.gap <= TIED_LOGITS]:
-        return failed(_untied(untied[0]), selections=chosen)
+        return failed(_selection_fault(untied[0]), selections=chosen)
     tied = {number: ours[number]["kept"] for number, made in selections.items() if made.num_other}
     if tied:
         theirs = recording.outputs(tied)
@@ -186,7 +188,7 @@ def judge(recording: GraphRecording, backend: str, run: Callable[[], list[Arrays
     return GraphResult(recording.signature.name, backend, "ok", "", allowed, outputs, chosen)
 
 
-def _broken_promises(signature: GraphSignature, ours: Arrays, theirs: Arrays) -> list[str]:
+def _output_faults(signature: GraphSignature, ours: Arrays, theirs: Arrays) -> list[str]:
     specs = {spec.name: spec for spec in signature.outputs}
     if ours.keys() != specs.keys():
         return [f"its outputs are {sorted(ours)}, wanted {sorted(specs)}"]
@@ -199,7 +201,7 @@ def _broken_promises(signature: GraphSignature, ours: Arrays, theirs: Arrays) ->
             )
         elif not np.isfinite(array).all():
             count = array.size - int(np.isfinite(array).sum())
-            faults.append(f"{count} of {array.size} values of {name} are no finite numbers")
+            faults.append(f"{count} of {array.size} values of {name} are not finite")
     return faults
 
 
@@ -216,24 +218,24 @@ def _selection(step: GraphStep, ours: Int64Array, theirs: Int64Array) -> Selecti
     return Selection(step.kind, ours.tolist(), theirs.tolist(), num_other, gap, margin)
 
 
-def _untied(selection: Selection) -> str:
+def _selection_fault(selection: Selection) -> str:
     return (
-        f"{selection.step}: kept has {selection.num_other} other tokens than the reference, by a "
-        f"gap of {selection.gap:.1e} of the largest router logit, a tie being {TIED_LOGITS:.0e}"
+        f"{selection.step}: kept has {selection.num_other} other tokens than the reference, with a "
+        f"gap of {selection.gap:.1e} of the largest router logit; ties are up to {TIED_LOGITS:.0e}"
     )
 
 
 def _output_errors(step: str, ours: Arrays, theirs: Arrays, allowed: float) -> list[OutputError]:
     names = [name for name, array in theirs.items() if array.dtype == np.float32]
     scales = {name: row_scales(theirs[name]).astype(np.float64) for name in names}
-    # In this order Polygraphy measures the first against the second.
+    # Polygraphy's error is of the first relative to the second.
     pair = [
         IterationResult({name: arrays[name] / scales[name] for name in names})
         for arrays in (ours, theirs)
     ]
     with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
-        verdicts = _simple("max", allowed)(*pair)
-        spread = _simple("quantile", allowed)(*pair)
+        largest = _comparison("max", allowed)(*pair)
+        spread = _comparison("quantile", allowed)(*pair)
     errors = []
     for name in names:
         rows = np.abs(pair[0][name] - pair[1][name]).max(axis=-1)
@@ -242,20 +244,20 @@ def _output_errors(step: str, ours: Arrays, theirs: Arrays, allowed: float) -> l
             OutputError(
                 step=step,
                 output=name,
-                largest=verdicts[name].max_absdiff,
+                largest=largest[name].max_absdiff,
                 mean=spread[name].mean_absdiff,
                 quantile=spread[name].quantile_absdiff,
                 cosine=worst_row_cosine(ours[name], theirs[name]),
                 shape=theirs[name].shape,
-                first_bad_row=None if verdicts[name] else tuple(bad[0].tolist()),
+                first_bad_row=None if largest[name] else tuple(bad[0].tolist()),
             )
         )
     return errors
 
 
-def _simple(statistic: str, allowed: float) -> Callable[..., Mapping[str, Any]]:
+def _comparison(statistic: str, allowed: float) -> Callable[..., Mapping[str, Any]]:
     """Polygraphy's comparison by one statistic of the absolute error."""
-    # Called CompareFunc.simple until 0.53, which warns of that name.
+    # Called CompareFunc.simple before 0.53, which deprecates that name.
     simple = getattr(comparator, "SimpleCompareFunc", None) or comparator.CompareFunc.simple
     made: Callable[..., Mapping[str, Any]] = simple(
         check_error_stat=statistic, atol=allowed, rtol=0.0, error_quantile=QUANTILE

@@ -1,8 +1,8 @@
-"""onnx's own evaluator as one more backend for half-precision graphs that are not too large for it.
+"""onnx's reference evaluator as another backend for small half-precision graphs.
 
-ONNX Runtime's CPU computes float16 in float32 and drops the casts in between, so what overflows or
-is rounded away in float16 never shows there. The evaluator does what stands in the graph, node by
-node, at numpy's pace.
+ONNX Runtime's CPU computes float16 in float32 and drops the casts in between, so overflow and
+rounding in float16 do not show there. The evaluator computes the graph as written, node by node, at
+numpy's speed.
 """
 
 import time
@@ -20,12 +20,12 @@ from mod_edge.plan.targets import Lowering
 from mod_edge.verification.graph_backends import GraphBackend, NotRun, input_metadata
 
 NAME = "onnx evaluator"
-# numpy multiplies float16 without a BLAS: 1 GFLOP/s or so, minutes for a layer of a large model.
+# numpy multiplies float16 without a BLAS: about 1 GFLOP/s, minutes for a layer of a large model.
 MAX_WEIGHT_BYTES = 16 * 2**20
 
 
 def evaluator_backend(lowering: Lowering) -> GraphBackend | NotRun | None:
-    """The backend for fp16 bundles; None where ONNX Runtime hides nothing, or cannot tell."""
+    """The backend for fp16 bundles; None for other precisions."""
     if lowering.precision != "fp16":
         return None
     if find_spec("onnx") is None:
@@ -52,7 +52,7 @@ class EvaluatorRunner(BaseRunner):  # type: ignore[misc] # Polygraphy ships no t
             raise BackendError(f"it does not load: {exc}") from exc
 
     def deactivate_impl(self) -> None:
-        """Let go of it."""
+        """Release the graph."""
         self._evaluator = None
 
     def get_input_metadata_impl(self) -> TensorMetadata:
@@ -62,7 +62,7 @@ class EvaluatorRunner(BaseRunner):  # type: ignore[misc] # Polygraphy ships no t
     def infer_impl(self, feed_dict: dict[str, Any]) -> dict[str, Any]:
         """All outputs by name."""
         started = time.perf_counter()
-        with np.errstate(all="ignore"):  # an overflow shows in the outputs
+        with np.errstate(all="ignore"):  # overflows show in the outputs
             outputs = self._evaluator.run(None, dict(feed_dict))
         self.inference_time = time.perf_counter() - started
         return dict(zip(self._evaluator.output_names, outputs, strict=True))

@@ -1,7 +1,7 @@
-"""What is kept of one stream for judging others: graphs' inputs step by step, and all its calls.
+"""Recordings of a stream through the reference: inputs of every graph, and all calls in order.
 
-Arrays only, no PyTorch: a recording is made from the running reference (`reference_recording`) or
-read from golden files (`golden`) on a device that has none.
+Arrays only, no PyTorch: a recording comes from the PyTorch reference (`reference_recording`) or,
+on a device without PyTorch, from golden files (`golden`).
 """
 
 from collections.abc import Callable, Mapping
@@ -24,7 +24,7 @@ Selections = Mapping[int, Int64Array]  # by number of the step, (F, K) positions
 
 
 def step_kind(layout: StepLayout, past: Rows) -> str:
-    """What sort of step this is, for people; recorded steps are told apart by it."""
+    """The kind of a step, for display and to choose the steps that are recorded."""
     if past.dense == 0:
         return "first"
     if layout.num_frames:
@@ -33,18 +33,18 @@ def step_kind(layout: StepLayout, past: Rows) -> str:
 
 
 def held_dtype(spec: TensorSpec) -> np.dtype[Any]:
-    """The dtype in which a tensor's values are held here: bfloat16, which numpy lacks, widened."""
+    """The numpy dtype of a recorded tensor: float32 for bfloat16, which numpy lacks."""
     return np.dtype("float32" if spec.dtype == "bfloat16" else spec.dtype)
 
 
 @dataclass(frozen=True)
 class GraphStep:
-    """One step as one graph meets it.
+    """One step's inputs of one graph.
 
     Attributes:
-        kind: from `step_kind`, with `AFTER_ROLL` behind it where rows had just been evicted.
+        kind: from `step_kind`, followed by `AFTER_ROLL` if rows had just been evicted.
         inputs: by the signature's names, in `held_dtype`, rounded to the graph's dtype.
-        router_logits: (F, N) of a MoD layer with a router, to tell ties from other selections.
+        router_logits: (F, N) of a MoD layer with a router, to recognize ties.
     """
 
     kind: str
@@ -54,14 +54,14 @@ class GraphStep:
 
 @dataclass(frozen=True)
 class GraphRecording:
-    """One graph's recorded steps and the right outputs for them.
+    """One graph's recorded steps and the expected outputs for them.
 
     Attributes:
         signature: the graph's.
-        lowering: what it was made for.
-        steps: at least one, each of another kind.
-        outputs: the right outputs of every step by the signature's names, int64 or float32. Where
-            it is given selections of steps, it follows these instead of its own.
+        lowering: what the graph was exported for.
+        steps: at least one, no two of the same kind.
+        outputs: returns the expected outputs of every step by the signature's names, int64 or
+            float32; selections given for a step replace the reference's own.
     """
 
     signature: GraphSignature
@@ -82,9 +82,9 @@ class StepCall:
     """A step was run.
 
     Attributes:
-        pieces: as in `layout`.
+        pieces: as in `StepLayout`.
         token_ids: of its text.
-        first_frame: which of the frames last encoded is the step's first.
+        first_frame: index of the step's first frame among the frames last encoded.
         position: stream position of its first token.
         past: rows of the cache before it.
         kept: by MoD layer, the reference's selection (F, K).
@@ -120,13 +120,13 @@ Call = EncodeCall | StepCall | ReadCall | EvictCall
 
 @dataclass(frozen=True)
 class StreamTrace:
-    """Every call of a session to its runner, in order, with the reference's answers.
+    """Every call of a session to its stream state, with the reference's answers.
 
     Attributes:
         calls: in order.
-        capacity: rows of the window; a runner may have more.
-        max_step_tokens: T at most.
-        frames_per_step: F at most.
+        capacity: rows of the window; a backend's cache may have more.
+        max_step_tokens: largest T.
+        frames_per_step: largest F.
         threshold: the session's, see `Protocol`.
     """
 
@@ -137,5 +137,5 @@ class StreamTrace:
     threshold: float
 
     def count(self, kind: type[Call]) -> int:
-        """Calls of one kind."""
+        """The number of calls of one kind."""
         return sum(isinstance(call, kind) for call in self.calls)

@@ -1,4 +1,4 @@
-"""What a bundle is held against: the running PyTorch model, or the golden files that it left."""
+"""The reference of a comparison: the PyTorch model, or golden files saved from it."""
 
 from abc import ABC, abstractmethod
 
@@ -9,12 +9,12 @@ from mod_edge.verification.stream_check import Follow, StreamResult
 
 
 class Reference(ABC):
-    """Recorded inputs and right outputs of every graph, and of the whole stream.
+    """Recorded inputs and expected outputs of every graph and of the whole stream.
 
     Attributes:
-        name: for people.
-        trace: the whole stream; None where it was not saved.
-        follow: see `check_stream`; None where the reference cannot run.
+        name: for display.
+        trace: the whole stream; None if it was not saved.
+        follow: see `check_stream`; None if the reference cannot run.
     """
 
     name: str
@@ -23,10 +23,10 @@ class Reference(ABC):
 
     @abstractmethod
     def recording(self, signature: GraphSignature) -> GraphRecording | None:
-        """One graph's recorded steps; None where they were not saved."""
+        """One graph's recorded steps; None if they were not saved."""
 
     def graph_in_dtype(self, recording: GraphRecording) -> GraphResult | None:
-        """What the graph's dtype costs by itself: PyTorch computing in it. None where it cannot."""
+        """The error of PyTorch in the graph's dtype; None for float32 or without PyTorch."""
         return None
 
     def stream_in_dtype(self) -> StreamResult | None:

@@ -1,7 +1,6 @@
-"""One graph's part of the PyTorch reference: its recorded inputs, and the right outputs for them.
+"""One graph's part of the PyTorch reference: its recorded inputs and the expected outputs.
 
-What a graph is fed is what the reference met in the recorded stream, laid out as the graph takes it
-(`export.step_io`).
+The inputs are the reference's own in the recorded stream, in the graph's layout (`export.step_io`).
 """
 
 import time
@@ -21,35 +20,35 @@ from mod_edge.model.video_llm import VideoLLM
 from mod_edge.plan.graph_kind import DENSE, HEAD, MOD, REBASE, VISION, GraphKind
 from mod_edge.plan.signature import GraphSignature
 from mod_edge.plan.targets import Lowering
-from mod_edge.runtime.loaded_model import Float32Array, Int64Array
+from mod_edge.runtime.loaded_model import Float32Array
 from mod_edge.verification.graph_backends import input_metadata
 from mod_edge.verification.graph_check import run_steps
 from mod_edge.verification.recording import Arrays, GraphRecording, GraphStep, Selections
 from mod_edge.verification.reference_recording import Recorder
 
-# Rows behind the past that a graph must mask: evicted ones stand there in a runtime's buffer.
+# Rows after the past that a graph must mask, as evicted rows in the runtime's buffer.
 STALE_ROWS = 3
 NO_CONTEXT = StepContext()
 
 
 @dataclass(frozen=True)
 class ReferenceStep(GraphStep):
-    """A recorded step with what the reference needs besides."""
+    """A recorded step with the context that the reference needs."""
 
     context: StepContext = NO_CONTEXT
 
 
 class ReferenceGraph:
-    """The part of the reference model that one graph stands for."""
+    """The part of the reference model that one graph computes."""
 
     def __init__(
         self, model: VideoLLM, signature: GraphSignature, lowering: Lowering, recorder: Recorder
     ) -> None:
-        """Take the graph's steps out of what was recorded with `model`."""
+        """Take the graph's steps from `recorder`, which has recorded `model`."""
         self.signature, self.lowering = signature, lowering
         self._model = model
-        self._io = StepIo(model.config, signature, lowering)
-        self.steps = tuple(STEPS[signature.kind](self._io, recorder))
+        self.io = StepIo(model.config, signature, lowering)
+        self.steps = tuple(STEPS[signature.kind](self.io, recorder))
         if signature.kind.is_mod and model.config.has_router:
             router = self.module(torch.float32).get_submodule("router")
             self.steps = tuple(
@@ -58,15 +57,11 @@ class ReferenceGraph:
             )
 
     def recording(self) -> GraphRecording:
-        """The recording for judges that know no PyTorch."""
-        return GraphRecording(self.signature, self.lowering, self.steps, self._outputs_following)
-
-    def runner(self, dtype: torch.dtype, selections: Selections) -> "ReferenceRunner":
-        """A Polygraphy runner that computes in `dtype`, following `selections`."""
-        return ReferenceRunner(self, dtype, selections)
+        """The recording, which hides PyTorch."""
+        return GraphRecording(self.signature, self.lowering, self.steps, self._outputs)
 
     def module(self, dtype: torch.dtype) -> nn.Module:
-        """The reference's module, in `dtype` but for a router."""
+        """The reference's module in `dtype`, its router in float32."""
         weights = (
             (self.signature.weight_name(name), tensor)
             for name, tensor in self._model.state_dict().items()
@@ -75,25 +70,8 @@ class ReferenceGraph:
         module = load_reference(self._model.config, self.signature.kind, weights)
         return module if dtype == torch.float32 else in_dtype(module, dtype)
 
-    def outputs(
-        self,
-        module: nn.Module,
-        dtype: torch.dtype,
-        step: ReferenceStep,
-        kept: Int64Array | None,
-    ) -> Arrays:
-        """A step's outputs, as float32 and int64.
-
-        Args:
-            module: from `module`, in `dtype`.
-            dtype: to compute in.
-            step: one of `steps`.
-            kept: (F, K), a selection to follow instead of the module's own.
-        """
-        return self._io.outputs(module, step.inputs, step.context, dtype=dtype, kept=kept)
-
-    def _outputs_following(self, selections: Selections) -> list[Arrays]:
-        return run_steps(self.runner(torch.float32, selections), self.steps)
+    def _outputs(self, selections: Selections) -> list[Arrays]:
+        return run_steps(ReferenceRunner(self, torch.float32, selections), self.steps)
 
 
 def _vision_steps(_io: StepIo, recorder: Recorder) -> Iterator[ReferenceStep]:
@@ -137,9 +115,9 @@ STEPS: dict[GraphKind, Callable[[StepIo, Recorder], Iterator[ReferenceStep]]] = 
 
 
 def _with_stale_rows(rows: Tensor, num_rows: int) -> Tensor:
-    """`rows` (S, G, E) in a buffer of `num_rows`, whose rest holds them again, as an old rest.
+    """`rows` (S, G, E) in a buffer of `num_rows`, repeated to fill it with stale rows.
 
-    A graph cannot bind no rows, so the buffer of an empty past has one, of zeros.
+    A graph needs at least one row, so the buffer of an empty past has one of zeros.
     """
     buffer = rows.new_zeros(num_rows, *rows.shape[1:])
     if len(rows):
@@ -149,7 +127,7 @@ def _with_stale_rows(rows: Tensor, num_rows: int) -> Tensor:
 
 @torch.inference_mode()
 def _router_logits(router: nn.Module, inputs: Arrays) -> Float32Array:
-    """(F, N) of the inputs as they are rounded."""
+    """Router logits (F, N) of the rounded inputs."""
     hidden = torch.tensor(inputs["hidden"])[0].float()
     logits: Float32Array = router(hidden[torch.tensor(inputs["frame_index"])])[..., 0].numpy()
     return logits
@@ -159,7 +137,7 @@ AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
 def in_dtype(module: AnyModule, dtype: torch.dtype) -> AnyModule:
-    """`module` itself turned to `dtype`, but for routers, which graphs keep in float32 too."""
+    """`module` itself converted to `dtype`, except routers, which stay float32 as in graphs."""
     routers = {
         name: deepcopy(part)
         for name, part in module.named_modules()
@@ -172,7 +150,7 @@ def in_dtype(module: AnyModule, dtype: torch.dtype) -> AnyModule:
 
 
 class ReferenceRunner(BaseRunner):  # type: ignore[misc] # Polygraphy ships no types
-    """A reference graph for Polygraphy's Comparator, which feeds the recorded steps in order."""
+    """A Polygraphy runner of the reference in `dtype`, which is fed the recorded steps in order."""
 
     def __init__(self, graph: ReferenceGraph, dtype: torch.dtype, selections: Selections) -> None:
         super().__init__(name=f"torch {str(dtype).removeprefix('torch.')}")
@@ -194,6 +172,8 @@ class ReferenceRunner(BaseRunner):  # type: ignore[misc] # Polygraphy ships no t
         assert feed_dict.keys() == step.inputs.keys()
         self._next += 1
         started = time.perf_counter()
-        outputs = self._graph.outputs(self._module, self._dtype, step, kept)
+        outputs = self._graph.io.outputs(
+            self._module, step.inputs, step.context, dtype=self._dtype, kept=kept
+        )
         self.inference_time = time.perf_counter() - started
         return outputs

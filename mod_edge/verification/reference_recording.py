@@ -1,7 +1,7 @@
-"""One stream through the PyTorch reference, remembered: what every graph is fed and what is right.
+"""Records one stream through the PyTorch reference: inputs and outputs of every graph.
 
-Positions are the stream's own, as the runtime's are: the reference lowers them at every roll
-instead, and by how much is known, so each recorded step is moved back to where the runtime is.
+Positions are the stream's own, as in the runtime: the reference lowers its positions at every roll,
+so the number of evicted tokens is added back to each recorded step.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,7 +36,7 @@ from mod_edge.verification.recording import (
 
 @dataclass(frozen=True)
 class LayerState:
-    """What a layer was given in a step: hidden (T, D), and its past at the stream's positions."""
+    """A layer's input in a step: hidden (T, D), and its past at the stream's positions."""
 
     hidden: Tensor
     past: LayerCache
@@ -62,7 +62,7 @@ class SinkState:
 
 @dataclass(frozen=True)
 class NumberedEmbeds:
-    """Frame embeddings that know which of the frames encoded together they are of."""
+    """Frame embeddings with the indices of their frames among those encoded together."""
 
     embeds: Float32Array
     numbers: range
@@ -75,25 +75,25 @@ class NumberedEmbeds:
 
 
 class Recorder(StreamState):
-    """The reference as a session's stream; of every kind of step it remembers the latest.
+    """The reference as a session's stream, which records the latest step of every kind.
 
     Attributes:
         calls: every call, in order.
-        frames: by kind, what the vision graph is fed.
-        steps: by kind, what the layers are fed.
-        head_rows: by kind, what the head is fed, (rows, D).
-        sinks: by kind of layer, what the rebase graph is fed.
+        frames: by kind, the vision graph's input.
+        steps: by kind, the layers' input.
+        head_rows: by kind, the head's input, (rows, D).
+        sinks: by kind of layer, the rebase graph's input.
     """
 
     def __init__(
         self, model: VideoLLM, selections: Sequence[Mapping[int, Int64Array]] = ()
     ) -> None:
-        """The reference on `model`.
+        """Record `model`.
 
         Args:
-            model: hooks hang on it until `close`.
-            selections: step by step and by MoD layer, (F, K) to compute instead of the reference's
-                own choice; empty to let it choose.
+            model: has hooks registered until `close`.
+            selections: step by step and by MoD layer, (F, K) to use instead of the reference's own
+                choice; empty for its own.
         """
         from mod_edge.runtime.cpu.torch_model import TorchModel
 
@@ -120,13 +120,13 @@ class Recorder(StreamState):
         self._hooks.append(model.model.norm.register_forward_pre_hook(self._see_head))
 
     def close(self) -> None:
-        """Take the hooks off the model again."""
+        """Remove the hooks from the model."""
         for hook in self._hooks:
             hook.remove()
 
     def encode(self, frames: UInt8Array) -> "NumberedEmbeds":
         """See `StreamState`."""
-        fed = frames.copy()  # the session writes the next frames into the same buffer
+        fed = frames.copy()  # the session reuses the buffer for the next frames
         self.calls.append(EncodeCall(fed))
         self.frames["one frame"] = fed[:1]
         if len(fed) > 1:
@@ -147,7 +147,7 @@ class Recorder(StreamState):
         self._has_just_rolled = False
         self._states, self._router_logits = {}, {}
         self._forced = next(self._selections, {})
-        assert frame_embeds is None or isinstance(frame_embeds, NumberedEmbeds), "they are ours"
+        assert frame_embeds is None or isinstance(frame_embeds, NumberedEmbeds), "from encode()"
         embeds = frame_embeds and frame_embeds.embeds
         self._stream.step(layout, token_ids, embeds, position=position, past=past)
         self.steps[self._kind] = DecoderStep(layout, position, self._states)

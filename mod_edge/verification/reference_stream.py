@@ -1,4 +1,4 @@
-"""A short stream of the reference, recorded: every kind of step is in it, and rolls."""
+"""Records a short stream through the reference, with every kind of step and several rolls."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -27,27 +27,27 @@ MIN_FRAMES, MAX_FRAMES = 16, 120
 MIN_ROLLS = 3
 FRAMES_PER_STEP = 3
 MAX_NEW_TOKENS = 8
-WINDOW_FRAMES = 6  # beside the text: so few that the window rolls soon
+WINDOW_FRAMES = 6  # besides the text: few, so that the window rolls soon
 MAX_STEP_TOKENS = 64
 EVICT_FRACTION = 0.125
-# A question falls between the second and the third frame of a batch, which therefore goes alone.
-FIRST_QUESTION_FRAME, FRAMES_A_QUESTION = 4.5, 9
+# A question falls between the second and the third frame of a batch: the third is a step alone.
+FIRST_QUESTION_FRAME, FRAMES_PER_QUESTION = 4.5, 9
 WANTED_KINDS = {"first", "prefill", "one frame", "many frames"}
 
 
 def record_stream(
     model: VideoLLM, tokenizer: Tokenizer, source: Source, lowering: Lowering
 ) -> tuple[Recorder, StreamTrace]:
-    """Watch `source` with the reference until enough was seen.
+    """Run `source` through the reference until every kind of step and enough rolls are recorded.
 
     Args:
         model: the reference in float32.
         tokenizer: the checkpoint's.
-        source: `MAX_FRAMES` frames at most are taken.
-        lowering: the bundle's, whose cache may be smaller than the window would be.
+        source: at most `MAX_FRAMES` frames are read.
+        lowering: the bundle's, whose cache may be smaller than the planned window.
 
     Returns:
-        What was recorded, step by step of each kind, and call by call.
+        The recorded steps by kind, and the trace of all calls.
 
     Raises:
         ConfigError: the video ended before `MIN_ROLLS` rolls, or the bundle's cache is too small.
@@ -68,7 +68,7 @@ def record_stream(
     queries = [Query(INSTRUCTION)]
     queries += [
         Query(QUESTION, (FIRST_QUESTION_FRAME + first) / fps)
-        for first in range(0, MAX_FRAMES, FRAMES_A_QUESTION)
+        for first in range(0, MAX_FRAMES, FRAMES_PER_QUESTION)
     ]
     num_frames = 0
     with Session(recorder, config, tokenizer, plan, options) as session:
@@ -86,8 +86,8 @@ def record_stream(
     if trace.count(EvictCall) < MIN_ROLLS:
         raise ConfigError(
             f"the video has {num_frames} frames at {fps:g} frames/s, in which the cache rolled "
-            f"{trace.count(EvictCall)} times, wanted {MIN_ROLLS}; take a longer video, or none: "
-            "then one is drawn"
+            f"{trace.count(EvictCall)} times, wanted {MIN_ROLLS}; give a longer video, or omit "
+            "--source to use a generated one"
         )
     return recorder, trace
 
@@ -95,7 +95,7 @@ def record_stream(
 def follow_stream(
     model: VideoLLM, trace: StreamTrace, selections: Sequence[Mapping[int, Int64Array]]
 ) -> StreamTrace:
-    """The trace with the reference's answers where it computes these selections, step by step."""
+    """The trace with the reference's answers when it uses these selections, step by step."""
     recorder = Recorder(model, selections)
     with recorder:
         replay(trace, recorder, model.config)
@@ -105,7 +105,7 @@ def follow_stream(
 def _small_plan(
     config: ModelConfig, tokenizer: Tokenizer, lowering: Lowering, options: SessionOptions
 ) -> KvPlan:
-    """A window that is as small as the session takes, so that it rolls often."""
+    """The smallest window that the session accepts, so that it rolls often."""
     protocol = Protocol(config.stream_config, tokenizer, options.threshold)
     prompts = len(protocol.query_ids(INSTRUCTION)) + len(protocol.query_ids(QUESTION))
     text = len(protocol.opening_ids()) + prompts + LONGEST_PREFIX + options.max_new_tokens

@@ -1,4 +1,4 @@
-"""A moving clip, drawn anew and always the same: for checks where no video is at hand."""
+"""A generated clip with moving shapes, always the same, for checks without a video file."""
 
 from collections.abc import Iterator
 
@@ -12,13 +12,13 @@ SCENE_FRAMES = 12  # then the background changes, as between two shots
 
 
 class SampleVideo:
-    """Shapes that wander over backgrounds; a source like `VideoFile`."""
+    """Shapes that move over changing backgrounds; a source like `VideoFile`."""
 
     is_live = False
     num_dropped = 0
 
     def __init__(self, fps: float, num_frames: int) -> None:
-        """A clip of `num_frames` frames, `fps` of them a second."""
+        """A clip of `num_frames` frames at `fps` frames/s."""
         self.warnings: list[str] = []
         self._fps = fps
         self._num_frames = num_frames

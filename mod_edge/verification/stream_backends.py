@@ -1,4 +1,4 @@
-"""Where a whole stream can be run to be judged: the runtime's own models."""
+"""Backends that run a whole stream: the runtime's own models."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -19,16 +19,16 @@ LoadBackend = Callable[[StreamTrace], LoadedModel]
 def check_streams(
     bundle: Bundle, trace: StreamTrace, follow: Follow | None
 ) -> Iterator[StreamResult]:
-    """The stream on every backend that this machine has for the bundle.
+    """The result of the stream on every backend for the bundle.
 
     Args:
         bundle: with all layers.
         trace: the reference's.
         follow: see `check_stream`.
     """
-    rewritten = rewriting(bundle.lowering)
-    if rewritten:
-        reason = f"{rewritten} for it, which is done graph by graph only"
+    change = rewriting(bundle.lowering)
+    if change:
+        reason = f"{change} is only done graph by graph"
         yield StreamResult("onnx CPU", "not run", reason)
     else:
         for device in ("cpu", "cuda") if bundle.lowering.target == "cuda" else ("cpu",):
@@ -53,7 +53,7 @@ def check_backend(
     name: str,
     load_backend: LoadBackend,
 ) -> StreamResult:
-    """The stream on one backend; whatever is wrong with it stands in the result."""
+    """The result of the stream on one backend; faults are in it, none is raised."""
     config = bundle.config
     protocol = Protocol(config.stream_config, bundle.tokenizer, trace.threshold)
     precision = bundle.lowering.precision
@@ -67,7 +67,7 @@ def check_backend(
 
 
 def stream_limits(bundle: Bundle, trace: StreamTrace) -> StreamLimits:
-    """What the trace asks of a model."""
+    """The limits that a model needs for the trace."""
     capacity = bundle.lowering.capacity or trace.capacity
     return StreamLimits(capacity, trace.max_step_tokens, trace.frames_per_step)
 

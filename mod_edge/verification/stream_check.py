@@ -1,8 +1,8 @@
-"""A whole stream on one backend against its trace: every call made again, every answer compared.
+"""Compares a whole stream on one backend with its trace: every call is replayed and compared.
 
 The trace's own tokens are fed, whatever the backend answers, so that one different answer does not
-end the comparison. A selection that rounding decided is followed by the reference where there is
-one; golden files cannot follow, so there the comparison ends at the first such tie.
+end the comparison. At a tie in a selection the PyTorch reference follows the backend's; golden
+files cannot, so there the comparison ends at the first tie.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -19,28 +19,28 @@ from mod_edge.plan.signature import layer_name
 from mod_edge.runtime.loaded_model import Float32Array, Int64Array, StreamState
 from mod_edge.verification.recording import EncodeCall, EvictCall, ReadCall, StepCall, StreamTrace
 
-STREAM = "stream"  # stands where results of graphs have the graph's name
+STREAM = "stream"  # in place of a graph's name
 
-# Relative to the largest logit of a row: the largest error allowed, the largest mean of all rows'
-# largest errors, and how close two answers must be to be a tie (a share of the largest logit too).
-# Measured on three seeds of the tiny preset, whose random layers make most of every rounding:
-# fp32 2e-5 and 4e-6; torch fp16 0.11 and 0.012, the fp16 graphs 0.035 and 0.007; torch bf16 0.95
-# and 0.09. A sink that is not rebased gives 4.2 and 0.9, one rebased by MoD rows 3.1 and 0.8.
+# Relative to the largest logit of a row: the largest error allowed (also the largest margin of a
+# tie of two answers), and the largest mean of all rows' largest errors. Measured on three seeds
+# of the tiny preset, whose random layers amplify rounding: fp32 2e-5 and 4e-6; torch fp16 0.11 and
+# 0.012, the fp16 graphs 0.035 and 0.007; torch bf16 0.95 and 0.09. A sink that is not rebased gives
+# 4.2 and 0.9, one rebased by MoD rows 3.1 and 0.8.
 ALLOWED_LARGEST = {"fp32": 1e-3, "fp16": 0.3, "bf16": 2.0}
 ALLOWED_MEAN = {"fp32": 1e-4, "fp16": 0.05, "bf16": 0.3}
-# As `metrics.TIED_LOGITS`, but what went before was rounded too. Measured: none in fp32, 1.4e-3
+# Like `parity.TIED_LOGITS`, plus the rounding of all earlier steps. Measured: none in fp32, 1.4e-3
 # in fp16, 0.28 in bf16; the faults above give up to 1.7.
 TIED_STREAM_LOGITS = {"fp32": 1e-4, "fp16": 0.02, "bf16": 0.5}
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One decision at a frame or one token, where the backend and the reference differ.
+    """A decision at a frame, or a token, that differs from the reference's.
 
     Attributes:
-        step: which of the stream's steps.
+        step: number of the step.
         ours, theirs: the decision, or the token's id.
-        margin: by how much of the largest logit the reference preferred its own.
+        margin: in the reference, the difference of the two logits relative to the largest logit.
     """
 
     step: int
@@ -51,18 +51,19 @@ class Answer:
 
 @dataclass(frozen=True)
 class StreamResult:
-    """How a stream fares on one backend.
+    """The result of a stream on one backend.
 
     Attributes:
         backend: its name.
         status: "ok", "failed" or "not run".
-        reason: what is wrong, or why it was not run; "" where it is ok.
+        reason: the fault, or why it was not run; "" if ok.
         num_steps, num_frames, num_rolls: what was compared.
         num_answers: decisions and tokens compared; the different ones are in `other_answers`.
-        largest, mean: error of logits, relative to each row's largest; of the rows' largest errors.
-        allowed: the largest error that is.
-        num_selections: frames times MoD layers compared; `num_ties` tokens of them were kept that
-            the reference drops, by `gap` at most, relative to the router's largest logit.
+        largest, mean: over the largest error of each row of logits, relative to its largest logit.
+        allowed: the largest error allowed.
+        num_selections: frames times MoD layers compared.
+        num_ties: tokens kept in these that the reference drops.
+        gap: largest difference of router logits between such tokens, relative to the largest.
     """
 
     backend: str
@@ -83,7 +84,7 @@ class StreamResult:
 
 @dataclass(frozen=True)
 class Replay:
-    """What a backend made of a trace: a selection by step and MoD layer, logits by reading."""
+    """A backend's results for a trace: selections by step and MoD layer, logits by read call."""
 
     selections: list[dict[int, Int64Array]]
     logits: list[Float32Array]
@@ -96,7 +97,7 @@ def replay(trace: StreamTrace, state: StreamState, config: ModelConfig) -> Repla
     """Make every call of the trace on `state`.
 
     Raises:
-        ModEdgeError: it cannot.
+        ModEdgeError: a call fails.
     """
     selections: list[dict[int, Int64Array]] = []
     logits: list[Float32Array] = []
@@ -137,16 +138,16 @@ def check_stream(
     backend: str,
     follow: Follow | None,
 ) -> StreamResult:
-    """Replay the trace on `state` and judge its answers.
+    """Replay the trace on `state` and compare its answers.
 
     Args:
         trace: the reference's.
-        state: a stream that has not begun; not closed here.
+        state: a new stream; not closed here.
         config: the model's.
-        protocol: tells what logits mean.
+        protocol: decides by logits.
         precision: of the bundle.
-        backend: name of what computes.
-        follow: the reference's trace for given selections; None where there is no reference.
+        backend: name of the backend.
+        follow: returns the reference's trace for given selections; None for golden files.
     """
     try:
         ours = replay(trace, state, config)
@@ -182,7 +183,7 @@ def check_stream(
 
 @dataclass(frozen=True)
 class _Selection:
-    """A MoD layer's selection in a step: tokens that the reference would not keep, and the gap."""
+    """A MoD layer's selection in a step: number of tokens that the reference drops, and the gap."""
 
     step: int
     layer: int
@@ -193,7 +194,7 @@ class _Selection:
 
 @dataclass(frozen=True)
 class _Reading:
-    """Logits read after a step: the largest error in any row, and answers that differ."""
+    """Logits read after a step: the largest error of a row, and the answers that differ."""
 
     step: int
     largest: float
@@ -249,7 +250,7 @@ def _readings(trace: StreamTrace, ours: Replay, protocol: Protocol) -> Iterator[
 
 
 def _other_token(step: int, ours: Float32Array, theirs: Float32Array) -> Answer | None:
-    """The row's token where the two differ."""
+    """The row's token if it differs from the reference's."""
     mine, right = int(ours.argmax()), int(theirs.argmax())
     if mine == right:
         return None
@@ -259,23 +260,23 @@ def _other_token(step: int, ours: Float32Array, theirs: Float32Array) -> Answer 
 def _other_decision(
     step: int, ours: Float32Array, theirs: Float32Array, protocol: Protocol, threshold: float
 ) -> Answer | None:
-    """The row's decision where the two differ."""
+    """The row's decision if it differs from the reference's."""
     mine, right = protocol.decide(ours), protocol.decide(theirs)
     if mine is right:
         return None
     margin = _margin(theirs, int(ours.argmax()))
-    if margin == 0:  # both find silence the likeliest: the threshold parts them
+    if margin == 0:  # silence is the likeliest in both: they differ in the threshold
         margin = _threshold_margin(theirs, threshold)
     return Answer(step, mine.value, right.value, margin)
 
 
 def _margin(theirs: Float32Array, token_id: int) -> float:
-    """By how much of the largest logit the reference prefers its token to this one."""
+    """The reference's largest logit minus the logit of `token_id`, relative to the largest."""
     return float(theirs.max() - theirs[token_id]) / float(np.abs(theirs).max())
 
 
 def _threshold_margin(theirs: Float32Array, threshold: float) -> float:
-    """How far the likeliest token's logit is from having `threshold` as its probability."""
+    """Distance of the largest logit from the one whose probability is `threshold`, relative."""
     others = np.delete(theirs.astype(np.float64), theirs.argmax())
     rest = float(others.max() + np.log(np.exp(others - others.max()).sum()))
     at_threshold = rest + float(np.log(threshold / (1 - threshold)))
@@ -283,20 +284,20 @@ def _threshold_margin(theirs: Float32Array, threshold: float) -> float:
 
 
 def _fault(result: StreamResult, chosen: Sequence[_Selection], precision: str) -> str:
-    """What is wrong, the first in the stream; "" for nothing."""
+    """The first fault in the stream; "" for none."""
     untied = next((each for each in chosen if not each.gap <= TIED_STREAM_LOGITS[precision]), None)
     if untied is not None:
         return (
             f"step {untied.step}, {layer_name(untied.layer)}: kept has {untied.num_other} other "
-            f"tokens than the reference, by a gap of {untied.gap:.1e} of the largest router logit, "
-            f"a tie being {TIED_STREAM_LOGITS[precision]:.0e}"
+            f"tokens than the reference, with a gap of {untied.gap:.1e} of the largest router "
+            f"logit; ties are up to {TIED_STREAM_LOGITS[precision]:.0e}"
         )
     clear = [answer for answer in result.other_answers if not answer.margin <= result.allowed]
     if clear:
         first = clear[0]
         return (
             f"step {first.step}: {first.ours}, wanted {first.theirs}, which the reference prefers "
-            f"by {first.margin:.1e} of its largest logit, a tie being {result.allowed:.0e}"
+            f"by {first.margin:.1e} of its largest logit; ties are up to {result.allowed:.0e}"
         )
     if not result.largest <= result.allowed:
         return f"logits are off by {result.largest:.1e}, allowed {result.allowed:.0e}"

@@ -1,4 +1,4 @@
-"""TensorRT engines for `mod-edge verify`: whether they can run here, and one graph's alone."""
+"""TensorRT engines for `mod-edge verify`: whether they can run here, and a runner for one graph."""
 
 from polygraphy import config as polygraphy_config
 from polygraphy.backend.base import BaseRunner
@@ -19,7 +19,7 @@ from mod_edge.verification.recording import Arrays
 
 
 def find_tensorrt(bundle: Bundle) -> TensorRT | NotRun:
-    """The TensorRT for the bundle's engines; or why it is not asked here: no GPU, no engines."""
+    """The TensorRT of the bundle's engines, or why they cannot run here: no GPU, no engines."""
     compiler = bundle.target.compiler
     try:
         find_gpu()
@@ -57,7 +57,7 @@ class EngineRunner(BaseRunner):  # type: ignore[misc] # Polygraphy ships no type
 
     def activate_impl(self) -> None:
         """Load the engine that fits this GPU."""
-        # Read when the module is imported, which therefore comes after.
+        # Polygraphy reads this when the module below is imported.
         polygraphy_config.USE_TENSORRT_RTX = self._tensorrt.is_rtx
         from polygraphy.backend.trt import TrtRunner
 
@@ -94,7 +94,7 @@ class EngineRunner(BaseRunner):  # type: ignore[misc] # Polygraphy ships no type
         ]
         if not fitting:
             shapes = {name: array.shape for name, array in feed_dict.items()}
-            raise BackendError(f"no optimization profile takes a step of {shapes}")
+            raise BackendError(f"no optimization profile covers a step of {shapes}")
         self._runner.set_profile(fitting[0])
         if self._bundle.lowering.precision == "bf16":
             outputs = self._infer_bfloat16(feed_dict)
@@ -104,7 +104,7 @@ class EngineRunner(BaseRunner):  # type: ignore[misc] # Polygraphy ships no type
         return outputs
 
     def _infer_bfloat16(self, feed_dict: Arrays) -> Arrays:
-        """The step with PyTorch's tensors between, because numpy has no bfloat16."""
+        """The step on PyTorch's tensors, because numpy has no bfloat16."""
         import torch
 
         dtypes = {spec.name: getattr(torch, spec.dtype) for spec in self._signature.inputs}

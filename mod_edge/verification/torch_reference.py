@@ -1,4 +1,4 @@
-"""The running PyTorch model as what a bundle is held against."""
+"""The PyTorch model as the reference that a bundle is compared with."""
 
 from functools import partial
 from pathlib import Path
@@ -10,10 +10,10 @@ from mod_edge.model.checkpoint import checkpoint_of_bundle
 from mod_edge.plan.signature import GraphSignature
 from mod_edge.runtime.capture.video_file import VideoFile
 from mod_edge.runtime.loaded_model import LoadedModel
-from mod_edge.verification.graph_check import GraphResult, judge, run_steps
+from mod_edge.verification.graph_check import GraphResult, compare_outputs, run_steps
 from mod_edge.verification.recording import Arrays, GraphRecording, StreamTrace, held_dtype
 from mod_edge.verification.reference import Reference
-from mod_edge.verification.reference_graph import ReferenceGraph, in_dtype
+from mod_edge.verification.reference_graph import ReferenceGraph, ReferenceRunner, in_dtype
 from mod_edge.verification.reference_stream import MAX_FRAMES, follow_stream, record_stream
 from mod_edge.verification.sample_video import SampleVideo
 from mod_edge.verification.stream_backends import check_backend
@@ -21,15 +21,15 @@ from mod_edge.verification.stream_check import StreamResult
 
 
 class TorchReference(Reference):
-    """The reference model in float32, and what a short stream through it gave."""
+    """The reference model in float32, and a short stream recorded with it."""
 
     def __init__(self, bundle: Bundle, checkpoint: Path, source: Path | None) -> None:
-        """Load the model and watch a video with it.
+        """Load the model and record a stream with it.
 
         Args:
-            bundle: to be held against it.
+            bundle: to be compared with it.
             checkpoint: that the bundle was made from.
-            source: video file; None draws one.
+            source: video file; None generates one.
 
         Raises:
             CheckpointError: the checkpoint is damaged.
@@ -67,13 +67,13 @@ class TorchReference(Reference):
         dtypes = {spec.name: held_dtype(spec) for spec in recording.signature.outputs}
 
         def run() -> list[Arrays]:
-            runner = graph.runner(getattr(torch, lowering.dtype), {})
+            runner = ReferenceRunner(graph, getattr(torch, lowering.dtype), {})
             return [
                 {name: array.astype(dtypes[name]) for name, array in outputs.items()}
                 for outputs in run_steps(runner, recording.steps)
             ]
 
-        return judge(recording, f"torch {lowering.precision}", run)
+        return compare_outputs(recording, f"torch {lowering.precision}", run)
 
     def stream_in_dtype(self) -> StreamResult | None:
         """See `Reference`."""

@@ -1,4 +1,4 @@
-"""A stream's trace as one .npz file, so that a device without PyTorch can be held against it.
+"""A stream's trace as one .npz file, for comparisons on a device without PyTorch.
 
 Entry `calls` is JSON: the trace's settings, and the calls in order without their arrays. An array
 of call number n is the entry `n.frames`, `n.logits`, `n.kept.<layer>` or `n.router.<layer>`.
@@ -41,13 +41,13 @@ def write_trace(trace: StreamTrace, path: Path) -> None:
 
 
 def read_trace(path: Path) -> StreamTrace:
-    """The trace in that file.
+    """The trace in the file at `path`.
 
     Raises:
         BundleError: it is damaged.
     """
     try:
-        # Opened here: where it is no archive, numpy would leave it open.
+        # Opened here, because numpy does not close a file that is not an archive.
         with path.open("rb") as file, np.load(file) as arrays:
             document = json.loads(str(arrays["calls"]))
             names = _names_by_number(arrays.files)
@@ -63,7 +63,7 @@ def read_trace(path: Path) -> StreamTrace:
 
 
 def _names_by_number(names: list[str]) -> dict[int, list[tuple[str, str]]]:
-    """By number of the call, what its arrays are and under which names they stand."""
+    """By number of the call, the key of each of its arrays and the array's name."""
     found: dict[int, list[tuple[str, str]]] = {}
     for name in names:
         number, _, key = name.partition(".")

@@ -1,8 +1,8 @@
-"""`mod-edge verify`: every graph of a bundle, then the whole stream, against the reference.
+"""`mod-edge verify`: compares every graph of a bundle and the whole stream with the reference.
 
-The reference is the PyTorch model of the bundle's checkpoint, or the golden files that it left for
-a device without PyTorch. Each graph gets inputs recorded from a real stream and is judged alone, so
-that errors do not add up; then the stream is run from frames to answers on every backend.
+The reference is the PyTorch model of the bundle's checkpoint or, on a device without PyTorch, the
+golden files saved from it. Each graph gets inputs recorded from a real stream and is compared
+alone, so that errors do not add up; then every backend runs the stream from frames to answers.
 """
 
 import math
@@ -29,11 +29,11 @@ EVERY_GRAPH = "every graph"
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What was found.
+    """The results of `mod-edge verify`.
 
     Attributes:
         bundle: the folder.
-        reference: what judged.
+        reference: name of the reference.
         lowering: the bundle's.
         steps: kinds of the recorded steps of the layers, or of the only graph.
         graphs: results by graph and backend, in the order of a step.
@@ -49,7 +49,7 @@ class VerifyReport:
 
     @property
     def bad_graphs(self) -> list[str]:
-        """Names of the graphs that failed on some backend, the first in a step first."""
+        """Names of the graphs that failed on some backend, in the order of a step."""
         return list(dict.fromkeys(each.graph for each in self.graphs if each.status == "failed"))
 
     @property
@@ -60,7 +60,7 @@ class VerifyReport:
         return "failed" not in statuses and "ok" in statuses
 
     def to_json(self) -> dict[str, Any]:
-        """One JSON document; numbers that JSON lacks, infinite or none at all, are null."""
+        """One JSON document; infinite and NaN numbers are null."""
         document = {**asdict(self), "lowering": self.lowering.to_json()}
         return {"ok": self.is_ok, "bad_graphs": self.bad_graphs, **_finite(document)}
 
@@ -84,16 +84,16 @@ def verify_bundle(
     force: bool = False,
     on_step: OnStep = not_shown,
 ) -> VerifyReport:
-    """Hold a bundle against the PyTorch model that it was made from.
+    """Compare a bundle with the PyTorch model that it was made from.
 
     Args:
         folder: the bundle.
         checkpoint: that it was made from.
-        graph: name of the only graph to judge, without the stream; None for all and the stream.
-        source: video file to record from; None draws one.
-        golden: folder to make, with golden files of what is judged.
-        force: replace `golden` if it is there.
-        on_step: told the name of the part that begins, how many parts are done, and of how many.
+        graph: compare only this graph, without the stream; None for all graphs and the stream.
+        source: video file to record from; None generates one.
+        golden: save golden files of what is compared into this new folder.
+        force: replace `golden` if it exists.
+        on_step: called with the part that begins, the number of parts done and their total.
 
     Raises:
         BundleError: a damaged bundle, or one of another checkpoint.
@@ -125,7 +125,7 @@ def verify_golden(
     graph: str | None = None,
     on_step: OnStep = not_shown,
 ) -> VerifyReport:
-    """Hold a bundle against golden files, without PyTorch; see `verify_bundle`.
+    """Compare a bundle with golden files, without PyTorch; see `verify_bundle`.
 
     Raises:
         BundleError: a damaged bundle, or golden files that are damaged or of another bundle.
@@ -143,14 +143,14 @@ def _verify(
     on_step: OnStep,
 ) -> VerifyReport:
     signatures = bundle.signatures(graph)
-    backends, lacking = _graph_backends(bundle, reference.trace)
+    backends, not_run = _graph_backends(bundle, reference.trace)
     graphs: list[GraphResult] = []
     kinds: dict[str, None] = {}
     for done, signature in enumerate(signatures):
         on_step(signature.name, done, len(signatures) + 1)
         recording = reference.recording(signature)
         if recording is None:
-            graphs.append(GraphResult(signature.name, "", "not run", "no golden files of it"))
+            graphs.append(GraphResult(signature.name, "", "not run", "it has no golden files"))
             continue
         if graph is not None or signature.kind.is_layer:
             kinds |= dict.fromkeys(step.kind for step in recording.steps)
@@ -164,7 +164,7 @@ def _verify(
                 graphs.append(GraphResult(signature.name, backend.name, "not run", reason))
             else:
                 graphs.append(check_graph(path, recording, backend))
-    graphs += [GraphResult(EVERY_GRAPH, each.name, "not run", each.reason) for each in lacking]
+    graphs += [GraphResult(EVERY_GRAPH, each.name, "not run", each.reason) for each in not_run]
     streams: list[StreamResult] = []
     if graph is None:
         on_step(STREAM, len(signatures), len(signatures) + 1)
@@ -177,24 +177,24 @@ def _verify(
 def _graph_backends(
     bundle: Bundle, trace: StreamTrace | None
 ) -> tuple[list[GraphBackend], list[NotRun]]:
-    backends, lacking = graph_backends(bundle.lowering)
+    backends, not_run = graph_backends(bundle.lowering)
     evaluator = evaluator_backend(bundle.lowering)
     if isinstance(evaluator, NotRun):
-        lacking.append(evaluator)
+        not_run.append(evaluator)
     elif evaluator is not None:
         backends.append(evaluator)
     if bundle.target.compiler and trace is not None:
         tensorrt = find_tensorrt(bundle)
         if isinstance(tensorrt, NotRun):
-            lacking.append(tensorrt)
+            not_run.append(tensorrt)
         else:
             backends.append(engine_backend(bundle, tensorrt, stream_limits(bundle, trace)))
-    return backends, lacking
+    return backends, not_run
 
 
 def _check_streams(bundle: Bundle, reference: Reference) -> list[StreamResult]:
     if not bundle.is_whole:
-        missing = "the bundle does not hold all layers"
+        missing = "the bundle does not contain all layers"
         return [StreamResult("every backend", "not run", missing)]
     if reference.trace is None:
         return [StreamResult("every backend", "not run", "no golden files of the stream")]

@@ -1,7 +1,6 @@
-"""One graph against its recording: faults are found, also those that Polygraphy overlooks."""
+"""One graph compared with its recording: faults are found, also those that Polygraphy overlooks."""
 
 import re
-import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +13,7 @@ from mod_edge.plan.parity import TIED_LOGITS, cut_margin, selection_gap
 from mod_edge.plan.signature import bundle_signatures, layer_signature
 from mod_edge.plan.targets import CPU_FP32
 from mod_edge.verification.graph_backends import graph_backends, onnx_backend
-from mod_edge.verification.graph_check import ALLOWED_ERROR, check_graph, judge
+from mod_edge.verification.graph_check import ALLOWED_ERROR, check_graph, compare_outputs
 from mod_edge.verification.recording import AFTER_ROLL
 from tests.export import graph_faults
 
@@ -43,7 +42,7 @@ def test_every_graph_of_a_healthy_bundle_agrees(any_bundle, recording_of, target
         assert all(error.cosine > 0.9999 for error in result.outputs)
 
 
-def test_every_kind_of_step_is_judged(recording_of):
+def test_every_kind_of_step_is_recorded(recording_of):
     kinds = [step.kind for step in recording_of(MOD, CPU_FP32).steps]
     plain = {kind.removesuffix(AFTER_ROLL) for kind in kinds}
     assert {"first", "prefill", "decode", "one frame", "many frames"} <= plain
@@ -64,29 +63,26 @@ def test_inputs_are_those_of_a_stream_that_has_rolled(recording_of, recorded_str
 
 
 @pytest.fixture
+def mod_recording(recording_of):
+    """The recorded steps of the first MoD layer."""
+    return recording_of(MOD, CPU_FP32)
+
+
+@pytest.fixture
 def faulty(tiny_bundle, tmp_path):
     """`faulty(fault)`: layer 1 with a fault of `graph_faults`, or with its weights changed."""
 
     def make(fault=None, change=None):
-        source = tiny_bundle / MOD.file
-        target = tmp_path / source.name
-        data = target.with_suffix(".data")
-        shutil.copy(source.with_suffix(".data"), data)
-        model = onnx.load(str(source), load_external_data=False)
-        if fault is not None:
-            fault(graph_faults.Surgery(model))
+        path = graph_faults.copy_graph(tiny_bundle / MOD.file, tmp_path, fault)
         if change is not None:
-            weights = np.memmap(data, np.float32, "r+")
-            change({tensor.name: view_of(weights, tensor) for tensor in external(model)})
+            weights = np.memmap(path.with_suffix(".data"), np.float32, "r+")
+            model = onnx.load(str(path), load_external_data=False)
+            external = [tensor for tensor in model.graph.initializer if tensor.external_data]
+            change({tensor.name: view_of(weights, tensor) for tensor in external})
             weights.flush()
-        target.write_bytes(model.SerializeToString())
-        return target
+        return path
 
     return make
-
-
-def external(model):
-    return [tensor for tensor in model.graph.initializer if tensor.external_data]
 
 
 def view_of(weights, tensor):
@@ -99,7 +95,7 @@ def a_weight_block(weights):
     weights["mlp.down_proj.weight"][:32, 0] *= 1.01
 
 
-def no_numbers(weights):
+def nan_weights(weights):
     weights["self_attn.v_proj.weight"][:] = np.nan
 
 
@@ -127,33 +123,33 @@ def missing_output(cut):
     [
         (None, a_weight_block, r"first: first bad row new_hidden\[0, 0\]"),
         (None, another_bias, r"first bad row new_hidden\[0, 30\]"),
-        (None, no_numbers, "first: .* values of new_hidden are no finite numbers"),
+        (None, nan_weights, "first: .* values of new_hidden are not finite"),
         (graph_faults.swapped_gate_and_up, None, "first: first bad row new_hidden"),
         (graph_faults.hidden_ranks, None, "first bad row new_hidden"),
         (graph_faults.ranks_for_positions, None, "kept has . other tokens"),
-        (graph_faults.smallest_selected, None, "kept has 2 other tokens .* by a gap of"),
-        (graph_faults.unsorted_selection, None, "kept has 0 other tokens .* by a gap of inf"),
+        (graph_faults.smallest_selected, None, "kept has 2 other tokens .* with a gap of"),
+        (graph_faults.unsorted_selection, None, "kept has 0 other tokens .* with a gap of inf"),
         (graph_faults.unmasked_past, None, "first: first bad row new_hidden"),
         (renamed_output, None, r"its outputs are .*'value'.*, wanted .*'new_value'"),
         (missing_output, None, r"its outputs are \[\], wanted .*'kept'"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_a_fault_is_found_and_described(faulty, recording_of, fault, change, says):
-    result = check_graph(faulty(fault, change), recording_of(MOD, CPU_FP32), BACKEND)
+def test_a_fault_is_found_and_described(faulty, mod_recording, fault, change, says):
+    result = check_graph(faulty(fault, change), mod_recording, BACKEND)
     assert result.status == "failed"
     assert re.search(says, result.reason), result.reason
 
 
-def test_the_same_graph_without_a_fault_is_ok(faulty, recording_of):
-    result = check_graph(faulty(), recording_of(MOD, CPU_FP32), BACKEND)
+def test_the_same_graph_without_a_fault_is_ok(faulty, mod_recording):
+    result = check_graph(faulty(), mod_recording, BACKEND)
     assert (result.status, result.reason) == ("ok", "")
 
 
-def test_a_file_that_does_not_load_is_a_failure(faulty, recording_of):
+def test_a_file_that_does_not_load_is_a_failure(faulty, mod_recording):
     path = faulty()
     path.write_bytes(path.read_bytes()[:500])
-    result = check_graph(path, recording_of(MOD, CPU_FP32), BACKEND)
+    result = check_graph(path, mod_recording, BACKEND)
     assert result.status == "failed"
     assert result.reason.startswith("it does not load: ")
 
@@ -188,63 +184,60 @@ def all_equal(logits, _kept):
     logits[:] = 1
 
 
-def test_tokens_that_the_router_cannot_tell_apart_are_a_tie_and_followed(recording_of):
-    recording = with_logits(recording_of(MOD, CPU_FP32), all_equal)
-    selections = other_tokens(recording_of(MOD, CPU_FP32))
-    result = judge(recording, "other", lambda: recording.outputs(selections))
+def test_tokens_with_equal_router_logits_are_a_tie_and_followed(mod_recording):
+    recording = with_logits(mod_recording, all_equal)
+    selections = other_tokens(mod_recording)
+    result = compare_outputs(recording, "other", lambda: recording.outputs(selections))
     assert result.status == "ok"
     assert result.num_ties >= len(selections) > 2
     assert result.worst.largest == 0, "the reference followed"
 
 
-def test_numbers_are_still_judged_after_a_tie(recording_of):
-    recording = with_logits(recording_of(MOD, CPU_FP32), all_equal)
-    ours = recording.outputs(other_tokens(recording_of(MOD, CPU_FP32)))
+def test_numbers_are_still_compared_after_a_tie(mod_recording):
+    recording = with_logits(mod_recording, all_equal)
+    ours = recording.outputs(other_tokens(mod_recording))
     ours[-2]["new_hidden"][0, -1] += 1
-    result = judge(recording, "other", lambda: ours)
+    result = compare_outputs(recording, "other", lambda: ours)
     assert result.status == "failed"
     assert "first bad row new_hidden[0, " in result.reason
 
 
 @pytest.mark.parametrize("gap", [0.5 * TIED_LOGITS, 2 * TIED_LOGITS])
-def test_a_tie_ends_at_the_stated_gap(recording_of, gap):
+def test_a_tie_ends_at_the_stated_gap(mod_recording, gap):
     def almost_equal(logits, kept):
         logits[:] = 1 - gap
         np.put_along_axis(logits, kept, values=1, axis=1)
 
-    plain = recording_of(MOD, CPU_FP32)
-    recording = with_logits(plain, almost_equal)
-    result = judge(recording, "other", lambda: plain.outputs(other_tokens(plain)))
+    recording = with_logits(mod_recording, almost_equal)
+    ours = mod_recording.outputs(other_tokens(mod_recording))
+    result = compare_outputs(recording, "other", lambda: ours)
     assert result.status == ("ok" if gap < TIED_LOGITS else "failed")
     assert result.selections[0].gap == pytest.approx(gap, rel=0.1)
 
 
-def test_other_tokens_than_the_routers_fail_with_the_gap_and_the_tokens(recording_of):
-    recording = recording_of(MOD, CPU_FP32)
-    selections = other_tokens(recording)
-    result = judge(recording, "other", lambda: recording.outputs(selections))
+def test_other_tokens_than_the_routers_fail_with_the_gap_and_the_tokens(mod_recording):
+    selections = other_tokens(mod_recording)
+    result = compare_outputs(mod_recording, "other", lambda: mod_recording.outputs(selections))
     assert result.status == "failed"
-    assert re.search(r"kept has 1 other tokens than the reference, by a gap of", result.reason)
+    assert re.search(r"kept has 1 other tokens than the reference, with a gap of", result.reason)
     shown = result.selections[0]
     assert shown.ours == selections[0].tolist() != shown.theirs
     assert shown.gap >= shown.margin > TIED_LOGITS, "a gap is at least the margin at the cut"
 
 
-def test_without_a_router_no_other_selection_is_a_tie(recording_of):
-    recording = recording_of(MOD, CPU_FP32)
-    blind = tuple(replace(step, router_logits=None) for step in recording.steps)
-    recording = replace(recording, steps=blind)
+def test_without_a_router_no_other_selection_is_a_tie(mod_recording):
+    blind = tuple(replace(step, router_logits=None) for step in mod_recording.steps)
+    recording = replace(mod_recording, steps=blind)
     ours = recording.outputs({})
-    assert judge(recording, "other", lambda: ours).status == "ok"
+    assert compare_outputs(recording, "other", lambda: ours).status == "ok"
     ours[0]["kept"] = ours[0]["kept"] + 1
-    assert judge(recording, "other", lambda: ours).status == "failed"
+    assert compare_outputs(recording, "other", lambda: ours).status == "failed"
 
 
-def test_positions_outside_a_frame_are_a_failure_and_no_crash(recording_of):
-    recording = recording_of(MOD, CPU_FP32)
-    ours = recording.outputs({})
+def test_positions_outside_a_frame_fail_without_a_crash(mod_recording):
+    ours = mod_recording.outputs({})
     ours[0]["kept"] = ours[0]["kept"] + 1000
-    assert "by a gap of inf" in judge(recording, "other", lambda: ours).reason
+    assert "with a gap of inf" in compare_outputs(mod_recording, "other", lambda: ours).reason
 
 
 def test_the_margin_at_the_cut_is_the_smallest_over_frames():
@@ -253,7 +246,7 @@ def test_the_margin_at_the_cut_is_the_smallest_over_frames():
     assert cut_margin(logits, 4) == cut_margin(logits[:0], 2) == float("inf")
 
 
-def test_a_router_of_zeros_selects_nothing_wrong():
+def test_a_router_of_zeros_has_no_gap_and_no_margin():
     zeros = np.zeros((2, 4), np.float32)
     assert selection_gap(zeros, np.array([[0, 1], [2, 3]])) == cut_margin(zeros, 2) == 0
 
@@ -297,25 +290,25 @@ def another_shape(outputs):
         (empty, r"new_value is float32 \(0, 2, 16\), wanted float32 \(32, 2, 16\)"),
         (of_int32, "kept is int32"),
         (of_float64, "new_key is float64"),
-        (infinite, "1 of 1024 values of new_key are no finite numbers"),
+        (infinite, "1 of 1024 values of new_key are not finite"),
         (another_shape, r"new_hidden is float32 \(40, 96\), wanted float32 \(1, 40, 96\)"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_broken_promises_fail_before_numbers_are_compared(recording_of, change, says):
-    recording = recording_of(MOD, CPU_FP32)
-    ours = recording.outputs({})
+def test_wrong_names_dtypes_and_shapes_fail_before_numbers_are_compared(
+    mod_recording, change, says
+):
+    ours = mod_recording.outputs({})
     change(ours[0])
-    result = judge(recording, "other", lambda: ours)
+    result = compare_outputs(mod_recording, "other", lambda: ours)
     assert result.status == "failed"
     assert re.search(f"first: .*{says}", result.reason), result.reason
 
 
-def test_one_wrong_value_fails_although_mean_and_quantile_are_small(recording_of):
-    recording = recording_of(MOD, CPU_FP32)
-    ours = recording.outputs({})
+def test_one_wrong_value_fails_although_mean_and_quantile_are_small(mod_recording):
+    ours = mod_recording.outputs({})
     ours[0]["new_hidden"][0, 17, 5] += 1
-    result = judge(recording, "other", lambda: ours)
+    result = compare_outputs(mod_recording, "other", lambda: ours)
     assert result.reason == "first: first bad row new_hidden[0, 17]"
     worst = result.worst
     assert worst.mean < ALLOWED_ERROR["fp32"] < worst.largest
@@ -323,12 +316,11 @@ def test_one_wrong_value_fails_although_mean_and_quantile_are_small(recording_of
     assert worst.cosine < 0.99999
 
 
-def test_a_small_row_is_not_judged_by_a_large_one(recording_of):
-    recording = recording_of(MOD, CPU_FP32)
-    huge = recording.outputs({})
+def test_a_small_row_is_not_compared_relative_to_a_large_one(mod_recording):
+    huge = mod_recording.outputs({})
     for outputs in huge:
         outputs["new_hidden"][0, 0] *= 1e4
-    recording = replace(recording, outputs=lambda _selections: huge)
+    recording = replace(mod_recording, outputs=lambda _selections: huge)
     ours = [{name: array.copy() for name, array in outputs.items()} for outputs in huge]
     ours[0]["new_hidden"][0, 17] *= 1.01
-    assert judge(recording, "other", lambda: ours).worst.first_bad_row == (0, 17)
+    assert compare_outputs(recording, "other", lambda: ours).worst.first_bad_row == (0, 17)

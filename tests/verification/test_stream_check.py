@@ -1,4 +1,7 @@
-"""A whole stream against its trace: healthy backends agree, faults and clear differences do not."""
+"""A whole stream compared with its trace: healthy backends pass, faults and clear differences fail.
+
+Answers and selections are tested on a stream that repeats the trace's own, with changes.
+"""
 
 from dataclasses import replace
 
@@ -28,7 +31,7 @@ pytestmark = pytest.mark.numeric
 
 CONFIG = preset_config("tiny")
 SILENT, SPEAK = CONFIG.stream_config.frame_token_interval_id, CONFIG.stream_config.stream_end_id
-# Of the tiny bundles, largest and mean error of a row's logits: measured 2e-5 and 4e-6 in fp32,
+# Largest and mean error of a row's logits with the tiny bundles: measured 2e-5 and 4e-6 in fp32,
 # 0.035 and 0.007 in fp16. The mildest fault below gives 3.1 and 0.8.
 HEALTHY = {"fp32": (1e-4, 2e-5), "fp16": (0.1, 0.02)}
 
@@ -70,7 +73,7 @@ def on_onnx(folder, trace):
 # ---- what is recorded ----
 
 
-def test_the_stream_rolls_asks_and_feeds_several_frames_a_step(trace):
+def test_the_stream_has_rolls_questions_and_steps_of_several_frames(trace):
     steps = [call for call in trace.calls if isinstance(call, StepCall)]
     assert trace.count(EvictCall) >= MIN_ROLLS == 3
     assert max(call_layout(step, CONFIG).num_frames for step in steps) == trace.frames_per_step == 3
@@ -79,7 +82,7 @@ def test_the_stream_rolls_asks_and_feeds_several_frames_a_step(trace):
     assert 3 <= num_texts < len(steps)
 
 
-def test_every_frame_is_fed_from_where_it_was_encoded(trace):
+def test_every_frame_of_a_step_was_encoded_before(trace):
     num_encoded = 0
     for call in trace.calls:
         if isinstance(call, EncodeCall):
@@ -137,11 +140,11 @@ def test_a_wrong_rebase_of_the_sink_fails(
     assert result.largest > 3 * ALLOWED_LARGEST[precision]
 
 
-# ---- answers and selections, on a stream that answers as the trace says ----
+# ---- answers and selections ----
 
 
 class Echo(StreamState):
-    """Answers what stands in the trace, but for the changes."""
+    """Repeats the trace's answers, with changes by number of the step."""
 
     name = "echo"
 
@@ -174,13 +177,23 @@ class Echo(StreamState):
 
 
 def steps_of(trace, *, has_frames):
-    """Numbers of the steps with or without frames, behind the first."""
+    """Numbers of the steps with or without frames, except the first."""
     steps = [call for call in trace.calls if isinstance(call, StepCall)]
     return [
         number
         for number, step in enumerate(steps)
         if number and bool(call_layout(step, CONFIG).num_frames) == has_frames
     ]
+
+
+def changed_at(trace, step, kind, change):
+    """The trace with `change(call)` in place of the calls of this kind that belong to a step."""
+    calls, number = [], -1
+    for call in trace.calls:
+        number += isinstance(call, StepCall)
+        is_chosen = isinstance(call, kind) and number == step
+        calls.append(change(call) if is_chosen else call)
+    return replace(trace, calls=tuple(calls))
 
 
 def preferring(token_id, by):
@@ -217,22 +230,18 @@ def test_another_decision_is_named(check, trace):
 
 
 def tied_at(trace, step, precision):
-    """The trace with two equally likely tokens, all but a tenth of what is a tie, at a step."""
-    calls, number = [], -1
-    for call in trace.calls:
-        number += isinstance(call, StepCall)
-        if isinstance(call, ReadCall) and number == step:
-            logits = call.logits.copy()
-            size = np.abs(logits).max(axis=1)
-            first = logits.argmax(axis=1)
-            rows = np.arange(len(logits))
-            logits[rows, 500] = logits[rows, first] - 0.1 * ALLOWED_LARGEST[precision] * size
-            call = replace(call, logits=logits)
-        calls.append(call)
-    return replace(trace, calls=tuple(calls))
+    """The trace with token 500 at a tenth of a tie's margin below the likeliest, at a step."""
+
+    def change(call):
+        logits = call.logits.copy()
+        size = np.abs(logits).max(axis=1)
+        logits[:, 500] = logits.max(axis=1) - 0.1 * ALLOWED_LARGEST[precision] * size
+        return replace(call, logits=logits)
+
+    return changed_at(trace, step, ReadCall, change)
 
 
-def test_a_token_that_the_reference_hardly_prefers_is_counted_but_no_failure(check, trace):
+def test_a_token_that_the_reference_hardly_prefers_is_counted_and_passes(check, trace):
     step = steps_of(trace, has_frames=False)[0]
     tied = tied_at(trace, step, "fp32")
     echo = Echo(tied, logits={step: preferring(500, 0.1 * ALLOWED_LARGEST["fp32"])})
@@ -246,7 +255,7 @@ def test_a_decision_at_the_threshold_is_a_tie_by_the_probabilitys_logit(check, t
     step = steps_of(trace, has_frames=True)[0]
 
     def silence_at(probability):
-        """Rows in which silence has this probability and speech is next."""
+        """Logits in which silence has this probability and speech is next."""
 
         def change(logits):
             logits[:] = -20
@@ -256,17 +265,11 @@ def test_a_decision_at_the_threshold_is_a_tie_by_the_probabilitys_logit(check, t
 
         return change
 
-    def with_silence(probability):
-        calls, number = [], -1
-        for call in trace.calls:
-            number += isinstance(call, StepCall)
-            if isinstance(call, ReadCall) and number == step:
-                call = replace(call, logits=silence_at(probability)(call.logits.copy()))
-            calls.append(call)
-        return replace(trace, calls=tuple(calls))
-
-    above, below = trace.threshold + 1e-4, trace.threshold - 1e-4
-    result = check(Echo(trace, logits={step: silence_at(below)}), trace=with_silence(above))
+    above, below = (silence_at(trace.threshold + offset) for offset in (1e-4, -1e-4))
+    with_silence = changed_at(
+        trace, step, ReadCall, lambda call: replace(call, logits=above(call.logits.copy()))
+    )
+    result = check(Echo(trace, logits={step: below}), trace=with_silence)
     assert result.status == "ok", result.reason
     assert {(answer.ours, answer.theirs) for answer in result.other_answers} == {
         ("speak", "silent")
@@ -274,7 +277,7 @@ def test_a_decision_at_the_threshold_is_a_tie_by_the_probabilitys_logit(check, t
     assert 0 < result.other_answers[0].margin < 1e-4
 
 
-def test_logits_that_are_no_numbers_fail(check, trace):
+def test_logits_that_are_nan_fail(check, trace):
     step = steps_of(trace, has_frames=True)[0]
     result = check(Echo(trace, logits={step: lambda logits: logits * np.nan}))
     assert result.status == "failed"
@@ -282,7 +285,7 @@ def test_logits_that_are_no_numbers_fail(check, trace):
 
 
 def next_best(kept, router_logits):
-    """Every last kept token is the next best instead."""
+    """Replace every last kept token by the next best."""
     for layer, logits in router_logits.items():
         best = np.argsort(-logits, axis=1)[:, : CONFIG.num_kept + 1]
         best[:, -2] = best[:, -1]
@@ -304,21 +307,16 @@ def last_tokens(kept, _router_logits):
 
 
 def with_equal_routers(trace, step):
-    calls, number = [], -1
-    for call in trace.calls:
-        if isinstance(call, StepCall):
-            number += 1
-            if number == step:
-                equal = {layer: np.ones_like(each) for layer, each in call.router_logits.items()}
-                call = replace(call, router_logits=equal)
-        calls.append(call)
-    return replace(trace, calls=tuple(calls))
+    def change(call):
+        equal = {layer: np.ones_like(each) for layer, each in call.router_logits.items()}
+        return replace(call, router_logits=equal)
+
+    return changed_at(trace, step, StepCall, change)
 
 
 def test_without_the_reference_the_comparison_ends_at_the_first_tie(check, trace):
     step = steps_of(trace, has_frames=True)[3]
     tied = with_equal_routers(trace, step)
-
     echo = Echo(tied, kept={step: last_tokens}, logits={step: preferring(500, 0.3)})
     result = check(echo, trace=tied)
     assert result.status == "ok", result.reason
@@ -330,16 +328,16 @@ def test_without_the_reference_the_comparison_ends_at_the_first_tie(check, trace
 def test_with_the_reference_a_tie_is_followed_to_the_end(check, trace, follow):
     step = steps_of(trace, has_frames=True)[3]
     tied = with_equal_routers(trace, step)
-    asked = []
+    requested = []
 
     def remember(selections):
-        asked.append(selections)
+        requested.append(selections)
         return follow(selections)
 
     assert check(Echo(tied, kept={step: last_tokens}), trace=tied).num_steps == step
     result = check(Echo(tied, kept={step: last_tokens}), trace=tied, follow=remember)
     assert result.num_steps == trace.count(StepCall)
-    (selections,) = asked
+    (selections,) = requested
     followed = follow(selections)
     steps = [call for call in followed.calls if isinstance(call, StepCall)]
     np.testing.assert_array_equal(steps[step].kept[1], selections[step][1])
@@ -352,7 +350,7 @@ def test_with_the_reference_a_tie_is_followed_to_the_end(check, trace, follow):
     assert np.abs(after[-1] - before[-1]).max() > 0.01, "the selection changed what comes after"
 
 
-def test_a_stream_that_gives_up_is_a_failure_with_its_reason(check, trace):
+def test_a_stream_that_raises_fails_with_the_reason(check, trace):
     class Full(Echo):
         def step(self, *_args, **_kwargs):
             raise CacheError("the cache is full")

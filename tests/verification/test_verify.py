@@ -17,7 +17,6 @@ from mod_edge.errors import BundleError, ConfigError, SourceError
 from mod_edge.model.presets import preset_config, write_random_checkpoint
 from mod_edge.plan.signature import bundle_signatures
 from mod_edge.plan.targets import CPU_FP32, Lowering
-from mod_edge.verification import torch_reference
 from mod_edge.verification.graph_check import GraphResult
 from mod_edge.verification.reference_stream import MAX_FRAMES, MIN_ROLLS, record_stream
 from mod_edge.verification.sample_video import SampleVideo
@@ -31,17 +30,8 @@ GRAPHS = [signature.name for signature in bundle_signatures(CONFIG, CPU_FP32)]
 
 
 @pytest.fixture
-def recorded(monkeypatch, recorded_stream):
-    """Verifying takes the stream that was recorded once, instead of recording it again (3 s)."""
-    _, recorder, trace = recorded_stream
-    monkeypatch.setattr(
-        torch_reference, "record_stream", lambda *_args, **_kwargs: (recorder, trace)
-    )
-
-
-@pytest.fixture
 def copied(tiny_bundle, tmp_path):
-    """`copied(change)`: a bundle whose files were changed and put down in its manifest as right."""
+    """`copied(change)`: a bundle with changed files and a manifest that lists them as changed."""
 
     def make(change=lambda _folder: None):
         folder = shutil.copytree(tiny_bundle, tmp_path / "bundle")
@@ -91,20 +81,20 @@ def test_a_healthy_bundle_is_all_green(recorded, any_bundle, tiny_checkpoint, ta
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_what_only_tensorrt_takes_is_judged_on_the_cpu_as_far_as_it_goes(
+def test_graphs_for_tensorrt_are_compared_on_the_cpu_graph_by_graph(
     recorded, bundle_for, tiny_checkpoint, precision
 ):
     report = verify_bundle(bundle_for("rtx", precision), tiny_checkpoint)
     assert report.is_ok, [result.reason for result in report.graphs]
     cpu = "onnx CPU" if precision == "fp32" else "onnx CPU (widened)"
-    judged = {result.graph for result in report.graphs if result.backend == cpu}
-    assert judged == {*GRAPHS, "rebase"}
+    compared = {result.graph for result in report.graphs if result.backend == cpu}
+    assert compared == {*GRAPHS, "rebase"}
     reasons = {result.backend: result.reason for result in (*report.graphs, *report.streams)}
-    assert "graph by graph only" in reasons["onnx CPU"]
-    assert reasons["TensorRT-RTX"], "why the engines were not asked"
+    assert "only done graph by graph" in reasons["onnx CPU"]
+    assert reasons["TensorRT-RTX"], "why the engines were not run"
 
 
-def test_the_first_bad_graph_is_named_and_the_stream_is_off_too(recorded, copied, tiny_checkpoint):
+def test_a_bad_graph_is_named_and_the_stream_fails_too(recorded, copied, tiny_checkpoint):
     report = verify_bundle(copied(one_changed_weight), tiny_checkpoint)
     assert not report.is_ok
     assert report.bad_graphs == ["layer-01"]
@@ -112,28 +102,28 @@ def test_the_first_bad_graph_is_named_and_the_stream_is_off_too(recorded, copied
     assert stream.status == "failed"
 
 
-def test_one_graph_is_judged_without_the_others_and_the_stream(
+def test_one_graph_is_compared_without_the_others_and_the_stream(
     recorded, tiny_bundle, tiny_checkpoint
 ):
-    told = []
+    steps = []
     report = verify_bundle(
         tiny_bundle,
         tiny_checkpoint,
         graph="layer-03",
-        on_step=lambda *step: told.append(step),
+        on_step=lambda *step: steps.append(step),
     )
     assert [result.graph for result in report.graphs] == ["layer-03"]
     assert report.streams == []
     assert report.is_ok
-    assert told == [("reference", 0, 1), ("layer-03", 0, 2)]
+    assert steps == [("reference", 0, 1), ("layer-03", 0, 2)]
 
 
-def test_an_unknown_graph_lists_those_there_are(tiny_bundle, tiny_checkpoint):
+def test_an_unknown_graph_lists_the_known_ones(tiny_bundle, tiny_checkpoint):
     with pytest.raises(ConfigError, match=r"no graph 'layer-3'; did you mean 'layer-03'\?.*vision"):
         verify_bundle(tiny_bundle, tiny_checkpoint, graph="layer-3")
 
 
-def test_a_partial_bundle_is_judged_graph_by_graph(recorded, copied, tiny_checkpoint):
+def test_a_partial_bundle_is_compared_graph_by_graph(recorded, copied, tiny_checkpoint):
     folder = copied()
     manifest = read_manifest(folder)
     write_manifest(replace(manifest, layers=[0, 1]), folder)
@@ -141,7 +131,7 @@ def test_a_partial_bundle_is_judged_graph_by_graph(recorded, copied, tiny_checkp
     assert [result.graph for result in report.graphs] == ["vision", "layer-00", "layer-01", "head"]
     assert report.is_ok
     assert [(stream.status, stream.reason) for stream in report.streams] == [
-        ("not run", "the bundle does not hold all layers")
+        ("not run", "the bundle does not contain all layers")
     ]
 
 
@@ -163,7 +153,7 @@ def test_a_damaged_file_is_refused_whatever_its_size(tiny_bundle, tiny_checkpoin
         verify_bundle(folder, tiny_checkpoint)
 
 
-def test_a_video_that_is_too_short_says_so(recorded_stream, tiny_checkpoint):
+def test_a_video_that_is_too_short_is_refused(recorded_stream, tiny_checkpoint):
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(tiny_checkpoint / "tokenizer.json"))
@@ -172,14 +162,14 @@ def test_a_video_that_is_too_short_says_so(recorded_stream, tiny_checkpoint):
         record_stream(model, tokenizer, SampleVideo(2.0, 4), CPU_FP32)
 
 
-def test_a_video_file_is_watched_at_the_models_rate(tiny_bundle, tiny_checkpoint, clip):
+def test_a_video_file_is_a_source(tiny_bundle, tiny_checkpoint, clip):
     report = verify_bundle(tiny_bundle, tiny_checkpoint, source=clip, graph="vision")
     assert report.is_ok
     with pytest.raises(SourceError, match=r"none\.mp4"):
         verify_bundle(tiny_bundle, tiny_checkpoint, source=clip.with_name("none.mp4"))
 
 
-def test_the_drawn_video_is_always_the_same_and_moves():
+def test_the_generated_video_is_always_the_same_and_moves():
     first, again = ([frame.image for frame in SampleVideo(2.0, MAX_FRAMES)] for _ in range(2))
     assert len(first) == MAX_FRAMES
     np.testing.assert_array_equal(first, again)
@@ -246,7 +236,7 @@ def test_options_that_contradict_each_other_are_wrong_usage(options, says):
     assert says in " ".join(result.output.split())
 
 
-# ---- the view, for what no machine here shows ----
+# ---- the view of results that no machine here gives ----
 
 
 def report_of(graphs=(), streams=()):
@@ -263,7 +253,7 @@ def test_a_report_in_which_nothing_was_run_is_not_ok(capsys):
     assert "error: nothing could be run here" in printed.err
 
 
-def test_a_stream_that_fails_alone_is_told_from_a_graph(capsys):
+def test_a_stream_that_fails_alone_has_its_own_error(capsys):
     graphs = [GraphResult("head", "onnx CPU", "ok", allowed=1e-5)]
     report = report_of(graphs, [StreamResult("onnx CPU", "failed", "logits are off by 1")])
     assert not report.is_ok
