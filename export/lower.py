@@ -54,7 +54,10 @@ def mark_attention_decomposable(proto: onnx.ModelProto) -> onnx.ModelProto:
     see `without_decomposable`.
     """
     graph = _imported(proto)
-    for node in _attentions(graph):
+    attentions = [node for node in graph.nodes if node.op == "Attention"]
+    if not attentions:
+        raise ExportError(f"{proto.graph.name} has no Attention to mark")
+    for node in attentions:
         if DECOMPOSABLE in node.attrs:
             raise ExportError(f"{proto.graph.name}: {node.name} is already marked")
         node.attrs[DECOMPOSABLE] = 1
@@ -93,13 +96,6 @@ def without_decomposable(proto: onnx.ModelProto) -> onnx.ModelProto:
         del node.attribute[:]
         node.attribute.extend(kept)
     return proto_copy
-
-
-def _attentions(graph: gs.Graph) -> list[gs.Node]:
-    found = [node for node in graph.nodes if node.op == "Attention"]
-    if not found:
-        raise ExportError(f"{graph.name} has no Attention to mark")
-    return found
 
 
 def _imported(proto: onnx.ModelProto) -> gs.Graph:

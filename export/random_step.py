@@ -47,8 +47,8 @@ def _random_inputs(
     kind, text = io.signature.kind, io.config.text_config
     if kind is VISION:
         side = io.config.vision_config.image_size
-        shape = (layout.num_frames, side, side, 3)
-        frames = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+        size = (layout.num_frames, side, side, 3)
+        frames = torch.randint(0, 256, size, dtype=torch.uint8, generator=generator)
         return {"frames": frames.numpy()}, StepContext()
     if kind is REBASE:
         key = torch.randn(NUM_PAST, text.head_dim, generator=generator)
@@ -57,8 +57,8 @@ def _random_inputs(
     if kind is HEAD:
         return io.head_inputs(hidden), StepContext()
     shape = (NUM_PAST, text.num_key_value_heads, text.head_dim)
-    past = Past(*(torch.randn(shape, generator=generator) for _ in range(2)), PAST_LENGTH)
-    inputs = io.layer_inputs(hidden, layout, FIRST_POSITION, past)
+    key, value = (torch.randn(shape, generator=generator) for _ in range(2))
+    inputs = io.layer_inputs(hidden, layout, FIRST_POSITION, Past(key, value, PAST_LENGTH))
     past_positions = torch.arange(PAST_LENGTH) * 3 + 5  # gaps, as in a MoD layer's cache
     return inputs, StepContext(layout, FIRST_POSITION, past_positions)
 

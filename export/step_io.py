@@ -139,7 +139,7 @@ class StepIo:
         return None if capacity is None else capacity.of(self.signature.kind.is_mod)
 
     def fed(self, tensor: Tensor) -> np.ndarray:
-        """`tensor` in the graph's dtype; bfloat16, which numpy lacks, is rounded float32."""
+        """`tensor` in the graph's dtype; bfloat16, which numpy lacks, as rounded float32."""
         held = tensor.to(self._dtype)
         return (held.float() if self._dtype == torch.bfloat16 else held).numpy()
 

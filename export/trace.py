@@ -62,7 +62,10 @@ def trace(config: ModelConfig, signature: GraphSignature, lowering: Lowering) ->
         for name, param in module.named_parameters()
     }
     inputs = [
-        torch.zeros([_size(dim) for dim in spec.dims], dtype=getattr(torch, spec.dtype))
+        torch.zeros(
+            [dim if isinstance(dim, int) else TRACE_SIZES[dim] for dim in spec.dims],
+            dtype=getattr(torch, spec.dtype),
+        )
         for spec in signature.inputs
     ]
     dynamic = [
@@ -166,10 +169,6 @@ class _WeightsAsInputs(nn.Module):
 
     def forward(self, weights: dict[str, Tensor], inputs: list[Tensor]) -> object:
         return torch.func.functional_call(self.__dict__["module"], weights, tuple(inputs))
-
-
-def _size(dim: str | int) -> int:
-    return dim if isinstance(dim, int) else TRACE_SIZES[dim]
 
 
 def _clean(proto: onnx.ModelProto, signature: GraphSignature) -> None:

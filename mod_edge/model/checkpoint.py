@@ -34,7 +34,7 @@ def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def is_checkpoint(folder: Path) -> bool:
-    """Whether `folder` holds a VideoLLM-MoD checkpoint's config, and no bundle."""
+    """Whether `folder` contains a VideoLLM-MoD checkpoint's config and is not a bundle."""
     if (folder / MANIFEST_FILE).exists():
         return False
     try:

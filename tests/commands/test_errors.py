@@ -156,7 +156,7 @@ def test_layers_that_are_none_are_refused_before_anything_is_written(
     tiny_checkpoint, tmp_path, layers
 ):
     line = fails("export", tiny_checkpoint, "-o", tmp_path / "out", "--layers", layers)
-    assert "numbers and ranges like 0-1" in line or "it has 0 to 5" in line
+    assert "numbers and ranges like 0-1" in line or "wanted 0 to 5" in line
     assert not list(tmp_path.iterdir())
 
 
@@ -169,7 +169,7 @@ def test_layers_that_are_none_are_refused_before_anything_is_written(
         (("--precision", "fp16"), "target cpu takes fp32, not 'fp16'"),
         (("--window", "60s"), "target cpu has no fixed window"),
         (("--build",), "target cpu has no engines"),
-        (("--profile", "jetson-thor"), "say what the device has with --target"),
+        (("--profile", "jetson-thor"), "name the device's target with --target"),
     ],
     ids=" ".join,
 )

@@ -229,22 +229,18 @@ def angles_by_row_number(cut):
     for name in ("cos", "sin"):
         (select,) = cut.consumers(name)
         for gather in cut.consumers(select.output[0]):
-            shape, count, line = f"{name}_shape", f"{name}_count", f"{name}_line"
-            cut.insert_before(
-                gather,
-                helper.make_node("Shape", [rows], [shape]),
-                helper.make_node("Squeeze", [shape], [count]),
-                helper.make_node(
-                    "Range",
-                    [
-                        cut.constant(f"{name}_zero", np.int64(0)),
-                        count,
-                        cut.constant(f"{name}_one", np.int64(1)),
-                    ],
-                    [line],
-                ),
-            )
-            gather.input[1] = line
+            cut.insert_before(gather, *range_as_long_as(cut, rows, f"{name}_line"))
+            gather.input[1] = f"{name}_line"
+
+
+def range_as_long_as(cut, rows, name):
+    """Nodes that make 0, 1, 2, ... of the length of `rows` under this name."""
+    bounds = [cut.constant(f"{name}_{value}", np.int64(value)) for value in (0, 1)]
+    return [
+        helper.make_node("Shape", [rows], [f"{name}_shape"]),
+        helper.make_node("Squeeze", [f"{name}_shape"], [f"{name}_count"]),
+        helper.make_node("Range", [bounds[0], f"{name}_count", bounds[1]], [name]),
+    ]
 
 
 def other_scaling(cut):

@@ -3,7 +3,7 @@
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
-from tests.export.graph_faults import CONFIG, ordering
+from tests.export.graph_faults import CONFIG, ordering, range_as_long_as
 
 
 def attention(cut):
@@ -71,24 +71,11 @@ def skipped_token_in_the_cache(cut):
     (gather,) = [
         node for node in cut.find("Gather") if node.input[0] == states and _feeds_norm(cut, node)
     ]
-    shape, count, line, wrong = "wrong_shape", "wrong_count", "wrong_line", "wrong_rows"
-    new = [
-        helper.make_node("Shape", [gather.input[1]], [shape]),
-        helper.make_node("Squeeze", [shape], [count]),
-        helper.make_node(
-            "Range",
-            [
-                cut.constant("wrong_zero", np.int64(0)),
-                count,
-                cut.constant("wrong_one", np.int64(1)),
-            ],
-            [line],
-        ),
-        helper.make_node("Gather", [states, line], [wrong], axis=0),
-    ]
+    new = range_as_long_as(cut, gather.input[1], "wrong_line")
+    new.append(helper.make_node("Gather", [states, "wrong_line"], ["wrong_rows"], axis=0))
     for weight in ("self_attn.k_proj.weight", "self_attn.v_proj.weight"):
         (product,) = cut.consumers(weight)
-        renamed = {gather.output[0]: wrong}
+        renamed = {gather.output[0]: "wrong_rows"}
         new += _cloned(cut, product.input[0], renamed, weight)
         cut.insert_before(product, *new)
         product.input[0] = renamed[product.input[0]]

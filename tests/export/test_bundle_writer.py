@@ -226,7 +226,7 @@ def test_a_bundle_of_some_layers_cannot_be_run(tiny_checkpoint, no_tracing, tmp_
         open_session(tmp_path / "bundle")
 
 
-def test_layers_that_the_model_lacks_are_all_named(tiny_checkpoint, tmp_path):
+def test_unknown_layers_are_all_named(tiny_checkpoint, tmp_path):
     with pytest.raises(ExportError, match=r"no layers \[6, 99\] in this model, wanted 0 to 5"):
         export_bundle(Checkpoint(tiny_checkpoint), tmp_path / "bundle", layers=[0, 99, 6])
     assert not list(tmp_path.iterdir())

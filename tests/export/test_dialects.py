@@ -40,7 +40,7 @@ ONNX_TYPES = {
     "fp16": TensorProto.FLOAT16,
     "bf16": TensorProto.BFLOAT16,
 }
-# onnx's evaluator against ONNX Runtime: at most MEASURED measured; a wrong mask gives 0.1.
+# onnx's evaluator against ONNX Runtime: at most 7.1e-7 measured; a wrong mask gives 0.1.
 EVALUATOR_ERROR = 4e-6
 
 every_bundle = pytest.mark.parametrize(("target", "precision"), ALL)

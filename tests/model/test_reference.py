@@ -26,23 +26,13 @@ def hugging_face_llama(model):
     """`LlamaForCausalLM` with the decoder weights of `model`."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    text = model.config.text_config
-    rope = {"rope_type": "default", "rope_theta": text.rope_theta}
-    if text.rope_scaling is not None:
-        rope |= vars(text.rope_scaling)
+    fields = dict(vars(model.config.text_config))  # named as in Hugging Face's config
+    rope = {"rope_type": "default", "rope_theta": fields.pop("rope_theta")}
+    scaling = fields.pop("rope_scaling")
+    if scaling is not None:
+        rope |= vars(scaling)
     config = LlamaConfig(
-        vocab_size=text.vocab_size,
-        hidden_size=text.hidden_size,
-        intermediate_size=text.intermediate_size,
-        num_hidden_layers=text.num_hidden_layers,
-        num_attention_heads=text.num_attention_heads,
-        num_key_value_heads=text.num_key_value_heads,
-        head_dim=text.head_dim,
-        max_position_embeddings=128,
-        rms_norm_eps=text.rms_norm_eps,
-        rope_parameters=rope,
-        tie_word_embeddings=text.tie_word_embeddings,
-        attn_implementation="eager",
+        **fields, max_position_embeddings=128, rope_parameters=rope, attn_implementation="eager"
     )
     llama = LlamaForCausalLM(config).eval().requires_grad_(False)
     state = {
@@ -58,17 +48,7 @@ def hugging_face_siglip(model):
     """`SiglipVisionModel` with the vision weights of `model`."""
     from transformers import SiglipVisionConfig, SiglipVisionModel
 
-    vision = model.config.vision_config
-    config = SiglipVisionConfig(
-        hidden_size=vision.hidden_size,
-        intermediate_size=vision.intermediate_size,
-        num_hidden_layers=vision.num_hidden_layers,
-        num_attention_heads=vision.num_attention_heads,
-        image_size=vision.image_size,
-        patch_size=vision.patch_size,
-        layer_norm_eps=vision.layer_norm_eps,
-        attn_implementation="eager",
-    )
+    config = SiglipVisionConfig(**vars(model.config.vision_config), attn_implementation="eager")
     siglip = SiglipVisionModel(config).eval().requires_grad_(False)
     # transformers 5 has versions with and without the `vision_model.` prefix of its files.
     siglip.base_model.load_state_dict(model.vision_model.state_dict())
