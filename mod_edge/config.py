@@ -1,8 +1,8 @@
-"""A checkpoint's config.json as frozen dataclasses, checked once at the door.
+"""A checkpoint's config.json as frozen dataclasses, checked when it is read.
 
-Field names are Hugging Face's where it has one (`LlamaConfig`, `SiglipVisionConfig`) and those of
-VideoLLM-online's `LiveConfigMixin` for frames and the streaming protocol. `mod_config` is ours:
-the published code keeps the same facts in one string, `vision_drop_strategy`.
+Field names are those of Hugging Face (`LlamaConfig`, `SiglipVisionConfig`) and, for frames and the
+streaming protocol, those of VideoLLM-online's `LiveConfigMixin`. `mod_config` is specific to
+mod-edge: the published code packs the same facts into one string, `vision_drop_strategy`.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ HEAD_WEIGHT = "lm_head.weight"
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """Llama 3's stretched low RoPE frequencies (`rope_type` "llama3" in Hugging Face configs)."""
+    """Llama 3's RoPE scaling (`rope_type` "llama3" in Hugging Face configs)."""
 
     factor: float
     low_freq_factor: float
@@ -79,9 +79,9 @@ class TextConfig:
 
     @property
     def head_weight(self) -> str:
-        """Name of the checkpoint's tensor that the language-model head multiplies with.
+        """Name of the tensor that the language-model head uses.
 
-        A tied head multiplies with the token embedding, and a checkpoint holds no `HEAD_WEIGHT`.
+        A tied head uses the token embedding; its checkpoint has no `HEAD_WEIGHT`.
         """
         return EMBEDDING_WEIGHT if self.tie_word_embeddings else HEAD_WEIGHT
 
@@ -115,7 +115,7 @@ class VisionConfig:
 
     @property
     def grid_size(self) -> int:
-        """Patches along one side; a remainder of pixels is cut off, as by SigLIP."""
+        """Patches along one side; leftover pixels are cut off, as in SigLIP."""
         return self.image_size // self.patch_size
 
     @property
@@ -126,22 +126,22 @@ class VisionConfig:
 
 @dataclass(frozen=True)
 class MoDConfig:
-    """Which layers route, how they select, and what the router's weight scales.
+    """Which layers are MoD layers, how they select tokens, and what the router weight scales.
 
     The baselines of the paper's comparison are insertions too. Their MoD layers compute no vision
-    token at all, so that `keep_ratio`, `selection` and `router_scaling` have no say. The published
-    code drops the frames' interval tokens there as well; here these stay, as in every MoD layer, so
-    that the arms differ in vision tokens alone.
+    token, so `keep_ratio`, `selection` and `router_scaling` have no effect. The published code also
+    drops the frames' interval tokens there; here they stay, as in every MoD layer, so that the
+    compared models differ in vision tokens alone.
 
     Attributes:
         insertion: which layers are MoD layers, one of `INSERTIONS` (paper, Table 2) or of
             `BASELINES`: `early_exit` (all from `exit_layer` on), `layer_skip` (every second one).
         keep_ratio: share of a frame's tokens that a MoD layer computes, above 0 and up to 1.
         selection: `learned` (the LayerExpert's top k), `uniform` (every n//k-th token) or `random`
-            (k others in every frame and layer, drawn anew each time).
+            (drawn independently for every frame and layer).
         router_scaling: `full` scales the whole layer output, w*(x + f(x)), as the published code
-            does; `delta` scales the branch, x + w*f(x). Only `learned` has a router to scale by.
-        exit_layer: of `early_exit`, the first layer without vision tokens.
+            does; `delta` scales the branch, x + w*f(x). Only `learned` has a router.
+        exit_layer: for `early_exit`, the first layer without vision tokens.
     """
 
     insertion: str = "interleaved"
@@ -160,12 +160,12 @@ class MoDConfig:
             self.insertion == "early_exit" or self.exit_layer == NUM_SHALLOW_LAYERS,
             "mod_config.exit_layer",
             self.exit_layer,
-            f"only beside insertion early_exit, not beside {self.insertion}",
+            f"only with insertion early_exit, not with {self.insertion}",
         )
 
     @property
     def is_baseline(self) -> bool:
-        """Whether MoD layers compute no vision token at all."""
+        """Whether MoD layers compute no vision tokens."""
         return self.insertion in BASELINES
 
 
@@ -177,8 +177,8 @@ class StreamConfig:
         system_prompt: opens every stream, after `bos_token_id`.
         frame_token_interval: between two frames; predicting it means "stay silent". One token.
         stream_end: closes the frames; predicting it means "speak". One token.
-        frame_token_interval_threshold: a silent probability below it counts as zero; 0..1.
-        frame_fps: frames the model sees in a second of video.
+        frame_token_interval_threshold: the model speaks when P(silent) is below it; 0..1.
+        frame_fps: frames per second of video that the model sees.
     """
 
     system_prompt: str
@@ -205,7 +205,7 @@ class StreamConfig:
             self.frame_token_interval_id != self.stream_end_id,
             "stream_config.stream_end_id",
             self.stream_end_id,
-            "another token than frame_token_interval_id, or silent and speak are the same",
+            "a token other than frame_token_interval_id, or silent and speak are the same",
         )
 
 
@@ -250,7 +250,7 @@ class ModelConfig:
                 self.mod_config.exit_layer < num_layers,
                 "mod_config.exit_layer",
                 self.mod_config.exit_layer,
-                f"below num_hidden_layers={num_layers}, or no layer drops anything",
+                f"below num_hidden_layers={num_layers}, or no layer drops a token",
             )
 
     @property
@@ -261,18 +261,18 @@ class ModelConfig:
 
     @property
     def num_kept(self) -> int:
-        """K: tokens of a frame that a MoD layer computes; N where all are, 0 in the baselines."""
+        """K: tokens of a frame that a MoD layer computes; N without MoD, 0 in the baselines."""
         if self.mod_config is None:
             return self.frame_num_tokens
         if self.mod_config.is_baseline:
             return 0
-        # Rounded before the ceiling: 0.28 * 25 is 7.000000000000001 in binary floating point. What
-        # rounds to nothing still keeps one, as the ceiling says.
+        # Rounded before the ceiling: 0.28 * 25 is 7.000000000000001 in floating point. A ratio that
+        # rounds to 0 tokens still keeps one, as the ceiling would.
         return max(1, math.ceil(round(self.mod_config.keep_ratio * self.frame_num_tokens, 6)))
 
     @property
     def mod_layers(self) -> tuple[int, ...]:
-        """Indices of the MoD layers, rising; empty in the full-computation model."""
+        """Indices of the MoD layers, ascending; empty in the full-computation model."""
         if self.mod_config is None:
             return ()
         num_layers = self.text_config.num_hidden_layers
@@ -288,17 +288,17 @@ class ModelConfig:
 
     @property
     def has_router(self) -> bool:
-        """Whether MoD layers hold a LayerExpert."""
+        """Whether MoD layers have a LayerExpert."""
         mod = self.mod_config
         return mod is not None and mod.selection == "learned" and not mod.is_baseline
 
 
 def config_from_dict(data: dict[str, Any], origin: str = "config.json") -> ModelConfig:
-    """The checked config of a parsed config.json.
+    """The checked config from a parsed config.json.
 
     Raises:
-        ConfigError: another model type, or all unknown and missing fields, wrong types and values
-            out of range.
+        ConfigError: another model type; or unknown and missing fields, wrong types and values out
+            of range, all in one message.
     """
     data = dict(data)
     model_type = data.pop("model_type", None)
@@ -307,7 +307,7 @@ def config_from_dict(data: dict[str, Any], origin: str = "config.json") -> Model
 
 
 def config_to_dict(config: ModelConfig) -> dict[str, Any]:
-    """The JSON document that `config_from_dict` reads back to an equal config."""
+    """The JSON document of `config`; `config_from_dict` reads it back equal."""
     return {"model_type": MODEL_TYPE, **dataclasses.asdict(config)}
 
 
@@ -315,7 +315,7 @@ def read_config(path: Path) -> ModelConfig:
     """The config in the JSON file at `path`.
 
     Raises:
-        ConfigError: the file is not JSON or `config_from_dict` refuses it.
+        ConfigError: the file is not a JSON object, or `config_from_dict` rejects it.
         OSError: the file cannot be read.
     """
     try:
@@ -323,7 +323,7 @@ def read_config(path: Path) -> ModelConfig:
     except ValueError as exc:
         raise ConfigError(f"{path} is not valid JSON: {exc}") from exc
     if not isinstance(data, dict):
-        raise ConfigError(f"{path} holds a {type(data).__name__}, wanted one JSON object")
+        raise ConfigError(f"{path} contains a {type(data).__name__}, wanted one JSON object")
     return config_from_dict(data, str(path))
 
 

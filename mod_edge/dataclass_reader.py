@@ -1,9 +1,9 @@
-"""Frozen dataclasses from a parsed JSON or TOML file: every fault of the file in one error.
+"""Frozen dataclasses from a parsed JSON or TOML file; one error names every fault of the file.
 
-The fields' names and annotations are the file's schema: `int`, `float`, `str` and `bool`, lists of
-them as `tuple[str, ...]` or `tuple[int, int]`, another dataclass, `dict[str, Any]` for a part that
-is read elsewhere, and `X | None` for what may be null. Ranges are the dataclass's own to check:
-what its `__post_init__` raises becomes one of the faults.
+The fields' names and annotations are the schema: `int`, `float`, `str` and `bool`, lists of them as
+`tuple[str, ...]` or `tuple[int, int]`, another dataclass, `dict[str, Any]` for a part that is read
+elsewhere, and `X | None` for a value that may be null. A dataclass checks its own ranges: an error
+from its `__post_init__` becomes one of the faults.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from mod_edge.errors import ModEdgeError
 AnyDataclass = TypeVar("AnyDataclass")
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
-# How messages call one value, and many in a list.
+# The words of messages for one value, and for several in a list.
 SCALARS = {
     bool: ("true or false", "true or false"),
     int: ("a whole number", "whole numbers"),
@@ -30,11 +30,11 @@ SCALARS = {
 
 @dataclass(frozen=True)
 class Syntax:
-    """How the language of a file writes what a message asks for.
+    """A file format's words in messages.
 
     Attributes:
-        mapping: its word for names with values.
-        pair: a name with its value, to be formatted with the two.
+        mapping: what the format calls a set of named values.
+        pair: format string of a name and its value.
     """
 
     mapping: str
@@ -55,20 +55,20 @@ def dataclass_from_dict(
     given: Mapping[str, Any] = NOTHING,
     renamed: Mapping[str, str] = NOTHING,
 ) -> AnyDataclass:
-    """The object of the dataclass `kind` that `data` describes.
+    """An object of the dataclass `kind` from `data`.
 
     Args:
-        kind: annotated with the types that the module's docstring lists.
-        data: values by field, as a parser of JSON or TOML gives them.
-        where: the file and the part of it, for the beginning of the message.
-        syntax: of the file.
-        error: the class of error to raise.
-        given: values of the fields that are not the file's to set.
-        renamed: what fields of earlier versions are called now.
+        kind: a dataclass with the field types that the module's docstring lists.
+        data: values by field, as a JSON or TOML parser returns them.
+        where: the file, or a part of it; the message begins with it.
+        syntax: `JSON` or `TOML`.
+        error: class of the error to raise.
+        given: values of fields that the file may not set.
+        renamed: new names of fields from earlier versions.
 
     Raises:
         ModEdgeError: an `error` that names every fault: unknown and missing fields, wrong types,
-            and what the dataclasses refuse.
+            and values that the dataclasses reject.
     """
     reading = _Reading(syntax, renamed)
     result: AnyDataclass = reading.dataclass(kind, data, "", given)
@@ -78,7 +78,7 @@ def dataclass_from_dict(
 
 
 class _Reading:
-    """Makes what can be made and collects the faults of the rest, for which it gives None."""
+    """Reads values and collects faults; a value with a fault is read as None."""
 
     def __init__(self, syntax: Syntax, renamed: Mapping[str, str]) -> None:
         self.faults: list[str] = []
@@ -119,7 +119,7 @@ class _Reading:
             if name in given:
                 hint = f": the file cannot set it, it is {given[name]!r}"
             elif name in self._renamed:
-                hint = f", it is {self._renamed[name]} now"
+                hint = f", it is now called {self._renamed[name]}"
             self.faults.append(f"unknown field {prefix + name!r}{hint}")
 
     def _value(self, wanted: Any, value: Any, name: str) -> Any:
@@ -139,7 +139,7 @@ class _Reading:
         return None
 
     def _described(self, wanted: Any, value: Any, name: str) -> str:
-        """What is wanted in place of `value` and, where it says more, how the file writes it."""
+        """The wanted type in words, with an example of how to write it where that helps."""
         example = ""
         if dataclasses.is_dataclass(wanted):
             fields = dataclasses.fields(wanted)
@@ -174,7 +174,7 @@ def _is_list_of(value: Any, items: tuple[Any, ...]) -> bool:
 
 
 def _is_a(value: Any, wanted: type) -> bool:
-    """By type() and not isinstance(): a bool is an int to Python."""
+    """Uses type(), not isinstance(), because a bool is an int in Python."""
     if wanted is float:
         return type(value) in (int, float) and abs(value) <= sys.float_info.max
     return type(value) is wanted

@@ -1,4 +1,4 @@
-"""Every error that mod-edge raises on purpose.
+"""All errors that mod-edge raises on purpose.
 
     ModEdgeError
     |-- ConfigError        a setting or a config.json value is not allowed
@@ -7,19 +7,19 @@
     |-- ExportError        a graph could not be written, or differs from the reference
     |-- BundleError        a bundle is missing, damaged, of a newer format or unsafe
     |-- BackendError       an inference backend cannot run here
-    |-- CacheError         a write would leave the KV cache
+    |-- CacheError         a step does not fit in the KV cache
     |-- SourceError        a video or camera cannot be read
     `-- DataError          a data set or a training recipe is missing or faulty
 
 Each message says what is wrong, what was found, what was wanted and what to do. The command line
-prints it without a traceback and exits with 1; a traceback always means a bug of ours.
+prints it without a traceback and exits with 1; a traceback always means a bug in mod-edge.
 """
 
 from collections.abc import Sequence
 
 
 class ModEdgeError(Exception):
-    """Base of all errors a user can mend; everything else is a bug."""
+    """Base class of all errors that a user can fix; any other exception is a bug."""
 
 
 class ConfigError(ModEdgeError):
@@ -31,11 +31,11 @@ class CheckpointError(ModEdgeError):
 
 
 class ShapeError(ModEdgeError):
-    """An array's shape or dtype is not the promised one."""
+    """An array has the wrong shape, dtype or number of rows."""
 
 
 class ExportError(ModEdgeError):
-    """An exported graph breaks its promise: its ops, its dims or its numbers."""
+    """An exported graph has the wrong ops, dims or numbers."""
 
 
 class BundleError(ModEdgeError):
@@ -51,7 +51,7 @@ class CacheError(ModEdgeError):
 
 
 class SourceError(ModEdgeError):
-    """A video file, stream or camera cannot be opened or stopped delivering."""
+    """A video file, stream or camera cannot be opened, or stopped delivering frames."""
 
 
 class DataError(ModEdgeError):
@@ -59,6 +59,6 @@ class DataError(ModEdgeError):
 
 
 def joined_faults(faults: Sequence[str], most: int) -> str:
-    """The first `most` faults for a message, and how many more there are."""
+    """The first `most` faults, joined for a message, and the number of the others."""
     more = len(faults) - most
     return "; ".join(faults[:most]) + (f"; and {more} more" if more > 0 else "")

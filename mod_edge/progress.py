@@ -1,10 +1,10 @@
-"""How work that takes long tells how far it is."""
+"""The callback by which long work reports its progress."""
 
 from collections.abc import Callable
 
 OnStep = Callable[[str, float, float], None]
-"""Told the name of the part that begins, how much is done, and of how much."""
+"""Called with the name of the part that begins, the amount done and the total."""
 
 
 def not_shown(_part: str, _done: float, _total: float) -> None:
-    """For callers that do not ask."""
+    """Ignore the progress: the default of functions that take an `OnStep`."""

@@ -1,7 +1,7 @@
-"""Profiles by device: what graphs and engines are made for there, and how a stream is run.
+"""Device profiles: what graphs and engines are built for on a device, and how streams run on it.
 
-A profile is a TOML file whose keys are the fields of `Profile`. The files that stand beside this
-one ship with the package and are known by name; any other profile is given by its path.
+A profile is a TOML file whose keys are the fields of `Profile`. The files in this folder ship with
+the package and are known by name; any other profile is given by its path.
 """
 
 import re
@@ -21,12 +21,12 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-BUILDER_LEVELS = range(6)  # TensorRT's, 0 (fast build) to 5 (fast engine)
+BUILDER_LEVELS = range(6)  # TensorRT's optimization levels, 0 (fast build) to 5 (fast engine)
 
 
 @dataclass(frozen=True)
 class FrameRange:
-    """Frames in one step: engines take `min` to `max`, `run` feeds `opt` where nobody says else."""
+    """Frames per step: engines accept `min` to `max`, `run` uses `opt` by default."""
 
     min: int
     opt: int
@@ -35,7 +35,7 @@ class FrameRange:
 
 @dataclass(frozen=True)
 class Camera:
-    """What a camera is asked for: pixels and frames a second."""
+    """The capture format requested from a camera: pixels and frames per second."""
 
     width: int = 640
     height: int = 480
@@ -44,21 +44,21 @@ class Camera:
 
 @dataclass(frozen=True)
 class Profile:
-    """What a device decides, not the checkpoint.
+    """The settings that depend on the device, not on the checkpoint.
 
     Attributes:
         name: the name of its file without `.toml`; messages use it.
-        targets: that such a device can have, best first; of `TARGETS`.
-        precision: one that at least one of these takes.
-        window: how much stream the KV cache holds, "120s" of video or "4096" tokens.
-        frames_per_step: frames fed in one step; its `min` is 1, the step of a live stream.
-        max_step_tokens: most tokens fed in one step, at least 1; a longer prefill is split.
-        max_new_tokens: most tokens of one answer, at least 1.
-        evict_fraction: part of the window that one eviction drops, between 0 and 1.
-        workspace_mib: memory that an engine's kernel may ask for while it runs, at least 1.
-        builder_optimization_level: how long TensorRT looks for fast kernels, 0 to 5.
-        compute_capabilities: of the GPUs, "89" for 8.9; empty where no engine is compiled.
-        camera: what a camera is asked for; files and streams come as they are.
+        targets: targets that such a device supports, best first; of `TARGETS`.
+        precision: a precision that at least one of the targets supports.
+        window: length of the KV cache, "120s" of video or "4096" tokens.
+        frames_per_step: frames per step; `min` is 1, the step of a live stream.
+        max_step_tokens: most tokens per step, at least 1; a longer prefill is split.
+        max_new_tokens: most tokens of one reply, at least 1.
+        evict_fraction: fraction of the window that one eviction drops, between 0 and 1.
+        workspace_mib: scratch memory that an engine may use, at least 1.
+        builder_optimization_level: how long TensorRT searches for fast kernels, 0 to 5.
+        compute_capabilities: of the GPUs, "89" for 8.9; empty if no engines are built.
+        camera: requested capture format; files and network streams are read as they are.
     """
 
     name: str
@@ -105,7 +105,7 @@ class Profile:
 
     def _target_faults(self) -> list[str]:
         faults = [
-            f"targets: {name!r} is none{_nearest(name, TARGETS)}, known are {', '.join(TARGETS)}"
+            f"targets: unknown {name!r}{_nearest(name, TARGETS)}, known are {', '.join(TARGETS)}"
             for name in self.targets
             if name not in TARGETS
         ]
@@ -115,7 +115,7 @@ class Profile:
         if self.precision not in DTYPES:
             faults.append(f'precision = "{self.precision}": wanted one of {", ".join(DTYPES)}')
         elif known and not any(self.precision in target.precisions for target in known):
-            faults.append(f'precision = "{self.precision}": taken by none of its targets')
+            faults.append(f'precision = "{self.precision}": none of its targets supports it')
         faults += [
             f'compute_capabilities: "{capability}": wanted digits, "89" for 8.9'
             for capability in self.compute_capabilities
@@ -125,12 +125,12 @@ class Profile:
 
 
 def load_profile(name_or_path: str | Path) -> Profile:
-    """The shipped profile of that name, or the one in a TOML file of the user's.
+    """The shipped profile of that name, or the profile in a TOML file.
 
-    Anything that ends with `.toml` is a path, anything else is a name.
+    Anything that ends with `.toml` is a path, anything else a name.
 
     Raises:
-        ConfigError: the name is unknown, the file cannot be read, or its values are not allowed.
+        ConfigError: an unknown name, an unreadable file, or a value that is not allowed.
     """
     path = Path(name_or_path)
     if path.suffix == ".toml":
@@ -146,7 +146,7 @@ def load_profile(name_or_path: str | Path) -> Profile:
         hint = f'; did you mean "{near[0]}"?' if near else ""
         raise ConfigError(
             f'no profile is called "{name}"{hint} '
-            f"(known: {', '.join(known)}; a profile of your own is given as path/to/name.toml)"
+            f"(known: {', '.join(known)}; give your own profile as path/to/name.toml)"
         )
     text = (files(__name__) / f"{name}.toml").read_text(encoding="utf-8")
     return _profile_from_toml(text, name=name, source=f'profile "{name}"')

@@ -1,4 +1,4 @@
-"""The `mod-edge` command: all commands in the order of `--help`. How they end: `EXIT_CODES`."""
+"""The `mod-edge` application: its commands in the order that `--help` lists them."""
 
 from typing import Annotated
 
@@ -21,8 +21,8 @@ from mod_edge.commands.train import train
 from mod_edge.commands.verify import verify
 
 EXIT_CODES = (
-    "Exit codes: 0 done (also when Ctrl-C or the end of the video ended a run), 1 an error that is "
-    "explained in one line, 2 wrong usage, 130 Ctrl-C before a command was done."
+    "Exit codes: 0 success, also when Ctrl-C or the end of the video stops a run; 1 error; "
+    "2 usage error; 130 interrupted by Ctrl-C."
 )
 
 app = typer.Typer(
@@ -46,13 +46,13 @@ def main(
         bool,
         typer.Option(
             "--version",
-            help="Print the version and exit.",
+            help="Show the version and exit.",
             callback=_print_version,
-            is_eager=True,  # before a command is found missing
+            is_eager=True,  # before typer reports a missing command
         ),
     ] = False,
 ) -> None:
-    """Train VideoLLM-MoD checkpoints, export them to ONNX and stream video on the device."""
+    """Train VideoLLM-MoD checkpoints, export them to ONNX and TensorRT, and run them on video."""
 
 
 for command in (

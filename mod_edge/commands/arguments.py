@@ -1,7 +1,7 @@
-"""Arguments that several commands take, and what they refuse to start without."""
+"""Arguments that several commands share, and checks for the packages that a command needs."""
 
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -12,50 +12,56 @@ from mod_edge.errors import BackendError
 from mod_edge.native.installed import install_command
 
 BundleArgument = Annotated[Path, typer.Argument(help="Bundle folder.", show_default=True)]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
-ForceOption = Annotated[bool, typer.Option("--force", help="Replace what is there already.")]
-DataOption = Annotated[Path, typer.Option(help="Data set: JSONL files and their videos.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Overwrite existing output.")]
+DataOption = Annotated[Path, typer.Option(help="Data set folder: JSONL files and their videos.")]
+DeviceOption = Annotated[str, typer.Option(help="Device for ONNX Runtime: auto, cpu or cuda.")]
+OptionalProfileOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Device profile: name or TOML file; default: the one its engines were built with, "
+        "or the first that lists its target."
+    ),
+]
+PhotographsOption = Annotated[
+    Path | None, typer.Option(help="Video to crop photographic backgrounds from.")
+]
 DEFAULT_BUNDLE = Path("bundle")
-TRAIN_PACKAGES = ("torch", "safetensors", "matplotlib")
-EXPORT_PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "safetensors")
+PACKAGES_OF_EXTRA = {  # as imported
+    "export": ("torch", "onnx", "onnxscript", "onnxruntime", "safetensors"),
+    "train": ("torch", "safetensors", "matplotlib"),
+    "verify": ("polygraphy", "onnxruntime"),
+}
 
 
 @contextmanager
 def explained_imports() -> Iterator[None]:
-    """Explain what is installed and does not load: a native library of OpenCV's, most often.
+    """Report a package that is installed but cannot be imported, such as OpenCV without libGL.
 
     Raises:
-        BackendError: an import within failed.
+        BackendError: an import in the block failed.
     """
     try:
         yield
     except ImportError as exc:
-        raise BackendError(f"a package does not load: {exc}; see: mod-edge doctor") from exc
+        raise BackendError(f"a package cannot be imported: {exc}; run: mod-edge doctor") from exc
 
 
-def require_export_extra() -> None:
-    """Name what is missing of the extra that only a workstation needs.
-
-    Raises:
-        BackendError: something is.
-    """
-    require_packages(EXPORT_PACKAGES, "on the machine where checkpoints are exported", "export")
-
-
-def require_packages(packages: Sequence[str], place: str, extra: str) -> None:
-    """Name those of `packages` that are not installed, and the pip line that installs them.
+def require_extra(extra: str) -> None:
+    """Check that the packages of an extra are installed.
 
     Args:
-        packages: names to import.
-        place: where, or how, to install them.
-        extra: the one that has them.
+        extra: one of `PACKAGES_OF_EXTRA`.
 
     Raises:
-        BackendError: some are missing.
+        BackendError: some are missing; the message names them and the pip command that installs
+            them.
     """
+    packages = PACKAGES_OF_EXTRA[extra]
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
+        where = "" if extra == "verify" else " on the workstation, not on the device"
         raise BackendError(
-            f"this command needs {', '.join(missing)}, not installed here; {place}: "
+            f"this command needs {', '.join(missing)} (not installed); install{where}: "
             + install_command("cpu", extra)
         )

@@ -19,15 +19,19 @@ from mod_edge.export.engines import BuildReport
 
 @reports_errors
 def build(
-    profile: Annotated[str, typer.Option(help="Profile name or TOML file: shapes and device.")],
+    profile: Annotated[str, typer.Option(help="Device profile: name or TOML file.")],
     bundle: BundleArgument = DEFAULT_BUNDLE,
     compute_capability: Annotated[
-        str | None, typer.Option(help="Of the GPU to compile for, like 8.9; default: this one's.")
+        str | None,
+        typer.Option(
+            help="Compute capability of the GPU to build for, such as 8.9; default: this machine's "
+            "GPU, or the profile's."
+        ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Build the fresh ones again.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Rebuild up-to-date engines too.")] = False,
     json: JsonOption = False,
 ) -> None:
-    """Compile a bundle's graphs into TensorRT engines, those that are not fresh already."""
+    """Build TensorRT engines for a bundle; up-to-date engines are skipped."""
     from mod_edge.bundle.bundle import open_bundle
     from mod_edge.export.engines import build_engines
     from mod_edge.profiles import load_profile
@@ -48,14 +52,14 @@ def build(
 
 
 def print_build(report: BuildReport) -> None:
-    """Print what was built, where it lies and what it is for; warnings on stderr."""
+    """Print how many engines were built, where and for which GPU; warnings go to stderr."""
     for graph in report.graphs:
         for warning in graph.warnings:
             print_warning(f"{graph.name}: {warning}")
     capability = report.settings.compute_capability
     out.print(
         printable(
-            f"{report.num_built} built, {report.num_fresh} fresh in {report.seconds:.1f} s: "
+            f"{report.num_built} built, {report.num_fresh} up to date in {report.seconds:.1f} s: "
             f"{report.folder}, {si(report.size_bytes, 'B')} for compute capability "
             f"{capability[:-1]}.{capability[-1]} by {report.compiler}, "
             f"peak memory {si(report.peak_memory_bytes, 'B')}"

@@ -1,6 +1,7 @@
-"""What commands print: results on stdout, progress and errors on stderr.
+"""Output of the commands: results on stdout, progress and errors on stderr.
 
-On a terminal: bars, colours and a live view. Elsewhere: plain lines. NO_COLOR is kept (by rich).
+A terminal gets progress bars, colours and a live view, anything else plain lines. rich honours
+NO_COLOR.
 """
 
 import functools
@@ -23,10 +24,10 @@ from mod_edge.errors import ModEdgeError
 from mod_edge.progress import OnStep
 
 EXIT_ERROR = 1
-EXIT_INTERRUPTED = 130  # what shells give a process that Ctrl-C ended
-SECONDS_A_LINE = 20.0  # how long a part goes on without another line, where there is no bar
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+SECONDS_PER_LINE = 20.0  # without a progress bar, a long part prints a line this often
 
-# Neither markup nor emoji: a folder may be called "a[/b]" or ":car:".
+# No markup, no emoji: a folder may be named "a[/b]" or ":car:".
 out = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
@@ -35,26 +36,26 @@ Result = TypeVar("Result")
 
 
 def reports_errors(command: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
-    """The command with our errors printed as one line and exit code 1, without a traceback.
+    """Wrap a command: it prints a mod-edge error as one line and exits with 1, without a traceback.
 
-    SIGTERM ends it as Ctrl-C does: a service is stopped so, and it too must clean up.
+    SIGTERM is handled like Ctrl-C, so that a stopped service cleans up too.
     """
 
     @functools.wraps(command)
     def run(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
         previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
-        _show_what_cannot_be_encoded()
+        _escape_unencodable_characters()
         try:
             return command(*args, **kwargs)
-        except BrokenPipeError as exc:  # `| head` has seen enough
+        except BrokenPipeError as exc:  # the reader, such as `head`, has closed the pipe
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(EXIT_ERROR) from exc
-        # An OSError is a full disk or a file that may not be read, and names the file.
+        # An OSError (disk full, permission denied) names its file.
         except (ModEdgeError, OSError) as exc:
             print_error(str(exc))
             raise typer.Exit(EXIT_ERROR) from exc
         except KeyboardInterrupt as exc:
-            err.print(printable(str(exc)) or "stopped; nothing was left half-made")
+            err.print(printable(str(exc)) or "interrupted; no incomplete files were left")
             raise typer.Exit(EXIT_INTERRUPTED) from exc
         finally:
             signal.signal(signal.SIGTERM, previous)
@@ -62,8 +63,8 @@ def reports_errors(command: Callable[Parameters, Result]) -> Callable[Parameters
     return run
 
 
-def _show_what_cannot_be_encoded() -> None:
-    """Let a terminal that is not UTF-8 show a reply's foreign characters by their codes."""
+def _escape_unencodable_characters() -> None:
+    """On a terminal that is not UTF-8, print characters that it lacks as escape codes."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -71,9 +72,9 @@ def _show_what_cannot_be_encoded() -> None:
 
 @contextmanager
 def progress(title: str) -> Iterator[OnStep]:
-    """A function (name of the part, done, of total) that shows how far a long command is.
+    """Show the progress of a long command: yields the function to call at each step.
 
-    Where there is no terminal for a bar, a line for each part, and for a long one every so often.
+    Without a terminal it prints one line per part, and one every `SECONDS_PER_LINE` in a long part.
     """
     if not err.is_terminal:
         shown, shown_s = "", -math.inf
@@ -81,7 +82,7 @@ def progress(title: str) -> Iterator[OnStep]:
         def line(name: str, done: float, total: float) -> None:
             nonlocal shown, shown_s
             now_s = time.monotonic()
-            if name != shown or now_s - shown_s >= SECONDS_A_LINE:
+            if name != shown or now_s - shown_s >= SECONDS_PER_LINE:
                 shown, shown_s = name, now_s
                 err.print(f"{title}: {name} ({100 * done / total:.0f}%)")
 
@@ -101,7 +102,7 @@ def progress(title: str) -> Iterator[OnStep]:
 
 
 def print_json(document: dict[str, Any]) -> None:
-    """One JSON document or line on stdout, flushed, so that a reader sees it at once."""
+    """Print one JSON document on one line of stdout, and flush it."""
     sys.stdout.write(json.dumps(document) + "\n")
     sys.stdout.flush()
 
@@ -113,13 +114,13 @@ def print_table(
     left: Sequence[int] = (0,),
     styles: Sequence[str] | None = None,
 ) -> None:
-    """Lines of aligned cells, never cut off: a log has no width to fit into.
+    """Print a table with aligned columns, never truncated to the width of the terminal.
 
     Args:
-        header: titles of the columns.
-        rows: cells, as many as there are titles.
-        left: numbers of the columns that are aligned left.
-        styles: of each row; none where None or "".
+        header: column titles.
+        rows: cells of each row, one per column.
+        left: indices of the left-aligned columns; the others are right-aligned.
+        styles: rich style of each row; "" for none.
     """
     widths = [max(map(len, cells)) for cells in zip(header, *rows, strict=True)]
     for cells, style in zip((header, *rows), ("bold", *(styles or [""] * len(rows))), strict=True):
@@ -131,31 +132,31 @@ def print_table(
 
 
 def print_warning(text: str) -> None:
-    """One line on stderr that nothing failed for."""
+    """Print a one-line warning on stderr."""
     err.print("warning:", style="yellow", end=" ")
     err.print(printable(text))
 
 
 def print_error(text: str) -> None:
-    """One line on stderr for what ended a command."""
+    """Print a one-line error on stderr."""
     err.print("error:", style="bold red", end=" ")
     err.print(printable(text))
 
 
 def print_pairs(rows: list[tuple[str, str]]) -> None:
-    """Names and values as lines, the values below one another."""
+    """Print one line per name, with the values aligned."""
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         out.print(f"{name:<{width}}  {value}")
 
 
 def printable(text: str) -> str:
-    """`text` on one line without control characters: a model's words must not move the cursor."""
+    """`text` on one line, control characters replaced: a reply must not move the cursor."""
     return "".join(char if char.isprintable() else " " for char in text)
 
 
 def si(number: float, unit: str) -> str:
-    """A number with k, M, G or T: 107934121984 FLOPs is "107.9 GFLOPs"."""
+    """The number with an SI prefix: 107934121984 FLOPs is "107.9 GFLOPs"."""
     for prefix in ("", "k", "M", "G", "T"):
         if abs(number) < 1000 or prefix == "T":
             break

@@ -19,7 +19,7 @@ STYLES = {"ok": "green", "warning": "yellow", "error": "bold red"}
 
 @reports_errors
 def doctor(json: JsonOption = False) -> None:
-    """Show what this machine has, what is missing, and how to get it."""
+    """Report what this machine can run, what is missing and how to install it."""
     report = diagnose()
     if json:
         print_json(report.to_dict())
@@ -30,7 +30,7 @@ def doctor(json: JsonOption = False) -> None:
 
 
 def print_report(report: Report) -> None:
-    """Print what was found, then what to do about it."""
+    """Print the facts about the machine, then each finding with its fix."""
     machine = report.machine
     memory = "unknown"
     if machine.memory_total_bytes is not None and machine.memory_available_bytes is not None:
@@ -54,7 +54,7 @@ def print_report(report: Report) -> None:
             )
             or "none found",
         ),
-        ("GPU", report.gpu.name if report.gpu else "none that works"),
+        ("GPU", report.gpu.name if report.gpu else "none usable"),
         *(
             (f"onnxruntime {provider.name}", "loads" if provider.loads else provider.reason)
             for provider in report.providers

@@ -5,7 +5,13 @@ from typing import Annotated
 
 import typer
 
-from mod_edge.commands.arguments import DataOption, JsonOption, explained_imports
+from mod_edge.commands.arguments import (
+    DataOption,
+    DeviceOption,
+    JsonOption,
+    OptionalProfileOption,
+    explained_imports,
+)
 from mod_edge.commands.console import EXIT_ERROR, print_json, progress, reports_errors
 
 
@@ -13,36 +19,35 @@ from mod_edge.commands.console import EXIT_ERROR, print_json, progress, reports_
 def evaluate(
     model: Annotated[Path, typer.Argument(help="Checkpoint or bundle folder.")],
     data: DataOption,
-    split: Annotated[str, typer.Option(help="Which JSONL file of the data set.")] = "test",
-    clips: Annotated[int | None, typer.Option(min=1, help="Only the first so many.")] = None,
+    split: Annotated[str, typer.Option(help="Split: a JSONL file of the data set.")] = "test",
+    clips: Annotated[
+        int | None, typer.Option(min=1, help="Evaluate only the first N clips.")
+    ] = None,
     tolerance: Annotated[
-        float, typer.Option(min=0, help="Seconds by which a reply may be early or late.")
+        float, typer.Option(min=0, help="Largest time error of a correct reply, in seconds.")
     ] = 1.0,
     threshold: Annotated[
         float | None,
         typer.Option(
-            help="Silent probabilities below it count as zero; else the checkpoint's, and 0 where "
-            "the true words are given."
+            help="Speak when P(silent) is below this threshold (0-1); default: the checkpoint's, "
+            "and 0 for the teacher-forced metrics."
         ),
     ] = None,
-    backend: Annotated[str, typer.Option(help="Of a bundle: auto, tensorrt or onnx.")] = "auto",
-    device: Annotated[str, typer.Option(help="For onnx: auto, cpu or cuda.")] = "auto",
-    profile: Annotated[
-        str | None,
-        typer.Option(help="Of a bundle: name or TOML file; else the one that its engines have."),
-    ] = None,
+    backend: Annotated[str, typer.Option(help="For a bundle: auto, tensorrt or onnx.")] = "auto",
+    device: DeviceOption = "auto",
+    profile: OptionalProfileOption = None,
     controls: Annotated[
-        bool, typer.Option("--controls", help="Also on black video and on shuffled frames.")
+        bool, typer.Option("--controls", help="Also evaluate on black video and shuffled frames.")
     ] = False,
     least_f1: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Exit with 1 if its F1 is lower.")
+        float | None, typer.Option(min=0, max=1, help="Exit with code 1 if F1 is below this value.")
     ] = None,
     verbose: Annotated[
-        bool, typer.Option("--verbose", help="Show what it said, beside what was due.")
+        bool, typer.Option("--verbose", help="Also print each reply next to the expected one.")
     ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Measure when a model speaks and what it says, beside baselines that see nothing."""
+    """Evaluate when a model speaks and what it says, next to baselines that see no video."""
     with explained_imports():
         from mod_edge.commands.evaluation_view import print_evaluation, print_shortfall
         from mod_edge.evaluation.evaluate import evaluate as evaluate_model

@@ -21,9 +21,9 @@ NOTHING = "-"
 
 
 def print_evaluation(evaluation: Evaluation, *, is_verbose: bool) -> None:
-    """Print what was watched, every row's measures, and the model's captions by kind of event.
+    """Print the setup, the metrics of every row, and the model's captions by kind of event.
 
-    Where `is_verbose`, first all that the model said, beside what was due.
+    If `is_verbose`, a transcript of every clip comes first: each reply next to the expected one.
     """
     if is_verbose:
         for transcript in evaluation.transcripts:
@@ -53,7 +53,7 @@ def print_evaluation(evaluation: Evaluation, *, is_verbose: bool) -> None:
 
 
 def print_shortfall(evaluation: Evaluation, least_f1: float) -> None:
-    """Say on stderr that the model is worse than it should be."""
+    """Report on stderr that F1 is below the required value."""
     found = _number(evaluation.rows[0].free_running.f1)
     print_error(f"F1 is {found}, wanted {least_f1:g} or more")
 
@@ -82,12 +82,12 @@ def _facts(evaluation: Evaluation) -> list[tuple[str, str]]:
         f"{evaluation.num_clips} clips, {evaluation.num_frames} frames at {evaluation.fps:g} "
         "frames/s"
     )
-    habit = f"say {evaluation.most_frequent!r}" if evaluation.most_frequent else "have no caption"
+    caption = f"say {evaluation.most_frequent!r}" if evaluation.most_frequent else "have no caption"
     return [
         ("model", evaluation.model),
         ("backend", evaluation.backend),
         ("data", f"{evaluation.data}, {evaluation.split}: {clips}"),
-        ("baselines", f"{habit}, the most frequent caption of split {evaluation.baseline_from}"),
+        ("baselines", f"{caption}, the most frequent caption of split {evaluation.baseline_from}"),
     ]
 
 
@@ -125,7 +125,7 @@ def _number(value: float | None) -> str:
 
 
 def _perplexity(value: float | None) -> str:
-    """Four digits of anything from 1 to many thousands."""
+    """Four significant digits, from 1 to many thousands."""
     return NOTHING if value is None else f"{value:#.4g}".rstrip(".")
 
 

@@ -9,7 +9,7 @@ from mod_edge.commands.arguments import (
     DEFAULT_BUNDLE,
     ForceOption,
     JsonOption,
-    require_export_extra,
+    require_extra,
 )
 from mod_edge.commands.build import print_build
 from mod_edge.commands.console import err, out, print_json, printable, progress, reports_errors, si
@@ -18,29 +18,34 @@ from mod_edge.commands.console import err, out, print_json, printable, progress,
 @reports_errors
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Bundle folder.")] = DEFAULT_BUNDLE,
-    profile: Annotated[
-        str, typer.Option(help="Profile of the device it is for: name or TOML file.")
-    ] = "cpu",
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Bundle folder to create.")
+    ] = DEFAULT_BUNDLE,
+    profile: Annotated[str, typer.Option(help="Device profile: name or TOML file.")] = "cpu",
     target: Annotated[
-        str | None, typer.Option(help="One of the profile's targets; see mod-edge targets.")
+        str | None,
+        typer.Option(help="Target (see mod-edge targets); default: the profile's first installed."),
     ] = None,
     precision: Annotated[
-        str | None, typer.Option(help="fp32, fp16 or bf16 instead of the profile's.")
+        str | None, typer.Option(help="fp32, fp16 or bf16; default: the profile's.")
     ] = None,
     window: Annotated[
         str | None,
-        typer.Option(help="Instead of the profile's, for graphs that have it in them: 120s, 4096."),
+        typer.Option(
+            help="Window for targets with a fixed one: 120s or 4096 tokens; default: profile's."
+        ),
     ] = None,
     layers: Annotated[
-        str | None, typer.Option(help="Only these decoder layers, like 0-1 or 0,5.")
+        str | None, typer.Option(help="Export only these decoder layers, such as 0-1 or 0,5.")
     ] = None,
-    build: Annotated[bool, typer.Option("--build", help="Compile the engines here too.")] = False,
+    build: Annotated[
+        bool, typer.Option("--build", help="Also build the TensorRT engines.")
+    ] = False,
     force: ForceOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Cut a checkpoint into ONNX graphs, each held against PyTorch as it is written."""
-    require_export_extra()
+    """Export a checkpoint to a bundle of ONNX graphs, each checked against PyTorch."""
+    require_extra("export")
     from mod_edge.export.bundle_writer import export_bundle, parse_layers
     from mod_edge.export.lowering_choice import choose_lowering, require_compiler, summary
     from mod_edge.model.checkpoint import Checkpoint

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mod_edge.commands.arguments import JsonOption, require_export_extra
+from mod_edge.commands.arguments import JsonOption, require_extra
 from mod_edge.commands.console import (
     out,
     print_json,
@@ -23,14 +23,15 @@ if TYPE_CHECKING:
 
 @reports_errors
 def inspect(
-    target: Annotated[str, typer.Argument(help="Checkpoint, bundle or preset.")],
+    target: Annotated[str, typer.Argument(help="Checkpoint folder, bundle folder or preset name.")],
     frames: Annotated[
-        int, typer.Option(min=1, help="Length of the stream costs are taken over.")
+        int,
+        typer.Option(min=1, help="Length of the stream, in frames, over which costs are averaged."),
     ] = 600,
     json: JsonOption = False,
 ) -> None:
-    """Show what a model is made of and what a frame costs, beside the full-computation model."""
-    require_export_extra()
+    """Show a model's layers, parameters and cost per frame, next to the full-computation model."""
+    require_extra("export")
     from mod_edge.model.inspection import inspect as inspect_target
 
     inspection = inspect_target(target, frames)
@@ -41,7 +42,7 @@ def inspect(
 
 
 def print_inspection(inspection: "Inspection") -> None:
-    """Print layers, parameters and costs, each cost beside the full-computation model's."""
+    """Print layers, parameters and costs, each cost next to the full-computation model's."""
     config = inspection.config
     text, vision = config.text_config, config.vision_config
     total = si(inspection.parameters["total"], "parameters")
@@ -77,7 +78,7 @@ def print_inspection(inspection: "Inspection") -> None:
         *_cost_rows("frame tokens only", inspection.frames_only),
         ("vision FLOPs", si(inspection.vision_flops, ""), si(inspection.vision_flops, ""), "1.000"),
     ]
-    header = f"a frame, mean of {inspection.num_frames}"
+    header = f"per frame, mean of {inspection.num_frames}"
     print_table((header, "this model", "full computation", "ratio"), cost_rows)
 
 

@@ -6,27 +6,25 @@ from typing import Annotated
 import typer
 
 from mod_edge.commands.arguments import (
-    TRAIN_PACKAGES,
     ForceOption,
+    PhotographsOption,
     explained_imports,
-    require_packages,
+    require_extra,
 )
 from mod_edge.commands.console import out, printable, progress, reports_errors
 
 
 @reports_errors
 def pretrain(
-    folder: Annotated[Path, typer.Argument(help="Checkpoint folder to make.")],
-    photographs: Annotated[
-        Path | None, typer.Option(help="Video of which backgrounds are cut.")
-    ] = None,
+    folder: Annotated[Path, typer.Argument(help="Checkpoint folder to create.")],
+    photographs: PhotographsOption = None,
     steps: Annotated[
-        int | None, typer.Option(min=1, help="Steps of training; else as the shipped model's.")
+        int | None, typer.Option(min=1, help="Training steps; default: the bundled model's.")
     ] = None,
     force: ForceOption = False,
 ) -> None:
-    """Train a small vision tower on synthetic scenes: what the shipped model started from."""
-    require_packages(TRAIN_PACKAGES, "on the machine where checkpoints are trained", "train")
+    """Pretrain a small vision tower on synthetic scenes, as for the bundled model."""
+    require_extra("train")
     with explained_imports():
         from mod_edge.toy_scenes.pretraining import PretrainingOptions
         from mod_edge.toy_scenes.small_model import write_base

@@ -6,7 +6,13 @@ from typing import Annotated
 
 import typer
 
-from mod_edge.commands.arguments import DEFAULT_BUNDLE, BundleArgument, explained_imports
+from mod_edge.commands.arguments import (
+    DEFAULT_BUNDLE,
+    BundleArgument,
+    DeviceOption,
+    OptionalProfileOption,
+    explained_imports,
+)
 from mod_edge.commands.console import reports_errors
 
 
@@ -14,41 +20,52 @@ from mod_edge.commands.console import reports_errors
 def run(
     bundle: BundleArgument = DEFAULT_BUNDLE,
     source: Annotated[
-        str | None, typer.Option(help="Video file, stream address or GStreamer pipeline.")
+        str | None, typer.Option(help="Video file, stream URL or GStreamer pipeline.")
     ] = None,
-    camera: Annotated[int | None, typer.Option(min=0, help="Camera number.")] = None,
+    camera: Annotated[
+        int | None, typer.Option(min=0, help="Camera number, as in /dev/videoN.")
+    ] = None,
     query: Annotated[
         list[str] | None,
-        typer.Option(help='Instruction or question; "text@12.5" asks at 12.5 s. Repeatable.'),
+        typer.Option(help='Instruction or question; "text@12.5" asks it at 12.5 s. Repeatable.'),
     ] = None,
     window: Annotated[
-        str | None, typer.Option(help="What to remember: seconds (120s) or tokens (4096).")
+        str | None,
+        typer.Option(help="KV cache window: seconds (120s) or tokens (4096); default: profile's."),
     ] = None,
     kv_budget: Annotated[
-        float | None, typer.Option(help="Instead: MiB for all keys and values.")
+        float | None, typer.Option(help="KV cache budget in MiB; alternative to --window.")
     ] = None,
-    max_frames: Annotated[int | None, typer.Option(help="Stop after so many frames.")] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(help="Longest reply.")] = None,
+    max_frames: Annotated[int | None, typer.Option(help="Stop after N frames.")] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="Longest reply, in tokens; default: the profile's.")
+    ] = None,
     threshold: Annotated[
-        float | None, typer.Option(help="Silent probabilities below it count as zero.")
+        float | None,
+        typer.Option(
+            help="Speak when P(silent) is below this threshold (0-1); default: the checkpoint's."
+        ),
     ] = None,
     frames_per_step: Annotated[
-        int | None, typer.Option(help="Frames of a file fed in one decoder step.")
+        int | None,
+        typer.Option(help="Frames of a video file per decoder step; default: the profile's."),
     ] = None,
-    profile: Annotated[
-        str | None,
-        typer.Option(help="Profile name or TOML file; else the one that its engines have, or cpu."),
-    ] = None,
-    backend: Annotated[str, typer.Option(help="auto, tensorrt, onnx or torch.")] = "auto",
-    device: Annotated[str, typer.Option(help="For onnx: auto, cpu or cuda.")] = "auto",
+    profile: OptionalProfileOption = None,
+    backend: Annotated[str, typer.Option(help="Backend: auto, tensorrt, onnx or torch.")] = "auto",
+    device: DeviceOption = "auto",
     checkpoint: Annotated[
-        Path | None, typer.Option(help="The bundle's checkpoint, for --backend torch.")
+        Path | None,
+        typer.Option(help="Checkpoint the bundle was exported from, for --backend torch."),
     ] = None,
-    check: Annotated[bool, typer.Option("--check", help="Hash every file first.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Show every frame and roll.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="First check the hash of every file.")
+    ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Also print every frame and eviction.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
 ) -> None:
-    """Stream a video file or a camera through a bundle; Ctrl-C ends it with the summary."""
+    """Stream a video file or a camera through a bundle; Ctrl-C ends it with a summary."""
     if (source is None) == (camera is None):
         raise typer.BadParameter("give one of --source FILE and --camera NUMBER")
     if not verbose:
@@ -85,6 +102,6 @@ def run(
 
 
 def _quiet_decoders() -> None:
-    """Keep what OpenCV and FFmpeg think of a damaged video off the screen; read at cv2's import."""
+    """Silence the messages of OpenCV and FFmpeg about damaged video; cv2 reads these at import."""
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")

@@ -5,27 +5,28 @@ from typing import Annotated
 
 import typer
 
-from mod_edge.commands.arguments import ForceOption, explained_imports
+from mod_edge.commands.arguments import ForceOption, PhotographsOption, explained_imports
 from mod_edge.commands.console import out, printable, progress, reports_errors
 
 
 @reports_errors
 def scenes(
-    folder: Annotated[Path, typer.Argument(help="Data set folder to make.")],
-    train: Annotated[int, typer.Option(min=0, help="Clips to train on.")] = 4000,
-    validation: Annotated[int, typer.Option(min=0, help="Clips to choose by.")] = 100,
-    test: Annotated[int, typer.Option(min=0, help="Clips to measure on.")] = 100,
+    folder: Annotated[Path, typer.Argument(help="Data set folder to create.")],
+    train: Annotated[int, typer.Option(min=0, help="Number of training clips.")] = 4000,
+    validation: Annotated[int, typer.Option(min=0, help="Number of validation clips.")] = 100,
+    test: Annotated[int, typer.Option(min=0, help="Number of test clips.")] = 100,
     combinations: Annotated[
-        int, typer.Option(min=0, help="Clips of colours and shapes that no other split combines.")
+        int,
+        typer.Option(
+            min=0, help="Number of test clips with colour and shape pairs that no other split has."
+        ),
     ] = 100,
-    duration: Annotated[float, typer.Option(min=8, help="Seconds of a clip.")] = 30.0,
-    seed: Annotated[int, typer.Option(min=0, help="Of what is drawn and said.")] = 0,
-    photographs: Annotated[
-        Path | None, typer.Option(help="Video of which backgrounds are cut.")
-    ] = None,
+    duration: Annotated[float, typer.Option(min=8, help="Length of each clip, in seconds.")] = 30.0,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 0,
+    photographs: PhotographsOption = None,
     force: ForceOption = False,
 ) -> None:
-    """Draw a data set: videos of simple scenes with a narration and questions to each."""
+    """Generate a synthetic data set: videos of simple scenes with narration and questions."""
     with explained_imports():
         from mod_edge.toy_scenes.scenes import write_scenes
 

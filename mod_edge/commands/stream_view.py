@@ -1,4 +1,4 @@
-"""A stream on the screen: a live view on a terminal, plain lines elsewhere, or JSON lines."""
+"""How `mod-edge run` shows a stream: a live view on a terminal, else plain lines or JSON lines."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -38,11 +38,11 @@ def show_stream(
     queries: Sequence[Query],
     views: Sequence["StreamView"],
 ) -> None:
-    """Stream `source` to its end or to Ctrl-C, showing events and then the summary in every view.
+    """Stream `source` until it ends or Ctrl-C; every view shows the events, then the summary.
 
     Raises:
-        ModEdgeError: the source broke off or a text did not fit, after the summary of what was
-            watched until then.
+        ModEdgeError: the source failed or a text did not fit; raised after the summary if any frame
+            was processed.
     """
     with ExitStack() as opened:
         for view in views:
@@ -54,14 +54,14 @@ def show_stream(
         except KeyboardInterrupt:
             pass  # the usual way to end a camera's stream
         except ModEdgeError:
-            if session.summary().num_frames:  # the camera broke off, maybe after hours
+            if session.summary().num_frames:  # a camera may fail after hours
                 _finish(session, views)
             raise
         _finish(session, views)
 
 
 def screen_view(session: Session, *, as_json: bool, is_verbose: bool) -> "StreamView":
-    """The view for standard output: JSON where it is asked for, a live view on a terminal."""
+    """The view for stdout: JSON lines if `as_json`, else live on a terminal or plain lines."""
     if as_json:
         return JsonView(session)
     if out.is_terminal:
@@ -87,7 +87,7 @@ class StreamView(ABC):
 
     @abstractmethod
     def finish(self, summary: Summary) -> None:
-        """Show the end."""
+        """Show the summary at the end."""
 
     def __enter__(self) -> "StreamView":
         return self
@@ -97,7 +97,7 @@ class StreamView(ABC):
 
 
 class JsonView(StreamView):
-    """One JSON object a line on stdout; the pieces of replies are left to the reply's own line."""
+    """One JSON object per line on stdout; a reply is one line, without its text events."""
 
     def show(self, event: Event) -> None:
         if not isinstance(event, TextEvent):
@@ -108,7 +108,7 @@ class JsonView(StreamView):
 
 
 class PlainView(StreamView):
-    """Queries and replies as lines, every frame and roll too where `is_verbose`."""
+    """One line per query and reply; if `is_verbose`, per frame and eviction too."""
 
     def __init__(self, session: Session, *, is_verbose: bool) -> None:
         super().__init__(session)
@@ -124,7 +124,7 @@ class PlainView(StreamView):
 
 
 class LiveView(StreamView):
-    """Replies scroll by above a status line and the reply that is being spoken."""
+    """Queries and replies scroll above the reply in progress and a status line."""
 
     def __init__(self, session: Session, *, is_verbose: bool) -> None:
         super().__init__(session)
@@ -132,7 +132,7 @@ class LiveView(StreamView):
         self._spoken = ""
         self._decision = Decision.SILENT
         _print_header(session)
-        # Drawn four times a second, not at every event: drawing would cost more than a small model.
+        # Drawn four times a second, not at every event: drawing costs more than a small model.
         self._live = Live(get_renderable=self._render, console=out, transient=True)
 
     def __enter__(self) -> "LiveView":
@@ -182,7 +182,7 @@ def _print_header(session: Session) -> None:
 
 
 def _is_shown(event: Event, is_verbose: bool) -> bool:
-    """Whether the event gets a line of its own."""
+    """Whether the event is printed as a line."""
     if isinstance(event, (FrameEvent, RollEvent)):
         return is_verbose
     return isinstance(event, (QueryEvent, ReplyEvent))
@@ -193,7 +193,7 @@ def _line(event: Event) -> Text:
     if isinstance(event, QueryEvent):
         return Text.assemble(clock, ("query     ", "cyan"), printable(event.query))
     if isinstance(event, ReplyEvent):
-        text = printable(event.text) or "(nothing)"
+        text = printable(event.text) or "(empty)"
         cut = " ..." if event.is_cut else ""
         return Text.assemble(clock, ("reply     ", "green"), text, (cut, "dim"))
     if isinstance(event, FrameEvent):
@@ -204,8 +204,8 @@ def _line(event: Event) -> Text:
         decision = (f"{event.decision.value:<9} ", DECISION_STYLES[event.decision])
         return Text.assemble(clock, decision, f"frame {event.index}, {times}")
     assert isinstance(event, RollEvent)
-    forgotten = f"{event.num_dropped_tokens} tokens forgotten in {event.roll_ms:.1f} ms"
-    return Text.assemble(clock, ("roll      ", "magenta"), forgotten)
+    evicted = f"{event.num_dropped_tokens} tokens evicted in {event.roll_ms:.1f} ms"
+    return Text.assemble(clock, ("roll      ", "magenta"), evicted)
 
 
 def _print_summary(summary: Summary) -> None:
@@ -214,13 +214,13 @@ def _print_summary(summary: Summary) -> None:
         ("frames", f"{summary.num_frames} ({decisions}), {summary.num_dropped} dropped"),
         ("replies", f"{summary.num_replies} with {summary.num_reply_tokens} tokens"),
         ("speed", f"{summary.fps:.1f} frames/s over {summary.wall_s:.1f} s"),
-        ("letterbox", f"{_times(summary.letterbox_ms)} ms a frame, p50/p95"),
-        ("vision", f"{_times(summary.vision_ms)} ms a frame, p50/p95"),
-        ("decoder", f"{_times(summary.decoder_ms)} ms a frame, p50/p95"),
+        ("letterbox", f"{_times(summary.letterbox_ms)} ms per frame, p50/p95"),
+        ("vision", f"{_times(summary.vision_ms)} ms per frame, p50/p95"),
+        ("decoder", f"{_times(summary.decoder_ms)} ms per frame, p50/p95"),
         (
             "cache",
-            f"{summary.cache_fill:.0%} full, {summary.num_rolls} rolls forgot "
-            f"{summary.num_evicted} of {summary.num_tokens} tokens",
+            f"{summary.cache_fill:.0%} full, {summary.num_evicted} of {summary.num_tokens} tokens "
+            f"evicted in {summary.num_rolls} rolls",
         ),
     ]
     print_pairs(rows)

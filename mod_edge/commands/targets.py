@@ -5,12 +5,12 @@ from mod_edge.commands.console import print_json, print_table, printable, report
 from mod_edge.native.installed import describe_targets
 from mod_edge.plan.targets import DTYPES
 
-HEADER = ("target", "runs on", "dialect", "opset", *DTYPES, "found here")
+HEADER = ("target", "runs on", "dialect", "opset", *DTYPES, "installed")
 
 
 @reports_errors
 def targets(json: JsonOption = False) -> None:
-    """Show where graphs can run, in which precisions, and which of these are installed here."""
+    """List targets, their precisions and which are installed."""
     if json:
         print_json({"targets": describe_targets()})
     else:
@@ -18,7 +18,7 @@ def targets(json: JsonOption = False) -> None:
 
 
 def print_targets() -> None:
-    """Print one row a target: where it runs, how its graphs are made, what it takes."""
+    """Print one row per target: where it runs, its ONNX dialect and opset, and its precisions."""
     rows = [
         (
             row["target"],

@@ -13,15 +13,17 @@ from mod_edge.commands.console import out, print_table, printable, progress, rep
 def threshold(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder.")],
     data: DataOption,
-    clips: Annotated[int | None, typer.Option(min=1, help="Only the first so many.")] = None,
+    clips: Annotated[
+        int | None, typer.Option(min=1, help="Evaluate only the first N clips.")
+    ] = None,
     threshold: Annotated[
-        list[float] | None, typer.Option(min=0, max=1, help="To try; more than once.")
+        list[float] | None, typer.Option(min=0, max=1, help="Threshold to try (0-1). Repeatable.")
     ] = None,
     tolerance: Annotated[
-        float, typer.Option(min=0, help="Seconds that a right caption may be off.")
+        float, typer.Option(min=0, help="Largest time error of a correct caption, in seconds.")
     ] = 1.0,
 ) -> None:
-    """Choose when a trained model speaks: the best threshold on the split `validation`."""
+    """Choose the speaking threshold on the validation split and store it in the checkpoint."""
     with explained_imports():
         from mod_edge.data.clips import read_clips
         from mod_edge.evaluation.thresholds import (
@@ -47,7 +49,7 @@ def threshold(
     print_table(("threshold", "F1", "moment F1"), rows)
     name = printable(str(checkpoint))
     if choice.is_arbitrary:
-        out.print(f"none is better than another: {name} keeps its threshold")
+        out.print(f"all thresholds score the same; {name} keeps its threshold")
         return
     adopt_threshold(checkpoint, choice.threshold)
-    out.print(f"{choice.threshold:g} is now the threshold of {name}")
+    out.print(f"threshold {choice.threshold:g} written to {name}")

@@ -6,12 +6,11 @@ from typing import Annotated
 import typer
 
 from mod_edge.commands.arguments import (
-    TRAIN_PACKAGES,
     DataOption,
     ForceOption,
     JsonOption,
     explained_imports,
-    require_packages,
+    require_extra,
 )
 from mod_edge.commands.console import (
     out,
@@ -27,16 +26,16 @@ from mod_edge.commands.console import (
 @reports_errors
 def train(
     data: DataOption,
-    config: Annotated[Path, typer.Option(help="Recipe: TOML file.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Checkpoint folder to make.")],
+    config: Annotated[Path, typer.Option(help="Training recipe (TOML file).")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Checkpoint folder to create.")],
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with a training that was stopped.")
+        bool, typer.Option("--resume", help="Continue an interrupted training.")
     ] = False,
     force: ForceOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Train a checkpoint on a data set; Ctrl-C keeps what was done, for --resume."""
-    require_packages(TRAIN_PACKAGES, "on the machine where checkpoints are trained", "train")
+    """Train a checkpoint on a data set; --resume continues an interrupted training."""
+    require_extra("train")
     with explained_imports():
         from mod_edge.toy_scenes.motion_loss import motion_loss
         from mod_edge.training.recipe import read_recipe
@@ -59,18 +58,20 @@ def train(
     except KeyboardInterrupt as exc:
         if not ResumeState(output).folder.exists():
             raise
-        raise KeyboardInterrupt("stopped; the same command with --resume goes on") from exc
+        raise KeyboardInterrupt(
+            "interrupted; run the same command with --resume to continue"
+        ) from exc
     if json:
         print_json(report.to_json())
         return
     out.print(
         f"wrote {printable(str(output))}: {si(report.num_parameters, 'parameters')}, "
         f"{si(report.num_trained, '')} of them trained in {report.steps} steps on "
-        f"{report.num_clips} clips; loss {shown_loss(report.lm_loss)} of replies, "
-        f"{shown_loss(report.stream_loss)} of decisions; {report.time_s:.0f} s"
+        f"{report.num_clips} clips; LM loss {shown_loss(report.lm_loss)}, stream loss "
+        f"{shown_loss(report.stream_loss)}; {report.time_s:.0f} s"
     )
     if report.num_short_clips:
         print_warning(
-            f"{report.num_short_clips} of {report.num_clips} videos end sooner than their lines in "
-            "train.jsonl say; what is said after that was not learned"
+            f"{report.num_short_clips} of {report.num_clips} videos are shorter than their entries "
+            "in train.jsonl; replies after the end of a video were not trained on"
         )

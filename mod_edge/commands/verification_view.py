@@ -18,7 +18,7 @@ STYLES = {"ok": "green", "failed": "bold red", "not run": "yellow"}
 
 
 def print_report(report: VerifyReport, *, is_verbose: bool) -> None:
-    """Print every graph and stream with its errors, then in words what failed or was not run."""
+    """Print every graph and stream with its errors, then why a check failed or did not run."""
     print_pairs(
         [
             ("reference", printable(report.reference)),
@@ -43,23 +43,23 @@ def print_report(report: VerifyReport, *, is_verbose: bool) -> None:
 
 
 def print_failure(report: VerifyReport, reference_options: str) -> None:
-    """Say on stderr what failed, and which command shows more of it.
+    """Report on stderr what failed, and the command that shows the details.
 
     Args:
-        report: not ok.
-        reference_options: how the command was told its reference.
+        report: one with a failure.
+        reference_options: the command's --checkpoint or --golden option, with its value.
     """
-    judged = {graph.graph for graph in report.graphs if graph.status != "not run"}
+    compared = {graph.graph for graph in report.graphs if graph.status != "not run"}
     bad = report.bad_graphs
     if bad:
         verb = "differs" if len(bad) == 1 else "differ"
-        what = f"{len(bad)} of {len(judged)} graphs {verb} from the reference, first {bad[0]}"
+        what = f"{len(bad)} of {len(compared)} graphs {verb} from the reference, first {bad[0]}"
         hint = f"--graph {bad[0]} --verbose shows its steps and the kept tokens"
     elif any(stream.status == "failed" for stream in report.streams):
-        what = "every graph agrees with the reference, the whole stream does not"
+        what = "every graph agrees with the reference, but the whole stream does not"
         hint = "--json lists the answers that differ"
     else:
-        what, hint = "nothing could be run here, so nothing was compared", "--json tells why"
+        what, hint = "no graph could be run here, nothing was compared", "--json gives the reasons"
     print_error(what)
     err.print()
     err.print("hint:", style="cyan", end=" ")
@@ -108,7 +108,7 @@ def _stream_sentence(stream: StreamResult) -> str:
 
 
 def _print_steps(result: GraphResult) -> None:
-    """One line an output of every step, and one a selection."""
+    """Print one line per output of every step, then one per selection."""
     if not result.outputs and not result.selections:
         return
     out.print()

@@ -10,8 +10,7 @@ from mod_edge.commands.arguments import (
     BundleArgument,
     ForceOption,
     JsonOption,
-    require_export_extra,
-    require_packages,
+    require_extra,
 )
 from mod_edge.commands.console import (
     EXIT_ERROR,
@@ -22,41 +21,43 @@ from mod_edge.commands.console import (
     reports_errors,
 )
 
-VERIFY_PACKAGES = ("polygraphy", "onnxruntime")
-
 
 @reports_errors
 def verify(
     bundle: BundleArgument = DEFAULT_BUNDLE,
     checkpoint: Annotated[
-        Path | None, typer.Option(help="The bundle's checkpoint: PyTorch judges.")
+        Path | None, typer.Option(help="Checkpoint the bundle was exported from, run in PyTorch.")
     ] = None,
     golden: Annotated[
-        Path | None, typer.Option(help="Golden files judge instead, where there is no PyTorch.")
+        Path | None,
+        typer.Option(help="Folder of golden files to compare with; needs no PyTorch."),
     ] = None,
     graph: Annotated[
-        str | None, typer.Option(help="Only this graph, without the stream: vision, layer-07, ...")
+        str | None,
+        typer.Option(help="Check only this graph, without the stream: vision, layer-07, ..."),
     ] = None,
     source: Annotated[
-        Path | None, typer.Option(help="Video file to record from; one is drawn otherwise.")
+        Path | None,
+        typer.Option(help="Video file to record the reference on; default: a synthetic clip."),
     ] = None,
     save_golden: Annotated[
-        Path | None, typer.Option(help="Folder to make: what was recorded, in Polygraphy's format.")
+        Path | None,
+        typer.Option(help="Folder to create with the recorded reference, in Polygraphy's format."),
     ] = None,
     force: ForceOption = False,
     verbose: Annotated[
-        bool, typer.Option("--verbose", help="Show every step, and which tokens were kept.")
+        bool, typer.Option("--verbose", help="Also print every step and the kept tokens.")
     ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Hold every graph of a bundle, and the whole stream, against the PyTorch reference."""
+    """Compare every graph of a bundle, and a whole stream, with the PyTorch reference."""
     if (checkpoint is None) == (golden is None):
         raise typer.BadParameter("give one of --checkpoint CHECKPOINT and --golden FOLDER")
     if golden is not None and (source is not None or save_golden is not None):
-        raise typer.BadParameter("--source and --save-golden go with --checkpoint")
+        raise typer.BadParameter("--source and --save-golden need --checkpoint")
     if golden is None:
-        require_export_extra()
-    require_packages(VERIFY_PACKAGES, "install them", "verify")
+        require_extra("export")
+    require_extra("verify")
     from mod_edge.commands.verification_view import print_failure, print_report
     from mod_edge.verification.verify import verify_bundle, verify_golden
 

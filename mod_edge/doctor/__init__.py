@@ -1,1 +1,1 @@
-"""What this machine can run and what it lacks: the facts, and what to do about them."""
+"""`mod-edge doctor`: facts about this machine, and findings with their fixes."""

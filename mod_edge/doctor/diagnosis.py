@@ -1,4 +1,4 @@
-"""What this machine can run and what it lacks: each fact judged, with the way to fix it."""
+"""What this machine can run and what it lacks: a finding per fact, with its fix."""
 
 import platform
 from dataclasses import asdict, dataclass
@@ -25,14 +25,14 @@ from mod_edge.native.gpu import Gpu
 from mod_edge.native.installed import install_command
 from mod_edge.native.trt import how_to_install
 
-MIN_FREE_BYTES = 2**30  # less is too little for any but a toy model
+MIN_FREE_BYTES = 2**30  # only toy models run with less
 
 Severity = Literal["ok", "warning", "error"]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is well or not, and what to do about it (empty when well)."""
+    """One fact and whether it is a problem; `advice` says how to fix it (empty if ok)."""
 
     severity: Severity
     message: str
@@ -41,14 +41,14 @@ class Finding:
 
 @dataclass(frozen=True)
 class Report:
-    """All that was found.
+    """The facts about a machine and the findings from them.
 
     Attributes:
-        versions: of packages, None where not installed; `python`, `opencv` and `onnxruntime` too.
-        providers: those that the installed onnxruntime offers.
+        versions: by package, None if not installed; includes `python` and `opencv`.
+        providers: execution providers of the installed onnxruntime.
         video_backends: whether OpenCV was built with `FFmpeg` and `GStreamer`.
-        compilers: the TensorRTs that are installed.
-        gpu: the first visible NVIDIA GPU; None where there is none that works.
+        compilers: the installed TensorRT packages.
+        gpu: the first usable NVIDIA GPU, or None.
     """
 
     versions: dict[str, str | None]
@@ -62,7 +62,7 @@ class Report:
 
     @property
     def is_healthy(self) -> bool:
-        """Whether there is no error among the findings."""
+        """Whether no finding is an error."""
         return all(finding.severity != "error" for finding in self.findings)
 
     def to_dict(self) -> dict[str, Any]:
@@ -71,31 +71,31 @@ class Report:
 
 
 def diagnose() -> Report:
-    """Look at this machine; opens each camera and each ONNX Runtime provider for a moment."""
+    """Examine this machine; briefly opens each camera and each ONNX Runtime provider."""
     versions = {name: installed_version(name) for name in (*PACKAGES, *ONNXRUNTIME_PACKAGES)}
     versions["python"] = platform.python_version()
     machine = look_at_machine()
     providers, onnxruntime_fault = attempt(look_at_providers)
     opencv, opencv_fault = attempt(look_at_opencv)
     versions["opencv"], video_backends = opencv or (None, {})
-    cameras = attempt(look_at_cameras)[0] or ()  # fails only where OpenCV did
+    cameras = attempt(look_at_cameras)[0] or ()  # fails only if OpenCV did
     compilers = look_at_compilers(versions)
     gpu, gpu_fault = look_at_gpu()
     findings = (
-        *_judge_packages(versions),
-        *_judge_onnxruntime(versions, onnxruntime_fault),
-        *(_judge_provider(provider) for provider in providers or ()),
-        _judge_video(versions["opencv"], video_backends, opencv_fault),
-        _judge_cameras(cameras),
-        *judge_engines(compilers, gpu, gpu_fault),
-        *_judge_machine(machine, versions),
+        *_check_packages(versions),
+        *_check_onnxruntime(versions, onnxruntime_fault),
+        *(_check_provider(provider) for provider in providers or ()),
+        _check_video(versions["opencv"], video_backends, opencv_fault),
+        _check_cameras(cameras),
+        *check_engines(compilers, gpu, gpu_fault),
+        *_check_machine(machine, versions),
     )
     return Report(
         versions, machine, providers or (), video_backends, cameras, compilers, gpu, findings
     )
 
 
-def _judge_packages(versions: dict[str, str | None]) -> list[Finding]:
+def _check_packages(versions: dict[str, str | None]) -> list[Finding]:
     missing = [name for name in ("numpy", "tokenizers") if versions[name] is None]
     if not missing:
         return []
@@ -108,13 +108,13 @@ def _judge_packages(versions: dict[str, str | None]) -> list[Finding]:
     ]
 
 
-def _judge_onnxruntime(versions: dict[str, str | None], fault: str) -> list[Finding]:
+def _check_onnxruntime(versions: dict[str, str | None], fault: str) -> list[Finding]:
     found = [name for name in ONNXRUNTIME_PACKAGES if versions[name] is not None]
     if len(found) > 1:
         return [
             Finding(
                 "error",
-                f"{' and '.join(found)} are installed side by side and own the same files",
+                f"{' and '.join(found)} are both installed and share the same files",
                 f"pip uninstall -y {' '.join(found)}, then {_install_onnxruntime()}",
             )
         ]
@@ -129,22 +129,22 @@ def _judge_onnxruntime(versions: dict[str, str | None], fault: str) -> list[Find
 
 
 def _install_onnxruntime() -> str:
-    return f"{install_command('cpu')} (the extra gpu instead of cpu for an NVIDIA GPU)"
+    return f"{install_command('cpu')} (for an NVIDIA GPU use the extra gpu instead of cpu)"
 
 
-def _judge_provider(provider: Provider) -> Finding:
+def _check_provider(provider: Provider) -> Finding:
     if provider.loads:
         return Finding("ok", f"{provider.name} runs")
     return Finding(
         "warning",
-        f"{provider.name} is listed but does not load"
+        f"{provider.name} is listed but cannot be loaded"
         + (f": {provider.reason}" if provider.reason else ""),
-        "install the CUDA, cuDNN or TensorRT version that this onnxruntime was built for and put "
-        "it on LD_LIBRARY_PATH; until then bundles run on the CPU",
+        "install the CUDA, cuDNN or TensorRT version that this onnxruntime was built for and add "
+        "it to LD_LIBRARY_PATH; until then bundles run on the CPU",
     )
 
 
-def _judge_video(version: str | None, backends: dict[str, bool], fault: str) -> Finding:
+def _check_video(version: str | None, backends: dict[str, bool], fault: str) -> Finding:
     if version is None:
         return Finding(
             "error",
@@ -162,24 +162,24 @@ def _judge_video(version: str | None, backends: dict[str, bool], fault: str) -> 
     )
 
 
-def _judge_cameras(cameras: tuple[Camera, ...]) -> Finding:
+def _check_cameras(cameras: tuple[Camera, ...]) -> Finding:
     open_ones = [f"/dev/video{camera.number}" for camera in cameras if camera.opens]
     if open_ones:
-        return Finding("ok", f"camera at {', '.join(open_ones)}")  # others hold metadata, often
+        return Finding("ok", f"camera at {', '.join(open_ones)}")  # others often hold metadata only
     if not cameras:
-        return Finding("ok", "no camera is connected; files and streams can be read")
+        return Finding("ok", "no camera is connected; files and network streams can be read")
     return Finding(
         "warning",
-        f"none of {len(cameras)} video devices opens",
+        f"none of the {len(cameras)} video devices can be opened",
         "close the program that uses the camera, and join the group: sudo usermod -aG video $USER",
     )
 
 
-def _judge_machine(machine: Machine, versions: dict[str, str | None]) -> list[Finding]:
+def _check_machine(machine: Machine, versions: dict[str, str | None]) -> list[Finding]:
     findings = []
     for what, free_bytes, advice in (
         ("memory", machine.memory_available_bytes, "close other programs or add swap"),
-        ("disk", machine.disk_free_bytes, "make room, or work in a folder on another disk"),
+        ("disk", machine.disk_free_bytes, "free some space, or work in a folder on another disk"),
     ):
         if free_bytes is not None and free_bytes < MIN_FREE_BYTES:
             message = f"only {free_bytes / 2**20:.0f} MiB of {what} are free"
@@ -188,19 +188,19 @@ def _judge_machine(machine: Machine, versions: dict[str, str | None]) -> list[Fi
         findings.append(
             Finding(
                 "warning",
-                "this Jetson's TensorRT is not visible to this Python",
-                "apt-get install python3-libnvinfer, and make the virtual environment with "
+                "this Python cannot see the Jetson's TensorRT",
+                "apt-get install python3-libnvinfer, and create the virtual environment with "
                 "python3 -m venv --system-site-packages",
             )
         )
     return findings
 
 
-def judge_engines(
+def check_engines(
     compilers: tuple[Compiler, ...], gpu: Gpu | None, gpu_fault: str
 ) -> list[Finding]:
-    """Findings about compiling and running engines; none where nobody asked for either."""
-    findings = [_judge_compiler(compiler) for compiler in compilers]
+    """Findings about building and running engines; none if there is neither TensorRT nor a GPU."""
+    findings = [_check_compiler(compiler) for compiler in compilers]
     if gpu is not None:
         message = (
             f"{gpu.name}: compute capability {gpu.compute_capability}, "
@@ -208,20 +208,20 @@ def judge_engines(
         )
         findings.append(Finding("ok", message))
     elif compilers:
-        findings.append(Finding("ok", f"engines do not run here: {gpu_fault}"))
+        findings.append(Finding("ok", f"engines cannot run here: {gpu_fault}"))
     return findings
 
 
-def _judge_compiler(compiler: Compiler) -> Finding:
+def _check_compiler(compiler: Compiler) -> Finding:
     if compiler.fault:
         return Finding(
             "error",
-            f"{compiler.package} is installed and does not load: {compiler.fault}",
+            f"{compiler.package} is installed but cannot be loaded: {compiler.fault}",
             how_to_install(MODULES[compiler.package]),
         )
     where = (
         f"compute capabilities {', '.join(compiler.compute_capabilities)}, without a GPU"
         if compiler.compute_capabilities
-        else "the GPU of this machine"
+        else "this machine's GPU"
     )
     return Finding("ok", f"{compiler.name} compiles engines for {where}")

@@ -1,8 +1,8 @@
-"""The facts about this machine: versions, providers, cameras, compilers, GPU, memory.
+"""Facts about this machine: versions, providers, cameras, compilers, GPU, memory.
 
-Nothing here prints or raises where a part does not work: the fact then says so. Heavy packages
-(torch, onnx) are looked up in the installed metadata, never imported; TensorRT is imported, because
-only that shows whether its libraries load, and it is quick.
+Nothing here prints or raises if a component is broken: the fact says so. Heavy packages (torch,
+onnx) are looked up in the installed metadata, never imported. TensorRT is imported, because only
+that shows whether its libraries load, and it is quick.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from mod_edge.native.gpu import Gpu, find_gpu
 from mod_edge.native.onnx_session import session_options, usable_cores
 from mod_edge.native.trt import load
 
-# All of these install one and the same module, `onnxruntime`.
+# All of these install the same module, `onnxruntime`.
 ONNXRUNTIME_PACKAGES = (
     "onnxruntime",
     "onnxruntime-gpu",
@@ -42,15 +42,15 @@ PACKAGES = (
     "cuda-python",
 )
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}  # by package
-REMOTE_PROVIDERS = {"AzureExecutionProvider"}  # sends inputs to a service; part of every wheel
+REMOTE_PROVIDERS = {"AzureExecutionProvider"}  # sends inputs to a cloud service; in every wheel
 
 JETSON_RELEASE = Path("/etc/nv_tegra_release")
 BOARD_MODEL = Path("/proc/device-tree/model")
 CPU_INFO = Path("/proc/cpuinfo")
 MEMORY_INFO = Path("/proc/meminfo")
 
-LOG_WARNINGS = 2  # onnxruntime's severity; the reason why a provider does not load is logged
-# y = x + x on two floats, IR version 8 and opset 13, so that every onnxruntime in use reads it:
+LOG_WARNINGS = 2  # onnxruntime's log severity: why a provider does not load is only logged
+# y = x + x on two floats; IR version 8 and opset 13, which every onnxruntime in use reads:
 # onnx.helper.make_model(make_graph([make_node("Add", ["x", "x"], ["y"])], "probe", [x], [y]),
 # opset_imports=[make_opsetid("", 13)], ir_version=8).SerializeToString()
 PROBE_MODEL = (
@@ -63,7 +63,7 @@ PROBE_MODEL = (
 
 @dataclass(frozen=True)
 class Provider:
-    """An ONNX Runtime execution provider: whether a session really runs on it, else why not."""
+    """An ONNX Runtime execution provider: whether a session runs on it, else the reason."""
 
     name: str
     loads: bool
@@ -80,12 +80,12 @@ class Camera:
 
 @dataclass(frozen=True)
 class Machine:
-    """The computer; None where the system does not say.
+    """The computer; None where the system does not report a value.
 
     Attributes:
         name: board or processor.
-        jetson_release: first line of /etc/nv_tegra_release; None where it is no Jetson.
-        num_cores: that this process may use.
+        jetson_release: first line of /etc/nv_tegra_release; None if not a Jetson.
+        num_cores: cores that this process may use.
     """
 
     name: str
@@ -100,10 +100,10 @@ class Machine:
 
 @dataclass(frozen=True)
 class Compiler:
-    """A TensorRT that is installed: its name and version, or why it does not load.
+    """An installed TensorRT package: its name and version, or why it cannot be loaded.
 
     Attributes:
-        compute_capabilities: that it compiles for without such a GPU.
+        compute_capabilities: those that it compiles for without such a GPU.
     """
 
     package: str
@@ -113,10 +113,10 @@ class Compiler:
 
 
 def installed_version(package: str) -> str | None:
-    """Version in the package's metadata; None if it is not installed."""
+    """Version in the package's metadata; None if not installed."""
     try:
         return metadata.version(package)
-    except Exception:  # broken metadata raises KeyError or TypeError, by Python's version
+    except Exception:  # broken metadata: KeyError or TypeError, depending on the Python
         return None
 
 
@@ -124,11 +124,11 @@ Result = TypeVar("Result")
 
 
 def attempt(look: Callable[[], Result]) -> tuple[Result | None, str]:
-    """What `look` returns and "", or None and the reason why it failed."""
+    """The result of `look` and "", or None and why it failed."""
     try:
         with captured_noise():
             return look(), ""
-    except Exception as exc:  # a broken native library raises anything from ImportError on
+    except Exception as exc:  # a broken native library may raise anything
         return None, _last_line(str(exc)) or type(exc).__name__
 
 
@@ -138,7 +138,7 @@ def _last_line(text: str) -> str:
 
 
 def look_at_machine() -> Machine:
-    """The computer, its memory and the disk of the current folder."""
+    """The computer, its memory and the free disk space in the current folder."""
     memory = _memory_bytes()
     try:
         disk_free_bytes = shutil.disk_usage(".").free
@@ -187,7 +187,7 @@ def look_at_providers() -> tuple[Provider, ...]:
 
 
 def _try_provider(name: str) -> Provider:
-    """Run a session on it: a listed provider whose libraries are missing falls back silently."""
+    """Run a session on it: without the provider's libraries onnxruntime falls back silently."""
     import onnxruntime
 
     with captured_noise() as noise, contextlib.redirect_stdout(io.StringIO()):  # prints both ways
@@ -197,14 +197,14 @@ def _try_provider(name: str) -> Provider:
             session = onnxruntime.InferenceSession(PROBE_MODEL, options, providers=[name])
             loads = session.get_providers()[0] == name
             failure = ""
-        except Exception as exc:  # each provider has exceptions of its own
+        except Exception as exc:  # each provider has its own exceptions
             loads, failure = False, str(exc)
     return Provider(name, loads, "" if loads else _library_fault(failure or noise.text))
 
 
 def _library_fault(log: str) -> str:
-    """The missing library in ONNX Runtime's log, which ends with general advice, else its end."""
-    log = re.sub(r"\x1b\[[0-9;]*m", "", log)  # it colours its log wherever it goes
+    """The missing library that ONNX Runtime's log names, else the log's last line."""
+    log = re.sub(r"\x1b\[[0-9;]*m", "", log)  # the log is coloured even in a file
     fault = re.search(r"with error: (.+)$", log, re.MULTILINE)
     return fault.group(1).strip() if fault else _last_line(log)
 
@@ -224,18 +224,18 @@ def look_at_opencv() -> tuple[str | None, dict[str, bool]]:
 
 
 def look_at_cameras() -> tuple[Camera, ...]:
-    """The listed video devices, each opened for a moment."""
+    """The listed video devices, each opened briefly."""
     from mod_edge.runtime.capture.opencv import camera_numbers, can_open_camera
 
     return tuple(Camera(number, can_open_camera(number)) for number in camera_numbers())
 
 
 def look_at_compilers(versions: Mapping[str, str | None]) -> tuple[Compiler, ...]:
-    """The TensorRTs among the installed packages."""
-    return tuple(_try(package) for package in MODULES if versions.get(package) is not None)
+    """The installed TensorRT packages, each loaded."""
+    return tuple(_try_compiler(package) for package in MODULES if versions.get(package) is not None)
 
 
-def _try(package: str) -> Compiler:
+def _try_compiler(package: str) -> Compiler:
     try:
         with captured_noise():
             tensorrt = load(MODULES[package])
@@ -245,7 +245,7 @@ def _try(package: str) -> Compiler:
 
 
 def look_at_gpu() -> tuple[Gpu | None, str]:
-    """The GPU and "", or None and why there is none."""
+    """The GPU and "", or None and why none is usable."""
     try:
         return find_gpu(), ""
     except BackendError as exc:

@@ -1,17 +1,17 @@
-"""Progress where there is no terminal for a bar."""
+"""Progress without a terminal."""
 
 from types import SimpleNamespace
 
 from mod_edge.commands import console
 
 
-def test_a_line_for_each_part_and_for_a_long_one_every_so_often(monkeypatch, capsys):
+def test_progress_is_a_line_per_part_and_more_for_a_long_part(monkeypatch, capsys):
     now = SimpleNamespace(s=0.0)
     monkeypatch.setattr(console.time, "monotonic", lambda: now.s)
     with console.progress("train") as show:
         for done in range(6):
             show("features" if done < 5 else "step 1", done, 10)
-            now.s += console.SECONDS_A_LINE / 2
+            now.s += console.SECONDS_PER_LINE / 2
     assert capsys.readouterr().err.splitlines() == [
         "train: features (0%)",
         "train: features (20%)",

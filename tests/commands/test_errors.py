@@ -1,24 +1,23 @@
-"""Bad input: one clear line, exit code 1, no traceback, and nothing written or lost."""
+"""Bad input: one line of error, exit code 1, no traceback, and nothing written or lost."""
 
 import json
 import shutil
 
 import pytest
 from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner
 
 from mod_edge.bundle import manifest as manifest_module
-from mod_edge.commands.app import app
 from mod_edge.config import MoDConfig
 from mod_edge.native.installed import install_command
+from tests.commands.mod_edge_command import invoke, succeeds
 
 WEIGHTS = "model.safetensors"
-PROGRESS = ("export: ", "target ", "backend ", "window ")  # what may have been told before
+PROGRESS = ("export: ", "target ", "backend ", "window ")  # lines that may come before an error
 
 
 def fails(*arguments):
-    """The one line that a command printed before it ended with 1."""
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    """The one line of error of a command that must exit with 1."""
+    result = invoke(*arguments)
     assert result.exit_code == 1, result.output
     assert isinstance(result.exception, SystemExit), result.exception
     assert result.stdout == ""
@@ -30,7 +29,7 @@ def fails(*arguments):
 
 
 def tree_of(folder):
-    """Every file below the folder with its contents."""
+    """Every file in the folder with its contents."""
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
@@ -65,7 +64,7 @@ def flip_byte(path, place=-1):
 
 
 def refuses_to_export(checkpoint, tmp_path):
-    """The one line that `export` and `inspect` both print, having written nothing."""
+    """The error that `export` and `inspect` both print; neither writes anything."""
     before = tree_of(tmp_path)
     line = fails("export", checkpoint, "-o", tmp_path / "out")
     assert fails("inspect", checkpoint) == line
@@ -74,7 +73,7 @@ def refuses_to_export(checkpoint, tmp_path):
     return line
 
 
-def test_missing_unknown_and_misshapen_tensors_are_named_at_once(checkpoint, tmp_path):
+def test_missing_unknown_and_misshapen_tensors_are_all_named(checkpoint, tmp_path):
     tensors = load_file(checkpoint / WEIGHTS)
     del tensors["model.layers.1.router.weight"]
     del tensors["connector.2.bias"]
@@ -118,7 +117,7 @@ def test_a_truncated_safetensors_file_says_to_copy_it_again(checkpoint, tmp_path
     ],
     ids=lambda value: ".".join(value) if isinstance(value, tuple) else "",
 )
-def test_a_config_value_that_is_not_allowed_is_named_with_what_is(
+def test_a_wrong_config_value_is_named_with_the_allowed_ones(
     checkpoint, tmp_path, keys, value, says
 ):
     change_json(checkpoint / "config.json", *keys, value=value)
@@ -131,19 +130,19 @@ def test_a_missing_file_of_a_checkpoint_is_named(checkpoint, tmp_path, name):
     assert name in refuses_to_export(checkpoint, tmp_path)
 
 
-def test_a_file_that_is_no_json_says_where(checkpoint, tmp_path):
+def test_a_config_that_is_not_json_is_named_with_the_place(checkpoint, tmp_path):
     (checkpoint / "config.json").write_text('{"model_type": ')
     assert "is not valid JSON: Expecting value" in refuses_to_export(checkpoint, tmp_path)
 
 
-def test_no_checkpoint_at_all_says_how_to_make_one(tmp_path):
+def test_a_missing_checkpoint_says_how_to_create_one(tmp_path):
     line = fails("export", tmp_path / "nowhere", "-o", tmp_path / "out")
     assert "is not a checkpoint" in line
     assert "mod-edge init tiny" in line
     assert "presets are tiny, 135m, 1b, 8b" in fails("inspect", tmp_path / "nowhere")
 
 
-def test_an_unknown_preset_lists_the_known_and_hints_the_nearest(tmp_path):
+def test_an_unknown_preset_lists_the_known_ones_with_the_nearest_hint(tmp_path):
     line = fails("init", "tini", tmp_path / "new")
     assert (
         "preset='tini', wanted one of narrator, tiny, 135m, 1b, 8b (did you mean 'tiny'?)" in line
@@ -152,9 +151,7 @@ def test_an_unknown_preset_lists_the_known_and_hints_the_nearest(tmp_path):
 
 
 @pytest.mark.parametrize("layers", ["a", "2-1", "7", ""])
-def test_layers_that_are_none_are_refused_before_anything_is_written(
-    tiny_checkpoint, tmp_path, layers
-):
+def test_invalid_layers_are_rejected_before_anything_is_written(tiny_checkpoint, tmp_path, layers):
     line = fails("export", tiny_checkpoint, "-o", tmp_path / "out", "--layers", layers)
     assert "numbers and ranges like 0-1" in line or "wanted 0 to 5" in line
     assert not list(tmp_path.iterdir())
@@ -173,7 +170,7 @@ def test_layers_that_are_none_are_refused_before_anything_is_written(
     ],
     ids=" ".join,
 )
-def test_what_cannot_be_exported_for_is_refused_before_anything_is_written(
+def test_an_impossible_lowering_is_rejected_before_anything_is_written(
     tiny_checkpoint, tmp_path, options, says, monkeypatch
 ):
     monkeypatch.setattr(
@@ -193,14 +190,14 @@ def test_what_cannot_be_exported_for_is_refused_before_anything_is_written(
     ids=lambda value: getattr(value, "insertion", ""),
 )
 @pytest.mark.parametrize("options", [(), ("--profile", "rtx-ada", "--target", "rtx")], ids=len)
-def test_what_is_for_comparison_only_is_not_exported(write_tiny, tmp_path, options, mod, says):
+def test_comparison_baselines_are_not_exported(write_tiny, tmp_path, options, mod, says):
     line = fails("export", write_tiny(mod), "-o", tmp_path / "out", *options)
     assert says in line
     assert "measure the checkpoint itself with mod-edge eval" in line
     assert not list(tmp_path.iterdir())
 
 
-# ---- folders that are there ----
+# ---- existing folders ----
 
 
 def test_an_existing_folder_is_kept_without_force(tiny_checkpoint, checkpoint, bundle, tmp_path):
@@ -210,7 +207,7 @@ def test_an_existing_folder_is_kept_without_force(tiny_checkpoint, checkpoint, b
     assert tree_of(tmp_path) == before
 
 
-def test_force_never_costs_the_checkpoint_that_is_exported(checkpoint, tmp_path):
+def test_force_never_replaces_the_exported_checkpoint(checkpoint, tmp_path):
     before = tree_of(tmp_path)
     assert "would replace the checkpoint" in fails(
         "export", checkpoint, "-o", checkpoint, "--force"
@@ -219,7 +216,7 @@ def test_force_never_costs_the_checkpoint_that_is_exported(checkpoint, tmp_path)
     assert tree_of(tmp_path) == before
 
 
-def test_force_never_replaces_what_no_command_made(tiny_checkpoint, tmp_path):
+def test_force_never_replaces_a_folder_that_no_command_made(tiny_checkpoint, tmp_path):
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "thesis.txt").write_text("years of work")
     before = tree_of(tmp_path)
@@ -228,7 +225,7 @@ def test_force_never_replaces_what_no_command_made(tiny_checkpoint, tmp_path):
     assert tree_of(tmp_path) == before
 
 
-def test_a_place_that_cannot_be_written_is_an_error(tiny_checkpoint, tmp_path):
+def test_an_unwritable_place_is_an_error(tiny_checkpoint, tmp_path):
     (tmp_path / "file").write_text("no folder")
     assert "cannot be written" in fails("init", "tiny", tmp_path / "file" / "new")
     assert "cannot be written" in fails("export", tiny_checkpoint, "-o", tmp_path / "file" / "new")
@@ -237,34 +234,33 @@ def test_a_place_that_cannot_be_written_is_an_error(tiny_checkpoint, tmp_path):
 # ---- bundles ----
 
 
-def test_no_bundle_says_how_to_make_one(tmp_path, clip):
+def test_a_missing_bundle_says_how_to_create_one(tmp_path, clip):
     line = fails("run", tmp_path / "nowhere", "--source", clip)
     assert "is no bundle" in line
     assert "mod-edge export CHECKPOINT -o" in line
 
 
-def test_a_checkpoint_is_no_bundle(tiny_checkpoint, clip):
+def test_a_checkpoint_is_not_a_bundle(tiny_checkpoint, clip):
     assert "it has no manifest.json" in fails("run", tiny_checkpoint, "--source", clip)
 
 
 @pytest.mark.parametrize("name", ["config.json", "layers/03.onnx", "layers/03.data"])
-def test_a_changed_byte_in_a_small_file_is_refused(bundle, clip, name):
+def test_a_changed_byte_in_a_small_file_is_rejected(bundle, clip, name):
     flip_byte(bundle / name)
     line = fails("run", bundle, "--source", clip)
     assert f"{name} has other contents than when it was exported" in line
     assert "copy or export it again" in line
 
 
-def test_a_changed_byte_in_a_large_file_is_found_by_a_check(bundle, clip, monkeypatch):
+def test_a_changed_byte_in_a_large_file_is_found_by_check(bundle, clip, monkeypatch):
     monkeypatch.setattr(manifest_module, "SMALL_FILE_BYTES", 100_000)
     flip_byte(bundle / "vision.data")
     run = ("run", bundle, "--source", clip, "--max-frames", 1)
-    result = CliRunner().invoke(app, [str(argument) for argument in run])
-    assert result.exit_code == 0, result.output
+    succeeds(*run)
     assert "vision.data has other contents" in fails(*run, "--check")
 
 
-def test_all_damaged_files_are_named_at_once(bundle, clip):
+def test_all_damaged_files_are_named(bundle, clip):
     (bundle / "head.onnx").unlink()
     flip_byte(bundle / "layers" / "00.onnx")
     with (bundle / "embedding.npy").open("ab") as file:
@@ -282,7 +278,7 @@ def test_a_newer_format_says_to_upgrade(bundle, clip):
 
 
 @pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "a/../../b"])
-def test_a_path_that_leaves_the_bundle_is_refused(bundle, clip, name):
+def test_a_path_that_leaves_the_bundle_is_rejected(bundle, clip, name):
     record = {"sha256": "0" * 64, "size_bytes": 1}
     change_json(bundle / "manifest.json", "files", name, value=record)
     line = fails("run", bundle, "--source", clip)
@@ -290,7 +286,7 @@ def test_a_path_that_leaves_the_bundle_is_refused(bundle, clip, name):
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "embedding.npy", "head.onnx"])
-def test_a_manifest_that_does_not_list_what_is_needed_is_refused(bundle, clip, name):
+def test_a_manifest_that_does_not_list_a_needed_file_is_rejected(bundle, clip, name):
     document = json.loads((bundle / "manifest.json").read_text())
     del document["files"][name]
     (bundle / "manifest.json").write_text(json.dumps(document))
@@ -311,7 +307,7 @@ def test_a_manifest_that_does_not_list_what_is_needed_is_refused(bundle, clip, n
     ids=lambda value: ".".join(value) if isinstance(value, tuple) else "",
 )
 def test_graphs_that_do_not_fit_the_bundles_config_are_not_run(bundle, clip, name, keys, value):
-    """Even where somebody mended the hash: wrong dims would be read as addresses."""
+    """Even with a corrected hash: wrong dims would be read as addresses."""
     change_json(bundle / name, *keys, value=value)
     record = manifest_module.record_file(bundle / name)
     change_json(bundle / "manifest.json", "files", name, value=vars(record))
@@ -325,7 +321,7 @@ def test_graphs_that_do_not_fit_the_bundles_config_are_not_run(bundle, clip, nam
     ("content", "says"),
     [(b"not a video, only words", "cannot be read as a video"), (b"", "is empty (0 bytes)")],
 )
-def test_a_file_that_is_no_video_says_what_is_wanted(tiny_bundle, tmp_path, content, says):
+def test_a_file_that_is_not_a_video_is_named(tiny_bundle, tmp_path, content, says):
     path = tmp_path / "words.mp4"
     path.write_bytes(content)
     assert says in fails("run", tiny_bundle, "--source", path)
@@ -362,7 +358,7 @@ def test_a_missing_video_a_folder_and_a_missing_camera_are_errors(tiny_bundle, t
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, tuple) else "",
 )
-def test_a_setting_that_is_not_allowed_is_named(tiny_bundle, clip, options, says):
+def test_a_wrong_setting_is_named(tiny_bundle, clip, options, says):
     assert says in fails("run", tiny_bundle, "--source", clip, *options)
 
 
@@ -374,5 +370,5 @@ def test_the_reference_needs_the_bundles_own_checkpoint(tiny_bundle, checkpoint,
 
 
 def test_control_characters_of_a_path_never_reach_the_terminal(tmp_path, clip):
-    line = fails("run", tmp_path / "a\x1b[31mb\n\x07c", "--source", clip)  # fails() looks
+    line = fails("run", tmp_path / "a\x1b[31mb\n\x07c", "--source", clip)  # fails() checks
     assert "a [31mb  c is no bundle" in line

@@ -1,34 +1,17 @@
-"""Real processes: signals, pipes that close, and machines without what the exporter needs."""
+"""Real processes: signals, closed pipes, and machines without the exporter's packages."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 
 import cv2
 import numpy as np
 import pytest
 
-from mod_edge.commands.arguments import EXPORT_PACKAGES
+from mod_edge.commands.arguments import PACKAGES_OF_EXTRA
 from mod_edge.native.installed import install_command
+from tests.commands.mod_edge_command import TIMEOUT_S, finish, run_without, start
 
-NUM_FRAMES = 4000  # at the model's rate; watching them all would take half a minute
-TIMEOUT_S = 60
-# Where tests run in the background, Ctrl-C is ignored and that would be inherited.
-START = (
-    "import signal\n"
-    "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-    "from mod_edge.commands.app import app\n"
-    "app(prog_name='mod-edge')\n"
-)
-WITHOUT = (  # a Python in which these packages are not installed
-    "import sys\n"
-    "for name in sys.argv.pop(1).split(','):\n"
-    "    sys.modules[name] = None\n"
-    "from mod_edge.commands.app import app\n"
-    "app(prog_name='mod-edge')\n"
-)
+NUM_FRAMES = 4000  # at the model's frame rate; all of them would take half a minute
 
 
 @pytest.fixture(scope="module")
@@ -39,37 +22,6 @@ def long_video(tmp_path_factory):
         writer.write(np.full((32, 32, 3), number % 256, np.uint8))
     writer.release()
     return path
-
-
-def start(*arguments, environment=()):
-    """`mod-edge` with these arguments, its output piped."""
-    return subprocess.Popen(
-        [sys.executable, "-c", START, *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **dict(environment)},
-    )
-
-
-def finish(process):
-    """What the process printed on either side until it ended."""
-    with process:
-        try:
-            return process.communicate(timeout=TIMEOUT_S)
-        finally:
-            process.kill()
-
-
-def run_without(packages, *arguments):
-    """The process of `mod-edge` where `packages` cannot be imported, ended."""
-    return subprocess.run(
-        [sys.executable, "-c", WITHOUT, ",".join(packages), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-        check=False,
-    )
 
 
 # ---- signals ----
@@ -88,7 +40,7 @@ def test_a_signal_ends_a_stream_with_its_summary_and_0(tiny_bundle, long_video, 
     assert [event["event"] for event in events].count("summary") == 1
     assert events[-1]["event"] == "summary"
     frames = [event for event in events if event["event"] == "frame"]
-    # a signal between the two leaves a frame counted that is not told
+    # a signal between counting and printing leaves one frame counted but not printed
     assert events[-1]["num_frames"] - len(frames) in (0, 1)
     assert 1 <= len(frames) < NUM_FRAMES
 
@@ -120,7 +72,7 @@ def test_a_signal_during_an_export_leaves_nothing(tiny_checkpoint, tmp_path, num
     printed, errors = finish(process)
     assert process.returncode == 130
     assert printed == ""
-    assert errors.splitlines()[-1] == "stopped; nothing was left half-made"
+    assert errors.splitlines()[-1] == "interrupted; no incomplete files were left"
     assert "Traceback" not in errors
     assert not list(tmp_path.iterdir())
 
@@ -129,7 +81,7 @@ def test_a_signal_during_an_export_leaves_nothing(tiny_checkpoint, tmp_path, num
 
 
 @pytest.mark.parametrize("options", [("--json",), ("--verbose",)], ids=" ".join)
-def test_a_reader_that_goes_away_ends_the_run_without_a_traceback(tiny_bundle, long_video, options):
+def test_a_closed_pipe_ends_the_run_without_a_traceback(tiny_bundle, long_video, options):
     process = start("run", tiny_bundle, "--source", long_video, *options)
     process.stdout.readline()
     process.stdout.close()
@@ -164,24 +116,24 @@ def test_colours_are_only_for_terminals(tiny_bundle, clip):
     [("init", "tiny", "new"), ("inspect", "tiny"), ("export", "checkpoint")],
     ids=lambda arguments: arguments[0],
 )
-def test_without_torch_the_exporters_commands_say_what_to_install(arguments):
+def test_without_torch_the_exporters_commands_name_the_pip_command(arguments):
     result = run_without(["torch", "onnxscript"], *arguments)
     assert result.returncode == 1
     assert result.stderr == (
-        "error: this command needs torch, onnxscript, not installed here; on the machine where "
-        f"checkpoints are exported: {install_command('cpu', 'export')}\n"
+        "error: this command needs torch, onnxscript (not installed); install on the workstation, "
+        f"not on the device: {install_command('cpu', 'export')}\n"
     )
 
 
 def test_without_the_exporters_packages_a_bundle_runs(tiny_bundle, clip):
-    packages = [name for name in EXPORT_PACKAGES if name != "onnxruntime"]
+    packages = [name for name in PACKAGES_OF_EXTRA["export"] if name != "onnxruntime"]
     arguments = ("run", tiny_bundle, "--source", clip, "--max-frames", 3, "--json")
     result = run_without(packages, *arguments)
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout.splitlines()[-1])["num_frames"] == 3
 
 
-def test_without_torch_the_reference_backend_says_what_to_install(tiny_bundle, clip):
+def test_without_torch_the_reference_backend_names_the_pip_command(tiny_bundle, clip):
     options = ("--backend", "torch", "--checkpoint", "checkpoint")
     result = run_without(["torch"], "run", tiny_bundle, "--source", clip, *options)
     assert result.returncode == 1
@@ -189,7 +141,7 @@ def test_without_torch_the_reference_backend_says_what_to_install(tiny_bundle, c
     assert result.stderr.count("\n") == 1
 
 
-def test_without_onnxruntime_a_run_says_what_to_install(tiny_bundle, clip):
+def test_without_onnxruntime_a_run_names_the_pip_command(tiny_bundle, clip):
     result = run_without(["onnxruntime"], "run", tiny_bundle, "--source", clip)
     assert result.returncode == 1
     assert install_command("cpu") in result.stderr

@@ -1,4 +1,4 @@
-"""A stream on the screen: what is shown of each event, and what never reaches the terminal."""
+"""The views of `run`: how each event is shown, and what must never reach the terminal."""
 
 import io
 import json
@@ -50,14 +50,14 @@ def test_control_characters_never_reach_the_terminal(event):
     assert "next" in text
 
 
-def test_words_that_look_like_markup_are_shown_as_they_are():
+def test_markup_in_a_reply_is_printed_literally():
     text = "[bold]x[/bold] :car: [/]"
     assert text in shown(ReplyEvent(1.0, None, text, [1], False, 1.0, 1.0))
 
 
-def test_an_empty_reply_is_shown_as_such():
-    assert "(nothing)" in shown(ReplyEvent(61.25, None, "", [], False, 1.0, 1.0))
-    assert shown(ReplyEvent(61.25, None, "", [], False, 1.0, 1.0)).startswith("  1:01.2 reply")
+def test_an_empty_reply_is_shown_as_empty():
+    line = shown(ReplyEvent(61.25, None, "", [], False, 1.0, 1.0))
+    assert line == "  1:01.2 reply     (empty)\n"
 
 
 def test_json_keeps_control_characters_escaped_on_one_line(capsys):
@@ -90,18 +90,18 @@ SUMMARY = Summary(
     warnings=[EVIL],
 )
 EVENTS = [
-    FrameEvent(0.0, 0, Decision.ASKED, 0.5, 1.0, 2.0, 0.1, 0),
+    FrameEvent(0.0, 0, Decision.ASKED, 0.25, 1.0, 2.0, 0.1, 0),
     QueryEvent(0.0, EVIL, 0.0),
     TextEvent(0.0, EVIL, 5),
     RollEvent(0.0, 11, 22, 0.5),
     ReplyEvent(0.0, EVIL, EVIL, [5], False, 1.0, 1.0),
-    FrameEvent(0.5, 1, Decision.SILENT, 0.5, 1.0, 2.0, 0.1, 0),
+    FrameEvent(0.5, 1, Decision.SILENT, 0.25, 1.0, 2.0, 0.1, 0),
 ]
 
 
 @pytest.fixture
 def session():
-    """A session that has nothing but what a view asks of it."""
+    """The part of a session that a view reads."""
     return SimpleNamespace(
         backend="script",
         plan=KvPlan(Rows(1000, 400), 2**20, 60.0, 40.0),
@@ -110,7 +110,7 @@ def session():
 
 
 def printed_by(view_of, monkeypatch, *, is_terminal):
-    """What a view wrote for the events and the summary, results and messages together."""
+    """What a view prints to stdout and stderr for `EVENTS` and `SUMMARY`."""
     file = io.StringIO()
     console = Console(
         file=file, width=120, force_terminal=is_terminal, color_system=None, soft_wrap=True
@@ -125,14 +125,14 @@ def printed_by(view_of, monkeypatch, *, is_terminal):
     return file.getvalue()
 
 
-def test_a_plain_view_shows_the_conversation_and_no_frames(session, monkeypatch):
+def test_a_plain_view_shows_queries_and_replies_but_no_frames(session, monkeypatch):
     text = printed_by(
         lambda: stream_view.PlainView(session, is_verbose=False), monkeypatch, is_terminal=False
     )
     lines = text.splitlines()
     assert [line.split()[1] for line in lines if line.startswith("  0:")] == ["query", "reply"]
     assert "frames     3 (1 silent, 1 speak, 0 undecided, 1 asked), 4 dropped" in text
-    assert "50% full, 1 rolls forgot 30 of 90 tokens" in text
+    assert "50% full, 30 of 90 tokens evicted in 1 rolls" in text
     assert lines[-1].startswith("warning: red ")
     assert all(line.isprintable() for line in lines)
 
@@ -141,11 +141,11 @@ def test_a_verbose_view_shows_frames_and_rolls(session, monkeypatch):
     text = printed_by(
         lambda: stream_view.PlainView(session, is_verbose=True), monkeypatch, is_terminal=False
     )
-    assert "  0:00.5 silent    frame 1, letterbox 0.5 ms, vision 1.0 ms, decoder 2.0 ms" in text
-    assert "  0:00.0 roll      11 tokens forgotten in 0.5 ms" in text
+    assert "  0:00.5 silent    frame 1, letterbox 0.2 ms, vision 1.0 ms, decoder 2.0 ms" in text
+    assert "  0:00.0 roll      11 tokens evicted in 0.5 ms" in text
 
 
-def test_a_live_view_leaves_the_conversation_and_the_summary(session, monkeypatch):
+def test_a_live_view_ends_with_the_conversation_and_the_summary(session, monkeypatch):
     text = printed_by(
         lambda: stream_view.LiveView(session, is_verbose=False), monkeypatch, is_terminal=True
     )
@@ -153,7 +153,7 @@ def test_a_live_view_leaves_the_conversation_and_the_summary(session, monkeypatc
     assert "reply     red" in text
     assert "4 dropped" in text
     for words in ("\x1b[31m", "\x1b]0", "\x07", "\u202e"):
-        assert words not in text  # its own cursor movements are others
+        assert words not in text  # the view moves the cursor itself, in other ways
 
 
 def test_a_live_view_draws_speech_above_the_status(session, monkeypatch):
@@ -182,31 +182,31 @@ def streaming(events, error):
     return stream
 
 
-def show(session, *, as_json):
+def stream_to_screen(session, *, as_json=True):
     view = stream_view.screen_view(session, as_json=as_json, is_verbose=False)
     stream_view.show_stream(session, None, [], [view])
 
 
 @pytest.mark.parametrize("as_json", [True, False])
-def test_a_source_that_breaks_off_ends_with_the_summary_and_its_error(session, capsys, as_json):
+def test_a_failing_source_ends_with_the_summary_and_its_error(session, capsys, as_json):
     session.stream = streaming(EVENTS, SourceError("camera 0 stopped delivering"))
     with pytest.raises(SourceError, match="stopped delivering"):
-        show(session, as_json=as_json)
+        stream_to_screen(session, as_json=as_json)
     last = capsys.readouterr().out.splitlines()[-1]
     assert json.loads(last)["num_frames"] == 3 if as_json else last.startswith("cache")
 
 
-def test_an_error_before_the_first_frame_is_all_there_is(session, capsys):
+def test_an_error_before_the_first_frame_has_no_summary(session, capsys):
     session.summary = lambda: replace(SUMMARY, num_frames=0)
     session.stream = streaming([], ConfigError("the query is too long"))
     with pytest.raises(ConfigError):
-        show(session, as_json=True)
+        stream_to_screen(session)
     assert capsys.readouterr().out == ""
 
 
-def test_ctrl_c_is_an_ordinary_end(session, capsys):
+def test_ctrl_c_is_a_normal_end(session, capsys):
     session.stream = streaming(EVENTS, KeyboardInterrupt())
-    show(session, as_json=True)
+    stream_to_screen(session)
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["event"] == "summary"
 
 

@@ -25,7 +25,7 @@ from mod_edge.verification.golden import STREAM_FILE, Golden, GoldenWriter, requ
 from mod_edge.verification.recording import AFTER_ROLL
 from mod_edge.verification.stream_check import StreamResult
 from mod_edge.verification.verify import verify_bundle, verify_golden
-from tests.commands.test_processes import run_without
+from tests.commands.mod_edge_command import run_without
 from tests.conftest import CAPACITY
 from tests.export import graph_faults
 
@@ -74,18 +74,18 @@ def test_the_command_needs_neither_torch_nor_onnx(tiny_bundle, golden):
 @pytest.mark.parametrize(
     ("missing", "options", "says"),
     [
-        ("polygraphy", "--golden golden", f"install them: {install_command('cpu', 'verify')}"),
+        ("polygraphy", "--golden golden", f"install: {install_command('cpu', 'verify')}"),
         (
             "torch",
             "--checkpoint ck",
-            f"on the machine where checkpoints are exported: {install_command('cpu', 'export')}",
+            f"install on the workstation, not on the device: {install_command('cpu', 'export')}",
         ),
     ],
 )
 def test_what_is_not_installed_is_named(missing, options, says):
     result = run_without([missing], "verify", "bundle", *options.split())
     assert result.returncode == 1
-    assert result.stderr == f"error: this command needs {missing}, not installed here; {says}\n"
+    assert result.stderr == f"error: this command needs {missing} (not installed); {says}\n"
 
 
 def test_a_faulty_bundle_fails_with_the_command_that_shows_more(golden, tiny_bundle, tmp_path):

@@ -1,0 +1,68 @@
+"""`mod-edge` as tests call it: within this process, or in a process of its own."""
+
+import os
+import subprocess
+import sys
+
+from typer.testing import CliRunner
+
+from mod_edge.commands.app import app
+
+TIMEOUT_S = 120
+# A test run in the background ignores Ctrl-C, and its processes would inherit that.
+START = (
+    "import signal\n"
+    "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    "from mod_edge.commands.app import app\n"
+    "app(prog_name='mod-edge')\n"
+)
+WITHOUT = (  # a Python without these packages
+    "import sys\n"
+    "for name in sys.argv.pop(1).split(','):\n"
+    "    sys.modules[name] = None\n"
+    "from mod_edge.commands.app import app\n"
+    "app(prog_name='mod-edge')\n"
+)
+
+
+def invoke(*arguments):
+    """The result of a command, whatever its exit code."""
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def succeeds(*arguments):
+    """The result of a command that must exit with 0."""
+    result = invoke(*arguments)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def start(*arguments, environment=()):
+    """A running process of `mod-edge` with its output piped."""
+    return subprocess.Popen(
+        [sys.executable, "-c", START, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **dict(environment)},
+    )
+
+
+def finish(process):
+    """What the process printed to stdout and stderr before it ended."""
+    with process:
+        try:
+            return process.communicate(timeout=TIMEOUT_S)
+        finally:
+            process.kill()
+
+
+def run_without(packages, *arguments):
+    """The finished process of `mod-edge` in a Python that cannot import `packages`."""
+    return subprocess.run(
+        [sys.executable, "-c", WITHOUT, ",".join(packages), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
