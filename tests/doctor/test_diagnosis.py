@@ -1,4 +1,4 @@
-"""The doctor on this machine, and on machines that lack one thing or another."""
+"""`mod-edge doctor` on this machine, and on machines where a component is missing or broken."""
 
 import json
 import os
@@ -25,9 +25,9 @@ PROVIDER_LOG = (  # onnxruntime-gpu 1.20.2 on a machine without CUDA
 
 @pytest.fixture
 def installed(monkeypatch, tmp_path):
-    """Versions by package that the doctor will find instead of the real ones.
+    """Package versions that the doctor sees instead of the real ones.
 
-    The rest of the machine is stated too: the CPU's provider, memory, no camera, no Jetson, no GPU.
+    The rest of the machine is fixed too: CPU provider, memory, no camera, no Jetson, no GPU.
     """
     versions = {"mod-edge": "1.0", "numpy": "2.0", "tokenizers": "0.20", "onnxruntime": "1.20"}
     monkeypatch.setattr(doctor, "installed_version", versions.get)
@@ -45,13 +45,13 @@ def installed(monkeypatch, tmp_path):
 
 
 def faults():
-    """(severity, message, advice) of all that is not well."""
+    """(severity, message, advice) of every finding that is not ok."""
     findings = doctor.diagnose().findings
     return [(f.severity, f.message, f.advice) for f in findings if f.severity != "ok"]
 
 
-def test_a_machine_with_the_least_runs_bundles_and_the_report_is_json(installed, capfd):
-    """Of this machine are OpenCV and onnxruntime, which really compute."""
+def test_a_minimal_machine_is_healthy_and_its_report_is_json(installed, capfd):
+    """OpenCV and onnxruntime are this machine's own and really run."""
     report = doctor.diagnose()
     document = json.loads(json.dumps(report.to_dict()))
     assert report.is_healthy
@@ -88,7 +88,7 @@ def test_two_onnxruntimes_are_an_error_with_the_pip_commands(installed):
     installed["onnxruntime-gpu"] = "1.20"
     ((severity, message, advice),) = faults()
     assert severity == "error"
-    assert message.startswith("onnxruntime and onnxruntime-gpu are installed side by side")
+    assert message.startswith("onnxruntime and onnxruntime-gpu are both installed")
     assert f"pip uninstall -y onnxruntime onnxruntime-gpu, then {install_command('cpu')}" in advice
 
 
@@ -101,7 +101,7 @@ def test_no_onnxruntime_is_an_error_that_names_both_extras(installed, monkeypatc
     assert "the extra gpu" in advice
 
 
-def test_an_onnxruntime_without_metadata_was_built_from_source_and_is_fine(installed):
+def test_an_onnxruntime_without_metadata_counts_as_built_from_source(installed):
     del installed["onnxruntime"]
     assert faults() == []
 
@@ -122,12 +122,12 @@ def test_a_provider_that_falls_back_is_a_warning_with_the_missing_library(instal
     ((severity, message, _),) = faults()
     assert severity == "warning"
     assert message == (
-        "CUDAExecutionProvider is listed but does not load: libcublasLt.so.12: "
+        "CUDAExecutionProvider is listed but cannot be loaded: libcublasLt.so.12: "
         "cannot open shared object file: No such file or directory"
     )
 
 
-def test_nothing_is_raised_where_no_native_library_can_be_imported(installed, monkeypatch):
+def test_broken_native_libraries_are_reported_not_raised(installed, monkeypatch):
     installed.clear()
     for module in ("cv2", "onnxruntime"):
         monkeypatch.setitem(sys.modules, module, None)
@@ -140,11 +140,11 @@ def test_nothing_is_raised_where_no_native_library_can_be_imported(installed, mo
     assert errors[2].startswith("OpenCV cannot be imported")
 
 
-def test_devices_that_do_not_open_are_a_warning_unless_one_does(installed, monkeypatch):
+def test_cameras_are_a_warning_if_none_of_them_opens(installed, monkeypatch):
     monkeypatch.setattr(sources, "camera_numbers", lambda: [0, 1])
     monkeypatch.setattr(sources, "can_open_camera", lambda number: False)
     ((severity, message, advice),) = faults()
-    assert (severity, message) == ("warning", "none of 2 video devices opens")
+    assert (severity, message) == ("warning", "none of the 2 video devices can be opened")
     assert "usermod -aG video" in advice
     monkeypatch.setattr(sources, "can_open_camera", lambda number: number == 1)
     report = doctor.diagnose()
@@ -162,13 +162,13 @@ def test_a_jetson_is_named_and_its_hidden_tensorrt_reported(installed, monkeypat
     assert machine.name.endswith("Developer Kit Super")
     assert machine.jetson_release == "# R36 (release), REVISION: 4.3, GCID: 1"
     ((severity, message, advice),) = faults()
-    assert (severity, "TensorRT is not visible" in message) == ("warning", True)
+    assert (severity, "cannot see the Jetson's TensorRT" in message) == ("warning", True)
     assert "--system-site-packages" in advice
     installed["tensorrt"] = "10.3.0"
-    assert not [message for _, message, _ in faults() if "not visible" in message]
+    assert not [message for _, message, _ in faults() if "cannot see" in message]
 
 
-def test_little_memory_is_a_warning_and_unknown_memory_is_none(installed, monkeypatch, tmp_path):
+def test_low_memory_is_a_warning_and_unknown_memory_is_none(installed, monkeypatch, tmp_path):
     memory = tmp_path / "meminfo"
     memory.write_text("MemTotal:        1000000 kB\nMemAvailable:     512000 kB\n")
     monkeypatch.setattr(facts, "MEMORY_INFO", memory)

@@ -1,4 +1,4 @@
-"""What the doctor says of TensorRT and of the GPU, on machines that have them or not."""
+"""The doctor's findings about TensorRT and the GPU, on machines with and without them."""
 
 import json
 import sys
@@ -8,7 +8,7 @@ import pytest
 
 from mod_edge.doctor import diagnosis as doctor
 from mod_edge.doctor import facts
-from mod_edge.doctor.diagnosis import judge_engines
+from mod_edge.doctor.diagnosis import check_engines
 from mod_edge.doctor.facts import look_at_compilers, look_at_gpu
 from mod_edge.errors import BackendError
 from mod_edge.native import trt
@@ -20,7 +20,7 @@ FAULT = "no NVIDIA GPU can be used here"
 
 @pytest.fixture
 def gpu_is(monkeypatch):
-    """`gpu_is(gpu)`: the machine has that GPU, or none."""
+    """`gpu_is(gpu)`: the doctor finds this GPU, or none."""
 
     def put(gpu=None):
         def find():
@@ -35,11 +35,11 @@ def gpu_is(monkeypatch):
 
 @pytest.fixture
 def fresh_loads(monkeypatch):
-    """TensorRT is imported anew, and what is loaded here is not kept."""
+    """TensorRT is imported without the cache of `trt.load`."""
     monkeypatch.setattr(facts, "load", trt.load.__wrapped__)
 
 
-def told(*findings):
+def summaries(*findings):
     return [(finding.severity, finding.message) for finding in findings]
 
 
@@ -52,10 +52,10 @@ RTX = trt.TensorRT(
 )
 
 
-def test_a_tensorrt_that_loads_is_told_with_the_gpus_it_compiles_for(monkeypatch):
+def test_a_tensorrt_that_loads_is_listed_with_its_compute_capabilities(monkeypatch):
     monkeypatch.setattr(facts, "load", {"tensorrt_rtx": RTX}.get)
     (compiler,) = look_at_compilers({"tensorrt-rtx": "1.7", "tensorrt": None})
-    assert told(*judge_engines((compiler,), ORIN, ""))[:1] == [
+    assert summaries(*check_engines((compiler,), ORIN, ""))[:1] == [
         (
             "ok",
             "TensorRT-RTX 1.7.1.116 compiles engines for compute capabilities 86, 120, "
@@ -64,44 +64,48 @@ def test_a_tensorrt_that_loads_is_told_with_the_gpus_it_compiles_for(monkeypatch
     ]
 
 
-def test_the_tensorrt_of_this_machine_is_told():
+def test_this_machines_tensorrt_is_found():
     pytest.importorskip("tensorrt_rtx")
     (compiler,) = look_at_compilers({"tensorrt-rtx": "as installed", "tensorrt": None})
-    finding, *_ = judge_engines((compiler,), ORIN, "")
+    finding, *_ = check_engines((compiler,), ORIN, "")
     assert finding.severity == "ok"
     assert finding.message.startswith("TensorRT-RTX ")
-    assert {"86", "89", "120"} <= set(compiler.compute_capabilities)  # those of our profiles
+    assert {"86", "89", "120"} <= set(
+        compiler.compute_capabilities
+    )  # those in the shipped profiles
 
 
-def test_a_tensorrt_that_is_installed_and_does_not_load_is_an_error(fresh_loads, monkeypatch):
+def test_a_tensorrt_that_cannot_be_loaded_is_an_error(fresh_loads, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     (compiler,) = look_at_compilers({"tensorrt-rtx": None, "tensorrt": "10.3.0"})
-    finding, _ = judge_engines((compiler,), None, FAULT)
+    finding, _ = check_engines((compiler,), None, FAULT)
     assert finding.severity == "error"
-    assert finding.message.startswith("tensorrt is installed and does not load: import of tensorrt")
+    assert finding.message.startswith(
+        "tensorrt is installed but cannot be loaded: import of tensorrt"
+    )
     assert "--system-site-packages" in finding.advice
 
 
-def test_tensorrt_compiles_for_the_gpu_of_this_machine():
+def test_tensorrt_compiles_for_this_machines_gpu():
     compiler = facts.Compiler("tensorrt", "TensorRT 10.3.0")
-    (finding, _) = judge_engines((compiler,), ORIN, "")
-    assert finding.message == "TensorRT 10.3.0 compiles engines for the GPU of this machine"
+    (finding, _) = check_engines((compiler,), ORIN, "")
+    assert finding.message == "TensorRT 10.3.0 compiles engines for this machine's GPU"
 
 
-def test_a_gpu_is_told_with_its_compute_capability_memory_and_driver(gpu_is):
+def test_a_gpu_is_listed_with_its_compute_capability_memory_and_driver(gpu_is):
     gpu_is(ORIN)
-    assert told(*judge_engines((), *look_at_gpu())) == [
+    assert summaries(*check_engines((), *look_at_gpu())) == [
         ("ok", "Orin: compute capability 87, 8.0 GiB, driver for CUDA 12.6")
     ]
 
 
-def test_no_gpu_is_told_only_where_engines_could_be_compiled(gpu_is):
+def test_a_missing_gpu_is_a_finding_only_if_tensorrt_is_installed(gpu_is):
     gpu_is(None)
     compiler = facts.Compiler("tensorrt-rtx", "TensorRT-RTX 1.7", "", ("89",))
-    assert told(*judge_engines((compiler,), *look_at_gpu()))[1:] == [
-        ("ok", f"engines do not run here: {FAULT}")
+    assert summaries(*check_engines((compiler,), *look_at_gpu()))[1:] == [
+        ("ok", f"engines cannot run here: {FAULT}")
     ]
-    assert judge_engines((), *look_at_gpu()) == []
+    assert check_engines((), *look_at_gpu()) == []
 
 
 def test_the_report_holds_both(gpu_is, monkeypatch):
