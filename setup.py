@@ -1,6 +1,6 @@
-"""Packages by rule: every folder with an `__init__.py`; those at the root move under `mod_edge`.
+"""Finds the packages: every folder with an `__init__.py`; those at the root go under `mod_edge`.
 
-pyproject.toml has all the rest; setuptools reads a rule only from here.
+Everything else is in pyproject.toml, which cannot express this rule.
 """
 
 from pathlib import Path
@@ -11,7 +11,7 @@ ROOT_FOLDERS = ("mod_edge", "export", "runtime", "profiles")
 
 
 def package_name(folder: Path) -> str:
-    """Dotted name under which the folder is imported."""
+    """The dotted name by which the folder is imported."""
     parts = folder.parts if folder.parts[0] == "mod_edge" else ("mod_edge", *folder.parts)
     return ".".join(parts)
 

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Compiles a bundle where only the base install and the `rtx` extra are present.
+# Builds a bundle's engines with only the base install and the `rtx` extra.
 #
 #   tests/build_without_torch.sh BUNDLE [PYTHON]
 #
-# BUNDLE is one for target rtx and is left as it is. BUILDER is the Python that builds the wheel and
-# has `build` and `setuptools`: .venv/bin/python unless told.
+# BUNDLE is for target rtx and is not changed. BUILDER is a Python with `build` and `setuptools`, by
+# default .venv/bin/python.
 set -euo pipefail
 
 if (($# == 0)); then
@@ -32,7 +32,7 @@ from importlib.util import find_spec
 names = ("torch", "onnx", "onnxscript", "onnxruntime", "polygraphy")
 found = [name for name in names if find_spec(name)]
 if found:
-    raise SystemExit(f"error: the install that compiles pulled in {', '.join(found)}")
+    raise SystemExit(f"error: the base install with [rtx] pulled in {', '.join(found)}")
 PY
 cp -r "$bundle" bundle
 rm -rf bundle/engines

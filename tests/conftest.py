@@ -1,4 +1,4 @@
-"""What several tests need: small odd-sized models, the tiny checkpoint, its bundle and the clip."""
+"""Shared fixtures: small odd-sized models, the tiny checkpoint, its bundles and the clip."""
 
 import functools
 import os
@@ -13,8 +13,8 @@ import pytest
 from mod_edge.config import MoDConfig, ModelConfig, StreamConfig, TextConfig, VisionConfig
 from mod_edge.plan.kv_window import Rows
 
-# Before anything is imported that reads them: what terminals and CI services set changes what is
-# printed, and what silences OpenCV hides the reasons of its failures.
+# Before anything reads them: variables of terminals and CI services change the printed output, and
+# OpenCV's log levels would hide the reasons of its failures.
 for variable in (
     *("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS"),
     *("TTY_COMPATIBLE", "TTY_INTERACTIVE", "TERMINAL_WIDTH"),
@@ -23,11 +23,11 @@ for variable in (
     os.environ.pop(variable, None)
 os.environ["TERM"] = "xterm-256color"
 
-# Before torch is imported. Models this small only lose by sharing their work out: the tests of
-# test_model.py take 60 s with two threads on two busy cores, and 16 s with one.
+# Before torch is imported. Models this small are slower with more threads: tests/model/ measured
+# 60 s with two threads on two busy cores, 16 s with one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# Rows of the in_place bundles' caches: small enough to roll within the clip.
+# Cache rows of the in_place bundles: few enough to roll within the clip.
 CAPACITY = Rows(dense=260, mod=148)
 CLIP = Path(__file__).resolve().parent / "data" / "box.mp4"
 INTERLEAVED = MoDConfig()
@@ -35,7 +35,7 @@ INTERLEAVED = MoDConfig()
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
-    """ONNX Runtime with one thread too: a second one spins, and on a busy machine steals."""
+    """ONNX Runtime with one thread too: a second one spins and takes time from other processes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mod_edge.native.onnx_session.usable_cores", lambda: 1)
         yield
@@ -43,19 +43,19 @@ def one_thread():
 
 @pytest.fixture(scope="session")
 def clip() -> Path:
-    """15.2 s of a real webcam: 457 frames of 384 x 288 pixels, 29.97 a second."""
+    """15.2 s from a real webcam: 457 frames of 384 x 288 pixels at 29.97 frames/s."""
     return CLIP
 
 
 @pytest.fixture
 def no_picture(monkeypatch):
-    """No losses are drawn (0.5 s each)."""
+    """Training draws no plot of the losses (0.5 s each)."""
     monkeypatch.setattr("mod_edge.training.train.plot_losses", lambda *_: None)
 
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory) -> Path:
-    """The tiny preset's checkpoint; shared by all tests, so copy it before changing it."""
+    """The tiny preset's checkpoint, shared by all tests: copy it before changing it."""
     from mod_edge.model.presets import preset_config, write_random_checkpoint
 
     folder = tmp_path_factory.mktemp("tiny") / "checkpoint"
@@ -80,7 +80,7 @@ def write_tiny(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tiny_checkpoint) -> Path:
-    """The tiny checkpoint's bundle (25 s, once a run); copy it before changing it."""
+    """The tiny checkpoint's bundle (25 s, once per run): copy it before changing it."""
     from mod_edge.export.bundle_writer import export_bundle
     from mod_edge.model.checkpoint import Checkpoint
 
@@ -91,10 +91,10 @@ def tiny_bundle(tiny_checkpoint) -> Path:
 
 @pytest.fixture(scope="session")
 def export_tiny():
-    """`export_tiny(checkpoint, folder, lowering, force=False)`: exports one of the tiny geometry.
+    """`export_tiny(checkpoint, folder, lowering, force=False)`: exports a tiny checkpoint.
 
-    Targets of one dialect and precision share their traces (10 s, once a run); all is written,
-    checked and lowered each time.
+    Targets with the same dialect and precision share their traces (10 s, once per run); graphs are
+    lowered, written and checked each time.
     """
     from mod_edge.export import bundle_writer as bundle_module
     from mod_edge.export.bundle_writer import export_bundle
@@ -118,9 +118,9 @@ def export_tiny():
 
 @pytest.fixture(scope="session")
 def bundle_for(tiny_checkpoint, export_tiny):
-    """`bundle_for(target, precision)`: the tiny checkpoint's bundle for a target, made once a run.
+    """`bundle_for(target, precision)`: the tiny checkpoint's bundle for a target, once per run.
 
-    `in_place` buffers have `CAPACITY` rows. Copy a bundle before changing it.
+    `in_place` caches have `CAPACITY` rows. Copy a bundle before changing it.
     """
     from mod_edge.plan.targets import Lowering, target_named
 
@@ -136,14 +136,14 @@ def bundle_for(tiny_checkpoint, export_tiny):
 
 @pytest.fixture(scope="session")
 def any_bundle(tiny_bundle, bundle_for):
-    """`any_bundle(target, precision)`: as `bundle_for`, and `tiny_bundle` for a CPU."""
+    """`any_bundle(target, precision)`: `tiny_bundle` for cpu fp32, else `bundle_for`."""
     cpu = ("cpu", "fp32")
     return lambda *lowering: tiny_bundle if lowering == cpu else bundle_for(*lowering)
 
 
 @pytest.fixture(scope="session")
 def recorded_stream(tiny_checkpoint):
-    """The tiny reference and what a drawn video gave through it (4 s): model, recorder, trace."""
+    """The tiny reference model, and the recorder and trace of a synthetic video on it (4 s)."""
     from mod_edge.model.checkpoint import Checkpoint
     from mod_edge.plan.targets import CPU_FP32
     from mod_edge.verification.reference_stream import MAX_FRAMES, record_stream
@@ -157,7 +157,7 @@ def recorded_stream(tiny_checkpoint):
 
 @pytest.fixture(scope="session")
 def recording_of(recorded_stream):
-    """`recording_of(signature, lowering)`: that graph's steps of `recorded_stream`, for judging."""
+    """`recording_of(signature, lowering)`: that graph's reference steps from `recorded_stream`."""
     from mod_edge.verification.reference_graph import ReferenceGraph
 
     model, recorder, _ = recorded_stream
@@ -171,7 +171,7 @@ def recording_of(recorded_stream):
 
 @pytest.fixture(scope="session")
 def built_bundle(bundle_for, tmp_path_factory) -> Path:
-    """The `rtx` bundle in fp16 with engines for profile rtx-ada (8 s, once a run); copy it."""
+    """The `rtx` fp16 bundle with engines for profile rtx-ada (8 s, once per run): copy it first."""
     pytest.importorskip("tensorrt_rtx")
     from mod_edge.bundle.bundle import open_bundle
     from mod_edge.export.engines import build_engines
@@ -192,8 +192,8 @@ def odd_config(
 ) -> ModelConfig:
     """A config in which no two sizes are equal, so that a swapped axis shows.
 
-    D=48, H=6, G=`num_key_value_heads` (2 or 3), E=16, so that H*E is not D; N=10 tokens a frame,
-    pooled from 4 x 4 patches (which 3 does not divide); `text` are further fields of `TextConfig`.
+    D=48, H=6, G=`num_key_value_heads` (2 or 3), E=16, so that H*E is not D; N=10 tokens per frame,
+    pooled from 4 x 4 patches (not divisible by 3); `text` has further fields of `TextConfig`.
     """
     return ModelConfig(
         TextConfig(48, 80, num_layers, 6, num_key_value_heads, 16, 67, **text),
@@ -213,8 +213,8 @@ def make_config() -> Callable[..., ModelConfig]:
 def make_model():
     """`make_model(config, seed=0, dtype=None)`: the reference model with seeded random weights.
 
-    Attention is not flat and routers do not saturate; norms are not all ones, biases not zero.
-    Every tensor is seeded by its name: models that differ only in `mod_config` share all but their
+    Attention is not flat, routers do not saturate, norms are not all ones and biases not zero.
+    Every tensor is seeded by its name: models that differ only in `mod_config` differ only in their
     routers.
     """
     import torch

@@ -1,9 +1,9 @@
-"""A short stream with every token given, and all that a bundle computed on it.
+"""Saves what a bundle computes on a short stream in which every token is given.
 
     python tests/fixed_stream.py BUNDLE OUT.npz
 
-Nothing that is fed depends on an answer, so two runs on different processors take the same steps
-and can be compared number by number. Needs numpy, OpenCV, ONNX Runtime and tokenizers only.
+No input depends on an output, so runs on different processors take the same steps and their
+numbers can be compared. Needs only numpy, OpenCV, ONNX Runtime and tokenizers.
 """
 
 import sys
@@ -11,15 +11,13 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from tokenizers import Tokenizer
 
-from mod_edge.bundle.manifest import CONFIG_FILE, TOKENIZER_FILE
-from mod_edge.config import read_config
+from mod_edge.bundle.bundle import open_bundle
 from mod_edge.plan.kv_window import KvWindow, Rows
 from mod_edge.plan.protocol import Protocol
-from mod_edge.plan.targets import CPU_FP32
 from mod_edge.runtime.capture.video_file import VideoFile
-from mod_edge.runtime.cpu.onnx_runner import OnnxRunner
+from mod_edge.runtime.cpu.onnx_model import OnnxModel
+from mod_edge.runtime.loaded_model import StreamLimits
 from mod_edge.runtime.preprocess import letterbox
 from mod_edge.runtime.stepper import Stepper
 
@@ -27,27 +25,20 @@ CLIP = Path(__file__).parent / "data" / "box.mp4"
 FPS = 4
 NUM_FRAMES = 24
 FRAMES_PER_STEP = 2
-CAPACITY = Rows(dense=260, mod=160)  # rolls within the frames
-MAX_STEP_TOKENS = 64
+# The cache rolls within the frames.
+LIMITS = StreamLimits(Rows(260, 160), max_step_tokens=64, frames_per_step=FRAMES_PER_STEP)
 QUERY = "Please narrate the video in real time."
 REPLY = "The box moves."
 
 
-def main(bundle: Path, out: Path) -> None:
-    """Stream the clip's first frames: the query after the first two, the reply after half."""
-    config = read_config(bundle / CONFIG_FILE)
-    tokenizer = Tokenizer.from_file(str(bundle / TOKENIZER_FILE))
+def main(folder: Path, out: Path) -> None:
+    """Stream the clip's first frames: a query after the first two, an unasked reply after half."""
+    bundle = open_bundle(folder)
+    config, tokenizer = bundle.config, bundle.tokenizer
     protocol = Protocol(config.stream_config, tokenizer, threshold=0)
-    window = KvWindow(CAPACITY, evict_fraction=0.125)
-    runner = OnnxRunner(
-        bundle,
-        config,
-        CPU_FP32,
-        CAPACITY,
-        max_step_tokens=MAX_STEP_TOKENS,
-        frames_per_step=FRAMES_PER_STEP,
-    )
-    stepper = Stepper(runner, config, window, MAX_STEP_TOKENS)
+    window = KvWindow(LIMITS.capacity, evict_fraction=0.125)
+    state = OnnxModel(bundle, LIMITS).open_stream()
+    stepper = Stepper(state, config, window, LIMITS.max_step_tokens)
     side = config.vision_config.image_size
     pixels = np.zeros((NUM_FRAMES, side, side, 3), np.uint8)
     with VideoFile(CLIP, fps=FPS, max_frames=NUM_FRAMES) as video:
@@ -56,10 +47,10 @@ def main(bundle: Path, out: Path) -> None:
 
     embeds, logits, kept = [], [], []
     for first in range(0, NUM_FRAMES, FRAMES_PER_STEP):
-        ours = runner.encode(pixels[first : first + FRAMES_PER_STEP])
+        ours = state.encode(pixels[first : first + FRAMES_PER_STEP])
         embeds.append(np.asarray(ours).copy())
         logits.extend(stepper.feed_frames(protocol.frame_prefix(), ours, closes_sink=False).copy())
-        kept.append(np.stack([runner.kept[layer] for layer in config.mod_layers]))
+        kept.append(np.stack([state.kept[layer] for layer in config.mod_layers]))
         for _ in range(FRAMES_PER_STEP):
             protocol.note_frame()
         if first == 0:
@@ -80,7 +71,7 @@ def main(bundle: Path, out: Path) -> None:
         logits=np.stack(logits),
         kept=np.concatenate(kept, axis=1),  # (MoD layers, F, K)
         num_rolls=len(stepper.rolls),
-        cpu_features=cv2.getCPUFeaturesLine(),  # "*" before those that are chosen at run time
+        cpu_features=cv2.getCPUFeaturesLine(),  # "*" marks those chosen at run time
     )
 
 

@@ -1,21 +1,21 @@
-"""The decoder with none of its cleverness: the judge of compaction, caches and positions.
+"""A naive decoder: the reference implementation for compaction, caches and positions.
 
 Nothing is compacted, gathered or cached. Every layer computes every token of the stream, a mask
-hides the keys of skipped tokens, and `torch.where` puts their old hidden states back. Written from
-the paper's text and from config and weights alone; it shares no code with what it judges.
+hides the keys of skipped tokens, and `torch.where` restores their old hidden states. Written from
+the paper's text, config and weights alone; it shares no code with the model under test.
 """
 
 import torch
 
 
 def naive_logits(model, embeds, frames, drawn=None):
-    """Logits (T, V) of a whole stream, and each MoD layer's kept tokens as lists a frame.
+    """Logits (T, V) of a whole stream, and for each MoD layer a list of kept tokens per frame.
 
     Args:
         model: only its `config` and `state_dict()` are read.
         embeds: (T, D).
-        frames: for each frame, the rows of its tokens.
-        drawn: of a `random` selection, what was kept: MoD layer -> list of a frame's tokens.
+        frames: the rows of each frame's tokens.
+        drawn: tokens that a `random` selection kept: MoD layer -> one list per frame.
     """
     config, weights = model.config, model.state_dict()
     text = config.text_config
@@ -45,7 +45,7 @@ def naive_logits(model, embeds, frames, drawn=None):
 
 
 def is_mod_layer(config, index):
-    """The paper's table of insertions, layer by layer."""
+    """The paper's table of insertions."""
     if config.mod_config is None:
         return False
     return {
@@ -59,7 +59,7 @@ def is_mod_layer(config, index):
 
 
 def choose(config, layer, hidden, frames, drawn):
-    """Which tokens (T,) a MoD layer computes, their weights (T,), and the kept of each frame."""
+    """Which tokens (T,) a MoD layer computes, their weights (T,), and each frame's kept tokens."""
     is_computed = torch.ones(len(hidden), dtype=torch.bool)
     token_weights = torch.ones(len(hidden), dtype=hidden.dtype)
     num_tokens = config.frame_num_tokens
@@ -84,10 +84,10 @@ def choose(config, layer, hidden, frames, drawn):
 
 
 def branch(text, layer, hidden, is_visible):
-    """What attention and MLP add to each token (T, D), seeing only the visible tokens' keys."""
+    """The outputs (T, D) of attention and MLP, where only the visible tokens have keys."""
     num_tokens = len(hidden)
     is_hidden = torch.ones(num_tokens, num_tokens, dtype=torch.bool).triu(1) | ~is_visible
-    is_hidden.fill_diagonal_(False)  # a token sees itself; what a skipped one computes is not used
+    is_hidden.fill_diagonal_(False)  # a token attends to itself; a skipped one's output is not used
     normed = norm(hidden, layer["input_layernorm.weight"], text.rms_norm_eps)
     query, key, value = (
         (normed @ layer[f"self_attn.{name}_proj.weight"].T).split(text.head_dim, dim=1)
@@ -96,7 +96,7 @@ def branch(text, layer, hidden, is_visible):
     group = text.num_attention_heads // text.num_key_value_heads
     heads = []
     for head in range(text.num_attention_heads):
-        q, k = turned(query[head], text.rope_theta), turned(key[head // group], text.rope_theta)
+        q, k = (rotated(states, text.rope_theta) for states in (query[head], key[head // group]))
         scores = (q @ k.T / text.head_dim**0.5).masked_fill(is_hidden, -torch.inf)
         heads.append(torch.softmax(scores, dim=1) @ value[head // group])
     attention = torch.cat(heads, dim=1) @ layer["self_attn.o_proj.weight"].T
@@ -106,7 +106,7 @@ def branch(text, layer, hidden, is_visible):
     return attention + (gate * torch.sigmoid(gate) * up) @ layer["mlp.down_proj.weight"].T
 
 
-def turned(states, theta):
+def rotated(states, theta):
     """RoPE of (T, E) at positions 0..T-1: pairs (i, i + E/2) as complex numbers."""
     num_tokens, head_dim = states.shape
     half = head_dim // 2

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Runs a bundle where only the base install and the `cpu` extra are present, as on a device.
+# Runs a bundle with only the base install and the `cpu` extra, as on a device.
 #
 #   tests/run_without_torch.sh BUNDLE [PYTHON ...]
 #
-# Without a PYTHON: python3.11, and python3.10 (JetPack 6) where one is found. BUILDER is the Python
-# that builds the wheel and has `build` and `setuptools`: .venv/bin/python unless told.
+# PYTHON defaults to python3.11, and python3.10 (JetPack 6) if installed. BUILDER is a Python with
+# `build` and `setuptools`, by default .venv/bin/python.
 set -euo pipefail
 
 if (($# == 0)); then
@@ -20,7 +20,7 @@ pythons=("$@")
 if ((${#pythons[@]} == 0)); then
     pythons=(python3.11)
     for candidate in python3.10 "${PYENV_ROOT:-$HOME/.pyenv}"/versions/3.10.*/bin/python3.10; do
-        # a pyenv shim exists, and fails, for versions that are not switched on
+        # pyenv has shims, which fail, for versions that are not active
         if "$candidate" -c '' 2>/dev/null; then
             pythons+=("$candidate")
             break
@@ -32,7 +32,7 @@ temp=$(mktemp -d)
 trap 'rm -rf "$temp"' EXIT
 cd "$temp"  # so that no checkout is on the path
 
-# by way of the source archive: a file missing from it would be missing for users too
+# the wheel is built from the source archive, so that a file missing there is noticed
 if ! "$builder" -m build --no-isolation --outdir dist "$root" >build.log 2>&1; then
     cat build.log >&2
     exit 1

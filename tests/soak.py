@@ -1,10 +1,10 @@
-"""A long stream, watched for memory that grows and steps that slow down.
+"""A soak test: a long stream, measured for memory that grows and steps that slow down.
 
     python tests/soak.py BUNDLE [--frames 20000] [--window 1024] [--warm-up 3000]
 
-Prints one JSON object: resident bytes a frame gained after warm-up, and the median step time (of
-vision and of the decoder) of the first 1,000 frames after the window filled and of the last 1,000.
-The clip's frames are held in memory and repeated, so that only the session is measured.
+Prints one JSON object: growth of resident memory in bytes per frame after warm-up, and the median
+step time (vision and decoder) of the first 1,000 frames after the window is full and of the last
+1,000. The clip's frames are kept in memory and repeated, so that only the session is measured.
 """
 
 import argparse
@@ -23,14 +23,13 @@ from mod_edge.runtime.queries import Query
 from mod_edge.runtime.session import Session
 
 CLIP = Path(__file__).parent / "data" / "box.mp4"
-SPAN = 1000  # frames at either end that step times are compared over
-# Arenas, caches of step shapes and interned numbers still grow while all shapes are met for the
-# first time; that ends, which is what the span after it shows.
+SPAN = 1000  # frames at either end whose step times are compared
+# Arenas, caches of step shapes and interned numbers grow until every shape has occurred once.
 WARM_UP_FRAMES = 3000
 
 
 class LoopedClip:
-    """The clip's frames over and over, as one file of `num_frames`."""
+    """The clip repeated, as one file of `num_frames` frames."""
 
     is_live = False
     num_dropped = 0
@@ -59,7 +58,7 @@ def soak(
     warm_up: int,
     on_frame: Callable[[FrameEvent], None],
 ) -> dict[str, float]:
-    """Stream `num_frames` and report growth and step times."""
+    """Stream `num_frames` frames and return the figures to print."""
     if num_frames < warm_up + SPAN:
         raise ValueError(f"num_frames={num_frames}, wanted at least {warm_up + SPAN}")
     source = LoopedClip(num_frames, session.config.stream_config.frame_fps)
@@ -78,7 +77,7 @@ def soak(
         if event.index >= num_frames - SPAN:
             last.append(event.vision_ms + event.decoder_ms)
         if event.index == num_frames - 1:
-            end_bytes = resident_bytes()  # the summary's own first use of percentiles takes a MiB
+            end_bytes = resident_bytes()  # before the summary, whose percentiles take a MiB
     summary = session.summary()
     return {
         "num_frames": summary.num_frames,
@@ -100,7 +99,9 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=20000)
     parser.add_argument("--window", default="1024")
     parser.add_argument("--warm-up", type=int, default=WARM_UP_FRAMES)
-    parser.add_argument("--leak-bytes", type=int, help="leak so much a frame, to see it reported")
+    parser.add_argument(
+        "--leak-bytes", type=int, help="leak this much per frame, to test the soak itself"
+    )
     arguments = parser.parse_args()
     leaked: list[bytearray] = []
 

@@ -1,4 +1,4 @@
-"""The reader of dataclasses: what it takes comes back equal, and every fault is named at once."""
+"""The dataclass reader: written objects are read back equal, and every fault is named at once."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -14,7 +14,7 @@ from mod_edge.errors import ConfigError, DataError
 
 @dataclass(frozen=True)
 class Lens:
-    """An inner part."""
+    """A nested dataclass."""
 
     focal_length: float
     is_wide: bool = False
@@ -26,7 +26,7 @@ class Lens:
 
 @dataclass(frozen=True)
 class Device:
-    """A field of every type that the reader knows."""
+    """A field of every type that the reader supports."""
 
     name: str
     count: int
@@ -66,12 +66,12 @@ DEVICES = st.builds(
 
 
 @given(DEVICES)
-def test_what_is_written_as_json_is_read_back_equal(device):
+def test_an_object_written_as_json_is_read_back_equal(device):
     assert read(json.loads(json.dumps(asdict(device)))) == device
     assert read(asdict(device)) == device
 
 
-def test_what_has_a_default_may_be_left_out():
+def test_fields_with_a_default_may_be_omitted():
     assert read(WHOLE) == Device("a", 1, Lens(2), (3, 4))
 
 
@@ -92,23 +92,23 @@ def test_what_has_a_default_may_be_left_out():
         ("more", [], "more=[], wanted a table"),
     ],
 )
-def test_a_value_of_another_type_is_named_with_what_is_wanted(name, value, fault):
+def test_a_value_of_the_wrong_type_is_named_with_the_wanted_one(name, value, fault):
     assert faults_of({**WHOLE, name: value}, syntax=TOML) == [fault]
 
 
 @pytest.mark.parametrize("value", [True, "2", None, float("nan"), float("inf"), 10**400])
-def test_a_number_is_finite_and_no_bool(value):
+def test_a_number_is_finite_and_not_a_bool(value):
     fault = f"lens.focal_length={value!r}, wanted a finite number"
     assert faults_of({**WHOLE, "lens": {"focal_length": value}}) == [fault]
 
 
-def test_what_to_write_is_in_the_syntax_of_the_file():
+def test_examples_are_in_the_syntax_of_the_file():
     assert faults_of({**WHOLE, "name": 5}) == ['name=5, wanted a string, write "name": "5"']
     fault = 'lens=5, wanted an object, write "lens": { "focal_length": ... }'
     assert faults_of({**WHOLE, "lens": 5}) == [fault]
 
 
-def test_all_faults_of_all_parts_are_told_at_once():
+def test_all_faults_of_all_parts_are_named_at_once():
     data = {
         "nam": "a",
         "colour": 1,
@@ -129,7 +129,7 @@ def test_all_faults_of_all_parts_are_told_at_once():
     ]
 
 
-def test_a_given_field_is_not_the_files_to_set():
+def test_the_file_may_not_set_a_given_field():
     rest = {name: value for name, value in WHOLE.items() if name != "name"}
     assert read(rest, given={"name": "b"}) == Device("b", 1, Lens(2), (3, 4))
     fault = "unknown field 'name': the file cannot set it, it is 'b'"

@@ -1,10 +1,10 @@
-"""The house rules, read from the syntax trees: floors by folder, names and sizes of files.
+"""Rules for the code base, checked on the syntax trees: floors by folder, names, file sizes.
 
-A file imports only from its own floor or one below it; its folder says which floor it is on:
+A file imports only from its own floor or one below; its folder says which floor it is on:
 
     commands   mod_edge/commands/
     judges     mod_edge/verification/ evaluation/ training/ toy_scenes/ doctor/
-    runtime    runtime/    without export/ and the model, but for torch_model, imported late
+    runtime    runtime/    not export/, and not the model except in torch_model, imported late
     export     export/
     model      mod_edge/model/
     plain      mod_edge/ itself, plan/ bundle/ data/ native/ and profiles/: no torch, no onnx
@@ -37,7 +37,7 @@ FLOOR_OF_FOLDER = {
     "mod_edge/commands": "commands",
 }
 COMMAND_ENTRY = ROOT / "mod_edge" / "__main__.py"  # `python -m mod_edge`, which is a command
-UNREACHABLE = {"runtime": {"model", "export"}}  # below it, and yet not for it
+UNREACHABLE = {"runtime": {"model", "export"}}  # below it, but off limits
 PLAIN_PACKAGES = {*sys.stdlib_module_names, "numpy", "tokenizers", "tomli", "mod_edge"}
 NATIVE_PACKAGES = {"onnxruntime", "tensorrt", "tensorrt_rtx", "cuda"}
 TORCH_MODEL = ROOT / "runtime" / "cpu" / "torch_model.py"
@@ -72,14 +72,14 @@ def floor_of(path):
 
 
 def is_late(node):
-    """Whether what stands in the node does not run when the file is imported."""
+    """Whether the node's body does not run when the file is imported."""
     if isinstance(node, ast.If):
         return isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
     return isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
 
 
 def imports_of(path):
-    """(module, whether inside a function or for types alone) for every import of the file."""
+    """(module, whether in a function or for type checking only) for every import of the file."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     lazy = {inner for node in ast.walk(tree) if is_late(node) for inner in ast.walk(node)}
     found = []
@@ -89,14 +89,14 @@ def imports_of(path):
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{name_of(path)}:{node.lineno}: write the module in full"
             for alias in node.names:
-                # `from mod_edge import config` names a module, `from mod_edge.config import X` not
+                # `from mod_edge import config` names a module, `from mod_edge.errors import X` not
                 full = f"{node.module}.{alias.name}"
                 found.append((full if full in MODULES else node.module, node in lazy))
     return found
 
 
 def faults_in(files, fault_of):
-    """What `fault_of` says of each file, with its name, where it says anything."""
+    """The faults that `fault_of` finds, each with the name of its file."""
     return [f"{name_of(path)} {fault}" for path in files if (fault := fault_of(path))]
 
 
@@ -136,7 +136,7 @@ def test_the_plain_floor_needs_only_the_standard_library_numpy_and_tokenizers():
     assert faults_in(SOURCES, fault_of) == []
 
 
-def test_native_packages_are_imported_only_when_a_function_of_theirs_is_called():
+def test_native_packages_are_imported_only_inside_functions():
     def fault_of(path):
         if floor_of(path) != "plain" or "native" not in path.parts:
             return ""
@@ -154,7 +154,7 @@ def test_no_file_imports_a_root_folder_by_its_bare_name():
     assert faults_in(ALL_FILES, fault_of) == []
 
 
-def test_no_file_is_longer_than_can_be_read_at_once():
+def test_no_file_is_too_long_to_read_at_once():
     def fault_of(path):
         num_lines = len(path.read_text(encoding="utf-8").splitlines())
         return f"has {num_lines} lines" if num_lines > MAX_LINES else ""

@@ -1,4 +1,4 @@
-"""docs/jetson.md: what no board has tried is at least what this program takes, and adds up."""
+"""docs/jetson.md: its commands, profiles and pipelines are valid, and its figures add up."""
 
 import math
 import re
@@ -19,11 +19,11 @@ COMMANDS = get_command(app).commands
 
 
 def typed_commands():
-    """(command, the rest of the line) for each place where the page types one of ours."""
+    """(command, rest of the line) for every mod-edge command on the page."""
     return re.findall(rf"mod-edge ({'|'.join(COMMANDS)})\b([^#`\n]*)", JOINED)
 
 
-def test_every_option_that_the_page_types_is_one():
+def test_every_option_on_the_page_exists():
     typed = typed_commands()
     assert {name for name, _ in typed} >= {"export", "build", "run", "doctor", "targets"}
     for name, rest in typed:
@@ -32,26 +32,26 @@ def test_every_option_that_the_page_types_is_one():
         assert used <= known, (name, used - known)
 
 
-def test_every_profile_that_the_page_names_ships():
+def test_the_page_names_every_shipped_jetson_profile():
     named = set(re.findall(r"--profile ([\w-]+)|`(jetson-[\w-]+)`", PAGE))
     assert {one or other for one, other in named} == {
         name for name in profile_names() if name.startswith("jetson")
     }
 
 
-def test_every_pipeline_is_taken_for_one():
+def test_every_pipeline_on_the_page_is_recognized_as_one():
     pipelines = re.findall(r'--source "([^"]*)"', JOINED)
     assert len(pipelines) == 2
     assert all(is_pipeline(pipeline) for pipeline in pipelines)
 
 
 @pytest.mark.parametrize("preset", ["1b", "8b"])
-def test_the_disk_table_is_two_bytes_a_parameter(preset):
+def test_the_disk_table_counts_two_bytes_per_parameter(preset):
     (row,) = re.findall(rf"^\| {preset} \|(.*)\|$", PAGE, re.MULTILINE)
     config = preset_config(preset)
     sizes = {name: 2 * math.prod(shape) for name, shape in tensor_shapes(config).items()}
     embedding = sizes.pop("model.embed_tokens.weight")
-    # a tied head is a graph of its own with the same weights
+    # a tied head is a separate graph with its own copy of the weights
     graphs = sum(sizes.values()) + (embedding if config.text_config.tie_word_embeddings else 0)
     expected = (graphs, embedding, graphs, 2 * graphs + embedding)
     assert row.split("|") == [f" {size / 1e9:.1f} GB " for size in expected]

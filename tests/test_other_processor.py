@@ -1,7 +1,7 @@
 """A bundle computes the same on an older processor: AVX2, no AVX-512, emulated by qemu.
 
-ONNX Runtime, numpy and OpenCV choose their kernels by the processor they find, and have no variable
-that makes them take others, as torch and MKL do.
+ONNX Runtime, numpy and OpenCV choose their kernels by the processor; unlike torch and MKL they have
+no variable to choose older ones.
 """
 
 import platform
@@ -15,11 +15,11 @@ import pytest
 
 SCRIPT = Path(__file__).parent / "fixed_stream.py"
 QEMU = "qemu-x86_64"
-# Largest difference of a logit: measured 2.7e-5 of 11.9 between AVX-512 and AVX2, frame embeddings
-# equal. One pixel a level brighter gives 9e-3, frame embeddings rounded to half precision 1.7e-2,
-# a sink that is not rebased 10.
+# Largest difference of a logit: measured 2.7e-5 of 11.9 between AVX-512 and AVX2, with equal frame
+# embeddings. One pixel brighter by one level gives 9e-3, frame embeddings rounded to half precision
+# 1.7e-2, a sink that is not rebased 10.
 ATOL_LOGITS = 3e-4
-# A level of 255 would show as above; measured 0.
+# Measured 0.
 ATOL_EMBEDS = 1e-4
 
 pytestmark = [
@@ -33,7 +33,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def streams(tiny_bundle, tmp_path_factory):
-    """What `fixed_stream.py` saves: on this processor, and on an emulated Haswell (10 s)."""
+    """The output of `fixed_stream.py` on this processor and on an emulated Haswell (10 s)."""
     folder = tmp_path_factory.mktemp("streams")
     results = []
     for name, emulator in (("here", []), ("haswell", [QEMU, "-cpu", "Haswell"])):
@@ -47,14 +47,14 @@ def streams(tiny_bundle, tmp_path_factory):
 
 
 def features_of(stream):
-    """Instruction sets that OpenCV found: it marks those it looks for with *, the absent with ?."""
+    """Instruction sets that OpenCV found: * marks those it looked for, ? those that are missing."""
     marked = str(stream["cpu_features"]).split()
     return {name.strip("*") for name in marked if not name.endswith("?")}
 
 
 def test_the_emulated_processor_has_avx2_and_no_avx_512(streams):
     features = features_of(streams[1])
-    assert "AVX2" in features, f"{QEMU} emulates it from version 7.2 on"
+    assert "AVX2" in features, f"{QEMU} emulates AVX2 from version 7.2 on"
     assert not any(name.startswith("AVX512") for name in features)
 
 

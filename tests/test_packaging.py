@@ -1,4 +1,4 @@
-"""The wheel: built, installed away from the checkout, and complete."""
+"""The wheel: built, installed outside the checkout, and complete."""
 
 import shutil
 import subprocess
@@ -14,11 +14,11 @@ KINDS = (".py", ".toml", ".typed")
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
-    """Folder into which the wheel was installed, without its dependencies."""
+    """Folder with the installed wheel, without its dependencies."""
     work = tmp_path_factory.mktemp("wheel")
     source = work / "source"
     source.mkdir()
-    # a copy, because a build/lib left over in the checkout would bring back what was deleted
+    # a copy, because an old build/lib in the checkout would bring back deleted modules
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     for folder in TOP_FOLDERS:
@@ -33,7 +33,7 @@ def installed(tmp_path_factory):
 
 
 def run_python(*arguments, cwd):
-    """Standard output of this Python with `arguments`; a failure shows what it printed."""
+    """Standard output of this Python with `arguments`; a failure shows all output."""
     done = subprocess.run(
         [sys.executable, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, check=False
     )
@@ -68,8 +68,8 @@ def test_the_installed_packages_import_outside_the_checkout(installed):
         "        print(importlib.import_module(module.name).__file__)\n"
         "mod_edge.profiles.load_profile('cpu')\n"
     )
-    # -I: neither the working folder nor PYTHONPATH is searched. The paths are compared because a
-    # checkout installed with `pip install -e` would serve what the wheel lacks.
+    # -I: neither the working folder nor PYTHONPATH is searched. Paths are compared, because an
+    # editable install of the checkout would provide the files that the wheel lacks.
     printed = set(run_python("-I", "-c", script, installed, cwd=installed).splitlines())
     packages = {str(path) for path in (installed / "mod_edge").rglob("__init__.py")}
     assert printed == packages - {str(installed / "mod_edge" / "__init__.py")}

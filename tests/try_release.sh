@@ -3,8 +3,8 @@
 #
 #   tests/try_release.sh BUNDLE
 #
-# BUILDER is the Python that builds and has `build` and `setuptools`: .venv/bin/python unless told.
-# The archives are left in dist/.
+# The archives stay in dist/. BUILDER is a Python with `build` and `setuptools`, by default
+# .venv/bin/python.
 set -euo pipefail
 
 if (($# != 1)); then
@@ -20,7 +20,7 @@ trap 'rm -rf "$temp"' EXIT
 rm -rf "$root/dist"
 cd "$temp"  # so that no checkout is on the path
 
-# the wheel is built from the source archive: a file missing there would be missing for users too
+# the wheel is built from the source archive, so that a file missing there is noticed
 if ! "$builder" -m build --no-isolation --outdir "$root/dist" "$root" >build.log 2>&1; then
     cat build.log >&2
     exit 1
@@ -34,9 +34,9 @@ for archive in "$root"/dist/*.whl "$root"/dist/*.tar.gz; do
     venv/bin/mod-edge --version
     venv/bin/mod-edge --help >/dev/null
 
-    # what is missing is named, with a command that installs it from this archive
+    # a missing package is named, with a command that installs it from this archive
     if venv/bin/mod-edge run "$bundle" --source "$root/tests/data/box.mp4" 2>hint.txt; then
-        echo "error: mod-edge run needs no onnxruntime, wanted a hint to install it" >&2
+        echo "error: mod-edge run succeeded without onnxruntime, wanted a hint to install it" >&2
         exit 1
     fi
     grep --fixed-strings "pip install \"$archive[cpu]\"" hint.txt
