@@ -9,12 +9,11 @@ import dataclasses
 import json
 import math
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from mod_edge.dataclass_reader import JSON, dataclass_from_dict
-from mod_edge.errors import ConfigError
+from mod_edge.errors import ConfigError, nearest_hint
 
 MODEL_TYPE = "videollm_mod"
 INSERTIONS = ("interleaved", "all", "interleaved_deep", "all_deep")
@@ -338,9 +337,7 @@ def _require(is_met: bool, name: str, got: object, wanted: str) -> None:
 
 
 def _require_one_of(name: str, got: str, known: tuple[str, ...]) -> None:
-    near = get_close_matches(str(got), known, n=1)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
-    _require(got in known, name, got, f"one of {', '.join(known)}{hint}")
+    _require(got in known, name, got, f"one of {', '.join(known)}{nearest_hint(got, known)}")
 
 
 def _require_positive(section: Any, name: str) -> None:

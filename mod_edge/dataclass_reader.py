@@ -119,7 +119,7 @@ class _Reading:
             if name in given:
                 hint = f": the file cannot set it, it is {given[name]!r}"
             elif name in self._renamed:
-                hint = f", it is now called {self._renamed[name]}"
+                hint = f", it is {self._renamed[name]} now"
             self.faults.append(f"unknown field {prefix + name!r}{hint}")
 
     def _value(self, wanted: Any, value: Any, name: str) -> Any:

@@ -15,7 +15,8 @@ Each message says what is wrong, what was found, what was wanted and what to do.
 prints it without a traceback and exits with 1; a traceback always means a bug in mod-edge.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 
 
 class ModEdgeError(Exception):
@@ -56,6 +57,12 @@ class SourceError(ModEdgeError):
 
 class DataError(ModEdgeError):
     """A data set or a training recipe is missing or faulty."""
+
+
+def nearest_hint(name: str, known: Iterable[str]) -> str:
+    """The nearest known name, as " (did you mean 'x'?)", or "" if none is near."""
+    near = get_close_matches(name, known, n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
 
 
 def joined_faults(faults: Sequence[str], most: int) -> str:

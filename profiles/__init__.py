@@ -7,13 +7,12 @@ the package and are known by name; any other profile is given by its path.
 import re
 import sys
 from dataclasses import dataclass
-from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from mod_edge.dataclass_reader import TOML, dataclass_from_dict
-from mod_edge.errors import ConfigError
+from mod_edge.errors import ConfigError, nearest_hint
 from mod_edge.plan.targets import DTYPES, TARGETS
 
 if sys.version_info >= (3, 11):
@@ -104,13 +103,14 @@ class Profile:
         _raise_faults(f'profile "{self.name}"', faults + self._target_faults())
 
     def _target_faults(self) -> list[str]:
+        listed = ", ".join(TARGETS)
         faults = [
-            f"targets: unknown {name!r}{_nearest(name, TARGETS)}, known are {', '.join(TARGETS)}"
+            f"targets: unknown {name!r}{nearest_hint(name, TARGETS)}, known are {listed}"
             for name in self.targets
             if name not in TARGETS
         ]
         if not self.targets:
-            faults.append(f"targets is empty: wanted one or more of {', '.join(TARGETS)}")
+            faults.append(f"targets is empty: wanted one or more of {listed}")
         known = [TARGETS[name] for name in self.targets if name in TARGETS]
         if self.precision not in DTYPES:
             faults.append(f'precision = "{self.precision}": wanted one of {", ".join(DTYPES)}')
@@ -142,11 +142,9 @@ def load_profile(name_or_path: str | Path) -> Profile:
     name = str(name_or_path)
     known = profile_names()
     if name not in known:
-        near = get_close_matches(name, known, n=1)
-        hint = f'; did you mean "{near[0]}"?' if near else ""
         raise ConfigError(
-            f'no profile is called "{name}"{hint} '
-            f"(known: {', '.join(known)}; give your own profile as path/to/name.toml)"
+            f"unknown profile {name!r}{nearest_hint(name, known)}, known are {', '.join(known)}; "
+            "give your own profile as path/to/name.toml"
         )
     text = (files(__name__) / f"{name}.toml").read_text(encoding="utf-8")
     return _profile_from_toml(text, name=name, source=f'profile "{name}"')
@@ -166,11 +164,6 @@ def _profile_from_toml(text: str, *, name: str, source: str) -> Profile:
     return dataclass_from_dict(
         Profile, table, source, syntax=TOML, error=ConfigError, given={"name": name}
     )
-
-
-def _nearest(key: str, known: dict[str, Any]) -> str:
-    near = get_close_matches(key, known, n=1)
-    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def _is_window(window: str) -> bool:

@@ -23,6 +23,11 @@ OptionalProfileOption = Annotated[
         "or the first that lists its target."
     ),
 ]
+ClipsOption = Annotated[int | None, typer.Option(min=1, help="Evaluate only the first N clips.")]
+ToleranceOption = Annotated[
+    float, typer.Option(min=0, help="Largest time error of a correct reply, in seconds.")
+]
+NewCheckpointArgument = Annotated[Path, typer.Argument(help="Checkpoint folder to create.")]
 PhotographsOption = Annotated[
     Path | None, typer.Option(help="Video to crop photographic backgrounds from.")
 ]

@@ -6,10 +6,12 @@ from typing import Annotated
 import typer
 
 from mod_edge.commands.arguments import (
+    ClipsOption,
     DataOption,
     DeviceOption,
     JsonOption,
     OptionalProfileOption,
+    ToleranceOption,
     explained_imports,
 )
 from mod_edge.commands.console import EXIT_ERROR, print_json, progress, reports_errors
@@ -20,12 +22,8 @@ def evaluate(
     model: Annotated[Path, typer.Argument(help="Checkpoint or bundle folder.")],
     data: DataOption,
     split: Annotated[str, typer.Option(help="Split: a JSONL file of the data set.")] = "test",
-    clips: Annotated[
-        int | None, typer.Option(min=1, help="Evaluate only the first N clips.")
-    ] = None,
-    tolerance: Annotated[
-        float, typer.Option(min=0, help="Largest time error of a correct reply, in seconds.")
-    ] = 1.0,
+    clips: ClipsOption = None,
+    tolerance: ToleranceOption = 1.0,
     threshold: Annotated[
         float | None,
         typer.Option(

@@ -31,16 +31,12 @@ def export(
     ] = None,
     window: Annotated[
         str | None,
-        typer.Option(
-            help="Window for targets with a fixed one: 120s or 4096 tokens; default: profile's."
-        ),
+        typer.Option(help="Window of targets with a fixed one, as in run; default: the profile's."),
     ] = None,
     layers: Annotated[
         str | None, typer.Option(help="Export only these decoder layers, such as 0-1 or 0,5.")
     ] = None,
-    build: Annotated[
-        bool, typer.Option("--build", help="Also build the TensorRT engines.")
-    ] = False,
+    build: Annotated[bool, typer.Option("--build", help="Also build the engines.")] = False,
     force: ForceOption = False,
     json: JsonOption = False,
 ) -> None:

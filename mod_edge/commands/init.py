@@ -1,11 +1,10 @@
 """`mod-edge init`."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from mod_edge.commands.arguments import ForceOption, require_extra
+from mod_edge.commands.arguments import ForceOption, NewCheckpointArgument, require_extra
 from mod_edge.commands.console import out, printable, progress, reports_errors, si
 from mod_edge.errors import ConfigError
 
@@ -13,12 +12,9 @@ from mod_edge.errors import ConfigError
 @reports_errors
 def init(
     preset: Annotated[
-        str,
-        typer.Argument(
-            help="narrator (trained weights), or tiny, 135m, 1b or 8b (random weights)."
-        ),
+        str, typer.Argument(help="narrator (trained), or tiny, 135m, 1b or 8b (random weights).")
     ],
-    folder: Annotated[Path, typer.Argument(help="Checkpoint folder to create.")],
+    folder: NewCheckpointArgument,
     seed: Annotated[
         int | None, typer.Option(help="Seed for random weights.", show_default="0")
     ] = None,

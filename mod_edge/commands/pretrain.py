@@ -1,12 +1,12 @@
 """`mod-edge pretrain`."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from mod_edge.commands.arguments import (
     ForceOption,
+    NewCheckpointArgument,
     PhotographsOption,
     explained_imports,
     require_extra,
@@ -16,7 +16,7 @@ from mod_edge.commands.console import out, printable, progress, reports_errors
 
 @reports_errors
 def pretrain(
-    folder: Annotated[Path, typer.Argument(help="Checkpoint folder to create.")],
+    folder: NewCheckpointArgument,
     photographs: PhotographsOption = None,
     steps: Annotated[
         int | None, typer.Option(min=1, help="Training steps; default: the bundled model's.")

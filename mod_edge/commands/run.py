@@ -22,16 +22,14 @@ def run(
     source: Annotated[
         str | None, typer.Option(help="Video file, stream URL or GStreamer pipeline.")
     ] = None,
-    camera: Annotated[
-        int | None, typer.Option(min=0, help="Camera number, as in /dev/videoN.")
-    ] = None,
+    camera: Annotated[int | None, typer.Option(min=0, help="Camera number.")] = None,
     query: Annotated[
         list[str] | None,
         typer.Option(help='Instruction or question; "text@12.5" asks it at 12.5 s. Repeatable.'),
     ] = None,
     window: Annotated[
         str | None,
-        typer.Option(help="KV cache window: seconds (120s) or tokens (4096); default: profile's."),
+        typer.Option(help="KV cache window, 120s or 4096 (tokens); default: the profile's."),
     ] = None,
     kv_budget: Annotated[
         float | None, typer.Option(help="KV cache budget in MiB; alternative to --window.")
@@ -57,12 +55,8 @@ def run(
         Path | None,
         typer.Option(help="Checkpoint the bundle was exported from, for --backend torch."),
     ] = None,
-    check: Annotated[
-        bool, typer.Option("--check", help="First check the hash of every file.")
-    ] = False,
-    verbose: Annotated[
-        bool, typer.Option("--verbose", help="Also print every frame and eviction.")
-    ] = False,
+    check: Annotated[bool, typer.Option("--check", help="Check all file hashes first.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Print frames and evictions.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
 ) -> None:
     """Stream a video file or a camera through a bundle; Ctrl-C ends it with a summary."""

@@ -5,7 +5,12 @@ from typing import Annotated
 
 import typer
 
-from mod_edge.commands.arguments import DataOption, explained_imports
+from mod_edge.commands.arguments import (
+    ClipsOption,
+    DataOption,
+    ToleranceOption,
+    explained_imports,
+)
 from mod_edge.commands.console import out, print_table, printable, progress, reports_errors
 
 
@@ -13,15 +18,11 @@ from mod_edge.commands.console import out, print_table, printable, progress, rep
 def threshold(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder.")],
     data: DataOption,
-    clips: Annotated[
-        int | None, typer.Option(min=1, help="Evaluate only the first N clips.")
-    ] = None,
+    clips: ClipsOption = None,
     threshold: Annotated[
         list[float] | None, typer.Option(min=0, max=1, help="Threshold to try (0-1). Repeatable.")
     ] = None,
-    tolerance: Annotated[
-        float, typer.Option(min=0, help="Largest time error of a correct caption, in seconds.")
-    ] = 1.0,
+    tolerance: ToleranceOption = 1.0,
 ) -> None:
     """Choose the speaking threshold on the validation split and store it in the checkpoint."""
     with explained_imports():

@@ -75,7 +75,7 @@ def test_a_compilers_warning_is_shown_with_its_graph(built, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--profile", "rtx-adda"), 'did you mean "rtx-ada"?'),
+        (("--profile", "rtx-adda"), "did you mean 'rtx-ada'?"),
         (("--profile", "jetson-thor"), "profile 'jetson-thor' is for tensorrt, tensorrt-delta"),
         (("--profile", "rtx-ada", "--compute-capability", "8.7"), "does not compile for compute"),
     ],

@@ -109,16 +109,17 @@ def session():
     )
 
 
-def printed_by(view_of, monkeypatch, *, is_terminal):
+def printed_by(view_class, session, monkeypatch, *, is_verbose=False):
     """What a view prints to stdout and stderr for `EVENTS` and `SUMMARY`."""
     file = io.StringIO()
+    is_terminal = view_class is stream_view.LiveView
     console = Console(
         file=file, width=120, force_terminal=is_terminal, color_system=None, soft_wrap=True
     )
     for module in (console_module, stream_view):
         monkeypatch.setattr(module, "out", console)
         monkeypatch.setattr(module, "err", console)
-    with view_of() as view:
+    with view_class(session, is_verbose=is_verbose) as view:
         for event in EVENTS:
             view.show(event)
         view.finish(SUMMARY)
@@ -126,9 +127,7 @@ def printed_by(view_of, monkeypatch, *, is_terminal):
 
 
 def test_a_plain_view_shows_queries_and_replies_but_no_frames(session, monkeypatch):
-    text = printed_by(
-        lambda: stream_view.PlainView(session, is_verbose=False), monkeypatch, is_terminal=False
-    )
+    text = printed_by(stream_view.PlainView, session, monkeypatch)
     lines = text.splitlines()
     assert [line.split()[1] for line in lines if line.startswith("  0:")] == ["query", "reply"]
     assert "frames     3 (1 silent, 1 speak, 0 undecided, 1 asked), 4 dropped" in text
@@ -138,17 +137,13 @@ def test_a_plain_view_shows_queries_and_replies_but_no_frames(session, monkeypat
 
 
 def test_a_verbose_view_shows_frames_and_rolls(session, monkeypatch):
-    text = printed_by(
-        lambda: stream_view.PlainView(session, is_verbose=True), monkeypatch, is_terminal=False
-    )
+    text = printed_by(stream_view.PlainView, session, monkeypatch, is_verbose=True)
     assert "  0:00.5 silent    frame 1, letterbox 0.2 ms, vision 1.0 ms, decoder 2.0 ms" in text
     assert "  0:00.0 roll      11 tokens evicted in 0.5 ms" in text
 
 
 def test_a_live_view_ends_with_the_conversation_and_the_summary(session, monkeypatch):
-    text = printed_by(
-        lambda: stream_view.LiveView(session, is_verbose=False), monkeypatch, is_terminal=True
-    )
+    text = printed_by(stream_view.LiveView, session, monkeypatch)
     assert "query     red" in text
     assert "reply     red" in text
     assert "4 dropped" in text

@@ -70,9 +70,9 @@ def test_the_command_writes_what_it_chose(data, write_tiny, tmp_path):
     shutil.copyfile(clips / "test.jsonl", clips / "validation.jsonl")
     adopt_threshold(folder, 0.9)
     argv = ["threshold", str(folder), "--data", str(clips), "--clips", "1", "--threshold", "0.25"]
-    assert "0.25 is now the threshold of" in run_command(argv)
+    assert "threshold 0.25 written to" in run_command(argv)
     assert threshold_of(folder) == 0.25
-    assert "none is better than another" in run_command([*argv, "--threshold", "0.25"])
+    assert "all thresholds score the same" in run_command([*argv, "--threshold", "0.25"])
 
 
 def run_command(argv):

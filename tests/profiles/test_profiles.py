@@ -105,9 +105,9 @@ def test_a_profile_may_set_some_camera_fields(tmp_path):
 
 
 def test_unknown_profile_lists_the_known_ones_with_the_nearest_hint():
-    with pytest.raises(ConfigError, match=r'called "cpuu"; did you mean "cpu"\?.*known: .*cpu'):
+    with pytest.raises(ConfigError, match=r"'cpuu' \(did you mean 'cpu'\?\), known are cpu, "):
         load_profile("cpuu")
-    with pytest.raises(ConfigError, match=r"known: .*cpu") as caught:
+    with pytest.raises(ConfigError, match=r"known are cpu") as caught:
         load_profile("zzz")
     assert "did you mean" not in str(caught.value)
 
@@ -119,53 +119,21 @@ def test_a_missing_file_is_named(tmp_path):
 
 def test_all_faults_of_a_file_are_in_one_message(tmp_path):
     path = tmp_path / "wrong.toml"
-    path.write_text(
-        'name = "other"\nwindw = "4096"\ncolour = 1\ntargets = "cpu"\nprecision = "fp16"\n'
-        "frames_per_step = { min = true, opt = 1, most = 2 }\nmax_step_tokens = 2.5\n"
-        'max_new_tokens = 5\nevict_fraction = "a lot"\ncompute_capabilities = [86]\ncamera = 3\n'
-    )
+    path.write_text(OWN.replace('window = "4096"', 'windw = 3\nname = "other"\ncamera = 3'))
     with pytest.raises(ConfigError) as caught:
         load_profile(path)
-    message = str(caught.value)
-    assert message.startswith(str(path))
-    for fault in (
+    assert str(caught.value).split("; ") == [
+        f"{path}: unknown field 'windw', did you mean 'window'?",
         "unknown field 'name': the file cannot set it, it is 'wrong'",
-        "unknown field 'windw', did you mean 'window'?",
-        "unknown field 'colour', known are targets, precision, window",
         "missing field 'window'",
-        "targets='cpu', wanted a list of strings, write targets = [\"...\"]",
-        "frames_per_step.min=True, wanted a whole number",
-        "unknown field 'frames_per_step.most'",
-        "missing field 'frames_per_step.max'",
-        "max_step_tokens=2.5, wanted a whole number",
-        "evict_fraction='a lot', wanted a finite number",
-        "compute_capabilities=[86], wanted a list of strings",
         "camera=3, wanted a table, write camera = { width = ..., height = ..., fps = ... }",
-    ):
-        assert fault in message
-    assert "max_new_tokens=" not in message
-    assert "precision=" not in message
-
-
-def test_frames_per_step_as_one_number_shows_how_to_write_it(tmp_path):
-    path = tmp_path / "old.toml"
-    path.write_text(OWN.replace("{ min = 1, opt = 3, max = 5 }", "3"))
-    says = r"frames_per_step=3, wanted a table, write frames_per_step = \{ min = ..., opt = "
-    with pytest.raises(ConfigError, match=says):
-        load_profile(path)
+    ]
 
 
 def test_a_value_out_of_range_is_named_with_the_files_path(tmp_path):
     path = tmp_path / "kiosk.toml"
     path.write_text(OWN.replace("96", "0"))
     with pytest.raises(ConfigError, match=r"kiosk\.toml: .*max_step_tokens = 0: wanted at least 1"):
-        load_profile(path)
-
-
-def test_a_window_as_a_number_says_to_quote_it(tmp_path):
-    path = tmp_path / "bare.toml"
-    path.write_text(OWN.replace('"4096"', "4096"))
-    with pytest.raises(ConfigError, match='wanted a string, write window = "4096"'):
         load_profile(path)
 
 
@@ -207,7 +175,7 @@ def test_any_other_window_is_rejected(window):
         ("frames_per_step", FrameRange(2, 2, 2), "2, 2, 2: wanted min = 1 <= opt <= max"),
         ("frames_per_step", FrameRange(1, 3, 2), "1, 3, 2: wanted min = 1 <= opt <= max"),
         ("targets", (), "targets is empty: wanted one or more of cpu, cuda"),
-        ("targets", ("cpu", "cdua"), "targets: unknown 'cdua' (did you mean cuda?), known are"),
+        ("targets", ("cpu", "cdua"), "targets: unknown 'cdua' (did you mean 'cuda'?), known"),
         ("precision", "fp8", 'precision = "fp8": wanted one of fp32, fp16, bf16'),
         ("precision", "bf16", 'precision = "bf16": none of its targets supports it'),
         ("compute_capabilities", ("8.6",), '"8.6": wanted digits, "89" for 8.9'),
