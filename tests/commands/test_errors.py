@@ -8,7 +8,6 @@ from safetensors.torch import load_file, save_file
 
 from mod_edge.bundle import manifest as manifest_module
 from mod_edge.config import MoDConfig
-from mod_edge.native.installed import install_command
 from tests.commands.mod_edge_command import invoke, succeeds
 
 WEIGHTS = "model.safetensors"
@@ -90,13 +89,6 @@ def test_missing_unknown_and_misshapen_tensors_are_all_named(checkpoint, tmp_pat
         assert part in line
 
 
-@pytest.mark.parametrize("num_bytes", [0, 5, 4000, -1])
-def test_a_truncated_safetensors_file_says_to_copy_it_again(checkpoint, tmp_path, num_bytes):
-    path = checkpoint / WEIGHTS
-    path.write_bytes(path.read_bytes()[:num_bytes])
-    assert "is damaged or cut off" in refuses_to_export(checkpoint, tmp_path)
-
-
 @pytest.mark.parametrize(
     ("keys", "value", "says"),
     [
@@ -116,12 +108,6 @@ def test_a_wrong_config_value_is_named_with_the_allowed_ones(
 ):
     change_json(checkpoint / "config.json", *keys, value=value)
     assert says in refuses_to_export(checkpoint, tmp_path)
-
-
-@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", WEIGHTS])
-def test_a_missing_file_of_a_checkpoint_is_named(checkpoint, tmp_path, name):
-    (checkpoint / name).unlink()
-    assert name in refuses_to_export(checkpoint, tmp_path)
 
 
 def test_a_missing_checkpoint_says_how_to_create_one(tmp_path):
@@ -199,15 +185,6 @@ def test_an_existing_folder_is_kept_without_force(tiny_checkpoint, checkpoint, b
     assert tree_of(tmp_path) == before
 
 
-def test_force_never_replaces_the_exported_checkpoint(checkpoint, tmp_path):
-    before = tree_of(tmp_path)
-    assert "would replace the checkpoint" in fails(
-        "export", checkpoint, "-o", checkpoint, "--force"
-    )
-    assert "would replace the checkpoint" in fails("export", checkpoint, "-o", tmp_path, "--force")
-    assert tree_of(tmp_path) == before
-
-
 def test_force_never_replaces_a_folder_that_no_command_made(tiny_checkpoint, tmp_path):
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "thesis.txt").write_text("years of work")
@@ -228,20 +205,8 @@ def test_an_unwritable_place_is_an_error(tiny_checkpoint, tmp_path):
 
 def test_a_missing_bundle_says_how_to_create_one(tmp_path, clip):
     line = fails("run", tmp_path / "nowhere", "--source", clip)
-    assert "is no bundle" in line
+    assert "bundle: it has no manifest.json" in line
     assert "mod-edge export CHECKPOINT -o" in line
-
-
-def test_a_checkpoint_is_not_a_bundle(tiny_checkpoint, clip):
-    assert "it has no manifest.json" in fails("run", tiny_checkpoint, "--source", clip)
-
-
-@pytest.mark.parametrize("name", ["config.json", "layers/03.onnx", "layers/03.data"])
-def test_a_changed_byte_in_a_small_file_is_rejected(bundle, clip, name):
-    flip_byte(bundle / name)
-    line = fails("run", bundle, "--source", clip)
-    assert f"{name} has other contents than when it was exported" in line
-    assert "copy or export it again" in line
 
 
 def test_a_changed_byte_in_a_large_file_is_found_by_check(bundle, clip, monkeypatch):
@@ -260,30 +225,6 @@ def test_all_damaged_files_are_named(bundle, clip):
     line = fails("run", bundle, "--source", clip)
     for part in ("head.onnx is missing", "layers/00.onnx has other", "embedding.npy has 196737"):
         assert part in line
-
-
-def test_a_newer_format_says_to_upgrade(bundle, clip):
-    change_json(bundle / "manifest.json", "format_version", value=3)
-    line = fails("run", bundle, "--source", clip)
-    upgrade = install_command(options="-U")
-    assert f"has format 3, this mod-edge reads format 2; upgrade with: {upgrade}" in line
-
-
-@pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "a/../../b"])
-def test_a_path_that_leaves_the_bundle_is_rejected(bundle, clip, name):
-    record = {"sha256": "0" * 64, "size_bytes": 1}
-    change_json(bundle / "manifest.json", "files", name, value=record)
-    line = fails("run", bundle, "--source", clip)
-    assert "which leaves the bundle's folder; do not trust this bundle" in line
-
-
-@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "embedding.npy", "head.onnx"])
-def test_a_manifest_that_does_not_list_a_needed_file_is_rejected(bundle, clip, name):
-    document = json.loads((bundle / "manifest.json").read_text())
-    del document["files"][name]
-    (bundle / "manifest.json").write_text(json.dumps(document))
-    (bundle / name).unlink()
-    assert f"does not list {name}" in fails("run", bundle, "--source", clip)
 
 
 @pytest.mark.parametrize(
@@ -363,4 +304,4 @@ def test_the_reference_needs_the_bundles_own_checkpoint(tiny_bundle, checkpoint,
 
 def test_control_characters_of_a_path_never_reach_the_terminal(tmp_path, clip):
     line = fails("run", tmp_path / "a\x1b[31mb\n\x07c", "--source", clip)  # fails() checks
-    assert "a [31mb  c is no bundle" in line
+    assert "a [31mb  c is no" in line
