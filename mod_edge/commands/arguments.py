@@ -19,8 +19,8 @@ DeviceOption = Annotated[str, typer.Option(help="Device for ONNX Runtime: auto, 
 OptionalProfileOption = Annotated[
     str | None,
     typer.Option(
-        help="Device profile: name or TOML file; default: the one its engines were built with, "
-        "or the first that lists its target."
+        help="Device profile: name or TOML file; default: the one the engines were built with, "
+        "or the first for the bundle's target."
     ),
 ]
 ClipsOption = Annotated[int | None, typer.Option(min=1, help="Evaluate only the first N clips.")]

@@ -24,14 +24,17 @@ def export(
     profile: Annotated[str, typer.Option(help="Device profile: name or TOML file.")] = "cpu",
     target: Annotated[
         str | None,
-        typer.Option(help="Target (see mod-edge targets); default: the profile's first installed."),
+        typer.Option(help="Target, see mod-edge targets; default: the profile's first installed."),
     ] = None,
     precision: Annotated[
         str | None, typer.Option(help="fp32, fp16 or bf16; default: the profile's.")
     ] = None,
     window: Annotated[
         str | None,
-        typer.Option(help="Window of targets with a fixed one, as in run; default: the profile's."),
+        typer.Option(
+            help="Fixed window (120s or 4096 tokens), if the target has one; default: the "
+            "profile's."
+        ),
     ] = None,
     layers: Annotated[
         str | None, typer.Option(help="Export only these decoder layers, such as 0-1 or 0,5.")

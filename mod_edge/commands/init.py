@@ -15,9 +15,7 @@ def init(
         str, typer.Argument(help="narrator (trained), or tiny, 135m, 1b or 8b (random weights).")
     ],
     folder: NewCheckpointArgument,
-    seed: Annotated[
-        int | None, typer.Option(help="Seed for random weights.", show_default="0")
-    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed for random weights; default: 0.")] = None,
     force: ForceOption = False,
 ) -> None:
     """Create a checkpoint: the bundled trained model, or random weights for benchmarks."""

@@ -29,7 +29,7 @@ def run(
     ] = None,
     window: Annotated[
         str | None,
-        typer.Option(help="KV cache window, 120s or 4096 (tokens); default: the profile's."),
+        typer.Option(help="KV cache window (120s or 4096 tokens); default: the profile's."),
     ] = None,
     kv_budget: Annotated[
         float | None, typer.Option(help="KV cache budget in MiB; alternative to --window.")
