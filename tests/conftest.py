@@ -47,12 +47,6 @@ def clip() -> Path:
     return CLIP
 
 
-@pytest.fixture
-def no_picture(monkeypatch):
-    """Training draws no plot of the losses (0.5 s each)."""
-    monkeypatch.setattr("mod_edge.training.train.plot_losses", lambda *_: None)
-
-
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory) -> Path:
     """The tiny preset's checkpoint, shared by all tests: copy it before changing it."""

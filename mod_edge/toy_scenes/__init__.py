@@ -1,1 +1,1 @@
-"""Synthetic scenes of coloured shapes, drawn and narrated, to train a small model on."""
+"""Synthetic videos of coloured shapes with narrations, to train a small model on."""

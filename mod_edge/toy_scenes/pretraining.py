@@ -1,11 +1,11 @@
-"""Teaches a small vision tower to see: what a model of our size has in place of SigLIP.
+"""Pretrains the small vision tower of the bundled model.
 
-The published models start from a vision tower that has seen the world. Ours starts from pictures of
-made-up scenes, whose objects are known: each patch is asked for the colour and shape it shows, each
-pooled token for how much of every colour and shape lies in its cell and where, and the pooled "CLS"
-token for what is in the picture, where each colour is and how large. The questions are linear and
-are thrown away afterwards; so what they ask for is what a decoder can read off the tokens. Held-out
-combinations are never shown.
+The published models start from a pretrained SigLIP. The bundled model's tower is trained on
+pictures of synthetic scenes, with linear probes on known targets: each patch predicts the colour
+and shape that it shows, each pooled token the amount and place of every colour and shape in its
+cell, and the pooled "CLS" token the colours and shapes in the picture and each colour's place and
+size. The probes are linear and discarded afterwards, so that a decoder can read the same facts from
+the tokens. Held-out combinations are never shown.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -29,28 +29,30 @@ from mod_edge.toy_scenes.scene_generator import write_scene
 from mod_edge.toy_scenes.scenes import VIDEO_SIZE
 
 NUM_COLOURS, NUM_SHAPES = len(COLOURS), len(SHAPES)
-FIRST_SEED = 500_000_000  # of no data set whose seed is below 40
+FIRST_SEED = 500_000_000  # not used by data sets with a seed below 40
 SCENE_S = 20.0
 PICTURES_A_SCENE = 8
-OWNER_CELLS = 4  # along a patch's side, where it is counted what it shows
-IGNORED = -100  # cross_entropy's own mark
-LEAST_SHARE, SURE_SHARE = 0.05, 0.3  # of a patch that an object covers: none below, some above
-LEAST_OWNED = 3  # such cells of an object make it present
-COVER_GAIN = 10.0  # shares of a cell are small numbers
+OWNER_CELLS = 4  # samples along a patch's side to find what it shows
+IGNORED = -100  # cross_entropy's default ignore_index
+# Share of a patch that one class covers: below the first it counts as none, from the second as that
+# class, and in between it is ignored.
+LEAST_SHARE, SURE_SHARE = 0.05, 0.3
+LEAST_OWNED = 3  # an object with more samples than this is present
+COVER_GAIN = 10.0  # because shares of a cell are small numbers
 PLACE_GAIN = 20.0
 NUM_CELL_TARGETS = 3 * NUM_COLOURS + NUM_SHAPES
-# Of a colour's middle and side in the picture, so that both vary by about 1.
+# For a colour's centre and side in the picture: scaled, each has a deviation of about 1.
 WHERE_GAINS, USUAL_SIDE = (4.0, 4.0, 20.0), 0.2
-NUM_EVEN_BATCHES = 20  # of pictures by which the outputs are evened out
-DEVIATION, PATCH_DEVIATION = 0.02, 0.05  # of initial weights: the pixels are the smaller input
-JPEG_QUALITY = (50, 95)  # videos are compressed, so what is learned from is too
+NUM_EVEN_BATCHES = 20  # batches over which the outputs are normalized
+DEVIATION, PATCH_DEVIATION = 0.02, 0.05  # of initial weights; larger for pixels, a smaller input
+JPEG_QUALITY = (50, 95)  # pictures are compressed like the frames of a video
 
 Maps = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class PretrainingOptions:
-    """How long and how fast the vision tower learns."""
+    """Settings of the vision tower's training."""
 
     steps: int = 5000
     batch_pictures: int = 64
@@ -61,8 +63,8 @@ class PretrainingOptions:
     dtype: str = "bfloat16"
 
 
-class Questions(nn.Module):
-    """The linear heads: patches, cells and CLS."""
+class LinearProbes(nn.Module):
+    """The linear probes on patches, cells and CLS."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -80,20 +82,20 @@ def pretrain_vision(
     photographs: Path | None = None,
     on_step: Callable[[int, float], None] = lambda _step, _loss: None,
 ) -> None:
-    """Train the vision tower of `encoder` from the beginning; its connector is left alone.
+    """Train the vision tower of `encoder` from scratch; its connector does not change.
 
     Args:
         encoder: in float32; the tower's weights are replaced.
         config: its config.
-        options: see there.
-        photographs: a video of which backgrounds are cut.
-        on_step: told each step's number, from 1, and its loss.
+        options: of the training.
+        photographs: a video to cut backgrounds from.
+        on_step: called with each step's number, from 1, and its loss.
     """
     torch.manual_seed(options.seed)
     vision = encoder.vision_model.requires_grad_(requires_grad=True)
     _initialise(vision)
-    questions = Questions(config.vision_config.hidden_size)
-    parameters = [*vision.parameters(), *questions.parameters()]
+    probes = LinearProbes(config.vision_config.hidden_size)
+    parameters = [*vision.parameters(), *probes.parameters()]
     optimizer = torch.optim.AdamW(
         parameters, lr=options.learning_rate, weight_decay=options.weight_decay, betas=(0.9, 0.98)
     )
@@ -118,7 +120,7 @@ def pretrain_vision(
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
             pixels = batch["picture"].permute(0, 3, 1, 2).float()
             hidden, cls = vision((pixels / PIXEL_MAX - PIXEL_MEAN) / PIXEL_MEAN)
-        loss = _loss(questions, encoder.pooling, hidden.float(), cls.float()[:, 0], batch)
+        loss = _loss(probes, encoder.pooling, hidden.float(), cls.float()[:, 0], batch)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -130,14 +132,14 @@ def pretrain_vision(
 
 @torch.no_grad()
 def even_out(encoder: FrameEncoder, pictures: Sequence[Tensor]) -> None:
-    """Give every channel of the pooled tokens mean 0 and deviation 1; CLS stays what it is.
+    """Give every channel of the pooled tokens mean 0 and deviation 1; CLS does not change.
 
-    Else what the pictures have in common outweighs what tells them apart, and a decoder, whose
-    norms let through the direction of a token alone, hardly sees the difference.
+    Otherwise the common part of all pictures outweighs their differences, and a decoder, whose
+    norms pass on only a token's direction, hardly sees them.
 
     Args:
-        encoder: its tower's last norm is changed, and what reads it within the tower.
-        pictures: (B, I, I, 3) uint8 each, over which mean and deviation are taken.
+        encoder: its tower's last norm and the pooling head's projections of it are changed.
+        pictures: (B, I, I, 3) uint8 each, over which mean and deviation are computed.
     """
     cells = torch.cat([encoder.frame_tokens(each)[:, encoder.has_cls :] for each in pictures])
     deviation, mean = torch.std_mean(cells.flatten(0, 1), dim=0)
@@ -145,7 +147,7 @@ def even_out(encoder: FrameEncoder, pictures: Sequence[Tensor]) -> None:
     vision.post_layernorm.weight.div_(deviation)
     vision.post_layernorm.bias.sub_(mean).div_(deviation)
     attention = vision.head.attention
-    key_value = slice(len(mean), None)  # the query is a probe of its own
+    key_value = slice(len(mean), None)  # the query is a learned probe, not a projection
     attention.in_proj_bias[key_value] += attention.in_proj_weight[key_value] @ mean
     attention.in_proj_weight[key_value] *= deviation
 
@@ -161,23 +163,23 @@ def _initialise(vision: nn.Module) -> None:
 
 
 def _loss(
-    questions: Questions, pooling: Tensor, hidden: Tensor, cls: Tensor, batch: dict[str, Tensor]
+    probes: LinearProbes, pooling: Tensor, hidden: Tensor, cls: Tensor, batch: dict[str, Tensor]
 ) -> Tensor:
-    """Of patches (B, patches, Dv), the cells that `pooling` makes of them, and CLS (B, Dv)."""
-    patch = questions.patch(hidden).flatten(0, 1)
+    """The loss of patches (B, patches, Dv), of their pooled cells and of CLS (B, Dv)."""
+    patch = probes.patch(hidden).flatten(0, 1)
     colour, shape = patch.split([NUM_COLOURS + 1, NUM_SHAPES + 1], dim=1)
     is_there = ~batch["where"].isnan()
     return (
         cross_entropy(colour, batch["patch_colour"].flatten(), ignore_index=IGNORED)
         + cross_entropy(shape, batch["patch_shape"].flatten(), ignore_index=IGNORED)
-        + mse_loss(questions.cell(pooling @ hidden), batch["cell"])
-        + 0.3 * binary_cross_entropy_with_logits(questions.cls(cls), batch["present"])
-        + 0.5 * mse_loss(questions.where(cls)[is_there], batch["where"][is_there])
+        + mse_loss(probes.cell(pooling @ hidden), batch["cell"])
+        + 0.3 * binary_cross_entropy_with_logits(probes.cls(cls), batch["present"])
+        + 0.5 * mse_loss(probes.where(cls)[is_there], batch["where"][is_there])
     )
 
 
 class Pictures(IterableDataset[dict[str, Tensor]]):
-    """Pictures of ever new scenes, and the answers to all questions about them."""
+    """Pictures of an endless series of scenes, with the targets of all probes."""
 
     def __init__(self, config: ModelConfig, seed: int, photographs: Path | None) -> None:
         self._config, self._seed = config, seed
@@ -202,24 +204,24 @@ class Pictures(IterableDataset[dict[str, Tensor]]):
                 owners = renderer.owners(time_s, OWNER_CELLS * vision.grid_size)
                 yield {
                     "picture": torch.from_numpy(picture),
-                    **answers(self._config, pooling, scene.looks(time_s), owners),
+                    **probe_targets(self._config, pooling, scene.looks(time_s), owners),
                 }
 
 
-def answers(
+def probe_targets(
     config: ModelConfig, pooling: Tensor, looks: list[Look], owners: Image
 ) -> dict[str, Tensor]:
-    """What the questions should be answered with.
+    """The targets of the probes for one picture.
 
     Args:
-        config: of the model, for its patches and cells.
+        config: the model's config, for its patches and cells.
         pooling: (cells, patches), see `pooling_matrix`.
         looks: the objects.
-        owners: (side, side), any side that the grid divides; see `Renderer.owners`.
+        owners: (side, side), a side divisible by the patch grid; see `Renderer.owners`.
 
     Returns:
-        patch_colour, patch_shape (patches,) int64, the number of classes for nothing, `IGNORED`
-        where it is unclear; cell (rows*columns, targets) float32; present (classes,) float32; where
+        patch_colour, patch_shape (patches,) int64, the number of classes for none, `IGNORED` where
+        unclear; cell (rows*columns, targets) float32; present (classes,) float32; where
         (colours*3,) float32, NaN for colours that are not present.
     """
     side = len(owners)
@@ -231,7 +233,7 @@ def answers(
     y, x = (np.mgrid[0:side, 0:side].astype(np.float32) + 0.5) / side - 0.5
     colours = cover[:NUM_COLOURS]
     places = PLACE_GAIN * np.concatenate([colours * x, colours * y])
-    # Means over the patches first: the cells are made of patches, and may overlap.
+    # Means per patch first: cells are pooled from patches and may overlap.
     patches = _means(np.concatenate([cover, places]), config.vision_config.grid_size)
     shares = patches[:, : NUM_COLOURS + NUM_SHAPES].copy()
     patches[:, : NUM_COLOURS + NUM_SHAPES] *= COVER_GAIN
@@ -246,9 +248,9 @@ def answers(
 
 
 def _where(colours: Maps, x: Maps, y: Maps, is_present: npt.NDArray[np.bool_]) -> Maps:
-    """(colours*3,): the middle of what is seen of each, and the side of a square as large."""
+    """(colours*3,): the centre of each colour's visible part, and the side of an equal square."""
     shares = colours.mean(axis=(1, 2))
-    with np.errstate(invalid="ignore"):  # 0 / 0 of what is absent
+    with np.errstate(invalid="ignore"):  # 0 / 0 for absent colours
         middles = [(colours * place).mean(axis=(1, 2)) / shares for place in (x, y)]
     wheres = np.stack([*middles, np.sqrt(shares) - USUAL_SIDE], axis=1)
     wheres[~is_present] = np.nan
@@ -256,7 +258,7 @@ def _where(colours: Maps, x: Maps, y: Maps, is_present: npt.NDArray[np.bool_]) -
 
 
 def _means(maps: Maps, grid: int) -> Maps:
-    """(patches, maps) means over the patches of maps (maps, side, side)."""
+    """(patches, maps): the mean of each map (maps, side, side) over each patch."""
     count, side, _ = maps.shape
     cut = maps.reshape(count, grid, side // grid, grid, side // grid)
     means: Maps = cut.mean(axis=(2, 4)).reshape(count, -1).T
@@ -264,7 +266,7 @@ def _means(maps: Maps, grid: int) -> Maps:
 
 
 def _classes(shares: Maps) -> Tensor:
-    """(patches,) the class that covers most of each patch, the number of classes for none."""
+    """(patches,): the class that covers most of each patch; the number of classes for none."""
     most, which = shares.max(axis=1), shares.argmax(axis=1)
     classes = np.where(most >= SURE_SHARE, which, IGNORED)
     return torch.from_numpy(np.where(most < LEAST_SHARE, shares.shape[1], classes))

@@ -1,8 +1,8 @@
-"""More questions about a scene, for training alone: each picture is worth some words.
+"""Additional questions about a scene, used only for training.
 
-Captions tell of one object at a time, and rarely. Asked what is here, again and again, a model has
-to name everything it sees: that is how it learns the words for colours, shapes, sizes and places.
-Asked what is happening, it has to compare pictures, at many more instants than motions begin at.
+Captions are rare and name one object at a time. "What is here?", asked often, makes a model name
+everything it sees, which teaches it the words for colours, shapes, sizes and places. "What is
+happening?" makes it compare pictures, at many more instants than those at which motions begin.
 """
 
 import math
@@ -22,20 +22,21 @@ from mod_edge.toy_scenes.scene_generator import (
 )
 
 DESCRIBE, HAPPENING, DETAIL = "What is here?", "What is happening?", "a detail"
-# Of the frames at which nothing else is said, how many are asked what; the rest are asked nothing.
+# Shares of the frames without other text that get a question of each kind; the rest get none.
 CALM_SHARES = {DESCRIBE: 0.1, HAPPENING: 0.03, DETAIL: 0.03}
 CHANGE_SHARES = {DESCRIBE: 0.06, HAPPENING: 0.4, DETAIL: 0.03}
 NOTHING = "Nothing."
-COVERED = 0.7  # of another's radius: nearer to its centre, an object may be hidden
+COVERED = 0.7  # an object closer than this share of another's radius to its centre may be hidden
 SIZE_SLACK = 0.005
-# By how much a place or a radius surely changes from one frame to the next, or surely does not.
+# Changes of place and radius per frame: from the first two on it clearly moves or grows, up to
+# STILL it clearly does not; in between it is disputable.
 LEAST_STEP, LEAST_GROWTH, STILL = 0.07, 0.015, 0.003
 
 Question = tuple[str, str]
 
 
 def with_questions(scene: Scene) -> Scene:
-    """The scene with questions at frames at which nothing else is said, the same each time."""
+    """The scene with questions at frames without other text; the same each time."""
     rng = np.random.default_rng([scene.seed, 3])
     taken = set(map(frame_of, scene.happenings))
     questions = []
@@ -50,7 +51,7 @@ def with_questions(scene: Scene) -> Scene:
 
 
 def _candidates(scene: Scene, time_s: float, lot: float) -> list[Question]:
-    """Questions of the kind that `lot`, 0..1, falls on, with their answers; often none."""
+    """Questions, with answers, of the kind that `lot` (0..1) selects; often none."""
     change = change_at(scene, time_s)
     is_calm = change is None or change == NOTHING
     for kind, share in (CALM_SHARES if is_calm else CHANGE_SHARES).items():
@@ -64,7 +65,7 @@ def _candidates(scene: Scene, time_s: float, lot: float) -> list[Question]:
 
 
 def change_at(scene: Scene, time_s: float) -> str | None:
-    """What has been happening since the frame before; None where that could be disputed."""
+    """What has happened since the frame before; None if that is disputable."""
     changes: list[str] = []
     for look, before in zip(scene.looks(time_s), scene.looks(time_s - GRID_S), strict=True):
         if not (_is_near(look) or _is_near(before)):
@@ -84,7 +85,7 @@ def change_at(scene: Scene, time_s: float) -> str | None:
 
 
 def _views(scene: Scene, time_s: float) -> Iterator[Question]:
-    """Questions about one picture, to describe it first; none while things are unclear."""
+    """Questions about one picture, the description first; none while an object is unclear."""
     looks = [look for look in scene.looks(time_s) if _is_near(look)]
     if not all(map(_is_clear, looks)) or any(
         math.dist((one.x, one.y), (other.x, other.y)) < COVERED * max(one.radius, other.radius)
@@ -105,12 +106,12 @@ def _views(scene: Scene, time_s: float) -> Iterator[Question]:
 
 
 def _is_near(look: Look) -> bool:
-    """Whether anything of it may be in the picture."""
+    """Whether any part of the object may be in the picture."""
     return all(-1.25 * look.radius < place < 1 + 1.25 * look.radius for place in (look.x, look.y))
 
 
 def _is_clear(look: Look) -> bool:
-    """Whether it is wholly in the picture, of one colour and of one of the two sizes."""
+    """Whether the object is fully in the picture, with one colour and one of the two sizes."""
     is_inside = all(look.radius <= place <= 1 - look.radius for place in (look.x, look.y))
     is_sized = min(abs(look.radius - SMALL), abs(look.radius - BIG)) < SIZE_SLACK
     return is_inside and is_sized and look.blend in (0.0, 1.0)

@@ -1,4 +1,4 @@
-"""Draws scenes with OpenCV: a background, the objects, and what cameras do to a picture."""
+"""Renders scenes with OpenCV: background, objects, and camera effects (shake, noise, blur)."""
 
 import math
 from collections.abc import Sequence
@@ -25,19 +25,19 @@ BGR = {
 }
 SUBPIXEL_BITS = 5
 PHOTOGRAPH_FPS = 0.5
-NOBODY = 255  # the owner of a background pixel
+NOBODY = 255  # the owner of background pixels
 
 
 class Renderer:
-    """Pictures of one scene, (size, size, 3) uint8 BGR; the same each time for the same instant."""
+    """Pictures of one scene, (size, size, 3) uint8 BGR; the same for the same instant."""
 
     def __init__(self, scene: Scene, size: int, photographs: Sequence[Image]) -> None:
-        """Choose the background and how the picture is spoiled.
+        """Choose the background and the camera effects.
 
         Args:
-            scene: what to draw.
+            scene: the scene to draw.
             size: side of the picture in pixels.
-            photographs: (H, W, 3) uint8 BGR of which backgrounds may be cut, perhaps none.
+            photographs: (H, W, 3) uint8 BGR, for backgrounds; may be empty.
         """
         self._scene, self._size = scene, size
         rng = np.random.default_rng([scene.seed, 1])
@@ -67,7 +67,7 @@ class Renderer:
         return np.clip(wide, 0, 255).astype(np.uint8)
 
     def owners(self, time_s: float, size: int) -> Image:
-        """(size, size): the index in `looks` of the object that each pixel shows, or `NOBODY`."""
+        """(size, size): for each pixel the index in `looks` of its object, or `NOBODY`."""
         offset = self._shake * self._generator(time_s).normal(0, 1, 2)
         owners = np.full((size, size), NOBODY, np.uint8)
         for index, look in enumerate(self._scene.looks(time_s)):
@@ -84,7 +84,7 @@ class Renderer:
 
 
 def outline_of(look: Look, offset: npt.NDArray[np.float64], size: int) -> npt.NDArray[np.int32]:
-    """The object's outline (points, 2) in pixels, in fixed point with `SUBPIXEL_BITS` places."""
+    """The object's outline (points, 2) in pixels, fixed point with `SUBPIXEL_BITS` bits."""
     centre = np.array([look.x, look.y]) + offset
     points = (centre + look.radius * OUTLINES[look.shape]) * size - 0.5
     rounded: npt.NDArray[np.int32] = np.round(points * 2**SUBPIXEL_BITS).astype(np.int32)
@@ -93,10 +93,10 @@ def outline_of(look: Look, offset: npt.NDArray[np.float64], size: int) -> npt.ND
 
 @lru_cache(maxsize=1)
 def photographs_of(video: Path) -> tuple[Image, ...]:
-    """The frames of a video, one every two seconds, (H, W, 3) uint8 BGR.
+    """One frame of a video every two seconds, (H, W, 3) uint8 BGR.
 
     Raises:
-        SourceError: it cannot be read.
+        SourceError: the video cannot be read.
     """
     with VideoFile(video, fps=PHOTOGRAPH_FPS) as frames:
         return tuple(frame.image for frame in frames)
@@ -110,7 +110,7 @@ def _background(rng: np.random.Generator, size: int, photographs: Sequence[Image
         top, left = (rng.integers(0, limit - side + 1) for limit in photograph.shape[:2])
         crop = photograph[top : top + side, left : left + side]
         return np.asarray(cv2.resize(crop, (size, size), interpolation=cv2.INTER_AREA), np.uint8)
-    # Greyish and of middling brightness, so that every colour stands out.
+    # Greyish and of medium brightness, so that every colour stands out.
     level = rng.uniform(50, 200) + rng.uniform(-14, 14, 3)
     field = np.broadcast_to(level, (size, size, 3)).astype(np.float32)
     if kind == "slope":

@@ -1,7 +1,7 @@
-"""A scene of simple objects and the timeline of what happens to them: pure data, nothing drawn.
+"""A scene of simple objects and a timeline of events: pure data, without rendering.
 
-The world is the unit square, (0, 0) at the top left. Every object in it has a shape and a colour of
-its own, so that "the red ball" names one of them.
+The world is the unit square, (0, 0) at the top left. No two objects share a shape or a colour, so
+"the red ball" names one of them.
 """
 
 from bisect import bisect_right
@@ -11,7 +11,7 @@ COLOURS = ("red", "green", "blue", "yellow", "pink", "cyan")
 SHAPES = ("ball", "box", "triangle", "star", "cross")
 SMALL, BIG = 0.085, 0.14  # radius, a share of the picture's side
 SIZE_NAMES = {SMALL: "small", BIG: "big"}
-# One in five of the combinations is never shown in training, each colour and shape among them.
+# One in five combinations is never shown in training; they cover every colour and shape.
 HELD_OUT = frozenset(
     {
         ("red", "star"),
@@ -38,12 +38,12 @@ class Track:
         return Track([0.0], [value])
 
     def hold_until(self, time_s: float) -> None:
-        """Keep the last value up to `time_s`, where a change begins."""
+        """Keep the last value up to `time_s`, when a change begins."""
         self.times_s.append(time_s)
         self.values.append(self.values[-1])
 
     def reach(self, time_s: float, value: float) -> None:
-        """Be at `value` at `time_s`, later than all keys."""
+        """Change linearly to `value` at `time_s`, which is after all keys."""
         self.times_s.append(time_s)
         self.values.append(value)
 
@@ -66,16 +66,16 @@ class Track:
 
 @dataclass
 class Thing:
-    """One object: what it is, and its tracks over the scene's time.
+    """One object: its properties and its tracks over time.
 
     Attributes:
         shape: one of `SHAPES`.
-        colours: (from which second, colour), rising.
+        colours: (start in seconds, colour), rising.
         x, y: its centre.
         radius: half its width.
-        layer: what is drawn later lies above.
-        behind: the thing that hides it, if any.
-        has_left: whether it is gone for good.
+        layer: objects with a higher one are drawn on top.
+        behind: the object that hides it, if any.
+        has_left: whether it has left the picture for good.
     """
 
     shape: str
@@ -94,7 +94,7 @@ class Thing:
 
     @property
     def name(self) -> str:
-        """How a caption calls it: "red ball"."""
+        """Its name in captions, like "red ball"."""
         return f"{self.colour} {self.shape}"
 
     @property
@@ -109,7 +109,7 @@ class Look:
 
     Attributes:
         shape: one of `SHAPES`.
-        colour, next_colour: blended by `blend`, 0..1, while one turns into the other.
+        colour, next_colour: blended by `blend`, 0..1, during a change of colour.
         x, y, radius: see `Thing`.
     """
 
@@ -124,14 +124,15 @@ class Look:
 
 @dataclass(frozen=True)
 class Happening:
-    """Something said about the scene, at the first instant at which it can be seen.
+    """A caption or an answer about the scene.
 
     Attributes:
-        time_s: that instant; for a query, when it is asked.
-        text: the caption, or the answer.
-        kind: of event, the caption's verb; nothing for an answer.
+        time_s: for a caption, the first instant at which its event can be seen; for an answer, the
+            time of its query.
+        text: the caption or the answer.
+        kind: the kind of event, which is the caption's verb; empty for an answer.
         keys: the caption's words that must be right.
-        query: what is asked, None for a caption.
+        query: the question; None for a caption.
     """
 
     time_s: float
@@ -143,12 +144,12 @@ class Happening:
 
 @dataclass
 class Scene:
-    """Objects, what happens to them, and how the picture is spoiled.
+    """A scene's objects and its texts.
 
     Attributes:
         duration_s: its length.
-        seed: of everything that the renderer draws by chance.
-        things: all that are ever seen.
+        seed: seeds the renderer.
+        things: all objects that are ever visible.
         happenings: in order of time; the first, at 0 s, describes the opening.
     """
 

@@ -1,8 +1,8 @@
-"""Makes up scenes by chance: who enters, moves, stops, hits, hides, grows, turns another colour.
+"""Generates random scenes: objects enter, move, stop, hit, hide, grow and change colour.
 
-One thing happens at a time. A motion is told twice, when it begins and how it ends (stops, leaves,
-hits, hides), so that no caption needs a look into the future. Happenings keep away from the
-instants at which a model of 2 frames/s looks, so that each belongs to one frame beyond doubt.
+Events do not overlap. A motion gets two captions, one at its start and one at its end (stops,
+leaves, hits, hides), so that no caption depends on the future. Events keep a distance from the
+frames of a 2 frames/s model, so that the first frame that shows each one is unambiguous.
 """
 
 import math
@@ -36,45 +36,44 @@ QUERY_SHARE = 0.4
 GROWTH_S = 0.8
 LONGEST_ACT_S = 4.5
 MARGIN = 0.03  # between objects that do not touch
-CORNER = 1.25  # of a radius: no corner of an outline, nor a shaking camera, reaches further
+CORNER = 1.25  # radii from the centre; no corner of an outline, even with shake, reaches further
 NUM_TRIES = 40
 NUMBERS = ("None.", "One.", "Two.", "Three.")
 PLACES = {"On the left.": (0.0, 0.3), "In the middle.": (0.4, 0.6), "On the right.": (0.7, 1.0)}
 SIDES = {"left": (-1, 0), "right": (1, 0), "top": (0, -1), "bottom": (0, 1)}
 WAYS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
-# How often each is tried; the harder to fit in are tried more often.
+# Relative frequency of attempts; acts that often do not fit are attempted more often.
 ACTS = {"enter": 4, "stroll": 5, "leave": 2.5, "hit": 6, "hide": 9, "turn": 1, "swell": 0.8}
-# How long after a grid instant something may begin or end, in seconds: whether it has happened by
-# the next instant must not hang on rounding.
+# Seconds after a grid instant within which an event may begin or end, so that rounding cannot move
+# it to another frame.
 PHASE_BEGINS = (0.03, 0.2)
 PHASE_ENDS = (0.12, 0.4)
-PHASE_STOPS = (0.25, 0.45)  # late, so that the step before was a long one
+PHASE_STOPS = (0.25, 0.45)  # late, so that the last step of the motion is long enough to see
 
 Point = tuple[float, float]
 Choice = TypeVar("Choice")
 
 
 def write_scene(seed: int, duration_s: float, *, held_out: bool) -> Scene:
-    """A scene made up from `seed`.
+    """A random scene.
 
     Args:
-        seed: the same gives the same scene.
+        seed: equal seeds return equal scenes.
         duration_s: its length.
-        held_out: whether it shows at least one of the combinations held out of training; else
-            it shows none of them.
+        held_out: True shows at least one of the combinations held out of training, False none.
     """
     attempt = 0
     while True:
         rng = np.random.default_rng([seed, attempt])
-        scene = _Screenplay(rng, Scene(duration_s, seed), held_out).play()
+        scene = _SceneGenerator(rng, Scene(duration_s, seed), held_out).play()
         shown = {(colour, each.shape) for each in scene.things for _, colour in each.colours}
         if not held_out or shown & HELD_OUT:
             return scene
         attempt += 1
 
 
-class _Screenplay:
-    """The scene so far, and `time_s`, up to which it is written."""
+class _SceneGenerator:
+    """The scene so far, up to `time_s`."""
 
     def __init__(self, rng: np.random.Generator, scene: Scene, held_out: bool) -> None:
         self.rng = rng
@@ -83,7 +82,7 @@ class _Screenplay:
         self.time_s = 0.0
 
     def play(self) -> Scene:
-        """The scene, filled from its opening to its end."""
+        """The complete scene."""
         for _ in range(self.rng.integers(0, MAX_THINGS + 1)):
             self._place_thing()
         from_the_left = sorted(self.scene.things, key=lambda each: each.x.last)
@@ -106,7 +105,7 @@ class _Screenplay:
 
     @property
     def free(self) -> list[Thing]:
-        """Those that hide nothing and are not hidden."""
+        """Objects that neither hide another one nor are hidden."""
         hiders = [thing.behind for thing in self.present if thing.behind]
         return [each for each in self.present if not each.behind and each not in hiders]
 
@@ -116,7 +115,7 @@ class _Screenplay:
             if getattr(self, f"_{self.rng.choice(names, p=weights / weights.sum())}")():
                 return
 
-    # What may happen; each returns whether it could.
+    # Events; each returns whether it was possible.
 
     def _enter(self) -> bool:
         thing = self._new_thing()
@@ -146,7 +145,7 @@ class _Screenplay:
         return True
 
     def _stroll(self) -> bool:
-        """Somebody moves along one axis and stops."""
+        """An object moves along one axis and stops."""
         movable = [*self.free, *(thing for thing in self.present if thing.behind)]
         if not movable:
             return False
@@ -162,7 +161,7 @@ class _Screenplay:
             return False
         end_s = self._set_out(thing, target, way, PHASE_STOPS)
         thing.behind = None
-        # One more frame has to show that it does not move any more.
+        # One more frame has to show that it no longer moves.
         keys = (*thing.name.split(), "stops")
         self._tell(end_s + GRID_S, f"The {thing.name} stops.", "stops", keys)
         self.time_s = end_s + GRID_S
@@ -191,7 +190,7 @@ class _Screenplay:
         return self._approach("hides behind")
 
     def _approach(self, ending: str) -> bool:
-        """Somebody moves up to another, or behind it if that is large and closed enough."""
+        """An object moves up to another one, or behind it if that is large and closed enough."""
         if len(self.free) < 2:
             return False
         thing, other = (self.free[i] for i in self.rng.permutation(len(self.free))[:2])
@@ -237,7 +236,7 @@ class _Screenplay:
         return True
 
     def _swell(self) -> bool:
-        """Somebody grows or shrinks."""
+        """An object grows or shrinks."""
         if not self.free:
             return False
         thing = self._pick(self.free)
@@ -251,7 +250,7 @@ class _Screenplay:
         return True
 
     def _ask(self, time_s: float) -> None:
-        """Ask something that the scene, or what is remembered of it, answers."""
+        """Ask a question whose answer is visible now or was visible before."""
         things = self.present
         shape, thing = self._pick(SHAPES), self._pick(things) if things else None
         kind = self._pick(("colour", "object", "where", "is there", "count"))
@@ -271,7 +270,7 @@ class _Screenplay:
             if place is not None:
                 self._answer(time_s, f"Where is the {thing.shape}?", place)
 
-    # How it is written down.
+    # Captions, answers and tracks.
 
     def _tell(self, time_s: float, text: str, kind: str, keys: tuple[str, ...]) -> None:
         self.scene.happenings.append(Happening(round(time_s, 3), text, kind, keys))
@@ -282,7 +281,7 @@ class _Screenplay:
         self.time_s = max(self.time_s, time_s)
 
     def _set_out(self, thing: Thing, target: Point, way: str, phase: Point) -> float:
-        """Tell that the motion begins; returns when it ends, about `phase` after a grid instant."""
+        """Start a motion with its caption; returns its end, in `phase` after a grid instant."""
         begin_s = self._align(self.time_s, PHASE_BEGINS)
         length = math.dist((thing.x.last, thing.y.last), target)
         end_s = self._align(begin_s + length / self.rng.uniform(*SPEED), phase)
@@ -297,10 +296,10 @@ class _Screenplay:
             track.reach(end_s, value)
         self.time_s = end_s
 
-    # Who and where.
+    # Objects and places.
 
     def _new_thing(self) -> Thing | None:
-        """An object unlike all present ones, nowhere yet; None where there are enough."""
+        """An object unlike all present ones, not placed yet; None if there are enough."""
         shapes = [shape for shape in SHAPES if shape not in {each.shape for each in self.present}]
         self.rng.shuffle(shapes)
         colours = self._colours_for(shapes[0])
@@ -321,7 +320,7 @@ class _Screenplay:
             self.scene.things.append(thing)
 
     def _colours_for(self, shape: str) -> list[str]:
-        """Colours that no present object has, and that this shape may have here."""
+        """Colours that no present object has and that are allowed for this shape."""
         taken = {each.colour for each in self.present}
         return [
             colour
@@ -330,7 +329,7 @@ class _Screenplay:
         ]
 
     def _free_spot(self, radius: float) -> Point:
-        """A place inside the picture; apart from the others, if one is found soon."""
+        """A place inside the picture, apart from the other objects if one is found in time."""
         spot = (0.5, 0.5)
         for _ in range(NUM_TRIES):
             low, high = radius + MARGIN, 1 - radius - MARGIN
@@ -343,7 +342,7 @@ class _Screenplay:
         return self._is_clear(spot, spot, radius, but)
 
     def _is_clear(self, start: Point, end: Point, radius: float, but: Collection[Thing]) -> bool:
-        """Whether an object that goes straight from `start` to `end` passes all others by."""
+        """Whether an object moving straight from `start` to `end` touches no other one."""
         steps = np.linspace(0, 1, 12)[:, None]
         path = np.array(start) + steps * (np.array(end) - np.array(start))  # (steps, 2)
         for other in self.present:
@@ -354,7 +353,7 @@ class _Screenplay:
         return True
 
     def _align(self, time_s: float, phase: Point) -> float:
-        """The first time from `time_s` on that lies within `phase` behind a grid instant."""
+        """The first time from `time_s` on that lies within `phase` after a grid instant."""
         offset_s = self.rng.uniform(*phase)
         return float(math.ceil((time_s - offset_s) / GRID_S) * GRID_S + offset_s)
 
@@ -363,13 +362,13 @@ class _Screenplay:
 
 
 def frame_of(happening: Happening) -> int:
-    """The frame of the grid after which it is said; a query is answered before a later one."""
+    """The grid frame after which the text is due; an answer comes before any later frame."""
     instants = round(happening.time_s / GRID_S, 3)
     return math.ceil(instants) if happening.query is None else math.floor(instants)
 
 
 def describe(things: Sequence[tuple[str, str, str]]) -> str:
-    """A sentence of all that is there, from the left, each thing given as (size, colour, shape)."""
+    """A sentence that lists the objects, (size, colour, shape) each, from left to right."""
     names = [f"a {' '.join(thing)}" for thing in things]
     if not names:
         return "Nothing is here."
@@ -378,7 +377,7 @@ def describe(things: Sequence[tuple[str, str, str]]) -> str:
 
 
 def place_of(x: float) -> str | None:
-    """Where something is, None where that could be disputed."""
+    """The name of a place; None if that is disputable."""
     for place, (low, high) in PLACES.items():
         if low <= x <= high:
             return place
@@ -386,7 +385,7 @@ def place_of(x: float) -> str | None:
 
 
 def way_of(dx: float, dy: float) -> str:
-    """The direction, one of `WAYS`, that a motion has more than the other."""
+    """The main direction of a motion, one of `WAYS`."""
     if abs(dx) > abs(dy):
         return "right" if dx > 0 else "left"
     return "down" if dy > 0 else "up"

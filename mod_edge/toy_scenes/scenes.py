@@ -1,4 +1,4 @@
-"""Writes the data set of made-up scenes: mp4 files and JSONL, as `clips` describes them."""
+"""Writes a data set of synthetic scenes: mp4 files and JSONL, in the format of `data.clips`."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -31,9 +31,9 @@ class Split:
 
     Attributes:
         name: of its file.
-        first_seed: where its seeds begin.
+        first_seed: its first scene seed.
         held_out: whether each clip shows a held-out combination.
-        more_questions: whether many are asked, see `questions`.
+        more_questions: whether to add many questions, see `questions`.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Split:
     more_questions: bool = False
 
 
-# Seeds of a data set of another --seed begin elsewhere; splits of one never meet.
+# Scene seeds of two splits, or of data sets with another --seed, never overlap.
 SEEDS_A_SPLIT = 1_000_000
 SPLITS = (
     Split("train", 0 * SEEDS_A_SPLIT, more_questions=True),
@@ -62,27 +62,27 @@ def write_scenes(
     duration_s: float = DURATION_S,
     on_step: OnStep = not_shown,
 ) -> None:
-    """Make the data set folder; it appears whole or not at all.
+    """Write the data set folder atomically.
 
     Args:
-        folder: to make.
+        folder: to write.
         counts: clips of each split, by the name of one of `SPLITS`.
-        seed: the same gives the same videos' content.
-        force: replace a data set that is there.
-        photographs: a video of which backgrounds are cut.
-        duration_s: of each clip.
-        on_step: told what is written, the clips done and of how many.
+        seed: equal seeds give equal videos and texts.
+        force: replace an existing data set.
+        photographs: a video to cut backgrounds from.
+        duration_s: length of each clip.
+        on_step: progress callback.
 
     Raises:
-        ConfigError: `folder` exists and `force` is not given, or it is something else.
-        DataError: no clips are asked for, or a video cannot be written here.
+        ConfigError: `folder` exists and `force` is not set, or it is not such a data set.
+        DataError: `counts` has no clips, or OpenCV cannot write videos.
     """
     total, done = sum(counts.values()), 0
     if not total:
-        raise DataError("a data set of no clips at all; ask for some of a split")
+        raise DataError("the data set would have no clips; set the number of at least one split")
     with (
-        staged_folder(folder, is_ours=is_made_up, force=force) as staging,
-        # Not forked: OpenCV's threads do not survive it.
+        staged_folder(folder, is_ours=is_scene_data_set, force=force) as staging,
+        # Not forked: OpenCV's threads do not survive a fork.
         ProcessPoolExecutor(usable_cores(), mp_context=get_context("spawn")) as pool,
     ):
         (staging / "videos").mkdir()
@@ -98,28 +98,28 @@ def write_scenes(
                     clip.result()
                     done += 1
                     on_step(split.name, done, total)
-            except BaseException:  # Ctrl-C too: else all that is queued would be drawn first
+            except BaseException:  # also Ctrl-C: else all queued clips would be drawn first
                 pool.shutdown(cancel_futures=True)
                 raise
             if pending:
                 write_clips(staging, split.name, (each.result() for each in pending))
 
 
-def is_made_up(folder: Path) -> bool:
-    """Whether `folder` is a data set that `write_scenes` made: a user's own has no such file."""
+def is_scene_data_set(folder: Path) -> bool:
+    """Whether `write_scenes` wrote the data set `folder`; other data sets have no such file."""
     return (folder / MARKER_FILE).is_file()
 
 
 def scenes_of_clips(folder: Path, clips: Iterable[Clip]) -> Iterator[Scene]:
-    """The scenes that clips of the data set `folder` were drawn from, made up once more.
+    """The scenes of clips of the data set `folder`, generated again from their seeds.
 
     Raises:
-        DataError: the data set is none that `write_scenes` made.
+        DataError: `write_scenes` did not write the data set or one of the clips.
     """
-    if not is_made_up(folder):
+    if not is_scene_data_set(folder):
         raise DataError(
-            f"{folder} has no {MARKER_FILE}: what videos show is known of data sets that "
-            'mod-edge scenes wrote; train others without auxiliary_loss = "motion"'
+            f"{folder} has no {MARKER_FILE}, so it was not written by mod-edge scenes and its "
+            'objects are unknown; train without auxiliary_loss = "motion"'
         )
     facts = json.loads((folder / MARKER_FILE).read_text(encoding="utf-8"))
     splits = {split.name: split for split in SPLITS}
@@ -127,8 +127,8 @@ def scenes_of_clips(folder: Path, clips: Iterable[Clip]) -> Iterator[Scene]:
         name, _, number = clip.uid.rpartition("-")
         if name not in splits or not number.isdecimal():
             raise DataError(
-                f"what the video of {clip.uid!r} shows is not known, as mod-edge scenes did not "
-                "draw it; take its line out of the data set, or train without "
+                f"clip {clip.uid!r} was not written by mod-edge scenes, so its objects are "
+                "unknown; remove its line from the data set, or train without "
                 'auxiliary_loss = "motion"'
             )
         seed = _scene_seed(facts["seed"], splits[name], int(number))
@@ -136,7 +136,7 @@ def scenes_of_clips(folder: Path, clips: Iterable[Clip]) -> Iterator[Scene]:
 
 
 def conversation_of(scene: Scene) -> tuple[Line, ...]:
-    """What is said over the scene, and asked."""
+    """The scene's captions, queries and answers."""
     return tuple(_lines(scene))
 
 
@@ -150,7 +150,7 @@ def _lines(scene: Scene) -> Iterator[Line]:
 def _write_clip(
     folder: Path, split: Split, number: int, seed: int, photographs: Path | None, duration_s: float
 ) -> Clip:
-    cv2.setNumThreads(1)  # one process a core
+    cv2.setNumThreads(1)  # one process per core
     scene = write_scene(_scene_seed(seed, split, number), duration_s, held_out=split.held_out)
     pictures = photographs_of(photographs) if photographs else ()
     video = folder / "videos" / f"{split.name}-{number:06d}.mp4"
@@ -164,15 +164,17 @@ def _scene_seed(seed: int, split: Split, number: int) -> int:
 
 
 def write_video(path: Path, renderer: Renderer, duration_s: float) -> None:
-    """Draw a scene into an mp4 file.
+    """Render a scene to an mp4 file.
 
     Raises:
-        DataError: OpenCV has no encoder for it here.
+        DataError: this OpenCV has no MPEG-4 encoder.
     """
     fourcc = cv2.VideoWriter.fourcc(*"mp4v")
     writer = cv2.VideoWriter(str(path), fourcc, VIDEO_FPS, (VIDEO_SIZE, VIDEO_SIZE))
     if not writer.isOpened():
-        raise DataError(f"{path} cannot be written: this OpenCV has no MPEG-4 encoder")
+        raise DataError(
+            f"{path} cannot be written: this OpenCV has no MPEG-4 encoder; install opencv-python"
+        )
     for number in range(round(duration_s * VIDEO_FPS)):
         writer.write(renderer.frame(number / VIDEO_FPS))
     writer.release()

@@ -1,7 +1,6 @@
-"""The geometry of the model that ships, its tokenizer, and its vision tower: where training starts.
+"""The base checkpoint of the bundled model: its geometry, tokenizer and pretrained vision tower.
 
-A base checkpoint holds a vision tower that has been taught to see (`pretraining`), and a connector
-and a decoder that have learned nothing yet.
+Its vision tower comes from `pretraining`; its connector and decoder are untrained.
 """
 
 from collections.abc import Iterator
@@ -20,8 +19,8 @@ from mod_edge.training.initial_weights import initial_model
 from mod_edge.training.train import save_model
 
 VOCAB_SIZE = 1024
-NUM_CORPUS_SCENES = 400  # hold every word and phrase that scenes are told in
-CORPUS_SEED = 400_000_000  # of no data set whose seed is below 40
+NUM_CORPUS_SCENES = 400  # contain every word and phrase of the captions
+CORPUS_SEED = 400_000_000  # not used by data sets with a seed below 40
 CORPUS_SCENE_S = 30.0
 STEPS_SHOWN = 100
 
@@ -34,7 +33,7 @@ def small_config(tokenizer: Tokenizer) -> ModelConfig:
 
 
 def scene_tokenizer() -> Tokenizer:
-    """A tokenizer that has one token for each word that scenes are told in."""
+    """A tokenizer with one token for each word of the captions."""
     return tokenizer_of_corpus(_corpus(), VOCAB_SIZE, VOCAB_SIZE)
 
 
@@ -42,7 +41,7 @@ def _corpus() -> Iterator[str]:
     yield f"{SYSTEM_PROMPT}\n\n["
     yield INTERVAL
     for seed in range(CORPUS_SEED, CORPUS_SEED + NUM_CORPUS_SCENES):
-        # Words of held-out combinations are ordinary words.
+        # Held-out combinations use the same words.
         for each in write_scene(seed, CORPUS_SCENE_S, held_out=False).happenings:
             question = "" if each.query is None else f"\nUser: {each.query}"
             yield f"]{question}\nAssistant: {each.text}"
@@ -56,17 +55,17 @@ def write_base(
     force: bool,
     on_step: OnStep,
 ) -> None:
-    """Make the checkpoint folder from which the shipped model was trained.
+    """Write the checkpoint folder from which the bundled model was trained.
 
     Args:
-        folder: to make.
-        photographs: a video of which the pictures' backgrounds are cut.
+        folder: to write.
+        photographs: a video to cut the pictures' backgrounds from.
         options: of the vision tower's training.
-        force: replace a checkpoint that is there.
-        on_step: told the mean loss of the last steps, the steps done and of how many.
+        force: replace an existing checkpoint.
+        on_step: progress callback; its text shows the mean loss of the last steps.
 
     Raises:
-        ConfigError: `folder` exists and `force` is not given, or it is something else.
+        ConfigError: `folder` exists and `force` is not set, or it is not a checkpoint.
         SourceError: the photographs cannot be read.
     """
     tokenizer = scene_tokenizer()

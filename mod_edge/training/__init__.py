@@ -1,1 +1,1 @@
-"""Data, training and what it needs: videos with timed narrations in, a checkpoint out."""
+"""Training: videos with timed narrations in, a checkpoint out."""

@@ -1,9 +1,9 @@
-"""Causal attention over whole streams, quick in both directions where training runs.
+"""Causal attention over whole streams, with fast forward and backward passes.
 
-Torch's fused attention is the way everywhere but on a CPU in bfloat16: there its backward pass
-does not use the CPU's matrix units. Plain products over blocks of queries do, and leave out most
-of what the causal mask hides. One forward and backward pass of 16 streams of 650 tokens, 6 query
-heads of 32 on 2, one thread of an x86-64 core with AMX:
+Uses torch's fused attention, except on a CPU in bfloat16, where its backward pass does not use the
+CPU's matrix units. Plain products over blocks of queries do use them, and skip most of the masked
+scores. One forward and backward pass over 16 streams of 650 tokens, 6 query heads of 32 and 2
+key/value heads, on one thread of an x86-64 core with AMX:
 
     fused, float32      233 ms
     fused, bfloat16     345 ms
@@ -16,15 +16,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention, softmax
 
-QUERIES_AT_ONCE = 224  # of 96 to 650 the quickest for 650 tokens
+QUERIES_AT_ONCE = 224  # the fastest of 96 to 650 for 650 tokens
 
 
 def causal_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """(B, T, H, E): attention of each row to itself and those before it.
+    """(B, T, H, E): attention of each row to itself and the rows before it.
 
     Args:
         query: (B, T, H, E).
-        key: (B, T, G, E); G divides H, query heads h of one key head are neighbours.
+        key: (B, T, G, E); G divides H, the query heads of one key head are adjacent.
         value: like `key`.
     """
     if query.device.type == "cpu" and query.dtype == torch.bfloat16:
@@ -38,7 +38,7 @@ def _by_blocks(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     num_streams, length, num_heads, head_dim = query.shape
     num_key_heads = key.shape[2]
     group = num_heads // num_key_heads
-    # One matrix a key head: its query heads' rows side by side, (B*G, T*group, E).
+    # One matrix per key head, with the rows of its query heads side by side: (B*G, T*group, E).
     query = (query * head_dim**-0.5).unflatten(2, (num_key_heads, group)).transpose(1, 2)
     query = query.reshape(num_streams * num_key_heads, length * group, head_dim)
     key = key.transpose(1, 2).reshape(num_streams * num_key_heads, length, head_dim)

@@ -1,6 +1,6 @@
-"""A loss beside those of the words, which a recipe asks for by name (`auxiliary_loss`).
+"""The protocol of an additional training loss, which a recipe selects by name (`auxiliary_loss`).
 
-The trainer knows no such loss: whoever calls it hands in the ones that there are.
+The trainer defines no such losses itself: the caller passes the available ones to `train`.
 """
 
 from collections.abc import Sequence
@@ -17,22 +17,22 @@ from mod_edge.training.forward import BatchedDecoder
 
 
 class AuxiliaryLoss(Protocol):
-    """A loss for one model on one data set."""
+    """An additional loss for one model on one data set."""
 
     def loss(
         self, decoder: BatchedDecoder, hidden_states: Sequence[Tensor], batch: Batch
     ) -> Tensor:
-        """A scalar: the mean over what the batch has to learn.
+        """A scalar: the mean over the batch's targets.
 
         Args:
-            decoder: that made the states; it gives a layer's queries and keys, too.
+            decoder: computed the states, and also returns a layer's queries and keys.
             hidden_states: see `BatchedDecoder.hidden_states`.
-            batch: whose states they are.
+            batch: the batch that the states belong to.
         """
 
 
 class AuxiliaryLossMaker(Protocol):
-    """Makes the loss of one training."""
+    """Makes the loss of one training run."""
 
     def __call__(
         self,
@@ -47,11 +47,11 @@ class AuxiliaryLossMaker(Protocol):
 
         Args:
             data: the data set's folder.
-            clips: of its training split.
-            num_frames: that each clip's video gave.
-            config: of the model.
-            device: of the model.
+            clips: the training split.
+            num_frames: frames read from each clip's video.
+            config: the model's config.
+            device: the model's device.
 
         Raises:
-            DataError: this data set or this model cannot have it.
+            DataError: the loss does not support this data set or this model.
         """

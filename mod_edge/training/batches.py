@@ -1,10 +1,10 @@
-"""Streams of a data set cut to length and put side by side: what one training step sees.
+"""Training batches: a data set's streams, cropped and padded to one length.
 
-A clip's stream is the very ids that the runtime feeds (`dialogue`), flat. A crop of it either
-begins as the stream does, or as a stream looks after the runtime's window has rolled: the sink (the
-opening; with a standing instruction also the first frame and the instruction), then what follows
-from some later segment on, at contiguous positions. Segments are the runtime's (`Stepper`): a frame
-with the text before it, or a reply without its end token, which is fed with the next frame.
+A clip's stream is the flat list of the token ids that the runtime feeds (`dialogue`). A crop starts
+either at the beginning of the stream, or like a stream whose window has rolled: the sink (the
+opening; with a standing instruction also the first frame and the instruction), then the tokens from
+some later segment on, at contiguous positions. Segments are the runtime's (`Stepper`): a frame with
+the text before it, or a reply without its end token, which is fed with the next frame.
 """
 
 from collections.abc import Iterable, Sequence
@@ -26,13 +26,13 @@ from mod_edge.training.features import FrameFeatures
 from mod_edge.training.recipe import TrainConfig
 
 NO_LABEL = -1
-# A rolled crop starts where at least this share of `max_frames` follows: late frames are learned as
-# often as others, and crops stay long enough to be worth their sink.
+# A rolled crop starts where at least this share of `max_frames` follows: late frames are trained on
+# as often as others, and crops stay long compared with their sink.
 LEAST_FILL = 0.5
-# Crops are sorted by length among those of so many batches, then cut into batches.
+# The crops of this many batches are sorted by length, then cut into batches.
 NUM_BATCHES_SORTED = 16
-# For every new shape of a product the CPU's library compiles code and keeps it: with rows of any
-# number, memory grew to 7.7 GB in 500 steps of a 3M model, and steps took 2.3 instead of 1.7 s.
+# The CPU's matrix library compiles and keeps code for every new shape of a product: with any number
+# of rows, memory grew to 7.7 GB in 500 steps of a 3M model, and steps took 2.3 instead of 1.7 s.
 ROWS_ROUNDED = 64
 
 IntArray = npt.NDArray[np.int64]
@@ -47,8 +47,8 @@ class Stream:
         token_ids: (T,) int32; 0 in frames.
         labels: (T,) int32, the token to predict at each row, `NO_LABEL` for none.
         frame_starts: (F,) int32, the row of each frame's first token.
-        segment_starts: (segments,) int32, rising; segments that lie in the sink are not among them.
-        sink: rows of the sink.
+        segment_starts: (segments,) int32, rising, without the segments in the sink.
+        sink: number of rows in the sink.
     """
 
     token_ids: Int32Array
@@ -63,7 +63,7 @@ class Stream:
         return int((self.frame_starts < self.sink).sum())
 
     def rolled_starts(self, max_frames: int) -> Int32Array:
-        """Segments at which a crop of `max_frames` may go on behind the sink."""
+        """Segments at which a crop of `max_frames` may continue after the sink."""
         num_following = len(self.frame_starts) - np.searchsorted(
             self.frame_starts, self.segment_starts
         )
@@ -71,7 +71,7 @@ class Stream:
         return self.segment_starts[is_enough & (self.segment_starts > self.sink)]
 
     def crop(self, start: int, max_frames: int) -> "Crop":
-        """The sink and what follows from row `start` on: `max_frames` frames at most."""
+        """The sink and the rows from `start` on: `max_frames` frames at most."""
         num_before = int(np.searchsorted(self.frame_starts, start))
         first_left_out = num_before + max_frames - self.num_sink_frames
         end = len(self.token_ids)
@@ -85,7 +85,7 @@ class Stream:
 
 @dataclass(frozen=True)
 class Crop:
-    """Rows of a stream: its sink, and those from `start` (the sink's end or later) to `end`."""
+    """A stream's sink and its rows from `start` (the sink's end or later) to `end`."""
 
     stream: Stream
     start: int
@@ -93,7 +93,7 @@ class Crop:
 
     @property
     def is_rolled(self) -> bool:
-        """Whether something behind the sink is left out."""
+        """Whether rows after the sink are left out."""
         return self.start > self.stream.sink
 
     @property
@@ -103,11 +103,11 @@ class Crop:
 
     @property
     def num_tokens(self) -> int:
-        """Rows that it has."""
+        """The number of rows."""
         return self.stream.sink + self.end - self.start
 
     def frames(self) -> tuple[IntArray, IntArray]:
-        """Frames of the stream that it shows, and the row in the crop where each one begins."""
+        """The indices of the crop's frames in the stream, and each one's first row in the crop."""
         starts, sink = self.stream.frame_starts.astype(np.int64), self.stream.sink
         is_shown = (starts < sink) | ((starts >= self.start) & (starts < self.end))
         shown = np.flatnonzero(is_shown)
@@ -116,17 +116,17 @@ class Crop:
 
 @dataclass(frozen=True)
 class Batch:
-    """B crops side by side, padded on the right to T rows; row numbers are those of (B*T).
+    """B crops, padded on the right to T rows; row numbers index the flattened (B*T) rows.
 
     Attributes:
         token_ids: (B, T) int64; 0 in frames and padding.
         is_text: (B, T) bool; neither frame nor padding.
         frame_index: (F, N) int64, rows of all frames' tokens.
-        frames: (F,) int64, these frames' numbers among those of all clips.
+        frames: (F,) int64, each frame's index among the frames of all clips.
         features: (F, N, Dv) float16, of these frames.
         label_rows: (L,) int64.
         labels: (L,) int64.
-        is_stream: (L,) bool: a decision at a frame's last token, else a reply's token.
+        is_stream: (L,) bool, True for a decision at a frame's last token, False for a reply token.
     """
 
     token_ids: Tensor
@@ -144,12 +144,12 @@ class Batch:
         return self.token_ids.shape[1]
 
     def to(self, device: torch.device) -> "Batch":
-        """The same on another device."""
+        """The batch on another device."""
         return Batch(**{name: tensor.to(device) for name, tensor in vars(self).items()})
 
 
 class Batches:
-    """Batch after batch of a split, each a pure function of the seed and the batch's number."""
+    """The batches of a split; each is a pure function of the seed and the batch's number."""
 
     def __init__(
         self, streams: Sequence[Stream], features: FrameFeatures, settings: TrainConfig
@@ -157,12 +157,12 @@ class Batches:
         """Batches of `streams`, whose frames are in `features` in the same order.
 
         Args:
-            streams: one a clip.
+            streams: one per clip.
             features: of all clips' frames.
             settings: `batch_clips`, `max_frames`, `roll_ratio` and `seed` of the recipe.
 
         Raises:
-            DataError: fewer clips than a batch has.
+            DataError: fewer clips than `batch_clips`.
         """
         check_fills_a_batch("the split", len(streams), settings)
         self._streams, self._features = streams, features
@@ -170,12 +170,12 @@ class Batches:
         self._epoch = lru_cache(maxsize=2)(self._plan_epoch)
 
     def __getitem__(self, number: int) -> Batch:
-        """The batch of this number, from 0 without end."""
+        """The batch with this number, 0 or more, without an upper limit."""
         epoch, place = divmod(number, len(self._streams) // self._settings.batch_clips)
         return self._assemble(self._epoch(epoch)[place])
 
     def _plan_epoch(self, epoch: int) -> list[list[tuple[int, Crop]]]:
-        """Every clip once, but for what is left over; crops of similar length together."""
+        """Batches of crops of similar length; every clip once, without an incomplete last batch."""
         rng = np.random.default_rng((self._settings.seed, epoch))
         size = self._settings.batch_clips
         order = rng.permutation(len(self._streams))
@@ -232,10 +232,10 @@ class Batches:
 
 
 def check_fills_a_batch(split: str, num_clips: int, settings: TrainConfig) -> None:
-    """Refuse fewer clips than a batch has.
+    """Check that a split has at least `batch_clips` clips.
 
     Raises:
-        DataError: that, of `split` by name.
+        DataError: `split` has fewer.
     """
     if num_clips < settings.batch_clips:
         raise DataError(
@@ -252,7 +252,7 @@ def round_up(num_rows: int) -> int:
 def streams_of_clips(
     clips: Iterable[Clip], features: FrameFeatures, config: StreamConfig, tokenizer: Tokenizer
 ) -> list[Stream]:
-    """Each clip's whole stream, for the frames that its video gave."""
+    """Each clip's whole stream, for the frames that were read from its video."""
     streams = []
     for clip, num_frames in zip(clips, features.num_frames, strict=True):
         dialogue = dialogue_of_clip(clip, config.frame_fps, int(num_frames))
@@ -262,7 +262,7 @@ def streams_of_clips(
 
 
 def stream_of_pieces(pieces: Sequence[Piece], config: StreamConfig, num_tokens: int) -> Stream:
-    """The flat stream of `pieces`; `num_tokens` is N, of one frame."""
+    """The flat stream of `pieces`; `num_tokens` is N, the tokens of one frame."""
     decided = {
         Decision.SILENT: config.frame_token_interval_id,
         Decision.SPEAK: config.stream_end_id,
@@ -285,16 +285,16 @@ def stream_of_pieces(pieces: Sequence[Piece], config: StreamConfig, num_tokens: 
             continue
         token_ids += piece.ids
         labels += [NO_LABEL] * len(piece.ids)
-        if piece.num_learned:  # a reply behind its prompt
+        if piece.num_learned:  # a reply after its prompt
             learned_start = len(token_ids) - piece.num_learned
             labels[learned_start - 1 : -1] = token_ids[learned_start:]
             is_standing = is_asked and len(frame_starts) == 1
             if is_standing:  # the sink holds all before the reply
                 segment_starts, sink = [], learned_start
-            if not is_standing or piece.num_learned > 1:  # the end token alone is no segment
+            if not is_standing or piece.num_learned > 1:  # an end token alone is not a segment
                 segment_starts.append(learned_start if is_standing else row)
             after_reply = True
-        elif frame_starts:  # what comes before a frame, behind the end token of a reply
+        elif frame_starts:  # the text before a frame, after a reply's end token
             segment_start = row - after_reply
         else:
             segment_start = sink = len(token_ids)

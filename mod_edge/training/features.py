@@ -1,19 +1,19 @@
-"""What the frozen vision tower makes of a data set's frames, computed once and kept on disk.
+"""The frozen vision tower's outputs for a data set's frames, computed once and cached on disk.
 
     DIR/.features/<key>/frames.f16        (frames of all clips, N, Dv) float16, without a header
-    DIR/.features/<key>/num_frames.txt    frames of each clip, one a line, in the split's order
+    DIR/.features/<key>/num_frames.txt    frames per clip, one number per line, in the split's order
 
-While they are computed they lie elsewhere; what Ctrl-C or a full disk leaves unfinished lies in
-`<key>.partial`, from which the next try goes on.
+They are computed in a temporary folder. After Ctrl-C or a full disk it becomes `<key>.partial`, and
+the next call continues from there.
 
-The key is a hash of all that the numbers depend on: the tower's weights and config, the frame rate,
-the videos' names, sizes and times of change, and how many frames a batch has. Frames are read,
-prepared and encoded exactly as the runtime does it; only the connector, which is trained, is left
+The key is a hash of everything that the numbers depend on: the tower's weights and config, the
+frame rate, the videos' names, sizes and modification times, and the batch size. Frames are read,
+preprocessed and encoded exactly as in the runtime; only the connector, which is trained, is left
 out.
 
-Matrix products round differently in batches of other sizes, so every batch has `FRAMES_AT_ONCE`
-frames: a clip's first frame begins one, black frames fill up its last. Wherever the work is stopped
-and goes on, a frame is computed in the same place of the same batch.
+Matrix products round differently in batches of another size, so every batch has `FRAMES_AT_ONCE`
+frames: each clip starts a new batch, and black frames fill up its last. So a frame has the same
+place in the same batch, no matter where the computation was stopped and resumed.
 """
 
 import hashlib
@@ -40,18 +40,19 @@ from mod_edge.runtime.preprocess import letterbox
 FOLDER = ".features"
 FRAMES_FILE, COUNTS_FILE = "frames.f16", "num_frames.txt"
 PARTIAL_SUFFIX = ".partial"
-# Few, because a clip's last batch is filled up: 61 frames, half a minute, take 64. On two cores the
-# shipped tower takes 1.1 to 1.6 ms a frame in batches of 16, and 1.7 to 3.5 ms in batches of 64.
+# Small, because a clip's last batch is filled up: 61 frames (half a minute) take 64. On two cores
+# the shipped tower takes 1.1 to 1.6 ms per frame in batches of 16, and 1.7 to 3.5 ms in batches of
+# 64.
 FRAMES_AT_ONCE = 16
 HALF_BYTES = 2
 
 
 @dataclass(frozen=True)
 class FrameFeatures:
-    """The frames of a split's clips, one after the other.
+    """The frames of a split's clips, in order.
 
     Attributes:
-        tokens: (frames, N, Dv) float16, what the connector takes; a memory map, read-only.
+        tokens: (frames, N, Dv) float16, the connector's input; a read-only memory map.
         num_frames: (clips,) int64.
     """
 
@@ -65,7 +66,7 @@ class FrameFeatures:
 
     @cached_property
     def first_frames(self) -> npt.NDArray[np.int64]:
-        """(clips,) the number of each clip's first frame."""
+        """(clips,) the index of each clip's first frame."""
         return np.cumsum(self.num_frames) - self.num_frames
 
 
@@ -76,19 +77,19 @@ def frame_features(
     device: torch.device,
     on_step: OnStep,
 ) -> FrameFeatures:
-    """The features of the clips' frames, from `folder`'s store or computed into it.
+    """The features of the clips' frames, from the cache in `folder` or computed into it.
 
     Args:
-        folder: of the data set.
-        clips: of one split.
-        model: its vision tower, in float32 on `device`, and its config count.
-        device: where the frames are encoded.
-        on_step: told which part, how much is done and of how much.
+        folder: the data set.
+        clips: one split.
+        model: its vision tower, in float32 on `device`, and its config are used.
+        device: encodes the frames.
+        on_step: progress callback.
 
     Raises:
-        SourceError: videos cannot be read; some of them are named at once, before hours of others.
-        DataError: numbers that float16 cannot hold.
-        KeyboardInterrupt: Ctrl-C; what is done is kept for the next call.
+        SourceError: videos cannot be read; names several at once, before any frame is encoded.
+        DataError: an output exceeds the range of float16.
+        KeyboardInterrupt: Ctrl-C; finished clips are kept for the next call.
     """
     target = folder / FOLDER / _key(folder, clips, model)
     if not target.is_dir():
@@ -100,7 +101,7 @@ def frame_features(
             ):
                 _compute(staging, clips, model, device, on_step)
         except OSError:
-            if not target.is_dir():  # else another training run has made the same meanwhile
+            if not target.is_dir():  # else another training run has computed the same features
                 raise
     num_frames = np.array(_counts(target))
     config = model.config
@@ -113,7 +114,7 @@ def frame_features(
 def _check_videos(clips: Sequence[Clip], on_step: OnStep) -> None:
     faults = []
     for number, clip in enumerate(clips):
-        on_step("looking at videos", number, len(clips))
+        on_step("checking videos", number, len(clips))
         try:
             open_file(clip.video).release()
         except SourceError as exc:
@@ -124,16 +125,16 @@ def _check_videos(clips: Sequence[Clip], on_step: OnStep) -> None:
 
 @contextmanager
 def _kept_if_stopped(staging: Path, partial: Path) -> Iterator[None]:
-    """Begin with what lies in `partial`, and leave there what is done when stopped.
+    """Start from the contents of `partial`, and move `staging` there when stopped.
 
-    A folder moves whole: of two trainings that begin at once one gets it, the other an empty one.
+    A rename is atomic: of two training runs that start at once, only one gets the contents.
     """
-    with suppress(OSError):  # there is none
+    with suppress(OSError):  # does not exist
         partial.rename(staging)
     try:
         yield
     except (KeyboardInterrupt, OSError):
-        with suppress(OSError):  # another training has left one meanwhile
+        with suppress(OSError):  # another training run has left one
             staging.rename(partial)
         raise
 
@@ -146,9 +147,9 @@ def _compute(
     device: torch.device,
     on_step: OnStep,
 ) -> None:
-    """Write both files into `target`, behind what they hold already.
+    """Append to both files in `target`.
 
-    A clip counts when its line is written, after its frames: nothing is left to do when stopped.
+    A clip's line is written after its frames: when stopped in between, the clip is not counted.
     """
     config = model.config
     side, fps = config.vision_config.image_size, config.stream_config.frame_fps
@@ -159,7 +160,7 @@ def _compute(
         (target / FRAMES_FILE).open("ab") as file,
         (target / COUNTS_FILE).open("ab") as counts,
     ):
-        file.truncate(sum(done) * frame_bytes)  # the clip that was stopped in begins anew
+        file.truncate(sum(done) * frame_bytes)  # drops an incomplete clip
         counts.truncate(len(_lines(done)))
 
         def encode(size: int) -> None:
@@ -168,8 +169,8 @@ def _compute(
             halved = tokens.to(torch.float16)
             if not halved.isfinite().all():
                 raise DataError(
-                    f"the vision tower's outputs reach {tokens.abs().max():.3g}, more than float16 "
-                    "holds; its weights are damaged or not those of a trained tower"
+                    f"the vision tower's outputs reach {tokens.abs().max():.3g}, above the maximum "
+                    "of float16; its weights are damaged or untrained: use another init"
                 )
             file.write(halved.cpu().contiguous().numpy().data)
 
@@ -189,7 +190,7 @@ def _compute(
 
 
 def _counts(folder: Path) -> list[int]:
-    """Frames of each clip that is done; a line that a full disk cut off is none."""
+    """Frames of each finished clip; ignores an incomplete last line (full disk)."""
     path = folder / COUNTS_FILE
     lines = path.read_text("utf-8").splitlines(keepends=True) if path.exists() else []
     return [int(line) for line in lines if line.endswith("\n")]

@@ -1,12 +1,12 @@
-"""The decoder over a batch of streams at once: what training runs, on the reference's parameters.
+"""The decoder's forward pass for training: a batch of whole streams, on the reference's parameters.
 
-`layers.py` takes one stream, step by step, and is slow on purpose. Here whole streams of unequal
-length stand side by side, padded on the right, where the causal mask keeps them from being seen. A
-MoD layer computes a compacted batch: each stream's text and kept rows in time order, and rows that
-pad it, which keep what they were. Tests hold every policy's logits against the reference.
+`layers.py` runs one stream step by step and favours clarity over speed. Here streams of unequal
+length are batched and padded on the right, where the causal mask hides the padding. A MoD layer
+computes a compacted batch: each stream's text and kept rows in time order, plus padding rows, whose
+states do not change. Tests compare every policy's logits with the reference.
 
-Matrix products compute in `dtype`; norms, rotation, router and residual stream do not leave the
-parameters' own (float32, or float64 where a test wants it).
+Matrix products run in `dtype`; norms, rotation, router and residual stream stay in the parameters'
+dtype (float32, or float64 in tests).
 """
 
 from dataclasses import dataclass
@@ -26,23 +26,23 @@ from mod_edge.training.fused_ops import normalized, rotated
 
 @dataclass(frozen=True)
 class Rotation:
-    """What `rotated` takes for some rows: (1 or B, rows, 1, E)."""
+    """Cos and sin for `rotated`: (1 or B, rows, 1, E)."""
 
     cos: Tensor
     sin: Tensor
 
     def at(self, rows: Tensor) -> "Rotation":
-        """That of compacted rows (B, R), from that of all (1, T, 1, E)."""
+        """The rotation of rows (B, R), selected from that of all rows (1, T, 1, E)."""
         return Rotation(self.cos[0][rows], self.sin[0][rows])
 
 
 @dataclass(frozen=True)
 class Compaction:
-    """Which rows a MoD layer computes, stream by stream, in time order.
+    """The rows that a MoD layer computes, stream by stream, in time order.
 
     Attributes:
-        rows: (B*R,) int64, numbers among all B*T rows.
-        is_computed: (B, R, 1) bool; the others pad the batch and keep their states.
+        rows: (B*R,) int64, indices into all B*T rows.
+        is_computed: (B, R, 1) bool; False for padding rows, which keep their states.
         rotation: of these rows, at their original positions.
     """
 
@@ -52,17 +52,17 @@ class Compaction:
 
 
 class BatchedDecoder:
-    """A model's decoder for batches; holds no parameters of its own."""
+    """A model's decoder for batches; it has no parameters of its own."""
 
     def __init__(
         self, model: VideoLLM, dtype: torch.dtype, generator: torch.Generator | None = None
     ) -> None:
-        """A view of `model`.
+        """A batched decoder on the parameters of `model`, which may be trained.
 
         Args:
-            model: its parameters are used, and may be trained.
+            model: the reference.
             dtype: of the matrix products.
-            generator: draws what `random` selection keeps; torch's own where None.
+            generator: for `random` selection; None uses torch's default.
         """
         self._model = model
         self._layers = [cast(DecoderLayer, layer) for layer in model.model.layers]
@@ -80,7 +80,7 @@ class BatchedDecoder:
         return self.logits_of(self.hidden_states(batch)[-1], batch)
 
     def logits_of(self, hidden: Tensor, batch: Batch) -> Tensor:
-        """Likewise, from the last of the batch's `hidden_states`."""
+        """The same logits, from the last of the batch's `hidden_states`."""
         num_labels = len(batch.label_rows)
         rows = pad(batch.label_rows, (0, round_up(num_labels) - num_labels))
         states = hidden.flatten(0, 1).index_select(0, rows)
@@ -88,7 +88,7 @@ class BatchedDecoder:
         return logits[:num_labels].to(torch.promote_types(self._dtype, torch.float32))
 
     def hidden_states(self, batch: Batch) -> list[Tensor]:
-        """(B, T, D) before the first layer and behind each one; of no meaning in padding."""
+        """(B, T, D) before the first layer and after each layer; undefined in padding."""
         hidden = self._embeds(batch)
         hidden_states = [hidden]
         rotation = self._rotation(batch.num_positions, hidden)
@@ -112,7 +112,7 @@ class BatchedDecoder:
 
         Args:
             hidden: (B, T, D) before the layer.
-            number: of a layer that computes all rows.
+            number: the index of a dense layer.
         """
         layer = self._layers[number]
         attention, norm = layer.self_attn, layer.input_layernorm
@@ -123,7 +123,7 @@ class BatchedDecoder:
         return query, key
 
     def _embeds(self, batch: Batch) -> Tensor:
-        """(B, T, D): text rows from the table, frames' rows from the connector."""
+        """(B, T, D): text rows from the embedding table, frame rows from the connector."""
         text = self._model.model.embed_tokens(batch.token_ids)
         into, out = (cast(nn.Linear, self._model.connector[number]) for number in (0, 2))
         frames = self._product(gelu(self._product(batch.features, into)), out)  # (F, N, D)
@@ -140,7 +140,7 @@ class BatchedDecoder:
         )
 
     def _layer(self, layer: DecoderLayer, hidden: Tensor, rotation: Rotation) -> Tensor:
-        """X + f(x), (B, rows, D), of streams that see nothing but themselves."""
+        """X + f(x), (B, rows, D); each stream attends only to itself."""
         attention, mlp = layer.self_attn, layer.mlp
         projections = (attention.q_proj, attention.k_proj, attention.v_proj)
         states = self._normed_product(hidden, layer.input_layernorm, *projections)
@@ -152,7 +152,7 @@ class BatchedDecoder:
         return hidden + self._product(silu(gate) * up, mlp.down_proj)
 
     def _mixed(self, attention: Attention, states: Tensor, rotation: Rotation) -> Tensor:
-        """(B, rows, H*E) of queries, keys and values (B, rows, (H + 2G)*E)."""
+        """(B, rows, H*E), attention over queries, keys and values (B, rows, (H + 2G)*E)."""
         num_heads, num_key_heads = attention.num_heads, attention.num_key_value_heads
         states = states.unflatten(-1, (-1, attention.head_dim))
         turned, value = states.split((num_heads + num_key_heads, num_key_heads), dim=2)
@@ -167,7 +167,7 @@ class BatchedDecoder:
         compaction: Compaction,
         weights: Tensor | None,
     ) -> Tensor:
-        """New states (B*T, D); `weights` (B*T, 1) scale what is computed, None scales nothing."""
+        """New states (B*T, D); `weights` (B*T, 1) scale the computed rows, None scales nothing."""
         shape = compaction.is_computed.shape
         inputs = flat.index_select(0, compaction.rows).unflatten(0, shape[:2])
         computed = self._layer(layer, inputs, compaction.rotation)
@@ -175,19 +175,19 @@ class BatchedDecoder:
             scale = weights.index_select(0, compaction.rows).view(shape)
             if layer.router_scaling == "full":
                 computed = scale * computed
-            else:  # x + w*f(x) on the way from x to x + f(x)
+            else:  # x + w*f(x)
                 computed = torch.lerp(inputs, computed, scale)
         states = torch.where(compaction.is_computed, computed, inputs)
         return flat.index_copy(0, compaction.rows, states.flatten(0, 1))
 
     def _router_logits(self, layer: MoDDecoderLayer, flat: Tensor, batch: Batch) -> Tensor | None:
-        """(F, N), None without a router."""
+        """(F, N); None without a router."""
         if layer.router is None:
             return None
         return linear(flat, layer.router.weight, layer.router.bias)[batch.frame_index, 0]
 
     def _choose(self, layer: MoDDecoderLayer, router_logits: Tensor | None, batch: Batch) -> Tensor:
-        """(F, K) positions within each frame, rising."""
+        """(F, K) kept positions within each frame, rising."""
         num_frames, num_tokens = batch.frame_index.shape
         device = batch.frame_index.device
         if layer.num_kept == 0:
@@ -201,18 +201,18 @@ class BatchedDecoder:
         return kept.expand(num_frames, -1)
 
     def _normed_product(self, hidden: Tensor, norm: RMSNorm, *layers: nn.Linear) -> Tensor:
-        """What `layers` give for `norm`'s output, side by side, in `dtype`."""
+        """The outputs of `layers` for `norm`'s output, concatenated, in `dtype`."""
         weight = torch.cat([layer.weight for layer in layers]) * norm.weight
         return linear(normalized(hidden, norm.eps, self._dtype), weight.to(self._dtype))
 
     def _product(self, states: Tensor, layer: nn.Linear) -> Tensor:
-        """What `layer` gives, in `dtype`."""
+        """The output of `layer`, in `dtype`."""
         bias = None if layer.bias is None else layer.bias.to(self._dtype)
         return linear(states.to(self._dtype), layer.weight.to(self._dtype), bias)
 
 
 def compact(batch: Batch, kept: Tensor, rotation: Rotation) -> Compaction:
-    """The rows that a MoD layer computes where `kept` (F, K) are chosen of each frame."""
+    """The rows that a MoD layer computes if it keeps the tokens `kept` (F, K) of each frame."""
     is_computed = batch.is_text.clone()  # (B, T)
     is_computed.view(-1)[batch.frame_index.gather(1, kept).flatten()] = True
     num_rows = is_computed.sum(1, keepdim=True)  # (B, 1)

@@ -1,8 +1,8 @@
-"""Norm and rotation of a batch with backward passes of their own.
+"""Norm and rotation of a batch, with custom backward passes.
 
-Both compute in the states' own width (float32 in training, float64 in tests) and hand over what the
-matrix products take. Autograd would keep, and walk through, every step between in float32: with
-these the rest of a layer than its products takes half the time.
+Both compute in the dtype of the states (float32 in training, float64 in tests) and return the dtype
+of the matrix products. Autograd would keep and traverse every intermediate result in float32: these
+functions halve the time of a layer outside its matrix products.
 """
 
 from typing import Any
@@ -13,9 +13,9 @@ from torch.autograd import Function
 
 
 def normalized(hidden: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
-    """`hidden` (..., D) over its root mean square, in `dtype`: RMSNorm without its weight.
+    """`hidden` (..., D) divided by its root mean square, in `dtype`: RMSNorm without its weight.
 
-    The weight, a factor of each column, is multiplied into the matrix that comes next.
+    The caller folds the weight into the next matrix.
     """
     result: Tensor = _Normalized.apply(hidden, eps, dtype)  # type: ignore[no-untyped-call]
     return result
@@ -25,9 +25,9 @@ def rotated(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """`states` (..., heads, E) with RoPE.
 
     Args:
-        states: in any dtype, which the result has too.
-        cos: (..., 1, E), both halves alike.
-        sin: (..., 1, E), the first half negative.
+        states: any dtype; the result has the same.
+        cos: (..., 1, E), both halves equal.
+        sin: (..., 1, E), the first half negated.
     """
     result: Tensor = _Rotated.apply(states, cos, sin)  # type: ignore[no-untyped-call]
     return result

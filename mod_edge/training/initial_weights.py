@@ -1,13 +1,13 @@
-"""The model that a training starts from: a checkpoint's tensors where they fit, random elsewhere.
+"""The initial model of a training run: a checkpoint's tensors where they fit, random elsewhere.
 
-The random ones are normal, biases 0, norms 1. A matrix keeps the size of what it is given
-(deviation 1 / sqrt(inputs)), one that writes into the residual stream is narrower by sqrt(2 L);
-tokens and routers begin small (0.02). GPT-2's 0.02 for all is meant for wide models: at D = 128,
-where it is a quarter of that, what a frame shows hardly gets through.
+Random tensors are normal, biases 0, norms 1. A matrix preserves the scale of its input (deviation
+1 / sqrt(inputs)); one that writes into the residual stream is smaller by sqrt(2 L); token
+embeddings and routers start at deviation 0.02. GPT-2's 0.02 for all is meant for wide models: at
+D = 128 it is a quarter of 1 / sqrt(D), and hardly anything of a frame gets through.
 
 A LayerExpert starts near weight 1 where it scales the whole layer output (`full`): with bias 3 the
-kept tokens keep 95 % of what they were in each MoD layer. With bias 0, where the published code
-starts, half of a kept token is gone after each MoD layer while skipped ones pass unchanged.
+kept tokens keep 95 % of their value in each MoD layer. With bias 0, as in the published code, each
+MoD layer halves a kept token, while skipped ones pass unchanged.
 """
 
 import math
@@ -26,20 +26,20 @@ ROUTER_BIAS = 3.0
 
 
 def initial_model(config: ModelConfig, base: Checkpoint | None, seed: int) -> VideoLLM:
-    """The model to train, in float32 on the CPU, with no gradients asked for yet.
+    """The model to train, in float32 on the CPU, with gradients off.
 
     Args:
-        config: of the model.
-        base: tensors of equal name and shape are taken from it, a router whole or not at all; None
-            takes none.
-        seed: of the random ones; each is drawn by itself, so that two arms of a comparison share
-            all that they both have.
+        config: the model's config.
+        base: tensors of equal name and shape are copied from it (a router only with weight and
+            bias); None copies none.
+        seed: seeds the random tensors; each is drawn independently, so that two models with the
+            same seed agree in all tensors that both have.
     """
     known = {} if base is None else tensor_shapes(base.config)
     state: dict[str, Tensor] = {}
     shapes = tensor_shapes(config)
     for name, shape in shapes.items():
-        # A bias fits any router; without its weight it means nothing.
+        # A bias fits any router, but means nothing without its weight.
         fits = name.replace("router.bias", "router.weight")
         if base is not None and known.get(name) == shape and known.get(fits) == shapes[fits]:
             state[name] = base.tensor(name).to(torch.float32)
@@ -53,7 +53,7 @@ def initial_model(config: ModelConfig, base: Checkpoint | None, seed: int) -> Vi
 
 def initial_tensor(config: ModelConfig, name: str, shape: tuple[int, ...], seed: int) -> Tensor:
     """One float32 tensor to train from; the same for the same seed and name."""
-    if name.startswith("vision_model."):  # it is not trained: let it at least see something
+    if name.startswith("vision_model."):  # not trained, so its features must be usable as they are
         return random_tensor(config, name, shape, seed)
     if name.endswith("router.bias"):
         scaling = config.mod_config.router_scaling if config.mod_config else "full"

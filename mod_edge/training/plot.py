@@ -1,4 +1,4 @@
-"""The picture of a training: both losses over the steps."""
+"""The plot of a training run: both losses over the steps."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,12 +15,12 @@ SMOOTHED_SHARE = 0.02  # the line is the mean over this share of all steps
 def plot_losses(
     lm_losses: Sequence[float | None], stream_losses: Sequence[float | None], path: Path
 ) -> None:
-    """Draw both losses, each step faint and their running mean above, into the PNG at `path`.
+    """Plot both losses, each step faint below the running mean, as a PNG at `path`.
 
     Args:
-        lm_losses: of each step; one that is None is left out.
-        stream_losses: likewise.
-        path: to write.
+        lm_losses: one per step; None is left out.
+        stream_losses: one per step; None is left out.
+        path: the file to write.
 
     Raises:
         BackendError: matplotlib is not installed.
@@ -50,7 +50,7 @@ def plot_losses(
 
 
 def require_matplotlib() -> None:
-    """Say now, not after hours, that the picture cannot be drawn.
+    """Check before a long training run that its plot can be drawn.
 
     Raises:
         BackendError: matplotlib is not installed.
@@ -59,6 +59,6 @@ def require_matplotlib() -> None:
         import matplotlib  # noqa: F401
     except ImportError as exc:
         raise BackendError(
-            "matplotlib draws the losses and is not installed; install it with: "
+            "matplotlib, which plots the losses, is not installed; install it with: "
             + install_command("train")
         ) from exc

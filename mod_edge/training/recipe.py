@@ -1,19 +1,20 @@
-"""A training recipe: a TOML file as frozen dataclasses, checked once at the door.
+"""A training recipe: a TOML file as frozen dataclasses, checked when it is read.
 
     [model]
-    init = "base"                # a checkpoint's folder, relative to this file, or a preset's name
-    full_computation = false     # true: no MoD layers, whatever the checkpoint has
-    [model.mod_config]           # optional: in place of the checkpoint's
-    [model.text_config]          # optional, likewise: tensors whose name and shape still fit are
-                                 # taken over, the others start at random
+    init = "base"                # a checkpoint folder, relative to this file, or a preset's name
+    full_computation = false     # true: no MoD layers, even if the checkpoint has some
+    [model.mod_config]           # optional: replaces the checkpoint's
+    [model.text_config]          # optional: replaces the checkpoint's; tensors whose name and shape
+                                 # still fit are copied, the others start at random
     [train]
-    trainable = ["connector", "model", "lm_head"]    # parts of parameters' names
+    trainable = ["connector", "model", "lm_head"]    # substrings of parameter names
     steps = 20000
     batch_clips = 16
     max_frames = 40
     learning_rate = 1e-3
 
-The other fields of [train] and their defaults: `TrainConfig`. The vision tower is never trained.
+`TrainConfig` lists the other fields of [train] and their defaults. The vision tower is never
+trained.
 """
 
 import dataclasses
@@ -47,24 +48,24 @@ class TrainConfig:
     """The section [train].
 
     Attributes:
-        trainable: parts of names: a parameter is trained if its name holds one of them, like
-            "router" of "model.layers.3.router.weight".
-        steps: of the optimizer.
-        batch_clips: clips of a batch.
-        max_frames: of a clip in a batch; longer clips are cropped.
-        learning_rate: the highest, after the warmup; a cosine leads down to a tenth of it.
-        accumulate: batches of a step.
-        warmup_ratio: share of the steps in which the learning rate rises; 0..1.
+        trainable: a parameter is trained if its name contains one of these strings, like "router"
+            in "model.layers.3.router.weight".
+        steps: optimizer steps.
+        batch_clips: clips per batch.
+        max_frames: frames per clip in a batch; longer clips are cropped.
+        learning_rate: the peak, after the warmup; a cosine then decays it to a tenth.
+        accumulate: batches per step.
+        warmup_ratio: share of the steps with linear warmup; 0..1.
         weight_decay: of matrices; norms, biases and the token embedding have none.
-        clip_norm: longest gradient.
-        stream_loss_weight: of the decisions at frames beside the replies' tokens.
-        auxiliary_loss: the name of a further loss, "motion" for videos of `mod-edge scenes`.
-        auxiliary_loss_weight: of it.
+        clip_norm: maximum norm of the gradient.
+        stream_loss_weight: weight of the decisions at frames; replies' tokens have weight 1.
+        auxiliary_loss: the name of an additional loss, "motion" for videos of `mod-edge scenes`.
+        auxiliary_loss_weight: its weight.
         roll_ratio: share of crops that look like a stream whose window has rolled; 0..1.
         seed: of initial weights, crops and order.
         dtype: of matrix products; weights, optimizer and loss stay float32.
-        save_every: steps between two states that `--resume` can go on from.
-        device: "auto" is CUDA where there is a GPU.
+        save_every: steps between two saved states, from which `--resume` continues.
+        device: "auto" is CUDA if there is a GPU.
     """
 
     trainable: tuple[str, ...]
@@ -93,7 +94,7 @@ class TrainConfig:
         ratios = ("warmup_ratio", "roll_ratio")
         wanted: list[tuple[str, bool, str]] = [
             *((name, getattr(self, name) >= 1, "at least 1") for name in whole),
-            ("max_frames", self.max_frames >= 2, "at least 2: one may be in the sink"),
+            ("max_frames", self.max_frames >= 2, "at least 2, because one may be in the sink"),
             *((name, getattr(self, name) > 0, "above 0") for name in above_zero),
             *((name, getattr(self, name) >= 0, "0 or more") for name in at_least_zero),
             *((name, 0 <= getattr(self, name) <= 1, "0 to 1") for name in ratios),
@@ -102,7 +103,7 @@ class TrainConfig:
                 is_weighted == (self.auxiliary_loss != NO_AUXILIARY_LOSS),
                 f"above 0 with an auxiliary_loss and 0 with {NO_AUXILIARY_LOSS!r}",
             ),
-            ("trainable", bool(self.trainable), "some parts of parameters' names"),
+            ("trainable", bool(self.trainable), "at least one substring of parameter names"),
             ("dtype", self.dtype in DTYPES, f"one of {', '.join(DTYPES)}"),
             ("device", self.device in DEVICES, f"one of {', '.join(DEVICES)}"),
         ]
@@ -117,7 +118,7 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class ModelSection:
-    """The section [model], whose two tables are read as parts of a config.json."""
+    """The section [model]; both tables have the fields of config.json."""
 
     init: str
     full_computation: bool = False
@@ -126,12 +127,12 @@ class ModelSection:
 
     def __post_init__(self) -> None:
         if self.full_computation and self.mod_config is not None:
-            raise DataError("full_computation and mod_config contradict each other: leave one away")
+            raise DataError("full_computation and mod_config contradict each other: omit one")
 
 
 @dataclass(frozen=True)
 class RecipeSections:
-    """What a recipe's file holds."""
+    """The sections of a recipe file."""
 
     model: dict[str, Any]
     train: dict[str, Any]
@@ -142,9 +143,9 @@ class Recipe:
     """A checked recipe.
 
     Attributes:
-        init: a checkpoint's folder, or a preset's name.
-        model: the config of the model to be trained.
-        train: how.
+        init: a checkpoint folder, or a preset's name.
+        model: the config of the model to train.
+        train: the section [train].
     """
 
     init: Path | str
@@ -152,7 +153,7 @@ class Recipe:
     train: TrainConfig
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON document; of a checkpoint only the folder's name, wherever it lies."""
+        """A JSON document; names a checkpoint by its folder's name, without the path."""
         return {
             "init": self.init if isinstance(self.init, str) else self.init.name,
             "model": config_to_dict(self.model),
@@ -164,9 +165,9 @@ def read_recipe(path: Path) -> Recipe:
     """The recipe in the TOML file at `path`.
 
     Raises:
-        DataError: no such file, no TOML, unknown, missing or wrong fields (all of a section at
-            once), or no checkpoint and no preset of that name.
-        ConfigError: the model that it describes is not allowed.
+        DataError: the file is missing or not TOML, fields are unknown, missing or wrong (all of a
+            section at once), or init is neither a checkpoint nor a preset.
+        ConfigError: the model's config is invalid.
     """
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -200,8 +201,8 @@ def _base_config(init: str, folder: Path, origin: str) -> tuple[Path | str, Mode
     if init in GEOMETRIES:
         if checkpoint.is_dir():
             raise DataError(
-                f"{origin}: init={init!r} is a preset, and {checkpoint} is there too; for the "
-                f"folder write './{init}', for the preset call the folder otherwise"
+                f"{origin}: init={init!r} is a preset, and {checkpoint} exists too; for the folder "
+                f"write './{init}', for the preset rename the folder"
             )
         return init, preset_config(init)
     try:
@@ -210,6 +211,6 @@ def _base_config(init: str, folder: Path, origin: str) -> tuple[Path | str, Mode
         near = get_close_matches(init, GEOMETRIES, n=1)
         hint = f", did you mean {near[0]!r}?" if near else ""
         raise DataError(
-            f"{origin}: init={init!r} is no preset ({', '.join(GEOMETRIES)}{hint}), and no "
-            f"checkpoint is at {checkpoint}: {exc.strerror}"
+            f"{origin}: init={init!r} is not a preset ({', '.join(GEOMETRIES)}{hint}), and there "
+            f"is no checkpoint at {checkpoint}: {exc.strerror}"
         ) from exc

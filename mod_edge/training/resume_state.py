@@ -1,7 +1,7 @@
-"""An unfinished training on disk: `OUTPUT.partial/`, from which `--resume` goes on.
+"""An unfinished training run on disk: `OUTPUT.partial/`, from which `--resume` continues.
 
-One file, `state.pt`, replaced whole every time, holds the trained weights, the optimizer, the
-losses so far and what the training is: recipe and data, which must be the same to go on.
+One file, `state.pt`, replaced atomically, holds the trained weights, the optimizer, the losses so
+far and the run's identity: recipe and data, which must not change.
 """
 
 import os
@@ -25,17 +25,17 @@ START_OVER = "start over with --force and without --resume"
 
 @dataclass(frozen=True)
 class TrainingState:
-    """Where a training stands.
+    """The state of a training run.
 
     Attributes:
-        identity: JSON-able; two trainings are the same if it is.
+        identity: JSON document; a run can only be resumed with an equal one.
         step: steps done.
         weights: the trained parameters by name.
         optimizer: its `state_dict`.
-        lm_losses: of each step so far; None where it had none.
-        stream_losses: likewise.
-        auxiliary_losses: of each step so far; empty without an auxiliary loss.
-        time_s: spent on these steps.
+        lm_losses: one per step; None for a step without reply tokens.
+        stream_losses: one per step; None for a step without decisions.
+        auxiliary_losses: one per step; empty without an auxiliary loss.
+        time_s: time of these steps.
     """
 
     identity: dict[str, Any]
@@ -52,37 +52,37 @@ class ResumeState:
     """The folder beside `output` that holds the state."""
 
     def __init__(self, output: Path) -> None:
-        """Of the training that is to make the folder `output`."""
+        """The state of the training run that writes the folder `output`."""
         self.folder = output.with_name(output.name + SUFFIX)
 
     def begin(self, *, resume: bool, force: bool) -> None:
-        """Make the folder, or see that it is there where it should be.
+        """Make the folder; with `resume`, check that it exists.
 
         Raises:
-            DataError: `resume` and none is there, or one is there and it is neither to be resumed
-                nor (`force`) to be started over, or it is something else.
+            DataError: `resume` without the folder; an unfinished run that is neither resumed nor
+                started over (`force`); or the folder holds something else.
         """
         if resume and not self.folder.is_dir():
-            raise DataError(f"there is no {self.folder} to resume from; leave --resume away")
+            raise DataError(f"there is no {self.folder} to resume from; omit --resume")
         if not resume and self.folder.exists():
             if not force and (self.folder / STATE_FILE).exists():
                 raise DataError(
-                    f"{self.folder} holds an unfinished training; --resume goes on with it, "
-                    "--force starts over"
+                    f"{self.folder} holds an unfinished training run; continue it with --resume or "
+                    "start over with --force"
                 )
             if {path.name for path in self.folder.iterdir()} - {STATE_FILE, WRITTEN_FILE}:
                 raise DataError(
-                    f"{self.folder} holds more than an unfinished training; --force does not "
-                    "remove it: remove it yourself or name another output"
+                    f"{self.folder} holds more than an unfinished training run, so --force does "
+                    "not remove it; remove it yourself or choose another output"
                 )
             self.remove()
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def save(self, state: TrainingState) -> None:
-        """Replace the state by this one; a kill at any moment leaves one of the two whole.
+        """Replace the saved state atomically: a kill leaves either the old or the new one.
 
         Raises:
-            DataError: it cannot be written; the one before is still there.
+            DataError: it cannot be written; the old one is kept.
         """
         written = self.folder / WRITTEN_FILE
         try:
@@ -95,15 +95,15 @@ class ResumeState:
             with suppress(OSError):
                 written.unlink(missing_ok=True)
             raise DataError(
-                f"{written} cannot be written ({exc.__context__ or exc}); make room, then "
-                "--resume goes on from the state before"
+                f"{written} cannot be written ({exc.__context__ or exc}); free some space, then "
+                "continue from the previous state with --resume"
             ) from exc
 
     def load(self, identity: dict[str, Any]) -> TrainingState | None:
-        """The state to go on from, None where the training ended before the first was saved.
+        """The saved state; None if the run stopped before it saved one.
 
         Raises:
-            DataError: it is damaged, or that of another recipe or other data.
+            DataError: it is damaged, or belongs to another recipe or other data.
         """
         path = self.folder / STATE_FILE
         if not path.is_file():
@@ -118,8 +118,8 @@ class ResumeState:
         other = differences(state.identity, identity)
         if other:
             raise DataError(
-                f"{self.folder} is of another training: {'; '.join(other)}; give the same recipe "
-                f"and data, or {START_OVER}"
+                f"{self.folder} belongs to another training run: {'; '.join(other)}; use the same "
+                f"recipe and data, or {START_OVER}"
             )
         return state
 
@@ -128,12 +128,12 @@ class ResumeState:
         shutil.rmtree(self.folder)
 
 
-def differences(theirs: Any, ours: Any, name: str = "") -> list[str]:
-    """Where two JSON documents differ, as "name was X, is Y"."""
-    if isinstance(theirs, dict) and isinstance(ours, dict):
+def differences(old: Any, new: Any, name: str = "") -> list[str]:
+    """The differences of two JSON documents, as "name was X, is Y"."""
+    if isinstance(old, dict) and isinstance(new, dict):
         return [
             each
-            for key in sorted({*theirs, *ours})
-            for each in differences(theirs.get(key), ours.get(key), f"{name}.{key}".strip("."))
+            for key in sorted({*old, *new})
+            for each in differences(old.get(key), new.get(key), f"{name}.{key}".strip("."))
         ]
-    return [] if theirs == ours else [f"{name} was {theirs!r}, is {ours!r}"]
+    return [] if old == new else [f"{name} was {old!r}, is {new!r}"]

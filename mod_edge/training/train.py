@@ -2,9 +2,9 @@
 
 The loss is VideoLLM-online's: cross-entropy at each frame's decision (streaming loss) and at each
 token of a reply (LM loss), summed with their weights and divided by the number of labels. A step
-is a pure function of recipe, data, state and its number, so that a training that was killed and
-resumed ends with the very weights of one that was not: on one CPU, with as many threads and the
-same versions, where matrix products round alike.
+is a pure function of recipe, data, state and its number, so a training run that was killed and
+resumed ends with the same weights as one that was not, provided that matrix products round equally:
+on the same CPU, with the same number of threads and the same versions.
 """
 
 import json
@@ -43,19 +43,19 @@ TRAINING_FILE, PLOT_FILE = "training.json", "loss.png"
 
 @dataclass(frozen=True)
 class TrainingReport:
-    """What a training did.
+    """The result of a training run.
 
     Attributes:
-        folder: the checkpoint that it made.
-        steps: of the optimizer, those before a resumption included.
-        num_clips: of the training split.
-        num_parameters: of the model.
-        num_trained: of these, trained.
-        lm_loss: mean of the last steps, nats a reply's token; None where there was none to learn.
-        stream_loss: likewise, nats a decision.
+        folder: the checkpoint that it wrote.
+        steps: optimizer steps, including those before a resume.
+        num_clips: clips of the training split.
+        num_parameters: parameters of the model.
+        num_trained: trained parameters.
+        lm_loss: mean over the last steps, nats per reply token; None without reply tokens.
+        stream_loss: mean over the last steps, nats per decision; None without decisions.
         time_s: of all steps.
-        num_short_clips: clips whose video ends too soon (`Clip.ends_too_soon`): what is said
-            after its end was not learned.
+        num_short_clips: clips whose video ends too soon (`Clip.ends_too_soon`); their lines after
+            its end were not trained on.
     """
 
     folder: Path
@@ -83,28 +83,28 @@ def train(
     on_step: OnStep,
     auxiliary_losses: Mapping[str, AuxiliaryLossMaker] = MappingProxyType({}),
 ) -> TrainingReport:
-    """Train as `recipe` says on the training split of `data`, and make the checkpoint `output`.
+    """Train on the training split of `data` and write the checkpoint `output`.
 
-    What is saved on the way lies in `OUTPUT.partial/`; it goes when `output` appears, whole.
+    The state is saved in `OUTPUT.partial/`, which is removed once `output` is complete.
 
     Args:
         data: a data set's folder (`clips`).
-        recipe: how.
-        output: the folder to make.
-        resume: go on with an unfinished training.
-        force: replace `output` if it exists, and start over an unfinished training unless `resume`.
-        on_step: told which part, how much of it is done and of how much.
-        auxiliary_losses: by the names that a recipe may ask for.
+        recipe: the model and the settings.
+        output: the folder to write.
+        resume: continue an unfinished run.
+        force: replace `output` if it exists, and start an unfinished run over unless `resume`.
+        on_step: progress callback.
+        auxiliary_losses: the available ones, by their names in a recipe.
 
     Raises:
-        ModEdgeError: recipe, data, folders or the device are not as they should be.
-        KeyboardInterrupt: stopped by Ctrl-C or SIGTERM; the state is saved, `resume` goes on.
+        ModEdgeError: recipe, data, folders or device are not usable.
+        KeyboardInterrupt: stopped by Ctrl-C or SIGTERM; the state is saved for `resume`.
     """
     output = output.resolve()
     check_target(output, is_ours=is_checkpoint, force=force)
     require_matplotlib()
     clips = read_clips(data, SPLIT)
-    # Before hours of features.
+    # Check before features are computed, which can take hours.
     check_fills_a_batch(str(split_file(data, SPLIT)), len(clips), recipe.train)
     make_auxiliary = _auxiliary_maker(recipe.train.auxiliary_loss, auxiliary_losses)
     device = device_named(recipe.train.device)
@@ -119,7 +119,7 @@ def train(
     }
     resume_state = ResumeState(output)
     resume_state.begin(resume=resume, force=force)
-    state = resume_state.load(identity)  # faults of it come before hours of features
+    state = resume_state.load(identity)  # raises before features are computed
     features = frame_features(data, clips, model, device, on_step)
     num_frames = features.num_frames.tolist()
     auxiliary = None
@@ -155,22 +155,22 @@ def train(
 
 
 def device_named(name: str) -> torch.device:
-    """The device that a recipe's `device` means here.
+    """The torch device for a recipe's `device`.
 
     Raises:
-        BackendError: CUDA is asked for and cannot be used.
+        BackendError: CUDA is requested and not available.
     """
     has_cuda = torch.cuda.is_available()
     if name == "cuda" and not has_cuda:
         raise BackendError(
-            'device = "cuda", but this torch sees no GPU; install a torch with CUDA and a driver, '
-            'or take device = "auto"'
+            'device = "cuda", but this torch finds no GPU; install a driver and a torch with CUDA, '
+            'or set device = "auto"'
         )
     return torch.device("cuda" if has_cuda and name != "cpu" else "cpu")
 
 
 def move(model: VideoLLM, device: torch.device) -> None:
-    """Move the model, and the one matrix that is no parameter of it."""
+    """Move the model and its pooling matrix, which is not a parameter."""
     model.to(device)
     model.pooling = model.pooling.to(device)
 
@@ -181,7 +181,7 @@ def save_model(model: VideoLLM, tokenizer: Tokenizer, folder: Path) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that decide the figures."""
+    """Versions of the packages that affect the results."""
     return {
         "mod_edge": __version__,
         "torch": torch.__version__,
@@ -194,7 +194,7 @@ def _auxiliary_maker(
 ) -> AuxiliaryLossMaker | None:
     if name not in (NO_AUXILIARY_LOSS, *known):
         names = ", ".join((NO_AUXILIARY_LOSS, *known))
-        raise DataError(f"[train] auxiliary_loss={name!r} is not known; there are {names}")
+        raise DataError(f"[train] auxiliary_loss={name!r} is unknown; known are {names}")
     return known.get(name)
 
 

@@ -1,4 +1,4 @@
-"""The training loop: batches in, weights changed, losses noted, and the state saved on the way."""
+"""The training loop: takes batches, updates the weights, records losses and saves its state."""
 
 import math
 import signal
@@ -23,10 +23,10 @@ from mod_edge.training.forward import BatchedDecoder
 from mod_edge.training.recipe import TrainConfig
 from mod_edge.training.resume_state import ResumeState, TrainingState
 
-FINAL_LEARNING_RATE = 0.1  # of the highest
-ADAM_BETAS = (0.9, 0.95)  # as Llama's: the second moment follows within 20 steps
-SECONDS_SHOWN = 20.0  # how long the same losses are shown, on a line each where there is no bar
-NUM_STEPS_SHOWN = 50  # the loss that is shown is the mean of so many steps
+FINAL_LEARNING_RATE = 0.1  # a share of the peak
+ADAM_BETAS = (0.9, 0.95)  # as Llama's: the second moment adapts within 20 steps
+SECONDS_SHOWN = 20.0  # between updates of the shown losses, each a new line without a progress bar
+NUM_STEPS_SHOWN = 50  # the shown loss is the mean over this many steps
 
 
 class Trainer:
@@ -41,22 +41,22 @@ class Trainer:
         identity: dict[str, Any],
         auxiliary: AuxiliaryLoss | None = None,
     ) -> None:
-        """A training at step 0.
+        """A training run at step 0.
 
         Args:
             model: on `device`.
-            trained: the parameters to train, by name; gradients are asked for here.
-            settings: of the recipe.
-            device: of the model.
+            trained: the parameters to train, by name; their gradients are enabled here.
+            settings: the recipe's section [train].
+            device: the model's device.
             identity: see `TrainingState`.
-            auxiliary: a further loss, weighted by `auxiliary_loss_weight`.
+            auxiliary: an additional loss, weighted by `auxiliary_loss_weight`.
         """
         for parameter in trained.values():
             parameter.requires_grad_(True)
         self.step = 0
-        self.lm_losses: list[float | None] = []  # None where a step has no word to learn
+        self.lm_losses: list[float | None] = []  # None for a step without reply tokens
         self.stream_losses: list[float | None] = []
-        self.auxiliary_losses: list[float] = []  # none without such a loss
+        self.auxiliary_losses: list[float] = []  # empty without an auxiliary loss
         self.time_s = 0.0
         self._trained = trained
         self._settings, self._device, self._identity = settings, device, identity
@@ -67,7 +67,7 @@ class Trainer:
         self._decoder = BatchedDecoder(model, dtype, self._generator)
 
     def restore(self, state: TrainingState) -> None:
-        """Go on from `state`."""
+        """Continue from `state`."""
         with torch.no_grad():
             for name, weights in state.weights.items():
                 self._trained[name].copy_(weights)
@@ -82,15 +82,15 @@ class Trainer:
         resume_state: ResumeState,
         on_step: OnStep,
     ) -> None:
-        """All steps that are left, saving the state now and then, and when stopped.
+        """Take all remaining steps; save the state every `save_every` steps and when stopped.
 
         Args:
-            batches: what is trained on, from the first step of all.
-            resume_state: where the state is saved.
-            on_step: told the losses, the steps done and of how many.
+            batches: the training batches, from step 0 on.
+            resume_state: saves the state.
+            on_step: progress callback; its text shows the losses.
 
         Raises:
-            DataError: the loss is no number any more.
+            DataError: the loss or the gradient is not finite.
             KeyboardInterrupt: stopped by Ctrl-C or SIGTERM, after the state was saved.
         """
         settings = self._settings
@@ -112,7 +112,7 @@ class Trainer:
                     raise KeyboardInterrupt
 
     def state(self) -> TrainingState:
-        """What `restore` takes."""
+        """The state for `restore`."""
         return TrainingState(
             self._identity,
             self.step,
@@ -143,7 +143,7 @@ class Trainer:
             total.backward()
             sums += losses.detach()
         length = nn.utils.clip_grad_norm_(self._trained.values(), settings.clip_norm)
-        self._note_losses(sums, batches, length)  # raises before a bad gradient spoils the weights
+        self._note_losses(sums, batches, length)  # raises before a bad gradient is applied
         if self._auxiliary is not None:
             self.auxiliary_losses.append(auxiliary_loss.item())
         for group in self._optimizer.param_groups:
@@ -153,7 +153,7 @@ class Trainer:
         self.step += 1
 
     def _losses(self, hidden: Tensor, batch: Batch) -> Tensor:
-        """(2,) sums over the labels: replies' tokens, decisions."""
+        """(2,) losses summed over the reply tokens and over the decisions."""
         logits = self._decoder.logits_of(hidden, batch)
         losses = cross_entropy(logits, batch.labels, reduction="none")
         return torch.stack([losses[~batch.is_stream].sum(), losses[batch.is_stream].sum()])
@@ -164,7 +164,7 @@ class Trainer:
         lm_sum, stream_sum = sums.tolist()
         if not math.isfinite(lm_sum + stream_sum) or not gradient_length.isfinite():
             raise DataError(
-                f"loss or gradient is no number any more at step {self.step + 1}; "
+                f"the loss or the gradient is not finite at step {self.step + 1}; "
                 "lower learning_rate in the recipe"
             )
         self.lm_losses.append(ratio(lm_sum, num_words))
@@ -183,10 +183,10 @@ class Trainer:
 
 
 def trained_parameters(model: VideoLLM, trainable: tuple[str, ...]) -> dict[str, nn.Parameter]:
-    """The parameters whose name holds one of the parts `trainable`, but for the vision tower's.
+    """The parameters whose name contains one of `trainable`, without the vision tower's.
 
     Raises:
-        DataError: a part that is in no such name (all at once).
+        DataError: some of `trainable` match no parameter; names all of them.
     """
     able = {
         name: parameter
@@ -197,14 +197,14 @@ def trained_parameters(model: VideoLLM, trainable: tuple[str, ...]) -> dict[str,
     if lost:
         groups = sorted({name.split(".")[0] for name in able})
         raise DataError(
-            f"[train] trainable: no parameter's name holds {', '.join(map(repr, lost))}; "
+            f"[train] trainable: no parameter name contains {', '.join(map(repr, lost))}; "
             f"the model has {', '.join(groups)}, and the vision tower is never trained"
         )
     return {name: able[name] for name in able if any(part in name for part in trainable)}
 
 
 def adamw(trained: dict[str, nn.Parameter], settings: TrainConfig) -> torch.optim.AdamW:
-    """AdamW that decays matrices but no norm, bias or token embedding."""
+    """AdamW with weight decay for matrices, not for norms, biases and the token embedding."""
     is_decayed = {
         name: parameter.ndim > 1 and "embed_tokens" not in name
         for name, parameter in trained.items()
@@ -223,7 +223,7 @@ def adamw(trained: dict[str, nn.Parameter], settings: TrainConfig) -> torch.opti
 
 
 def learning_rate(settings: TrainConfig, step: int) -> float:
-    """Of the step that follows `step` others: linear warmup, then a cosine."""
+    """The learning rate after `step` steps: linear warmup, then a cosine."""
     num_warmup = round(settings.warmup_ratio * settings.steps)
     if step < num_warmup:
         return settings.learning_rate * (step + 1) / num_warmup
@@ -233,21 +233,21 @@ def learning_rate(settings: TrainConfig, step: int) -> float:
 
 
 def recent(losses: Sequence[float | None]) -> float | None:
-    """Mean of the last steps' losses, but for those that have none."""
+    """Mean of the last steps' losses, without those that are None."""
     return mean([loss for loss in losses[-NUM_STEPS_SHOWN:] if loss is not None])
 
 
 def shown_loss(loss: float | None) -> str:
-    """For people."""
+    """The loss as text."""
     return "-" if loss is None else f"{loss:.3f}"
 
 
 @contextmanager
 def postponed_interrupts() -> Iterator[Callable[[], bool]]:
-    """A function that says whether Ctrl-C or SIGTERM came; a second one interrupts at once."""
+    """Yields whether Ctrl-C or SIGTERM was received; a second signal interrupts at once."""
     came = threading.Event()
     signals = (signal.SIGINT, signal.SIGTERM)
-    if threading.current_thread() is not threading.main_thread():  # no other may handle signals
+    if threading.current_thread() is not threading.main_thread():  # only it may handle signals
         yield came.is_set
         return
     previous = {each: signal.getsignal(each) for each in signals}

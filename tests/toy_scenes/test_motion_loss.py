@@ -1,4 +1,4 @@
-"""The motion loss: its answers are true, and are learned."""
+"""The motion loss: its targets are true, and a model learns them."""
 
 import json
 from dataclasses import replace
@@ -15,8 +15,8 @@ from mod_edge.toy_scenes.motion_loss import (
     GAINS,
     NUM_QUANTITIES,
     MotionLoss,
-    answers_of_scenes,
     motion_loss,
+    targets_of_scenes,
 )
 from mod_edge.toy_scenes.scene import COLOURS, Scene, Thing, Track
 from mod_edge.toy_scenes.scenes import scenes_of_clips, write_scenes
@@ -65,14 +65,14 @@ def run(data, output, *, settings=SETTINGS, on_step=lambda *_: None, resume=Fals
     return json.loads((output / "training.json").read_text())["losses"]
 
 
-def test_a_clips_scene_is_the_one_that_it_tells_of(data):
+def test_a_clips_scene_matches_its_captions(data):
     clips = read_clips(data, "train")
     for clip, scene in zip(clips, scenes_of_clips(data, clips), strict=True):
         told = [line.content for line in clip.conversation if line.kind]
         assert [each.text for each in scene.happenings if each.kind] == told
 
 
-def test_answers_are_places_and_what_changed():
+def test_targets_are_places_and_changes():
     def thing(shape, colour, *tracks):
         return Thing(shape, [(0.0, colour)], *tracks)
 
@@ -81,14 +81,14 @@ def test_answers_are_places_and_what_changed():
     grows = thing("ball", "blue", still(0.5), still(0.25), Track([1.0, 2.0], [0.1, 0.12]))
     outside = thing("star", "cyan", still(-0.1), still(0.5), still(0.1))
     scene = Scene(DURATION_S, 0, [moves, grows, outside])
-    answers = answers_of_scenes([scene], [5], FPS).reshape(5, len(COLOURS), NUM_QUANTITIES)
-    red, blue = (answers[:, COLOURS.index(name)] / GAINS for name in ("red", "blue"))
+    targets = targets_of_scenes([scene], [5], FPS).reshape(5, len(COLOURS), NUM_QUANTITIES)
+    red, blue = (targets[:, COLOURS.index(name)] / GAINS for name in ("red", "blue"))
     np.testing.assert_allclose(red[0], [-0.2, 0.2, np.nan, np.nan, np.nan], atol=1e-6)
     np.testing.assert_allclose(red[2], [-0.2, 0.2, 0, 0, 0], atol=1e-6)
     np.testing.assert_allclose(red[3], [-0.1, 0.2, 0.1, 0, 0], atol=1e-6)
     np.testing.assert_allclose(blue[4], [0, -0.25, 0, 0, 0.01], atol=1e-6)
     others = [number for number, name in enumerate(COLOURS) if name not in ("red", "blue")]
-    assert np.isnan(answers[:, others]).all()
+    assert np.isnan(targets[:, others]).all()
 
 
 def batch_of(frame_index, frames, num_rows):
@@ -102,7 +102,7 @@ def batch_of(frame_index, frames, num_rows):
 
 
 class Staring:
-    """A decoder whose first head looks at one row alone."""
+    """A decoder whose first head attends only to one row."""
 
     def __init__(self, row):
         self.row = row
@@ -113,9 +113,9 @@ class Staring:
         return torch.ones_like(key), key
 
 
-def test_each_frames_cls_token_is_asked_behind_the_first_layer():
-    answers = np.array([[0.5, np.nan], [np.nan, -1.0], [2.0, 2.0]], np.float32)
-    motion = MotionLoss(answers, SMALL, CPU)
+def test_targets_are_read_at_each_frames_cls_token_after_the_first_layer():
+    targets = np.array([[0.5, np.nan], [np.nan, -1.0], [2.0, 2.0]], np.float32)
+    motion = MotionLoss(targets, SMALL, CPU)
     batch = batch_of([[0, 1], [3, 4]], [0, 1], 6)
     silent = [torch.zeros(1, 6, 32) for _ in range(3)]
     loss = motion.loss(Staring(row=0), silent, batch)
@@ -132,9 +132,9 @@ def test_each_frames_cls_token_is_asked_behind_the_first_layer():
     ("row", "frames", "loss"),
     [
         (0, [5, 6], 0.0),
-        (1, [5, 6], 30.0),  # looks at the other token of the frame before
-        (3, [5, 6], 30.0),  # looks at itself
-        (5, [5, 6], np.log(4)),  # would look ahead: sees all rows up to itself alike
+        (1, [5, 6], 30.0),  # attends to the other token of the frame before
+        (3, [5, 6], 30.0),  # attends to itself
+        (5, [5, 6], np.log(4)),  # ahead, so masked: attends equally to all rows up to itself
     ],
 )
 def test_a_head_looks_back_at_the_cls_token_one_frame_before(row, frames, loss):
@@ -144,23 +144,23 @@ def test_a_head_looks_back_at_the_cls_token_one_frame_before(row, frames, loss):
     assert motion.loss(Staring(row), hidden_states, batch).item() == pytest.approx(loss, abs=1e-6)
 
 
-def test_there_is_nothing_to_look_back_at_across_what_a_crop_leaves_out():
+def test_no_head_looks_back_across_a_gap_in_a_crop():
     motion = MotionLoss(np.zeros((9, 2), np.float32), SMALL, CPU)
     batch = batch_of([[0, 1], [3, 4], [6, 7]], [5, 7, 8], 9)  # the sink's frame, then two others
     loss = motion.loss(Staring(row=3), [torch.zeros(1, 9, 32)] * 2, batch)
     assert loss.item() == pytest.approx(0, abs=1e-6)
 
 
-def test_a_batch_with_nothing_to_see_costs_nothing():
+def test_the_loss_of_a_batch_without_targets_is_zero():
     motion = MotionLoss(np.full((7, 2), np.nan, np.float32), SMALL, CPU)
-    batch = batch_of([[0, 1]], [5], 6)  # and no frame before it
+    batch = batch_of([[0, 1]], [5], 6)  # without a frame before it
     assert motion.loss(Staring(row=0), [torch.randn(1, 6, 32)] * 2, batch).item() == 0
 
 
 @pytest.mark.parametrize("uid", ["kitchen", "kitchen-1", "train-x"])
-def test_a_video_that_was_not_drawn_here_is_named(data, uid):
+def test_a_clip_that_scenes_did_not_write_is_named(data, uid):
     clips = [replace(read_clips(data, "train")[0], uid=uid)]
-    with pytest.raises(DataError, match=f"'{uid}' shows is not known.*without auxiliary_loss"):
+    with pytest.raises(DataError, match=f"'{uid}' was not written by.*without auxiliary_loss"):
         list(scenes_of_clips(data, clips))
 
 
@@ -168,18 +168,18 @@ def test_a_model_that_cannot_look_back_is_refused():
     everywhere = replace(SMALL, mod_config=MoDConfig("all"))
     narrow = replace(SMALL, text_config=TextConfig(1, 64, 3, 4, 2, 8, 512))
     for model in (replace(SMALL, frame_token_cls=False), everywhere, narrow):
-        with pytest.raises(DataError, match=r"frame_token_cls.* dense layer 0.*train others wi"):
+        with pytest.raises(DataError, match=r"frame_token_cls, a dense layer 0.*this one without"):
             MotionLoss(np.zeros((1, 2), np.float32), model, CPU)
 
 
-def test_it_is_learned_beside_the_words(data, tmp_path):
+def test_the_loss_falls_in_training(data, tmp_path):
     losses = run(data, tmp_path / "model", settings=replace(SETTINGS, steps=60))
     assert np.mean(losses["motion"][-9:]) < 0.8 * losses["motion"][0]
     assert len(losses["motion"]) == len(losses["lm"]) == 60
-    Checkpoint(tmp_path / "model")  # which refuses tensors that it does not know
+    Checkpoint(tmp_path / "model")  # refuses unknown tensors
 
 
-def test_a_stopped_training_goes_on_with_the_same_loss(data, tmp_path):
+def test_a_resumed_training_has_the_same_losses(data, tmp_path):
     def stop(name, done, _total):
         if "loss" in name and done == 6:
             raise KeyboardInterrupt
@@ -190,7 +190,7 @@ def test_a_stopped_training_goes_on_with_the_same_loss(data, tmp_path):
     assert run(data, tmp_path / "cut", resume=True) == whole
 
 
-def test_videos_of_which_nothing_is_known_are_an_error(tmp_path):
+def test_a_data_set_that_scenes_did_not_write_is_refused(tmp_path):
     write_toy_data(tmp_path / "data", num_clips=2)
     with pytest.raises(DataError, match=r"no scenes.json.* without auxiliary_loss"):
         run(tmp_path / "data", tmp_path / "model")

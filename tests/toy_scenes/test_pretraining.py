@@ -1,4 +1,4 @@
-"""What the vision tower is asked, and that it learns."""
+"""The probes' targets, and that the vision tower learns them."""
 
 import cv2
 import numpy as np
@@ -13,9 +13,9 @@ from mod_edge.toy_scenes.pretraining import (
     USUAL_SIDE,
     WHERE_GAINS,
     PretrainingOptions,
-    answers,
     even_out,
     pretrain_vision,
+    probe_targets,
 )
 from mod_edge.toy_scenes.render import Renderer
 from mod_edge.toy_scenes.scene import COLOURS, SHAPES, Scene, Thing, Track
@@ -24,8 +24,8 @@ from mod_edge.training.initial_weights import initial_model
 
 pytestmark = pytest.mark.numeric
 
-# Measured 0.09: on the coarse grid an object counts as half a cell larger all round; a swapped axis
-# gives 0.44.
+# Measured 0.09, because on the coarse grid an object is half a cell larger on each side; swapped
+# axes give 0.44.
 COVER_ERROR = 0.12
 
 
@@ -39,52 +39,52 @@ def config(tokenizer):
     return small_config(tokenizer)
 
 
-def answers_of(config, *things):
+def targets_of(config, *things):
     scene = Scene(9.0, 3, list(things))
     grid = config.vision_config.grid_size
     pooling = pooling_matrix(grid, config.frame_token_pooled)
     owners = Renderer(scene, 64, ()).owners(1.0, OWNER_CELLS * grid)
-    return answers(config, pooling, scene.looks(1.0), owners)
+    return probe_targets(config, pooling, scene.looks(1.0), owners)
 
 
 def thing(shape, colour, x, y):
     return Thing(shape, [(0.0, colour)], *map(Track.constant, (x, y, 0.14)))
 
 
-def test_what_is_present_is_named(config):
-    found = answers_of(config, thing("ball", "blue", 0.2, 0.2), thing("star", "red", 0.8, 0.8))
+def test_present_colours_and_shapes_are_targets(config):
+    found = targets_of(config, thing("ball", "blue", 0.2, 0.2), thing("star", "red", 0.8, 0.8))
     names = [*COLOURS, *SHAPES]
     present = {name for name, is_there in zip(names, found["present"], strict=True) if is_there}
     assert present == {"blue", "ball", "red", "star"}
 
 
-def test_cls_is_asked_where_each_colour_is_and_how_large(config):
-    found = answers_of(config, thing("box", "green", 0.25, 0.75))["where"]
+def test_each_colours_place_and_size_are_targets(config):
+    found = targets_of(config, thing("box", "green", 0.25, 0.75))["where"]
     wheres = found.reshape(len(COLOURS), len(WHERE_GAINS)) / torch.tensor(WHERE_GAINS)
     x, y, side = wheres[COLOURS.index("green")].tolist()
-    # Axes exchanged give 0.5 of error. On the coarse grid the side of 0.242 comes out as 0.25.
+    # Swapped axes give an error of 0.5. On the coarse grid the side of 0.242 becomes 0.25.
     assert (x, y) == pytest.approx((-0.25, 0.25), abs=0.01)
     assert side + USUAL_SIDE == pytest.approx(1.22 * 2**0.5 * 0.14, abs=0.02)
     absent = [number for number, name in enumerate(COLOURS) if name != "green"]
     assert wheres[absent].isnan().all()
 
 
-def test_evened_out_tokens_differ_as_much_in_every_channel(config):
+def test_evened_out_tokens_have_mean_0_and_deviation_1(config):
     model = initial_model(config, None, 0)
     generator = torch.Generator().manual_seed(0)
     pictures = torch.randint(256, (8, 64, 64, 3), dtype=torch.uint8, generator=generator)
     before = model.frame_tokens(pictures)
     even_out(model, [pictures[:5], pictures[5:]])
     after = model.frame_tokens(pictures)
-    # In float32; a mean or a deviation left out of what CLS reads gives more than 0.01.
+    # In float32; a missing correction of the pooling head's inputs gives more than 0.01.
     torch.testing.assert_close(after[:, 0], before[:, 0], atol=1e-4, rtol=1e-4)
     deviation, mean = torch.std_mean(after[:, 1:].flatten(0, 1), dim=0)
     torch.testing.assert_close(mean, torch.zeros_like(mean), atol=1e-4, rtol=0)
     torch.testing.assert_close(deviation, torch.ones_like(mean), atol=1e-4, rtol=0)
 
 
-def test_patches_are_asked_for_what_covers_them(config):
-    found = answers_of(config, thing("box", "green", 0.2, 0.7))
+def test_patch_targets_are_the_covering_colour_and_shape(config):
+    found = targets_of(config, thing("box", "green", 0.2, 0.7))
     side = config.vision_config.grid_size
     colours = found["patch_colour"].reshape(side, side)
     assert colours[5, 1] == COLOURS.index("green")
@@ -92,9 +92,9 @@ def test_patches_are_asked_for_what_covers_them(config):
     assert set(found["patch_shape"].tolist()) == {SHAPES.index("box"), len(SHAPES), IGNORED}
 
 
-def test_cells_are_asked_for_the_share_that_is_covered(config):
-    """Beside OpenCV's own mean over the pixels of a cell."""
-    found = answers_of(config, thing("box", "green", 0.2, 0.7))
+def test_cell_targets_are_covered_shares(config):
+    """Compared with the mean of an OpenCV drawing over the pixels of a cell."""
+    found = targets_of(config, thing("box", "green", 0.2, 0.7))
     size = 240
     picture = np.zeros((size, size), np.float32)
     half = 1.22 * 0.14 / np.sqrt(2)
@@ -116,5 +116,5 @@ def test_the_vision_tower_learns(config):
 
 
 @pytest.mark.parametrize("text", ["]\n", ",", " ball", " enters", " yellow", "Assistant"])
-def test_words_of_the_scenes_are_single_tokens(tokenizer, text):
+def test_words_of_the_captions_are_single_tokens(tokenizer, text):
     assert len(tokenizer.encode(text, add_special_tokens=False).ids) == 1

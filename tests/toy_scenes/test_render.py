@@ -1,4 +1,4 @@
-"""Pictures of scenes."""
+"""Rendered pictures of scenes."""
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ def test_every_shape_has_an_outline_about_as_large_as_the_ball():
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_owned_pixels_are_where_the_object_is(shape):
+def test_an_object_owns_the_pixels_at_its_place(shape):
     renderer = Renderer(scene_of(shape, "red", 0.25, 0.75, 0.1), 128, ())
     owners = renderer.owners(1.0, 64)
     rows, columns = np.nonzero(owners != NOBODY)
@@ -40,7 +40,7 @@ def test_the_owned_pixels_are_where_the_object_is(shape):
     assert set(np.unique(owners)) == {0, NOBODY}
 
 
-def test_the_object_stands_out_in_its_colour():
+def test_an_object_has_its_colour():
     renderer = Renderer(scene_of("box", "red", 0.5, 0.5, 0.14), 96, ())
     picture, owners = renderer.frame(1.0).astype(int), renderer.owners(1.0, 96)
     blue, green, red = picture[owners == 0].mean(axis=0)

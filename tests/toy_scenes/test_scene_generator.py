@@ -1,4 +1,4 @@
-"""What happens in made-up scenes, and when."""
+"""Events of generated scenes and their times."""
 
 from itertools import pairwise
 
@@ -25,13 +25,13 @@ def test_the_same_seed_gives_the_same_scene(scenes):
     assert scenes[7].happenings != scenes[8].happenings
 
 
-def test_held_out_combinations_are_shown_only_where_they_are_asked_for(scenes):
+def test_held_out_combinations_are_shown_only_on_request(scenes):
     assert not any(combinations(scene) & HELD_OUT for scene in scenes)
     for seed in range(10):
         assert combinations(write_scene(seed, DURATION_S, held_out=True)) & HELD_OUT
 
 
-def test_the_instruction_is_answered_by_what_is_there(scenes):
+def test_the_first_answer_describes_the_opening(scenes):
     for scene in scenes:
         opening = scene.happenings[0]
         there = [thing for thing in scene.things if 0 < thing.x.at(0) < 1 and 0 < thing.y.at(0) < 1]
@@ -39,7 +39,7 @@ def test_the_instruction_is_answered_by_what_is_there(scenes):
         assert sum(opening.text.count(f" {shape}") for shape in SHAPES) == len(there)
 
 
-def test_everything_that_can_happen_happens(scenes):
+def test_every_kind_of_event_and_query_occurs(scenes):
     words = {key for scene in scenes for each in scene.happenings for key in each.keys}
     verbs = {"enters", "moves", "stops", "leaves", "hits", "hides", "turns", "grows", "shrinks"}
     assert verbs <= words
@@ -54,7 +54,7 @@ def test_the_keys_are_words_of_the_caption_in_order(scenes):
             assert all(key in words for key in each.keys)
 
 
-def test_happenings_keep_away_from_the_instants_that_a_model_sees(scenes):
+def test_events_keep_a_distance_from_the_frames_of_a_model(scenes):
     for scene in scenes:
         for each in scene.happenings[1:]:
             if each.query is None:
@@ -62,7 +62,7 @@ def test_happenings_keep_away_from_the_instants_that_a_model_sees(scenes):
                 assert 0.045 <= before_s <= 0.39, each
 
 
-def test_no_two_happenings_share_a_frame(scenes):
+def test_no_two_events_share_a_frame(scenes):
     for scene in scenes:
         frames = list(map(frame_of, scene.happenings))
         assert all(first < second for first, second in pairwise(frames))
@@ -78,7 +78,7 @@ def test_there_are_long_silences(scenes):
     assert sorted(gaps_s)[len(gaps_s) // 2] < 4
 
 
-def test_present_things_never_share_a_shape_or_a_colour(scenes):
+def test_visible_objects_never_share_a_shape(scenes):
     for scene in scenes:
         for time_s in (0.0, 10.0, 20.0, 29.0):
             looks = scene.looks(time_s)
@@ -91,7 +91,7 @@ def test_present_things_never_share_a_shape_or_a_colour(scenes):
             assert len({look.shape for look in seen}) == len(seen)
 
 
-def test_what_enters_is_inside_when_it_is_told(scenes):
+def test_an_object_is_inside_when_its_entry_is_captioned(scenes):
     for scene in scenes:
         for each in scene.happenings:
             if "enters" in each.keys:
@@ -101,7 +101,7 @@ def test_what_enters_is_inside_when_it_is_told(scenes):
                 assert all(look.radius <= place <= 1 - look.radius for place in (look.x, look.y))
 
 
-def test_a_track_is_constant_outside_its_keys_and_linear_between():
+def test_a_track_is_constant_outside_its_keys_and_linear_between_them():
     track = Track.constant(1.0)
     track.hold_until(2.0)
     track.reach(4.0, 3.0)

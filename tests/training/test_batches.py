@@ -1,4 +1,4 @@
-"""Streams, crops and batches: what a session feeds and keeps, and nothing lost on the way."""
+"""Streams, crops and batches have the tokens, frames and segments of a session."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -10,21 +10,12 @@ from tokenizers import Tokenizer
 
 from mod_edge.config import read_config
 from mod_edge.data.clips import Clip, Line
-from mod_edge.data.dialogue import (
-    Decision,
-    Shown,
-    dialogue_of_clip,
-    pieces_of_dialogue,
-)
+from mod_edge.data.dialogue import dialogue_of_clip, pieces_of_dialogue
 from mod_edge.errors import DataError
-from mod_edge.plan.kv_budget import plan_window
-from mod_edge.plan.protocol import text_minimum
-from mod_edge.runtime.queries import Query
-from mod_edge.runtime.session import Session, SessionOptions
 from mod_edge.training.batches import NO_LABEL, Batches, stream_of_pieces, streams_of_clips
 from mod_edge.training.features import FrameFeatures
 from mod_edge.training.recipe import TrainConfig
-from tests.data.test_dialogue import BlackFrames, Parrot
+from tests.data.test_dialogue import run_scripted_session
 
 pytestmark = pytest.mark.numeric
 
@@ -85,34 +76,20 @@ def stream(lines, config, tokenizer):
 
 @pytest.fixture
 def window(lines, config, tokenizer):
-    """That of a session which decides and says what the conversation wants, to its end."""
-    stream = config.stream_config
-    wanted = {
-        Decision.SILENT: stream.frame_token_interval_id,
-        Decision.SPEAK: stream.stream_end_id,
-        None: 0,
-    }
+    """The window of a session that ran the whole conversation."""
     pieces = pieces_of(lines, config, tokenizer)
-    decisions = [wanted[piece.decision] for piece in pieces if isinstance(piece, Shown)]
-    texts = [piece for piece in pieces if not isinstance(piece, Shown)]
-    replies = [each for text in texts for each in text.ids[len(text.ids) - text.num_learned :]]
-    plan = plan_window(config, "2000", text_minimum(stream, tokenizer, 60), dtype="float32")
-    parrot = Parrot(config, decisions, replies)
-    session = Session(parrot, config, tokenizer, plan, SessionOptions(0.0, 60, 1, 512, 0.125))
-    queries = [Query(line.content, line.time_s) for line in lines if line.role == "user"]
-    for _ in session.stream(BlackFrames(NUM_FRAMES), queries):
-        pass
+    session, _ = run_scripted_session(pieces, lines, config, tokenizer)
     return session.window
 
 
-def test_segments_are_those_of_a_sessions_window(stream, window):
+def test_segments_equal_those_of_a_sessions_window(stream, window):
     assert stream.sink == window.sink.dense
     lengths = [rows.dense for rows in window._segments]
     assert stream.segment_starts.tolist() == (stream.sink + np.cumsum([0, *lengths[:-1]])).tolist()
     assert stream.segment_starts[-1] + lengths[-1] == len(stream.token_ids)
 
 
-def test_a_reply_is_learned_token_by_token_and_its_end(config, tokenizer):
+def test_labels_of_a_reply_are_its_tokens_and_the_end_token(config, tokenizer):
     lines = [Line("assistant", "A man walks.", 0.0)]
     pieces = pieces_of(lines, config, tokenizer, num_frames=1)
     stream = stream_of_pieces(pieces, config.stream_config, config.frame_num_tokens)
@@ -127,7 +104,7 @@ def test_a_reply_is_learned_token_by_token_and_its_end(config, tokenizer):
     assert labels[words][-1] == config.stream_config.eos_token_id
 
 
-def test_silence_is_learned_at_silent_frames_and_nothing_where_a_query_comes(config, tokenizer):
+def test_silent_frames_are_labelled_and_frames_before_a_query_are_not(config, tokenizer):
     pieces = pieces_of(CONVERSATIONS["instruction"], config, tokenizer)
     stream = stream_of_pieces(pieces, config.stream_config, config.frame_num_tokens)
     ends = stream.frame_starts + config.frame_num_tokens - 1
@@ -137,7 +114,7 @@ def test_silence_is_learned_at_silent_frames_and_nothing_where_a_query_comes(con
     assert stream.labels[ends].tolist() == wanted
 
 
-def test_a_crop_from_the_sinks_end_begins_as_the_stream_does(stream):
+def test_a_crop_from_the_sinks_end_starts_like_the_stream(stream):
     crop = stream.crop(stream.sink, max_frames=5)
     assert not crop.is_rolled
     assert crop.rows.tolist() == list(range(crop.end))
@@ -183,7 +160,7 @@ def streams_and_features(config, tokenizer):
 
 
 def test_a_batch_holds_each_crops_tokens_frames_and_labels_at_their_rows(streams_and_features):
-    """Beside a slow assembly, crop by crop and row by row."""
+    """Compared with each crop, row by row."""
     streams, features = streams_and_features
     batches = Batches(streams, features, replace(SETTINGS, roll_ratio=0.7))
     num_rolled = 0
@@ -222,7 +199,7 @@ def test_a_batch_holds_each_crops_tokens_frames_and_labels_at_their_rows(streams
     assert num_rolled > 3
 
 
-def test_a_batch_is_the_same_whatever_was_asked_before(streams_and_features):
+def test_a_batch_does_not_depend_on_earlier_ones(streams_and_features):
     ours, theirs = (Batches(*streams_and_features, SETTINGS) for _ in range(2))
     for number in range(9):
         ours[number]
@@ -231,7 +208,7 @@ def test_a_batch_is_the_same_whatever_was_asked_before(streams_and_features):
             assert torch.equal(getattr(ours[number], name), tensor), name
 
 
-def test_every_epoch_shows_each_clip_once_but_for_what_is_left_over(streams_and_features):
+def test_every_epoch_has_each_clip_once_without_an_incomplete_batch(streams_and_features):
     batches = Batches(*streams_and_features, SETTINGS)
     orders = []
     for epoch in range(2):

@@ -1,4 +1,4 @@
-"""Vision features on disk: what the runtime would see, computed once."""
+"""Vision features on disk equal the runtime's and are computed once."""
 
 import shutil
 from dataclasses import replace
@@ -17,7 +17,7 @@ from tests.training.toy_data import write_toy_data
 pytestmark = pytest.mark.numeric
 
 CPU = torch.device("cpu")
-RTOL_FP16 = 2e-3  # of the largest; measured 2.6e-4
+RTOL_FP16 = 2e-3  # relative to the largest; measured 2.6e-4
 
 
 def no_step(*_):
@@ -34,8 +34,14 @@ def model(make_config, make_model):
     return make_model(make_config())
 
 
+@pytest.fixture
+def batches_of_four(monkeypatch):
+    """Frames are encoded in batches of 4, which does not divide the 9 frames of a clip."""
+    monkeypatch.setattr("mod_edge.training.features.FRAMES_AT_ONCE", 4)
+
+
 def images_of(clip, model):
-    """(F, I, I, 3) uint8, as a session prepares them."""
+    """(F, I, I, 3) uint8, preprocessed as in a session."""
     side = model.config.vision_config.image_size
     images = []
     with VideoFile(clip.video, fps=model.config.stream_config.frame_fps) as video:
@@ -45,8 +51,8 @@ def images_of(clip, model):
     return np.stack(images)
 
 
-def test_the_connector_makes_of_them_what_the_runtime_sees(clips, model, tmp_path, monkeypatch):
-    monkeypatch.setattr("mod_edge.training.features.FRAMES_AT_ONCE", 4)  # not a divisor of 9
+@pytest.mark.usefixtures("batches_of_four")
+def test_the_connectors_output_for_features_is_the_runtimes(clips, model, tmp_path):
     features = frame_features(tmp_path / "data", clips, model, CPU, no_step)
     assert features.num_frames.tolist() == [9, 9, 9]
     for clip, first in zip(clips, features.first_frames, strict=True):
@@ -55,14 +61,16 @@ def test_the_connector_makes_of_them_what_the_runtime_sees(clips, model, tmp_pat
         assert float((ours - theirs).abs().max()) <= RTOL_FP16 * float(theirs.abs().max())
 
 
-def test_they_are_computed_once(clips, model, tmp_path, monkeypatch):
+def test_features_are_computed_once(clips, model, tmp_path, monkeypatch):
     first = frame_features(tmp_path / "data", clips, model, CPU, no_step)
     monkeypatch.setattr(model, "frame_tokens", lambda _: pytest.fail("computed again"))
     again = frame_features(tmp_path / "data", clips, model, CPU, no_step)
     assert np.array_equal(first.tokens, again.tokens)
 
 
-def test_another_tower_rate_or_video_has_features_of_its_own(clips, model, tmp_path):
+def test_another_tower_rate_video_or_batch_size_has_separate_features(
+    clips, model, tmp_path, monkeypatch
+):
     def num_kept():
         frame_features(tmp_path / "data", clips, model, CPU, no_step)
         return len(list((tmp_path / "data" / ".features").iterdir()))
@@ -77,23 +85,25 @@ def test_another_tower_rate_or_video_has_features_of_its_own(clips, model, tmp_p
     writer.write(np.zeros((32, 48, 3), np.uint8))
     writer.release()
     assert num_kept() == 4
-    model.connector[0].bias[0] += 1  # it is trained, and no part of them
+    model.connector[0].bias[0] += 1  # trained, so not part of the key
     assert num_kept() == 4
+    monkeypatch.setattr("mod_edge.training.features.FRAMES_AT_ONCE", 5)
+    assert num_kept() == 5
 
 
-def test_numbers_too_large_for_float16_are_refused_and_leave_nothing(clips, model, tmp_path):
+def test_outputs_too_large_for_float16_are_refused_and_leave_nothing(clips, model, tmp_path):
     model.vision_model.post_layernorm.weight.mul_(1e6)
-    with pytest.raises(DataError, match="more than float16"):
+    with pytest.raises(DataError, match="above the maximum of float16"):
         frame_features(tmp_path / "data", clips, model, CPU, no_step)
     assert not list((tmp_path / "data" / ".features").iterdir())
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, OSError])
 @pytest.mark.parametrize("num_encoded", range(3, 7))  # stopped at any batch of the second clip
-def test_what_was_stopped_goes_on_to_the_same_numbers(
+@pytest.mark.usefixtures("batches_of_four")
+def test_a_stopped_computation_continues_to_the_same_numbers(
     clips, model, tmp_path, monkeypatch, stop, num_encoded
 ):
-    monkeypatch.setattr("mod_edge.training.features.FRAMES_AT_ONCE", 4)  # 3 times for 9 frames
     whole = frame_features(tmp_path / "data", clips, model, CPU, no_step).tokens[:]
     (store,) = (tmp_path / "data" / ".features").iterdir()
     shutil.rmtree(store)
@@ -111,9 +121,9 @@ def test_what_was_stopped_goes_on_to_the_same_numbers(
     (partial,) = store.parent.iterdir()
     assert partial.name == f"{store.name}.partial"
     with (partial / "num_frames.txt").open("a") as counts:
-        counts.write("1")  # a line cut off
+        counts.write("1")  # an incomplete line
     features = frame_features(tmp_path / "data", clips, model, CPU, no_step)
-    num_left = 6 if num_encoded < 6 else 3  # the clip that was stopped in begins again
+    num_left = 6 if num_encoded < 6 else 3  # the incomplete clip is encoded again
     assert encoded == [4] * (num_encoded + 1 + num_left)
     assert features.num_frames.tolist() == [9, 9, 9]
     assert np.array_equal(features.tokens, whole)  # the same batches in the same process
@@ -121,10 +131,10 @@ def test_what_was_stopped_goes_on_to_the_same_numbers(
 
 
 class Batched:
-    """A tower that marks each frame's tokens with its place in the batch and the batch's size.
+    """A tower that writes each frame's place in the batch and the batch's size into its tokens.
 
     Attributes:
-        is_black: of each frame, batch by batch.
+        is_black: whether each frame is black, by batch.
     """
 
     def __init__(self, model):
@@ -139,31 +149,21 @@ class Batched:
         return tokens
 
 
-def test_a_frame_has_its_place_in_a_batch_of_one_size_whatever_was_before(
+@pytest.mark.usefixtures("batches_of_four")
+def test_a_frame_always_has_the_same_place_in_a_batch_of_one_size(
     clips, model, tmp_path, monkeypatch
 ):
-    """Kernels round by shape and row: that rows come out alike is no promise of theirs."""
+    """Kernels may round differently by shape and row."""
     tower = Batched(model)
-    monkeypatch.setattr("mod_edge.training.features.FRAMES_AT_ONCE", 4)
     monkeypatch.setattr(model, "frame_tokens", tower.encode)
     features = frame_features(tmp_path / "data", clips, model, CPU, no_step)
     assert features.tokens[:, 0, 0].tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 0] * 3
     assert set(features.tokens[:, 0, 1].tolist()) == {4}
-    for is_black in tower.is_black[2::3]:  # behind a clip's ninth frame, not what was there before
+    for is_black in tower.is_black[2::3]:  # after a clip's ninth frame, not the last batch's pixels
         assert is_black == [False, True, True, True]
 
 
-def test_batches_of_another_size_have_features_of_their_own(clips, model, tmp_path, monkeypatch):
-    """What one version of this program has left unfinished is not gone on with by another."""
-    for size in (4, 5):
-        monkeypatch.setattr("mod_edge.training.features.FRAMES_AT_ONCE", size)
-        frame_features(tmp_path / "data", clips, model, CPU, no_step)
-    assert len(list((tmp_path / "data" / ".features").iterdir())) == 2
-
-
-def test_videos_that_cannot_be_read_are_all_named_before_any_is_encoded(
-    clips, model, tmp_path, monkeypatch
-):
+def test_all_unreadable_videos_are_named_before_any_is_encoded(clips, model, tmp_path, monkeypatch):
     monkeypatch.setattr(model, "frame_tokens", lambda _: pytest.fail("encoded"))
     clips[0].video.write_bytes(b"")
     clips[2].video.write_bytes(b"no video at all")

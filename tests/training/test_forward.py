@@ -1,4 +1,4 @@
-"""The batched decoder beside the reference, stream by stream, in every policy."""
+"""The batched decoder compared with the reference, stream by stream, for every policy."""
 
 from itertools import product
 
@@ -15,15 +15,16 @@ from mod_edge.training.forward import BatchedDecoder
 
 pytestmark = pytest.mark.numeric
 
-# Streams of unequal length, frames and text; the second has none of the frames.
+# Streams of unequal length, with frames and text; the second has no frames.
 STREAMS = ((4, FRAME, 1, FRAME, 7, FRAME, 2), (11,), (3, FRAME, 5), (1, FRAME, 1, FRAME))
 
-# Relative to the largest logit, on x86-64. Kept tokens renumbered give 0.6, unscaled ones 0.55,
-# padding that is written back 1, attention that sees one row more 0.9.
+# Relative to the largest logit, on x86-64. Wrong positions of kept tokens give 0.6, no router
+# scaling 0.55, padding that is written back 1, attention that sees one row too many 0.9.
 RTOL_FP64 = 1e-12  # measured 2.0e-14 over all policies
 RTOL_FP32 = 5e-5  # measured 2.8e-6
 RTOL_BF16 = 0.15  # measured 0.046
-# Of a parameter's largest; measured 5e-14, and 3e-10 for the last layer's router, see below.
+# Relative to a parameter's largest gradient; measured 5e-14, and 3e-10 for the last layer's router,
+# see below.
 RTOL_GRADIENT = 1e-8
 
 POLICIES = [
@@ -43,7 +44,7 @@ def layouts_of(config):
 
 
 def random_batch(config):
-    """A batch of `STREAMS` with random ids and features, labelled at every real row."""
+    """A batch of `STREAMS` with random ids and features, and labels at all rows except padding."""
     generator = torch.Generator().manual_seed(3)
     layouts = layouts_of(config)
     length = max(layout.num_tokens for layout in layouts)
@@ -63,9 +64,9 @@ def random_batch(config):
 
 
 def reference_logits(model, batch, forced_kept=()):
-    """Logits at the batch's real rows, each stream by itself through the reference.
+    """The reference's logits, stream by stream, at all rows except padding.
 
-    `forced_kept` are the choices of each MoD layer, (F, K) of all streams.
+    `forced_kept` are the kept tokens of each MoD layer, (F, K) of all streams.
     """
     logits, first_frame = [], 0
     frames = model.connector(batch.features.to(model.lm_head.weight.dtype))
@@ -97,13 +98,13 @@ def policy(request):
 
 
 def noted_choices(decoder, monkeypatch):
-    """A list that fills with what the decoder chooses, MoD layer by MoD layer."""
+    """A list that collects the decoder's kept tokens, one entry per MoD layer."""
     noted, choose = [], decoder._choose
     monkeypatch.setattr(decoder, "_choose", lambda *args: noted.append(choose(*args)) or noted[-1])
     return noted
 
 
-def test_a_batch_gives_each_streams_reference_logits(policy, make_config, make_model, monkeypatch):
+def test_logits_of_a_batch_are_the_references(policy, make_config, make_model, monkeypatch):
     model = make_model(make_config(mod=policy), dtype=torch.float64)
     batch = random_batch(model.config)
     decoder = BatchedDecoder(model, torch.float64)
@@ -120,10 +121,10 @@ def test_a_batch_gives_each_streams_reference_logits(policy, make_config, make_m
     ids=policy_name,
 )
 def test_every_parameter_gets_the_references_gradient(make_config, make_model, mod):
-    """That of the routers among them, and that of tied weights.
+    """Including routers and tied weights.
 
-    The last layer's router has nearly none where it scales whole outputs: the norm behind it undoes
-    any scale.
+    The last layer's router has almost no gradient under `full` scaling, because the norm after it
+    removes the scale.
     """
     model = make_model(make_config(mod=mod, tie_word_embeddings=True), dtype=torch.float64)
     batch = random_batch(model.config)
@@ -147,7 +148,7 @@ def test_every_parameter_gets_the_references_gradient(make_config, make_model, m
 @pytest.mark.parametrize(
     ("dtype", "allowed"), [(torch.float32, RTOL_FP32), (torch.bfloat16, RTOL_BF16)]
 )
-def test_narrow_products_stay_near_the_reference(
+def test_narrow_matrix_products_stay_near_the_reference(
     make_config, make_model, monkeypatch, dtype, allowed
 ):
     model = make_model(make_config(num_key_value_heads=3))
@@ -159,7 +160,7 @@ def test_narrow_products_stay_near_the_reference(
     assert relative_error(ours, reference_logits(model, batch, choices)) <= allowed
 
 
-def test_random_selection_draws_for_every_layer_and_repeats_with_its_generator(
+def test_random_selection_differs_by_layer_and_repeats_with_its_seed(
     make_config, make_model, monkeypatch
 ):
     model = make_model(make_config(mod=MoDConfig("all", 0.5, "random")))

@@ -1,4 +1,4 @@
-"""Norm and rotation with backward passes of their own, beside the reference's and autograd."""
+"""Norm and rotation with custom backward passes, compared with the reference and autograd."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def random_states(*shape):
 
 
 def turns(positions):
-    """Cosines and sines as `rotated` takes them, (rows, 1, E)."""
+    """Cos and sin for `rotated`, (rows, 1, E)."""
     angles = positions[:, None, None] * FREQUENCIES
     cos, sin = angles.cos(), angles.sin()
     return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
@@ -31,7 +31,7 @@ def test_the_norm_is_the_references_without_its_weight():
     assert torch.allclose(ours, RMSNorm(7, EPS)(hidden), rtol=1e-12)
 
 
-def test_the_norms_gradient_is_that_of_finite_differences():
+def test_the_norms_gradient_matches_finite_differences():
     assert gradcheck(lambda hidden: normalized(hidden, EPS, torch.float64), random_states(3, 7))
 
 
@@ -48,6 +48,6 @@ def test_the_rotation_is_the_references():
     assert torch.allclose(rotated(states, *turns(positions)), theirs, rtol=1e-12)
 
 
-def test_the_rotations_gradient_is_that_of_finite_differences():
+def test_the_rotations_gradient_matches_finite_differences():
     turn = turns(torch.tensor([0, 1, 5, 1000]))
     assert gradcheck(lambda states: rotated(states, *turn), random_states(4, 2, 6))

@@ -1,4 +1,4 @@
-"""What a training starts from."""
+"""The initial weights of a training run."""
 
 from dataclasses import replace
 
@@ -17,7 +17,7 @@ def base(tiny_checkpoint):
     return Checkpoint(tiny_checkpoint)
 
 
-def test_a_checkpoints_tensors_are_taken_where_name_and_shape_are_the_same(base):
+def test_a_checkpoints_tensors_are_copied_if_name_and_shape_match(base):
     text = replace(base.config.text_config, intermediate_size=80)
     config = replace(base.config, text_config=text, mod_config=MoDConfig("all"))
     model = initial_model(config, base, seed=0)
@@ -34,7 +34,7 @@ def test_a_checkpoints_tensors_are_taken_where_name_and_shape_are_the_same(base)
     assert changed == mlps | routers
 
 
-def test_a_router_is_taken_whole_or_not_at_all(base):
+def test_a_router_is_copied_with_weight_and_bias_or_not_at_all(base):
     text = replace(base.config.text_config, hidden_size=48)
     router = (
         initial_model(replace(base.config, text_config=text), base, seed=0).model.layers[1].router
@@ -42,7 +42,7 @@ def test_a_router_is_taken_whole_or_not_at_all(base):
     assert float(router.bias.detach()) == ROUTER_BIAS
 
 
-def test_new_weights_keep_the_size_of_states_and_add_little_to_the_stream(base):
+def test_new_weights_have_the_documented_deviations(base):
     model = initial_model(base.config, None, seed=0)
     matrices = {name: each for name, each in model.named_parameters() if len(each) > 1}
     deviations = {name: float(matrix.std()) for name, matrix in matrices.items()}
@@ -57,14 +57,14 @@ def test_new_weights_keep_the_size_of_states_and_add_little_to_the_stream(base):
 
 
 @pytest.mark.parametrize(("scaling", "weight"), [("full", 0.953), ("delta", 0.5)])
-def test_a_new_router_hardly_shrinks_what_it_scales_whole(base, scaling, weight):
+def test_a_new_router_hardly_shrinks_outputs_under_full_scaling(base, scaling, weight):
     config = replace(base.config, mod_config=MoDConfig(router_scaling=scaling))
     router = initial_model(config, None, seed=0).model.layers[1].router
     assert float(router.bias.sigmoid()) == pytest.approx(weight, abs=1e-3)
     assert 0 < float(router.weight.std()) < 2 * SMALL_DEVIATION
 
 
-def test_two_arms_of_a_comparison_share_what_both_have(base):
+def test_two_models_with_one_seed_agree_in_common_tensors(base):
     arms = [
         dict(initial_model(replace(base.config, mod_config=mod), None, seed=3).named_parameters())
         for mod in (None, MoDConfig())

@@ -1,4 +1,4 @@
-"""Recipes: what a TOML file may say, and what its mistakes are told."""
+"""Recipes: the fields of a TOML file, and the errors about its faults."""
 
 from dataclasses import replace
 
@@ -38,7 +38,7 @@ def test_a_preset_and_the_defaults(recipe_of):
     assert recipe.train == TrainConfig(("connector", "model"), 10, 4, 8, 1e-3)
 
 
-def test_a_checkpoint_is_found_beside_the_recipe(recipe_of, tiny_checkpoint, tmp_path):
+def test_a_checkpoints_path_is_relative_to_the_recipe(recipe_of, tiny_checkpoint, tmp_path):
     (tmp_path / "base").symlink_to(tiny_checkpoint)
     recipe = recipe_of('init = "base"')
     assert recipe.init == tiny_checkpoint.resolve()
@@ -69,14 +69,14 @@ def test_sections_of_the_model_are_replaced(recipe_of):
     )
 
 
-def test_full_computation_takes_the_mod_layers_away(recipe_of):
+def test_full_computation_removes_the_mod_layers(recipe_of):
     assert recipe_of(MODEL + "\nfull_computation = true").model.mod_config is None
     both = MODEL + "\nfull_computation = true\n[model.mod_config]\nkeep_ratio = 0.3"
     with pytest.raises(DataError, match="full_computation and mod_config contradict"):
         recipe_of(both)
 
 
-def test_all_mistakes_of_a_section_are_told_at_once(recipe_of):
+def test_all_faults_of_a_section_are_reported_at_once(recipe_of):
     train = TRAIN.replace("steps = 10", "step = 10") + "seed = 1.5\nclip_norm = true"
     with pytest.raises(DataError) as caught:
         recipe_of(train=train)
@@ -97,7 +97,7 @@ def test_all_mistakes_of_a_section_are_told_at_once(recipe_of):
         ("learning_rate = 0", "learning_rate=0, wanted above 0"),
         ("roll_ratio = 1.5", "roll_ratio=1.5, wanted 0 to 1"),
         ("weight_decay = -1", "weight_decay=-1, wanted 0 or more"),
-        ("trainable = []", "trainable=(), wanted some parts"),
+        ("trainable = []", "trainable=(), wanted at least one substring"),
         ('dtype = "fp8"', "dtype='fp8', wanted one of float32, bfloat16"),
         ('device = "tpu"', "device='tpu', wanted one of auto, cpu, cuda"),
         ("learning_rate = nan", "learning_rate=nan, wanted a finite number"),
@@ -114,17 +114,17 @@ def test_values_out_of_range_are_refused(recipe_of, line, told):
     assert told in str(caught.value)
 
 
-def test_a_model_that_is_not_allowed_is_refused_with_the_recipes_name(recipe_of):
+def test_an_invalid_model_is_refused_with_the_recipes_name(recipe_of):
     with pytest.raises(ConfigError, match=r"recipe\.toml: \[model\].*keep_ratio"):
         recipe_of(MODEL + "\n[model.mod_config]\nkeep_ratio = 2.0")
 
 
-def test_an_init_that_is_neither_is_told_both(recipe_of, tmp_path):
-    with pytest.raises(DataError, match=r"no preset \(tiny, .*mean 'tiny'.*no checkpoint is at"):
+def test_an_init_that_is_neither_preset_nor_checkpoint_is_refused(recipe_of, tmp_path):
+    with pytest.raises(DataError, match=r"not a preset \(tiny, .*mean 'tiny'.*no checkpoint at"):
         recipe_of('init = "tinny"')
 
 
-def test_files_that_are_no_recipe_are_refused(tmp_path):
+def test_files_that_are_not_recipes_are_refused(tmp_path):
     path = tmp_path / "recipe.toml"
     with pytest.raises(DataError, match="cannot be read"):
         read_recipe(path)
@@ -136,7 +136,7 @@ def test_files_that_are_no_recipe_are_refused(tmp_path):
         read_recipe(path)
 
 
-def test_a_preset_that_is_a_folder_too_is_not_guessed_at(recipe_of, tiny_checkpoint, tmp_path):
+def test_an_init_that_is_a_preset_and_a_folder_is_refused(recipe_of, tiny_checkpoint, tmp_path):
     (tmp_path / "tiny").symlink_to(tiny_checkpoint)
     with pytest.raises(DataError, match=r"'tiny' is a preset, and .*; for the folder write './tin"):
         recipe_of('init = "tiny"')

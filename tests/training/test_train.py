@@ -1,4 +1,4 @@
-"""Training from end to end on pictures of one colour: it learns, and stopping costs nothing."""
+"""Training from end to end on frames of one colour: it learns, and a resumed run loses nothing."""
 
 import json
 import os
@@ -42,7 +42,7 @@ RECIPE = Recipe("tiny", SMALL, SETTINGS)
 
 
 class PowerCutError(Exception):
-    """Ends a training without a word."""
+    """Ends a training run like a kill."""
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +52,13 @@ def data(tmp_path_factory):
     return folder
 
 
-# Nothing is drawn but in the test of the picture.
-pytestmark = [pytest.mark.numeric, pytest.mark.usefixtures("no_picture")]
+@pytest.fixture(autouse=True)
+def no_picture(monkeypatch):
+    """Losses are not plotted (0.5 s each)."""
+    monkeypatch.setattr(train_module, "plot_losses", lambda *_: None)
+
+
+pytestmark = pytest.mark.numeric
 
 
 def run(data, recipe, output, on_step=lambda *_: None, *, resume=False, force=False):
@@ -61,7 +66,7 @@ def run(data, recipe, output, on_step=lambda *_: None, *, resume=False, force=Fa
 
 
 def at_step(step, action):
-    """An `on_step` that acts after so many steps."""
+    """An `on_step` that calls `action` after `step` steps."""
     return lambda name, done, _total: action() if "loss" in name and done == step else None
 
 
@@ -87,7 +92,7 @@ def assert_same_training(ours, theirs):
 
 @pytest.fixture(scope="module")
 def uninterrupted(data, tmp_path_factory):
-    """The output of a training that nothing disturbed, with its picture."""
+    """The output of an uninterrupted training run, with its plot."""
     output = tmp_path_factory.mktemp("uninterrupted") / "model"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train_module, "plot_losses", plot_losses)
@@ -99,25 +104,23 @@ def test_the_loss_falls_on_a_handful_of_clips(data, tmp_path):
     settings = replace(SETTINGS, steps=110, batch_clips=7, max_frames=14, save_every=999)
     report = run(data, replace(RECIPE, train=settings), tmp_path / "model")
     losses = losses_of(tmp_path / "model")
-    assert losses["lm"][0] > 5  # about log(512): nothing is known
-    assert sum(losses["lm"][-9:]) / 9 < 0.1  # 0.15 is a guess at the colour
-    assert sum(losses["stream"][-9:]) / 9 < 0.45  # 0.6 is knowing how often it changes
+    assert losses["lm"][0] > 5  # about log(512): an untrained model
+    assert sum(losses["lm"][-9:]) / 9 < 0.1  # guessing the colour gives 0.15
+    assert sum(losses["stream"][-9:]) / 9 < 0.45  # knowing only the rate of changes gives 0.6
     assert report.steps == 110
     assert report.num_trained < report.num_parameters
 
 
-def test_what_comes_out_is_a_checkpoint_with_its_story(uninterrupted):
-    checkpoint = Checkpoint(uninterrupted)
-    assert checkpoint.config == SMALL
-    assert checkpoint.load_model().config == SMALL
-    story = json.loads((uninterrupted / "training.json").read_text())
-    assert story["recipe"]["train"]["steps"] == len(story["losses"]["lm"]) == 6
-    assert {"mod_edge", "torch", "python"} <= story["versions"].keys()
+def test_the_output_is_a_checkpoint_with_a_training_record(uninterrupted):
+    assert Checkpoint(uninterrupted).load_model().config == SMALL
+    record = json.loads((uninterrupted / "training.json").read_text())
+    assert record["recipe"]["train"]["steps"] == len(record["losses"]["lm"]) == 6
+    assert {"mod_edge", "torch", "python"} <= record["versions"].keys()
     assert (uninterrupted / "loss.png").stat().st_size > 1000
     assert not ResumeState(uninterrupted).folder.exists()
 
 
-def test_only_what_the_recipe_names_is_trained(uninterrupted, data, tmp_path):
+def test_only_trainable_parameters_change(uninterrupted, data, tmp_path):
     start = dict(initial_model(SMALL, None, SETTINGS.seed).named_parameters())
     for name, tensor in weights_of(uninterrupted).items():
         assert torch.equal(tensor, start[name]) == name.startswith("vision_model."), name
@@ -132,9 +135,7 @@ def test_only_what_the_recipe_names_is_trained(uninterrupted, data, tmp_path):
 
 
 @pytest.mark.parametrize(("step", "saved"), [(1, 0), (5, 4)])
-def test_a_killed_training_goes_on_as_if_nothing_had_been(
-    uninterrupted, data, tmp_path, step, saved
-):
+def test_a_killed_training_resumes_to_the_same_result(uninterrupted, data, tmp_path, step, saved):
     output = tmp_path / "model"
     with pytest.raises(PowerCutError):
         run(data, RECIPE, output, at_step(step, cut_power))
@@ -145,7 +146,7 @@ def test_a_killed_training_goes_on_as_if_nothing_had_been(
     assert_same_training(output, uninterrupted)
 
 
-def test_a_training_killed_while_its_checkpoint_is_written_is_not_lost(
+def test_a_training_killed_while_writing_its_checkpoint_can_be_resumed(
     uninterrupted, data, tmp_path, monkeypatch
 ):
     output = tmp_path / "model"
@@ -159,7 +160,7 @@ def test_a_training_killed_while_its_checkpoint_is_written_is_not_lost(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_training_saves_what_was_done(uninterrupted, data, tmp_path, number):
+def test_a_stopped_training_saves_its_state(uninterrupted, data, tmp_path, number):
     output = tmp_path / "model"
     handler = signal.getsignal(number)
     with pytest.raises(KeyboardInterrupt):
@@ -194,20 +195,20 @@ def test_every_policy_trains_and_resumes(data, tmp_path, mod):
 
 @pytest.fixture
 def cut(data, tmp_path):
-    """The output of a training that was cut at step 3."""
+    """The output of a training run that was killed at step 3."""
     with pytest.raises(PowerCutError):
         run(data, RECIPE, tmp_path / "model", at_step(3, cut_power))
     return tmp_path / "model"
 
 
-def test_an_unfinished_training_is_neither_resumed_nor_lost_unasked(cut, data):
-    with pytest.raises(DataError, match=r"--resume goes on with it, --force starts over"):
+def test_an_unfinished_training_needs_resume_or_force(cut, data):
+    with pytest.raises(DataError, match=r"with --resume or start over with --force"):
         run(data, RECIPE, cut)
     run(data, RECIPE, cut, force=True)
     assert len(losses_of(cut)["lm"]) == 6
 
 
-def test_force_never_removes_a_folder_that_only_has_the_name(data, tmp_path):
+def test_force_never_removes_other_files(data, tmp_path):
     folder = ResumeState(tmp_path / "model").folder
     folder.mkdir()
     (folder / "thesis.tex").write_text("years of work")
@@ -216,7 +217,7 @@ def test_force_never_removes_a_folder_that_only_has_the_name(data, tmp_path):
     assert (folder / "thesis.tex").exists()
 
 
-def test_another_recipe_or_other_data_do_not_resume(cut, data, tmp_path):
+def test_another_recipe_or_other_data_cannot_be_resumed(cut, data, tmp_path):
     other = replace(RECIPE, train=replace(SETTINGS, learning_rate=0.5))
     with pytest.raises(DataError, match=r"train\.learning_rate was 0\.01, is 0\.5"):
         run(data, other, cut, resume=True)
@@ -225,56 +226,52 @@ def test_another_recipe_or_other_data_do_not_resume(cut, data, tmp_path):
         run(tmp_path / "other", RECIPE, cut, resume=True)
 
 
-def test_nothing_to_resume_is_an_error(data, tmp_path):
+def test_resume_without_an_unfinished_training_is_an_error(data, tmp_path):
     with pytest.raises(DataError, match=r"no .*model\.partial to resume from"):
         run(data, RECIPE, tmp_path / "model", resume=True)
 
 
-def test_a_damaged_state_says_so(cut, data):
-    state = ResumeState(cut).folder / "state.pt"
-    state.write_bytes(state.read_bytes()[:500])
-    with pytest.raises(DataError, match=r"state\.pt is damaged"):
-        run(data, RECIPE, cut, resume=True)
-
-
-def test_a_state_of_another_version_says_so(cut, data):
+def test_a_state_of_another_version_or_a_damaged_one_is_refused(cut, data):
     path = ResumeState(cut).folder / "state.pt"
     state = torch.load(path)
     state["watch_losses"] = state.pop("auxiliary_losses")
     torch.save(state, path)
     with pytest.raises(DataError, match=r"state\.pt was saved by another version .*start over"):
         run(data, RECIPE, cut, resume=True)
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(DataError, match=r"state\.pt is damaged"):
+        run(data, RECIPE, cut, resume=True)
 
 
-def test_an_unknown_auxiliary_loss_is_refused_before_anything_is_done(data, tmp_path):
+def test_an_unknown_auxiliary_loss_is_refused_at_once(data, tmp_path):
     settings = replace(SETTINGS, auxiliary_loss="motoin", auxiliary_loss_weight=1.0)
-    with pytest.raises(DataError, match=r"auxiliary_loss='motoin' is not known; there are none"):
+    with pytest.raises(DataError, match=r"auxiliary_loss='motoin' is unknown; known are none"):
         run(data, replace(RECIPE, train=settings), tmp_path / "model")
     assert not ResumeState(tmp_path / "model").folder.exists()
 
 
-def test_an_output_that_is_there_is_refused_before_anything_is_done(data, tmp_path):
+def test_an_existing_output_is_refused_at_once(data, tmp_path):
     (tmp_path / "model").mkdir()
-    with pytest.raises(ConfigError, match="exists already"):
-        run(data, RECIPE, tmp_path / "model", lambda *_: pytest.fail("it began"))
+    with pytest.raises(ConfigError, match="exists"):
+        run(data, RECIPE, tmp_path / "model", lambda *_: pytest.fail("it started"))
 
 
-def test_a_loss_that_is_no_number_stops_before_it_spoils_the_state(cut, data):
+def test_a_loss_that_is_not_finite_is_an_error(cut, data):
     path = ResumeState(cut).folder / "state.pt"
     state = torch.load(path)
     state["weights"]["connector.0.bias"][0] = torch.nan
     torch.save(state, path)
-    with pytest.raises(DataError, match=r"no number any more at step 3; lower learning_rate"):
+    with pytest.raises(DataError, match=r"not finite at step 3; lower learning_rate"):
         run(data, RECIPE, cut, resume=True)
 
 
-def test_trainable_parts_that_name_nothing_are_refused():
+def test_trainable_strings_that_match_nothing_are_refused():
     model = initial_model(SMALL, None, 0)
     with pytest.raises(DataError, match=r"'lora', 'vision_model'; the model has connector, lm_"):
         trained_parameters(model, ("lora", "model", "vision_model"))
 
 
-def test_matrices_decay_and_nothing_else(make_config):
+def test_only_matrices_have_weight_decay(make_config):
     trained = trained_parameters(initial_model(make_config(), None, 0), ("",))
     optimizer = adamw(trained, SETTINGS)
     decayed, plain = ({id(each) for each in group["params"]} for group in optimizer.param_groups)
@@ -303,7 +300,7 @@ def test_videos_that_end_too_soon_are_counted(tmp_path):
     assert run(tmp_path / "data", recipe, tmp_path / "model").num_short_clips == 1
 
 
-def test_a_step_without_a_word_to_learn_has_no_loss_of_replies(tmp_path):
+def test_a_step_without_reply_tokens_has_no_lm_loss(tmp_path):
     write_toy_data(tmp_path / "data", num_clips=3)
     path = tmp_path / "data" / "train.jsonl"
     told, *others = map(json.loads, path.read_text().splitlines())
@@ -314,12 +311,12 @@ def test_a_step_without_a_word_to_learn_has_no_loss_of_replies(tmp_path):
     losses = losses_of(tmp_path / "model")["lm"]
     known = [loss for loss in losses if loss is not None]
     assert len(losses) == 6
-    assert len(known) == 2  # of three clips a pass
+    assert len(known) == 2  # one clip in three
     assert report.lm_loss == pytest.approx(sum(known) / 2)
     plot_losses(losses, losses, tmp_path / "loss.png")
 
 
-def test_a_state_that_cannot_be_written_leaves_the_one_before(data, tmp_path, monkeypatch):
+def test_a_state_that_cannot_be_written_leaves_the_previous_one(data, tmp_path, monkeypatch):
     save, written = torch.save, []
 
     def fill_up(state, file):
@@ -330,13 +327,13 @@ def test_a_state_that_cannot_be_written_leaves_the_one_before(data, tmp_path, mo
         save(state, file)
 
     monkeypatch.setattr(torch, "save", fill_up)
-    with pytest.raises(DataError, match=r"state\.pt\.new cannot be written .*make room"):
+    with pytest.raises(DataError, match=r"state\.pt\.new cannot be written .*free some space"):
         run(data, RECIPE, tmp_path / "model")
     folder = ResumeState(tmp_path / "model").folder
     assert [path.name for path in folder.iterdir()] == ["state.pt"]
     assert torch.load(folder / "state.pt")["step"] == 2
 
 
-def test_the_trainer_knows_nothing_of_toy_scenes():
+def test_the_trainer_does_not_use_toy_scenes():
     files = Path(train_module.__file__).parent.glob("*.py")
     assert not [path.name for path in files if "toy_scenes" in path.read_text(encoding="utf-8")]

@@ -1,4 +1,4 @@
-"""Data that a tiny model learns in seconds: pictures of one colour, which changes now and then."""
+"""A data set that a tiny model learns in seconds: frames of one colour, which sometimes changes."""
 
 import cv2
 import numpy as np
