@@ -1,9 +1,9 @@
-"""A data set of videos with timed conversations: JSONL beside ordinary video files.
+"""A data set of videos with timed conversations: JSONL files and ordinary video files.
 
-    DIR/train.jsonl  validation.jsonl  test.jsonl     one video a line
-    DIR/videos/*.mp4                                  wherever the lines say
+    DIR/train.jsonl  validation.jsonl  test.jsonl     one video per line
+    DIR/videos/*.mp4                                  or another folder, as in the lines
 
-A line is the layout of the published streaming data (VideoLLM-online's `conversation` with `role`,
+A line has the format of the published streaming data (VideoLLM-online's `conversation` with `role`,
 `content` and `time` in seconds), plus the video's path relative to DIR:
 
     {"video_uid": "a1", "video": "videos/a1.mp4", "duration": 30.0, "conversation": [
@@ -12,8 +12,8 @@ A line is the layout of the published streaming data (VideoLLM-online's `convers
         {"role": "assistant", "content": "The red ball stops.", "time": 4.5,
          "kind": "stops", "keys": ["red", "ball", "stops"]}]}
 
-`kind` and `keys` are optional: the kind of event that a caption tells of, for tables, and the words
-that it must hold to count as right; without them the whole sentence must be the same.
+`kind` and `keys` are optional: the kind of event that a caption describes, for tables, and the
+words that it must contain to count as right; without them all words must match.
 """
 
 import json
@@ -33,7 +33,7 @@ DURATION_SLACK_S = 1.0
 
 @dataclass(frozen=True)
 class Line:
-    """Something said at `time_s` seconds of video; `kind` and `keys` see the module."""
+    """A line of the conversation at `time_s` seconds; the module describes `kind` and `keys`."""
 
     role: str
     content: str
@@ -44,7 +44,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Clip:
-    """A video and what is said over it, in order of time."""
+    """A video and its conversation, in order of time."""
 
     uid: str
     video: Path
@@ -52,21 +52,21 @@ class Clip:
     conversation: tuple[Line, ...]
 
     def most_frames(self, fps: float) -> int:
-        """Frames that it has at most: one at 0 s, and the last not behind its end."""
+        """The maximum number of frames: one at 0 s, the last one not after the clip's end."""
         return int(self.duration_s * fps) + 1
 
     def ends_too_soon(self, num_frames: int, fps: float) -> bool:
-        """Whether the video's frames end sooner than the line says, by more than rounding does.
+        """Whether the video is more than `DURATION_SLACK_S` shorter than its line's duration.
 
         Args:
-            num_frames: that were read of it.
-            fps: frames/s at which they were.
+            num_frames: number of frames that were read.
+            fps: frames/s of reading.
         """
         return num_frames < (self.duration_s - DURATION_SLACK_S) * fps
 
 
 def split_file(folder: Path, split: str) -> Path:
-    """Where the lines of a split are."""
+    """The JSONL file of a split."""
     return folder / f"{split}.jsonl"
 
 
@@ -76,19 +76,19 @@ def read_clips(folder: Path, split: str, *, needs_videos: bool = True) -> list[C
     Args:
         folder: the data set.
         split: the name of its JSONL file.
-        needs_videos: whether a video that is not there is a fault.
+        needs_videos: whether a missing video is a fault.
 
     Raises:
-        DataError: no such split, lines that are no clips (some of them named at once), or videos
-            that are not there.
+        DataError: the split is missing or empty, or has lines with faults or missing videos (names
+            several at once).
     """
     path = split_file(folder, split)
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except FileNotFoundError as exc:
         raise DataError(
-            f"{folder} has no {path.name}, so no data for {split!r}; "
-            "its format is in the docstring of mod_edge/data/clips.py"
+            f"{folder} has no {path.name}, the file of split {split!r}; its format is in the "
+            "docstring of mod_edge/data/clips.py"
         ) from exc
     except (OSError, UnicodeDecodeError) as exc:
         raise DataError(f"{path} cannot be read: {exc}") from exc
@@ -98,18 +98,18 @@ def read_clips(folder: Path, split: str, *, needs_videos: bool = True) -> list[C
             try:
                 clips.append(_clip_from_json(line, folder, needs_video=needs_videos))
             except (KeyError, TypeError, ValueError) as exc:
-                what = f"lacks {exc}" if isinstance(exc, KeyError) else str(exc)
+                what = f"has no {exc}" if isinstance(exc, KeyError) else str(exc)
                 faults.append(f"line {number}: {what}")
     if faults:
         shown = joined_faults(faults, NUM_FAULTS_SHOWN)
         raise DataError(f"{path}: {shown}; its format is in mod_edge/data/clips.py")
     if not clips:
-        raise DataError(f"{path} is empty; it needs one line a video")
+        raise DataError(f"{path} is empty; it needs one line per video")
     return clips
 
 
 def write_clips(folder: Path, split: str, clips: Iterable[Clip]) -> None:
-    """Write a split's lines; the videos, below `folder`, are the caller's."""
+    """Write a split's lines; the caller writes the videos, below `folder`."""
     with split_file(folder, split).open("w", encoding="utf-8") as file:
         for clip in clips:
             file.write(json.dumps(_clip_to_json(clip, folder)) + "\n")
@@ -118,32 +118,32 @@ def write_clips(folder: Path, split: str, clips: Iterable[Clip]) -> None:
 def _clip_from_json(line: str, folder: Path, *, needs_video: bool) -> Clip:
     data = json.loads(line)
     if not isinstance(data, dict):
-        raise ValueError(f"is a {type(data).__name__}, wanted an object")
+        raise ValueError(f"got a {type(data).__name__}, wanted an object")
     duration_s = _seconds(data["duration"], "duration")
     if not isinstance(data["conversation"], list):
         raise ValueError(f"conversation is a {type(data['conversation']).__name__}, wanted a list")
     conversation = tuple(_line_from_json(each, duration_s) for each in data["conversation"])
     times = [each.time_s for each in conversation]
     if times != sorted(times):
-        raise ValueError("the conversation's times do not rise")
+        raise ValueError("the conversation is not in order of time")
     video = folder / str(data["video"])
     if Path(data["video"]).is_absolute() or ".." in Path(data["video"]).parts:
         raise ValueError(f"video={data['video']!r}, wanted a path inside the data set's folder")
     if needs_video and not video.is_file():
-        raise ValueError(f"its video {video} is not there")
+        raise ValueError(f"there is no video {video}")
     return Clip(str(data["video_uid"]), video, duration_s, conversation)
 
 
 def _line_from_json(data: Any, duration_s: float) -> Line:
     if not isinstance(data, dict):
-        raise ValueError(f"conversation holds a {type(data).__name__}, wanted objects")
+        raise ValueError(f"conversation contains a {type(data).__name__}, wanted objects")
     role, content, time_s = data["role"], data["content"], _seconds(data["time"], "time")
     if role not in ROLES:
         raise ValueError(f"role={role!r}, wanted one of {', '.join(ROLES)}")
     if not isinstance(content, str) or not content.strip():
-        raise ValueError(f"content={content!r}, wanted some words")
+        raise ValueError(f"content={content!r}, wanted text")
     if time_s > duration_s:
-        raise ValueError(f"time={time_s} is behind the video's end, {duration_s} s")
+        raise ValueError(f"time={time_s} is after the video's end, {duration_s} s")
     kind, keys = data.get("kind", ""), data.get("keys", [])
     if not isinstance(kind, str):
         raise ValueError(f"kind={kind!r}, wanted a word")

@@ -1,10 +1,10 @@
-"""A clip's conversation laid over its frames, and the very token stream that the runtime feeds.
+"""Aligns a clip's conversation with its frames, and makes the token stream that the runtime feeds.
 
 Captions' times are rounded up to the frame grid, so that nothing is said before it can be seen;
-queries' times down, because a session answers before it watches another frame. What the model is
-taught is VideoLLM-online's: silence or speech at each frame's last token, nothing where it was
-asked (streaming loss), and each reply's tokens with the end token (LM loss). The ids come from the
-runtime's own `Protocol`: training and streaming cannot part.
+queries' times down, because a session answers before it takes another frame. The labels are
+VideoLLM-online's: silence or speech at each frame's last token, except before a query (streaming
+loss), and each reply's tokens with the end token (LM loss). The ids come from the runtime's
+`Protocol`, so that training and streaming always agree.
 """
 
 import math
@@ -22,12 +22,12 @@ ROUNDING_S = 1e-3  # a time of 4.5000001 s belongs to the frame at 4.5 s
 
 @dataclass(frozen=True)
 class Turn:
-    """Frames shown since the turn before, and the reply that follows the last of them.
+    """The frames since the last turn, and the reply that follows them.
 
     Attributes:
         first_frame: index of the first of these frames.
         num_frames: at least 1.
-        query: what is answered; None where the model speaks by itself.
+        query: the question; None if the model speaks by itself.
         reply: what it should say, maybe nothing.
         kind, keys: see `clips`.
     """
@@ -41,13 +41,13 @@ class Turn:
 
     @property
     def last_frame(self) -> int:
-        """Index of the frame after which the reply comes."""
+        """Index of the frame before the reply."""
         return self.first_frame + self.num_frames - 1
 
 
 @dataclass(frozen=True)
 class Dialogue:
-    """The turns of a clip of `num_frames` frames; frames behind the last turn are silent."""
+    """The turns of a clip of `num_frames` frames; frames after the last turn are silent."""
 
     turns: tuple[Turn, ...]
     num_frames: int
@@ -55,7 +55,7 @@ class Dialogue:
 
 @dataclass(frozen=True)
 class Text:
-    """Text tokens to feed; the last `num_learned` are the model's own words (and the end token)."""
+    """Text tokens to feed; the last `num_learned` are the model's reply and the end token."""
 
     ids: tuple[int, ...]
     num_learned: int = 0
@@ -63,7 +63,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Shown:
-    """A frame to feed, and the decision to be made at its last token, None where none is."""
+    """A frame to feed, and the true decision at its last token; None before a query."""
 
     frame: int
     decision: Decision | None
@@ -73,22 +73,22 @@ Piece = Text | Shown
 
 
 def dialogue_of_clip(clip: Clip, fps: float, num_frames: int) -> Dialogue:
-    """The clip's conversation in turns.
+    """The clip's conversation as turns.
 
-    One reply follows a frame: what falls on a taken frame comes one frame later, and what then
-    finds no frame any more is left out. A query without an answer at its frame gets an empty one.
+    At most one reply follows each frame: a second one moves to the next frame, and is dropped if
+    there is no frame left. A query without an answer at its frame gets an empty one.
 
     Args:
         clip: with times in seconds.
         fps: frames/s of the stream.
-        num_frames: that the video gives at that rate.
+        num_frames: number of frames of the video at that rate.
     """
     turns: list[Turn] = []
     next_frame = 0
     for time_s, query, answer in _exchanges(clip, fps):
         if query is None:  # said at the first frame that can show it
             frame = math.ceil((time_s - ROUNDING_S) * fps)
-        else:  # answered before any later frame is seen
+        else:  # answered before any later frame
             frame = math.floor((time_s + ROUNDING_S) * fps)
         last = max(frame, next_frame)
         if last < num_frames:
@@ -99,7 +99,7 @@ def dialogue_of_clip(clip: Clip, fps: float, num_frames: int) -> Dialogue:
 
 
 def _exchanges(clip: Clip, fps: float) -> Iterator[tuple[float, str | None, Line | None]]:
-    """Time, query if any, and what is said: nothing where a query has no answer at its frame."""
+    """Time, query (if any) and reply, which is None for a query without an answer at its frame."""
     lines = list(clip.conversation)
     while lines:
         line = lines.pop(0)
@@ -112,16 +112,16 @@ def _exchanges(clip: Clip, fps: float) -> Iterator[tuple[float, str | None, Line
 
 
 class Script:
-    """Turns a dialogue into pieces, step by step, as a session would feed them."""
+    """Converts a dialogue to pieces, step by step, as a session would feed them."""
 
     def __init__(self, config: StreamConfig, tokenizer: Tokenizer) -> None:
-        """A stream that has not begun."""
+        """The script of a new stream."""
         self._config = config
         self._tokenizer = tokenizer
         self._protocol = Protocol(config, tokenizer, threshold=0)
 
     def frames(self, turn: Turn) -> Iterator[Piece]:
-        """The turn's frames, each behind its prefix; the last one speaks, or is asked."""
+        """The turn's frames, each after its prefix; a reply or a query follows the last one."""
         for frame in range(turn.first_frame, turn.last_frame + 1):
             decision: Decision | None = Decision.SILENT
             if frame == turn.last_frame:
@@ -134,7 +134,7 @@ class Script:
             yield from self._frame(frame, Decision.SILENT)
 
     def reply(self, turn: Turn) -> Text:
-        """The prompt, the reply and the end token. The runtime feeds the last with what follows."""
+        """Prompt, reply and end token, which the runtime feeds with the next frame."""
         prompt = self._protocol.response_prompt(turn.query)
         words = f" {turn.reply}" if turn.reply else ""
         ids = self._tokenizer.encode(words, add_special_tokens=False).ids
@@ -151,7 +151,7 @@ class Script:
 def pieces_of_dialogue(
     dialogue: Dialogue, config: StreamConfig, tokenizer: Tokenizer
 ) -> Iterator[Piece]:
-    """The whole stream of a dialogue."""
+    """All pieces of a dialogue's stream."""
     script = Script(config, tokenizer)
     next_frame = 0
     for turn in dialogue.turns:

@@ -1,11 +1,11 @@
-"""How good a streaming model is: what it says, and when. Pure formulas, no model.
+"""Measures of a streaming model: what it says, and when. Pure formulas, without a model.
 
-Teacher-forced measures are VideoLLM-online's (`stream_evaluate` in its models/modeling_live.py),
-turn by turn: a turn is some frames and the reply after the last of them. One thing is added, for
-that data has one question a video, at its start: where a turn's last frame is asked about, silence
-before it is right, and there is nothing to be late for.
+The teacher-forced measures are VideoLLM-online's (`stream_evaluate` in models/modeling_live.py),
+turn by turn: a turn is some frames and the reply after them. One rule is added, because that data
+has only one question per video, at its start: if a query follows a turn's last frame, silence
+before it is right, and the answer cannot be late.
 
-For a free-running stream, captions are matched to the true ones in their order, one to one.
+In a free-running stream, captions are matched to the true ones in order, one to one.
 """
 
 import math
@@ -21,18 +21,18 @@ Logits = npt.NDArray[np.float32]
 BoolArray = npt.NDArray[np.bool_]
 Float64Array = npt.NDArray[np.float64]
 
-ROUNDING_S = 1e-6  # times are multiples of 1 / fps: what is as far as the tolerance is within it
+ROUNDING_S = 1e-6  # times are multiples of 1 / fps: an error equal to the tolerance is within it
 
 
 @dataclass(frozen=True)
 class TurnOutcome:
-    """How a model did in one turn, fed with the right tokens.
+    """A model's outcome in one turn, teacher-forced.
 
     Attributes:
-        num_decisions: S, the turn's frames at which it was to speak or to be silent.
-        frame_diff: see `frame_diff`; None where S is 0.
+        num_decisions: S, the turn's frames with a decision to speak or to be silent.
+        frame_diff: see `frame_diff`; None if S is 0.
         losses: (T,) cross entropy at the reply's tokens and the end token.
-        num_right: of these tokens, how many were the likeliest before the first that was not.
+        num_right: the number of these tokens that were the likeliest, before the first mistake.
     """
 
     num_decisions: int
@@ -42,23 +42,23 @@ class TurnOutcome:
 
     @property
     def has_words(self) -> bool:
-        """Whether there was anything to say: a turn of the end token alone is no published one."""
+        """Whether the reply has words; published turns never have the end token alone."""
         return len(self.losses) > 1
 
     @property
     def perplexity(self) -> float:
-        """LM-PPL: exp of the mean cross entropy; infinite where that is too large."""
+        """LM-PPL: exp of the mean cross entropy; infinite if that overflows."""
         with np.errstate(over="ignore"):
             return float(np.exp(self.losses.mean()))
 
     @property
     def correctness(self) -> float:
-        """LM-Correctness: share of the tokens that are right before the first wrong one."""
+        """LM-Correctness: share of the tokens before the first mistake."""
         return self.num_right / len(self.losses)
 
     @property
     def fluency(self) -> float | None:
-        """Share of all that was to learn before the first mistake; None where S is 0."""
+        """Share of decisions and tokens before the first mistake; None if S is 0."""
         if self.frame_diff is None:
             return None
         if self.frame_diff == 0:
@@ -80,15 +80,15 @@ def token_losses(logits: npt.NDArray[Any], token_ids: Sequence[int]) -> Float64A
 
 
 def num_leading(is_right: Sequence[bool]) -> int:
-    """How many are true before the first that is not."""
+    """The number of True values before the first False."""
     return next((place for place, each in enumerate(is_right) if not each), len(is_right))
 
 
 def speaks(logits: Logits, silent_id: int, threshold: float) -> BoolArray:
-    """Whether a model speaks at frames whose last tokens have logits (F, V), (F,).
+    """(F,) whether a model speaks at frames with logits (F, V) at their last tokens.
 
-    It does where the silent token is not the likeliest, or is less likely than `threshold`. Unlike
-    the runtime, the published measure takes every other token for the one that speaks.
+    It speaks if the silent token is not the likeliest, or its probability is below `threshold`.
+    Unlike the runtime, the published measure counts any other token as the speak token.
     """
     is_other: BoolArray = logits.argmax(axis=1) != silent_id
     probabilities = np.exp(-token_losses(logits, [silent_id] * len(logits)))
@@ -96,22 +96,23 @@ def speaks(logits: Logits, silent_id: int, threshold: float) -> BoolArray:
 
 
 def num_late_frames(num_frames: int, num_next_frames: int) -> int:
-    """M: further frames at which a model may still speak, with a turn of `num_next_frames` next.
+    """M: the number of frames after a turn at which a model may still speak late.
 
-    As many as there were to speak too early: by chance neither is likelier.
+    It equals the number of frames at which it could speak too early, so that chance favours
+    neither, but is at most `num_next_frames`, the frames of the next turn.
     """
     return min(num_next_frames, num_frames - 1)
 
 
 def frame_diff(decisions: Sequence[bool], late: Sequence[bool], *, is_asked: bool) -> int:
-    """How many frames before the turn's last one a model speaks first; below 0 how many after it.
+    """How many frames before the turn's last one a model speaks first; below 0: after it.
 
     Args:
-        decisions: (S,), S >= 1, whether it speaks at each frame of the turn; where it `is_asked` at
-            the last one, all but that.
-        late: (M,), whether it speaks at further frames, without the reply between; what follows
-            the first that is true does not matter. None where it `is_asked`: it did reply.
-        is_asked: whether the reply answers a query, and does not come of itself.
+        decisions: (S,), S >= 1, whether it speaks at each frame of the turn; with `is_asked`
+            without the last frame.
+        late: (M,), whether it speaks at the frames after the turn, without the reply in between;
+            values after the first True do not matter. Empty with `is_asked`.
+        is_asked: whether the reply answers a query.
     """
     if any(decisions):
         return len(decisions) - list(decisions).index(True) - (not is_asked)
@@ -119,9 +120,9 @@ def frame_diff(decisions: Sequence[bool], late: Sequence[bool], *, is_asked: boo
 
 
 def words_of(text: str) -> list[str]:
-    """The words in lower case, without what stands between them.
+    """The words in lower case, without punctuation.
 
-    Accents and vowel signs belong to their letter. Of scripts that put no spaces between words
+    Accents and vowel signs belong to their letter. In scripts without spaces between words
     (Chinese, Japanese) each character is a word.
     """
     spaced = "".join(map(_spaced, unicodedata.normalize("NFC", text.lower())))
@@ -130,21 +131,21 @@ def words_of(text: str) -> list[str]:
 
 
 def _spaced(character: str) -> str:
-    """It alone if it is part of a word, with spaces around if it is one, else a space."""
+    """The character if part of a word, with spaces around it if a whole word, else a space."""
     is_part = unicodedata.category(character)[0] in "LMN" or character in "_'"
     is_word = is_part and unicodedata.east_asian_width(character) == "W"
     return f" {character} " if is_word else character if is_part else " "
 
 
 def is_same(text: str, truth: str, keys: Sequence[str]) -> bool:
-    """Whether `text` says the truth: all `keys` as whole words in their order, or the same words.
+    """Whether `text` contains all `keys` as whole words in order; without keys, equal words.
 
-    A truth without any word, such as a symbol alone, has to be said to the letter.
+    A truth without any word, such as a single symbol, must match exactly.
 
     Args:
         text: what was said.
-        truth: what was to be said.
-        keys: what matters of it; if there are none, every word does.
+        truth: what should have been said.
+        keys: the words that must be right; empty for all words of `truth`.
     """
     words = words_of(text)
     if not keys:
@@ -160,18 +161,18 @@ def match_in_order(
     tolerance_s: float,
     can_match: Callable[[int, int], bool] = lambda _said, _true: True,
 ) -> list[tuple[int, int]]:
-    """The most pairs of said and true moments, one to one and in order, as near as can be.
+    """One-to-one pairs of said and true moments in order: the most pairs, then the closest.
 
     Args:
         said_s: rising times in seconds.
         true_s: rising times in seconds.
-        tolerance_s: a pair is no further apart.
-        can_match: whether a said and a true one, by their indices, may be a pair.
+        tolerance_s: the largest time difference of a pair.
+        can_match: whether a said and a true moment, by their indices, may be a pair.
 
     Returns:
         (index into `said_s`, index into `true_s`), rising in both.
     """
-    # best[i][j]: pairs and their summed distance, negated, among what follows said i and true j
+    # best[i][j]: number of pairs and their negated total distance, from said i and true j on
     best = [[(0, 0.0)] * (len(true_s) + 1) for _ in range(len(said_s) + 1)]
 
     def paired(i: int, j: int) -> tuple[int, float]:
@@ -197,16 +198,16 @@ def match_in_order(
 
 
 def ratio(part: float, whole: int) -> float | None:
-    """`part` / `whole`; None where that says nothing, because `whole` is 0."""
+    """`part` / `whole`; None if `whole` is 0."""
     return part / whole if whole else None
 
 
 def mean(values: Sequence[float]) -> float | None:
-    """The mean, None of no values."""
+    """The mean; None without values."""
     return math.fsum(values) / len(values) if values else None
 
 
 def mean_of_means(groups: Iterable[Sequence[float]]) -> float | None:
-    """The mean of each group's mean, groups of no values left out; None where all are."""
+    """The mean of the groups' means, without empty groups; None if all are empty."""
     means = [mean(values) for values in groups]
     return mean([each for each in means if each is not None])

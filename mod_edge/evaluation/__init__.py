@@ -1,1 +1,1 @@
-"""How well a model streams over a data set: fed with the right words, and left to itself."""
+"""Evaluates a model on a data set of streams, teacher-forced and free-running."""

@@ -1,4 +1,4 @@
-"""What never looks at the video and scores all the same: the floor under every figure."""
+"""Baselines that ignore the video; every measure should be compared with theirs."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
@@ -13,7 +13,7 @@ from mod_edge.evaluation.teacher_forcing import late_frames
 
 @dataclass(frozen=True)
 class MajorityBaseline:
-    """The most frequent caption, "" where there is none, and the most frequent answers by query."""
+    """The most frequent caption ("" if there are none) and the most frequent answer by query."""
 
     caption: str
     answers: Mapping[str, str]
@@ -21,12 +21,12 @@ class MajorityBaseline:
 
 @dataclass(frozen=True)
 class Baseline:
-    """Something that says the most frequent caption at certain frames, whatever they show.
+    """Says the most frequent caption at fixed frames, regardless of the video.
 
     Attributes:
         name: for tables.
-        frames: of a dialogue, those at which it speaks.
-        answers: whether it gives the most frequent answer to each query, or none.
+        frames: returns the frames of a dialogue at which it speaks.
+        answers: whether it answers each query with the most frequent answer, or not at all.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Baseline:
     answers: bool = True
 
     def account(self, dialogue: Dialogue, majority: MajorityBaseline, fps: float) -> Account:
-        """What it says over a clip."""
+        """Its captions and answers for a clip."""
         asked = queries_of(dialogue)
         frames = sorted(self.frames(dialogue) - {turn.last_frame for turn in asked})
         answers = [majority.answers.get(turn.query or "", "") for turn in asked]
@@ -59,7 +59,7 @@ class Baseline:
 BASELINES = (
     Baseline("always silent", lambda _dialogue: frozenset(), answers=False),
     Baseline("always speaking", lambda dialogue: frozenset(range(dialogue.num_frames))),
-    # It knows when to speak, as no model does.
+    # Takes the moments from the true dialogue.
     Baseline(
         "right moments",
         lambda dialogue: frozenset(turn.last_frame for turn in captions_of(dialogue)),
@@ -68,7 +68,7 @@ BASELINES = (
 
 
 def majority_of(dialogues: Iterable[Dialogue]) -> MajorityBaseline:
-    """What is said most often; of equally frequent ones the first."""
+    """The most frequent caption and answers; the first of equally frequent ones."""
     captions, answers = Counter[str](), defaultdict[str, Counter[str]](Counter)
     for dialogue in dialogues:
         captions.update(turn.reply for turn in captions_of(dialogue))

@@ -14,7 +14,7 @@ from mod_edge.runtime.preprocess import letterbox
 
 
 class ClipFrames:
-    """A clip read once and watched several times; a source of frames like `VideoFile`.
+    """A clip that is read once and streamed several times; a `Source` like `VideoFile`.
 
     Attributes:
         pixels: (F, I, I, 3) uint8 RGB, letterboxed.
@@ -31,16 +31,16 @@ class ClipFrames:
 
     def __iter__(self) -> Iterator[Frame]:
         for index, image in enumerate(self.pixels):
-            # letterboxing changes nothing of an image that is square and of the right size
+            # letterboxing does not change a square image of the model's size
             yield Frame(index, index / self._fps, np.ascontiguousarray(image[..., ::-1]))
 
     def with_pixels(self, pixels: UInt8Array) -> "ClipFrames":
-        """The same clip, but for what is seen."""
+        """The same clip with other pixels."""
         return ClipFrames(pixels, self._fps, self.warnings)
 
 
 def read_clip_frames(clip: Clip, config: ModelConfig) -> ClipFrames:
-    """The clip's frames at the model's rate, up to the duration that its line gives.
+    """The clip's frames at the model's rate, up to the duration in its line.
 
     Raises:
         SourceError: the video cannot be read.
@@ -56,5 +56,5 @@ def read_clip_frames(clip: Clip, config: ModelConfig) -> ClipFrames:
 
 
 def seed_of(clip: Clip) -> int:
-    """A number of the clip's own, the same in every run."""
+    """A seed derived from the clip's uid, the same in every run."""
     return zlib.crc32(clip.uid.encode())

@@ -1,4 +1,4 @@
-"""What is evaluated: a checkpoint on the reference or a bundle on a backend, loaded once."""
+"""The evaluated model: a checkpoint on PyTorch or a bundle on a backend, loaded once."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -24,9 +24,9 @@ from mod_edge.runtime.loaded_model import LoadedModel, StreamLimits, StreamState
 from mod_edge.runtime.session import Session, SessionOptions
 
 REFERENCE_PROFILE = "cpu"
-# A reply that is longer than this many times the longest true one is wrong, and may never end.
+# A reply longer than this many times the longest true one is wrong, and may never end.
 REPLY_LIMIT = 2
-# A model may say this much for every word of the truth before its window rolls.
+# A model may say this many times the text of the true dialogue before its window rolls.
 TEXT_ROOM = 2
 
 
@@ -37,11 +37,11 @@ class ModelSource:
     Attributes:
         config: its config.
         tokenizer: its tokenizer.
-        profile: how it runs.
-        capacity: rows of the cache that its graphs have in them; None where they take any.
+        profile: its profile.
+        capacity: rows of the cache if its graphs fix them; None if they are dynamic.
         dtype: of keys and values.
-        load: loads it, and says in some words why on this backend.
-        seed: seeds what it draws by chance.
+        load: loads it, and returns the reason for its backend.
+        seed: seeds its random numbers.
     """
 
     config: ModelConfig
@@ -54,30 +54,30 @@ class ModelSource:
 
 
 class EvalModel(AbstractContextManager["EvalModel"]):
-    """A model with a window for some clips, and a fresh stream on it as often as one is wanted.
+    """A loaded model with a window that holds the longest clip; opens any number of streams.
 
     Attributes:
         config, tokenizer: the model's.
-        limits: what may be asked of a stream.
-        backend: what computes, and why that.
-        warnings: what the user should know of how it runs, one sentence each.
+        limits: the limits of a stream.
+        backend: the backend and the reason for it.
+        warnings: warnings about how it runs, one sentence each.
     """
 
     def __init__(self, source: ModelSource, clips: Sequence[Clip]) -> None:
-        """Plan a window that holds any of the clips, and load the model.
+        """Plan a window that holds each of the clips, and load the model.
 
         Raises:
-            ConfigError: the window that the model's graphs have does not hold them.
-            BackendError: it cannot run here.
+            ConfigError: the graphs' fixed window is too small for a clip.
+            BackendError: the model cannot run here.
         """
         config = source.config
         self.config, self.tokenizer = config, source.tokenizer
         needs = _Needs(config, source.tokenizer, clips)
         if source.capacity is not None and not needs.dialogue.fits(source.capacity):
             raise ConfigError(
-                f"a clip's dialogue takes {needs.dialogue.dense} tokens ({needs.dialogue.mod} rows "
-                f"in MoD layers), the bundle's graphs have a window of {source.capacity.dense} "
-                f"({source.capacity.mod}); export the checkpoint with a larger --window, or take "
+                f"a clip's dialogue needs {needs.dialogue.dense} tokens ({needs.dialogue.mod} rows "
+                f"in MoD layers), the bundle has a fixed window of {source.capacity.dense} "
+                f"({source.capacity.mod}); export the checkpoint with a larger --window, or use "
                 "shorter clips"
             )
         capacity = source.capacity or needs.capacity
@@ -94,12 +94,12 @@ class EvalModel(AbstractContextManager["EvalModel"]):
         self._model.close()
 
     def open_stream(self, seed: int) -> StreamState:
-        """A stream with an empty cache, to be closed; `seed` is of what the model draws."""
+        """A new stream, which the caller closes; `seed` seeds the model's random numbers."""
         self._source.seed(seed)
         return FrameMemory(self._model.open_stream(), self._known_frames)
 
     def open_session(self, threshold: float, seed: int) -> Session:
-        """A session on such a stream, to be closed."""
+        """A session on a new stream; the caller closes it."""
         options = SessionOptions(
             threshold=threshold,
             max_new_tokens=self._max_new_tokens,
@@ -111,7 +111,7 @@ class EvalModel(AbstractContextManager["EvalModel"]):
         return Session(stream, self.config, self.tokenizer, self._plan, options)
 
     def note_warnings(self, stream: StreamState) -> None:
-        """Keep what a stream warned of, each sentence once."""
+        """Add a stream's warnings, each sentence once."""
         self.warnings += [each for each in stream.warnings if each not in self.warnings]
 
 
@@ -121,31 +121,31 @@ def open_model(
     """The checkpoint or the bundle at `path`.
 
     Args:
-        path: a checkpoint's or a bundle's folder.
+        path: the folder of a checkpoint or a bundle.
         backend: one of `backends.BACKENDS`: `torch` for a checkpoint, the others for a bundle,
             `auto` for both.
-        device: where ONNX Runtime computes, one of `backends.DEVICES`.
+        device: ONNX Runtime's device, one of `backends.DEVICES`.
         profile: of a bundle, see `Bundle.profile`.
 
     Raises:
-        CheckpointError: no checkpoint and no bundle there, or a damaged checkpoint.
+        CheckpointError: `path` is neither a checkpoint nor a bundle, or a damaged checkpoint.
         BundleError: a damaged or partial bundle.
-        ConfigError: a backend or device that does not go with it.
-        BackendError: the reference cannot run here.
+        ConfigError: the backend or device does not fit the model.
+        BackendError: PyTorch is not installed.
     """
     is_bundle = (path / MANIFEST_FILE).exists()
     if is_bundle and backend == "torch":
         raise ConfigError(
-            f"{path} is a bundle, backend torch runs checkpoints; give the folder of the "
-            "checkpoint that it was made from"
+            f"{path} is a bundle, and backend torch runs checkpoints only; give the folder of the "
+            "checkpoint that it was exported from"
         )
     choice = BackendChoice("auto" if backend == "torch" else backend, device)
     if is_bundle:
         return _open_bundle(path, choice, profile)
     if choice != BackendChoice() or profile is not None:
         raise ConfigError(
-            f"{path} is no bundle, and backend {backend} on device {device} runs bundles; export "
-            "it first, or leave --backend, --device and --profile out to evaluate it with PyTorch"
+            f"{path} is not a bundle, and backend {backend} on device {device} runs bundles only; "
+            "export it first, or omit --backend, --device and --profile to evaluate it with PyTorch"
         )
     return _open_checkpoint(path)
 
@@ -171,8 +171,8 @@ def _open_checkpoint(path: Path) -> ModelSource:
         from mod_edge.runtime.cpu.torch_model import TorchModel
     except ModuleNotFoundError as exc:
         raise BackendError(
-            f"{path} is no bundle, and PyTorch, which evaluates checkpoints, is not all here: no "
-            f"{exc.name}; install it with: {install_command('export')}, or give a bundle"
+            f"{path} is not a bundle, and evaluating a checkpoint needs {exc.name}, which is not "
+            f"installed; install it with: {install_command('export')}, or give a bundle"
         ) from exc
     checkpoint = Checkpoint(path)
     model = checkpoint.load_model()
@@ -188,14 +188,14 @@ def _open_checkpoint(path: Path) -> ModelSource:
 
 
 class _Needs:
-    """What the clips ask of a window.
+    """The window that the clips need.
 
     Attributes:
         num_frames: of the longest clip.
         dialogue: rows of the longest true dialogue, in each geometry.
-        max_new_tokens: longest reply to let a model give.
+        max_new_tokens: limit of a reply's length.
         least_text: see `plan_capacity`.
-        capacity: rows to take where any number will do.
+        capacity: rows of a window of dynamic size.
     """
 
     def __init__(self, config: ModelConfig, tokenizer: Tokenizer, clips: Sequence[Clip]) -> None:
@@ -218,9 +218,9 @@ class _Needs:
 
 
 def _limits(config: ModelConfig, profile: Profile, capacity: Rows, longest: int) -> StreamLimits:
-    """As many frames a step as may be: decisions are the same, and fewer steps are faster.
+    """Limits with the most frames per step: decisions are the same, and fewer steps are faster.
 
-    But no more than the `longest` clip has, whose window may be too small for such a step.
+    But no more than the `longest` clip has, because its window may be too small for more.
     """
     most_frames = profile.max_step_tokens // (config.frame_num_tokens + 1)
     num_frames = min(profile.frames_per_step.max, max(1, most_frames), longest)

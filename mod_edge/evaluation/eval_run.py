@@ -1,4 +1,4 @@
-"""The clips, watched one after the other by the model, its controls and the baselines."""
+"""Runs the model, its controls and the baselines over the clips, and collects their measures."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -41,7 +41,7 @@ CONTROL_VIEWS: Mapping[str, View] = {
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Of the silent token's probability, by how the model is run; see `Protocol`."""
+    """Thresholds of P(silent) for both ways of running the model; see `Protocol`."""
 
     teacher_forced: float
     free_running: float
@@ -49,14 +49,17 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class Row:
-    """The measures of one that watched; when teacher-forced, a baseline has a TimeDiff only."""
+    """The measures of the model, a control or a baseline.
+
+    Teacher-forced, a baseline has only TimeDiff.
+    """
 
     name: str
     teacher_forced: TeacherForced
     free_running: FreeRunning
 
     def to_json(self) -> dict[str, Any]:
-        """Both parts; what is infinite or says nothing is null."""
+        """Both parts; infinite and missing values are null."""
         forced, free = self.teacher_forced, self.free_running
         ratios = {name: getattr(free, name) for name in ("precision", "recall", "f1", "moment_f1")}
         return {
@@ -70,7 +73,7 @@ class Row:
 
 
 class EvalRun:
-    """What was seen and said so far.
+    """The results so far.
 
     Attributes:
         num_frames: of all clips so far.
@@ -93,7 +96,7 @@ class EvalRun:
         self._num_short_clips = 0
 
     def watch(self, clip: Clip) -> None:
-        """Let the model watch one more clip, in every view.
+        """Run the model over one more clip, in every view.
 
         Raises:
             SourceError: its video cannot be read.
@@ -124,27 +127,27 @@ class EvalRun:
         return [*self._model_rows(), *self._baseline_rows(majority)]
 
     def transcripts(self) -> list[Transcript]:
-        """What the model said over each clip so far, beside what was due."""
+        """What the model said over each clip so far, and what was due."""
         return [
             transcript_of(name, clip, self._fps, self._tolerance_s)
             for name, clip in zip(self._names, self._clips["model"], strict=True)
         ]
 
     def warnings(self, rows: Sequence[Row]) -> list[str]:
-        """What a user should know of the videos, of how the model runs and of its windows."""
+        """Warnings about the videos, how the model runs and its window, for the user."""
         rolls = {row.name: row.free_running.num_rolls for row in rows}
         short = []
         if self._num_short_clips:
             short.append(
-                f"{self._num_short_clips} of {len(self._names)} videos end sooner than their lines "
-                "say; what is due after that is left out"
+                f"{self._num_short_clips} of {len(self._names)} videos end before their lines' "
+                "duration; captions due after that are not counted"
             )
         return [
             *self._video_warnings,
             *short,
             *self._model.warnings,
             *(
-                f"{name}: so much was said that the window rolled, {count} times in all"
+                f"{name}: the replies filled the window, which rolled {count} times in total"
                 for name, count in rolls.items()
                 if count
             ),

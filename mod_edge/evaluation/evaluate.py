@@ -1,7 +1,7 @@
-"""`mod-edge eval`: a model over a data set, fed with the true dialogue and left to itself.
+"""`mod-edge eval`: evaluates a model on a data set, teacher-forced and free-running.
 
-Beside the model stand baselines that never look at the video; and as controls, where they are asked
-for, the model itself watching black frames, and the right frames in an order of chance.
+The results include baselines that ignore the video. Optional controls run the model on black
+frames, and on the right frames in random order.
 """
 
 import math
@@ -20,29 +20,29 @@ from mod_edge.evaluation.transcript import Transcript
 from mod_edge.progress import OnStep, not_shown
 
 TRAIN_SPLIT = "train"
-# The published measures take the likeliest token as it is; only the published demo has a threshold.
+# The published measures use the likeliest token; only the published demo has a threshold.
 PUBLISHED_THRESHOLD = 0.0
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was found.
+    """The results of an evaluation.
 
     Attributes:
-        model: the folder.
-        backend: what computed it, and why that.
+        model: the model's folder.
+        backend: the backend and the reason for it.
         data: the data set's folder.
         split: of the data set.
-        num_clips: that were watched.
-        num_frames: of all clips.
-        fps: frames/s that the model sees.
-        tolerance_s: how far off a right caption may be.
-        thresholds: of the silent token's probability.
-        baseline_from: the split that the baselines know.
+        num_clips: evaluated clips.
+        num_frames: frames of all clips.
+        fps: frames/s of the model.
+        tolerance_s: the largest time error of a right caption.
+        thresholds: of P(silent).
+        baseline_from: the split that the baselines' captions and answers come from.
         most_frequent: its most frequent caption.
         rows: the model, its controls, the baselines.
-        transcripts: what the model, left to itself, said over each clip.
-        warnings: what a user should know, one sentence each.
+        transcripts: what the model, free-running, said over each clip.
+        warnings: one sentence each.
     """
 
     model: str
@@ -61,7 +61,7 @@ class Evaluation:
     warnings: list[str]
 
     def to_json(self) -> dict[str, Any]:
-        """One JSON document; what is infinite or says nothing is null."""
+        """One JSON document; infinite and missing values are null."""
         return asdict(self) | {"rows": [row.to_json() for row in self.rows]}
 
 
@@ -79,28 +79,28 @@ def evaluate(
     controls: bool = False,
     on_step: OnStep = not_shown,
 ) -> Evaluation:
-    """Measure a model over a data set.
+    """Evaluate a model on a data set.
 
     Args:
-        model: folder of a checkpoint, which PyTorch computes in float32, or of a bundle.
+        model: folder of a checkpoint, which PyTorch runs in float32, or of a bundle.
         data: the data set's folder, see `data.clips`.
         split: of the data set.
-        max_clips: take the first so many of its clips; all where None.
-        tolerance_s: how far off a right caption may be.
-        threshold: a probability of the silent token below it counts as zero; where None, nothing
-            does when teacher-forced, and the checkpoint's own value holds when free-running.
+        max_clips: evaluate only the first N clips; None evaluates all.
+        tolerance_s: the largest time error of a right caption.
+        threshold: the model speaks when P(silent) is below it; None uses 0 teacher-forced and the
+            checkpoint's own threshold free-running.
         backend: see `open_model`.
         device: see `open_model`.
         profile: see `open_model`.
-        controls: whether it watches black and shuffled frames too.
-        on_step: told which clip begins, how many are done, and of how many.
+        controls: whether to run the model on black and shuffled frames too.
+        on_step: progress callback.
 
     Raises:
-        DataError: no such split, or a faulty one.
+        DataError: the split is missing or has faults.
         SourceError: a video cannot be read.
-        CheckpointError, BundleError: no model there, or a damaged one.
-        ConfigError: a value that is not allowed, or a bundle whose window is too small.
-        BackendError: it cannot run here.
+        CheckpointError, BundleError: the model is missing or damaged.
+        ConfigError: an argument is out of range, or the bundle's window is too small.
+        BackendError: the model cannot run here.
     """
     _check(max_clips, tolerance_s, threshold)
     clips = read_clips(data, split)[:max_clips]

@@ -1,4 +1,4 @@
-"""A stream that encodes no frame twice: a clip is watched several times, and vision is costly."""
+"""A stream that encodes each frame once: a clip is run several times, and vision is expensive."""
 
 import hashlib
 
@@ -12,15 +12,15 @@ from mod_edge.runtime.loaded_model import (
     WrappedStream,
 )
 
-MAX_FRAMES = 2000  # of the largest models' embeddings, 0.3 GB
+MAX_FRAMES = 2000  # 0.3 GB of embeddings for the largest models
 
 
 class KnownFrames:
-    """The newest frames that streams of one model encoded, by their pixels.
+    """The frames encoded by the streams of one model, by a hash of their pixels.
 
     Attributes:
-        embeds: (N, D) of each.
-        stay_on_device: whether the model keeps embeddings where they cannot be kept here.
+        embeds: (N, D) per frame.
+        stay_on_device: whether the model leaves embeddings on the device, so they are not kept.
     """
 
     def __init__(self) -> None:
@@ -29,16 +29,16 @@ class KnownFrames:
 
 
 class FrameMemory(WrappedStream):
-    """Remembers the frames that streams of one model encoded.
+    """Caches the embeddings of frames for all streams of one model.
 
-    Each new frame is encoded alone: numbers round by the size of a batch, and which frames are new
-    depends on what was watched before. So a frame has one embedding, whatever was.
+    Each new frame is encoded alone: results round differently by batch size, and which frames are
+    new depends on earlier streams. So a frame always has the same embedding.
 
-    A stream that keeps embeddings on a device encodes again: they are gone with its next call.
+    Embeddings on a device are valid only until its next call: such frames are encoded every time.
     """
 
     def __init__(self, inner: StreamState, known: KnownFrames) -> None:
-        """Wrap `inner`; `known` is shared by the streams of one model, and filled here."""
+        """Wrap `inner`; `known` is the cache that the streams of one model share."""
         super().__init__(inner)
         self._known = known
 

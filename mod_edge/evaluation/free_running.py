@@ -1,7 +1,7 @@
-"""What a model says when it is left to itself, held against what was to be said.
+"""Free-running evaluation: what a model says by itself, compared with the true dialogue.
 
 The truth is the dialogue that a model is trained on, so its times are those of frames: a caption is
-due at the first frame that can show it.
+due at the first frame that can show its event.
 """
 
 from collections import Counter
@@ -18,7 +18,7 @@ from mod_edge.runtime.queries import Query
 
 @dataclass(frozen=True)
 class Said:
-    """Something said unasked at `time_s`."""
+    """A caption said at `time_s`, without a query."""
 
     time_s: float
     text: str
@@ -26,10 +26,10 @@ class Said:
 
 @dataclass(frozen=True)
 class Account:
-    """All that was said over a clip.
+    """Everything that was said over a clip.
 
     Attributes:
-        captions: what was said unasked, in order.
+        captions: in order of time.
         answers: one to each query, in order.
         num_rolls: how often the window rolled.
     """
@@ -41,7 +41,7 @@ class Account:
 
 @dataclass(frozen=True)
 class EventKind:
-    """Captions of one kind: how many were due, were right, and came at the right moment."""
+    """Numbers of captions of one kind: due, right, and said at the right moment."""
 
     num_true: int
     num_right: int
@@ -50,22 +50,22 @@ class EventKind:
 
 @dataclass(frozen=True)
 class FreeRunning:
-    """Counts over all clips and what follows from them; None where a count is 0.
+    """Counts over all clips and derived ratios; a ratio is None if its denominator is 0.
 
-    A caption is right if it says what is due within the tolerance, each said and each true one
-    counted once. A moment is right if anything at all is said then.
+    A caption is right if it says what is due within the tolerance; each said and each true caption
+    counts once. A moment is right if any caption is said then.
 
     Attributes:
-        num_true: captions that were due.
-        num_said: captions that were said.
-        num_right: captions that were right.
-        num_moments: moments that were right.
-        time_error_s: mean of the moments' errors; above 0 is late.
-        time_error_abs_s: mean of the errors' sizes.
-        num_answers: queries that have an answer.
-        num_answers_right: those that were answered right.
-        num_rolls: of the window.
-        kinds: by the kind of event, where the data set names it.
+        num_true: captions due.
+        num_said: captions said.
+        num_right: right captions.
+        num_moments: right moments.
+        time_error_s: mean time error of the right moments; above 0 is late.
+        time_error_abs_s: mean absolute time error.
+        num_answers: queries with a true answer.
+        num_answers_right: right answers.
+        num_rolls: how often the window rolled.
+        kinds: counts by kind of event, if the data set names kinds.
     """
 
     num_true: int
@@ -81,12 +81,12 @@ class FreeRunning:
 
     @property
     def precision(self) -> float | None:
-        """Share of the said captions that are right."""
+        """Right captions / captions said."""
         return ratio(self.num_right, self.num_said)
 
     @property
     def recall(self) -> float | None:
-        """Share of the true captions that were said."""
+        """Right captions / captions due."""
         return ratio(self.num_right, self.num_true)
 
     @property
@@ -96,14 +96,14 @@ class FreeRunning:
 
     @property
     def moment_f1(self) -> float | None:
-        """The same of the moments, whatever is said."""
+        """F1 of the moments, regardless of the words."""
         return ratio(2 * self.num_moments, self.num_said + self.num_true)
 
 
 def run_free(
     model: EvalModel, dialogue: Dialogue, frames: ClipFrames, *, threshold: float, seed: int
 ) -> Account:
-    """What the model says over the frames, with the dialogue's queries put to it."""
+    """What the model says over the frames, asked the dialogue's queries."""
     fps = model.config.stream_config.frame_fps
     asked = queries_of(dialogue)
     queries = [Query(turn.query or "", turn.last_frame / fps) for turn in asked]
@@ -119,25 +119,25 @@ def run_free(
 
 
 def captions_of(dialogue: Dialogue) -> list[Turn]:
-    """The turns in which the model is to speak by itself."""
+    """The turns in which the model should speak by itself."""
     return [turn for turn in dialogue.turns if turn.query is None]
 
 
 def queries_of(dialogue: Dialogue) -> list[Turn]:
-    """The turns in which it is asked."""
+    """The turns with a query."""
     return [turn for turn in dialogue.turns if turn.query is not None]
 
 
 @dataclass(frozen=True)
 class ScoredClip:
-    """What was said over a clip, paired with what was due: once, for counts and transcript alike.
+    """What was said over a clip, paired with what was due, for the counts and the transcript.
 
     Attributes:
         dialogue: what was due.
         account: what was said.
-        said_s, due_s: times of the captions that were said and that were due, in seconds.
+        said_s, due_s: times of the captions said and due, in seconds.
         right: (index of a said caption, index of a due one) that agree within the tolerance.
-        moments: the same by time alone, whatever was said.
+        moments: pairs by time alone, regardless of the words.
     """
 
     dialogue: Dialogue
@@ -167,7 +167,7 @@ def score_clip(dialogue: Dialogue, account: Account, fps: float, tolerance_s: fl
 
 
 def score(clips: Iterable[tuple[Dialogue, Account]], fps: float, tolerance_s: float) -> FreeRunning:
-    """The accounts of some clips, held against their dialogues."""
+    """The accounts of some clips, compared with their dialogues."""
     return total(score_clip(dialogue, account, fps, tolerance_s) for dialogue, account in clips)
 
 

@@ -1,8 +1,9 @@
-"""The published measures: a model is fed the true dialogue, and each step shows what it would do.
+"""The published measures, teacher-forced: a model is fed the true dialogue, step by step.
 
-Where it is silent at a turn's last frame, it is shown some of the next turn's frames without the
-reply, to see how late it would have spoken; then they are taken back in both geometries of the
-cache. (The published code cuts all layers alike, which leaves such frames' rows in MoD layers.)
+If it is silent up to a turn's last frame, it is fed some of the next turn's frames without the
+reply, to measure how late it would have spoken; then they are removed from the cache in both
+geometries. (The published code truncates all layers equally, which leaves rows of these frames in
+MoD layers.)
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -30,11 +31,11 @@ from mod_edge.runtime.stepper import Stepper
 
 @dataclass(frozen=True)
 class TeacherForced:
-    """Means over each clip's turns, then over the clips; None where no turn has such a value.
+    """Means over each clip's turns, then over the clips; None if no turn has the value.
 
     Attributes:
         lm_ppl: LM-PPL, perplexity of the replies.
-        time_diff_s: TimeDiff, how far off the first frame is at which it speaks.
+        time_diff_s: TimeDiff, absolute time error of the first frame at which it speaks.
         fluency: share of decisions and tokens before the first mistake, 0..1.
         lm_correctness: share of the replies' tokens before the first mistake, 0..1.
     """
@@ -46,7 +47,7 @@ class TeacherForced:
 
 
 def summarize(clips: Sequence[Sequence[TurnOutcome]], fps: float) -> TeacherForced:
-    """The measures of some clips, clip by clip and turn by turn."""
+    """The measures of some clips, each a list of turns."""
     return TeacherForced(
         lm_ppl=mean_of_means(
             [turn.perplexity for turn in turns if turn.has_words] for turns in clips
@@ -72,13 +73,13 @@ def time_diff_s(clips: Iterable[Sequence[int]], fps: float) -> float | None:
 def teacher_forced(
     model: EvalModel, dialogue: Dialogue, pixels: UInt8Array, *, threshold: float, seed: int
 ) -> list[TurnOutcome]:
-    """How the model does in each turn of a dialogue over frames (F, I, I, 3)."""
+    """The outcome of each turn of a dialogue over frames (F, I, I, 3)."""
     with model.open_stream(seed) as stream:
         return list(_Feeding(model, stream, pixels, threshold).turns(dialogue))
 
 
 def late_frames(turn: Turn, following: Turn | None) -> range:
-    """Indices of the frames, in place of the turn's reply, at which it may come too late."""
+    """Indices of the frames after a turn at which a late reply is looked for."""
     if following is None or turn.query is not None:
         return range(0)
     count = num_late_frames(turn.num_frames, following.num_frames)
@@ -86,7 +87,7 @@ def late_frames(turn: Turn, following: Turn | None) -> range:
 
 
 class _Feeding:
-    """One dialogue, being fed to a stream."""
+    """Feeds one dialogue to a stream."""
 
     def __init__(
         self, model: EvalModel, stream: StreamState, pixels: UInt8Array, threshold: float
@@ -119,7 +120,7 @@ class _Feeding:
         return TurnOutcome(len(decisions), difference, losses, num_right)
 
     def _show(self, prefix: Sequence[int], first: int, count: int) -> list[bool]:
-        """Feed `count` frames behind `prefix`; whether it speaks at each."""
+        """Feed `count` frames after `prefix`; returns whether the model speaks at each."""
         spoken: list[bool] = []
         end = first + count
         for start in range(first, end, self._limits.frames_per_step):
@@ -133,16 +134,16 @@ class _Feeding:
         return spoken
 
     def _look_ahead(self, frames: range) -> list[bool]:
-        """Whether it speaks at each of these frames, which are then taken back."""
+        """Whether the model speaks at each of these frames, which are then removed again."""
         silent_id = self._protocol.frame_token_interval_id
         spoken = self._show([silent_id], frames.start, len(frames))
         self._stepper.take_back_frames(len(frames))
         return spoken
 
     def _hear(self, text: Text) -> tuple[Float64Array, int]:
-        """Feed a reply: the losses (T,) at its tokens, and how many it would have begun with."""
+        """Feed a reply; returns its tokens' losses (T,) and the number right before a mistake."""
         ids, losses, is_right = text.ids, [], list[bool]()
-        first = len(ids) - text.num_learned - 1  # the token that the first learned one follows
+        first = len(ids) - text.num_learned - 1  # the token before the first learned one
         for start in range(0, len(ids), self._limits.max_step_tokens):
             piece = ids[start : start + self._limits.max_step_tokens]
             self._stepper.feed_text(piece, continues=start > 0)

@@ -1,4 +1,4 @@
-"""The decision threshold of a trained checkpoint, chosen where it is not measured."""
+"""Chooses a trained checkpoint's decision threshold, on clips that it is not evaluated on."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,14 +15,14 @@ from mod_edge.evaluation.free_running import Account, run_free, score
 from mod_edge.progress import OnStep
 
 SPLIT = "validation"
-# 0 takes the likeliest token as it is, 0.725 is the published demo's. Up to 0.5 they hardly differ:
-# with two likely tokens the one below 0.5 is not the likeliest anyway.
+# 0 uses the likeliest token, 0.725 is the published demo's. Values up to 0.5 hardly differ: of two
+# likely tokens, one with a probability below 0.5 is not the likeliest anyway.
 THRESHOLDS = (0.0, 0.6, 0.725, 0.85, 0.95)
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The best threshold, and F1 and moment F1 of each that was tried, in their order."""
+    """The best threshold, with F1 and moment F1 of each candidate in order."""
 
     threshold: float
     f1: tuple[float, ...]
@@ -30,7 +30,7 @@ class Choice:
 
     @property
     def is_arbitrary(self) -> bool:
-        """Whether several were tried and none is better than another."""
+        """Whether there were several candidates and all score the same."""
         return len(self.f1) > 1 and len({*zip(self.f1, self.moment_f1, strict=True)}) == 1
 
 
@@ -42,13 +42,12 @@ def choose_threshold(
     tolerance_s: float,
     on_step: OnStep,
 ) -> Choice:
-    """The threshold with which the model, left to itself, has the highest F1.
+    """The threshold with the highest free-running F1.
 
-    Of equals the one with the highest F1 of the moments (free wording seldom is right to the word),
-    then the first.
+    Ties are broken by the F1 of the moments (free wording rarely matches exactly), then by order.
 
     Raises:
-        ConfigError: it is a bundle, whose manifest holds its config to what was exported.
+        ConfigError: `checkpoint` is a bundle, whose config must stay as exported.
         ModEdgeError: the checkpoint cannot be run, or a video cannot be read.
     """
     if is_bundle(checkpoint):
@@ -74,7 +73,7 @@ def choose_threshold(
 
 
 def adopt_threshold(checkpoint: Path, threshold: float) -> None:
-    """Make `threshold` the checkpoint's own."""
+    """Write `threshold` into the checkpoint's config."""
     config = read_config(checkpoint / CONFIG_FILE)
     stream = replace(config.stream_config, frame_token_interval_threshold=threshold)
     written = checkpoint / f"{CONFIG_FILE}.new"

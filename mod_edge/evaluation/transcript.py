@@ -1,4 +1,4 @@
-"""What was due over a clip and what was said, side by side: for people to read."""
+"""Transcripts: what was due over a clip and what was said, side by side."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,10 +13,10 @@ class Entry:
 
     Attributes:
         time_s: when it was due; when it was said, if nothing was due.
-        query: what was asked, None for a caption.
+        query: the question; None for a caption.
         due: what should have been said, None if nothing.
         said: what was said, None if nothing.
-        late_s: by how much it was late (below 0: early), None unless both are there.
+        late_s: the delay (below 0: early); None unless something was due and said.
         is_right: whether it counts as right.
     """
 
@@ -37,9 +37,9 @@ class Transcript:
 
 
 def transcript_of(name: str, clip: ScoredClip, fps: float, tolerance_s: float) -> Transcript:
-    """What was said over the clip called `name`, beside what was due.
+    """What was said over the clip called `name`, and what was due.
 
-    Right captions are paired first, as they are counted; what is left is paired by time alone.
+    Right captions are paired first, as in the counts, and the rest by time alone.
     """
     entries = [*_captions(clip, tolerance_s), *_answers(clip, fps)]
     return Transcript(name, tuple(sorted(entries, key=lambda entry: entry.time_s)))

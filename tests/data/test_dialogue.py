@@ -1,6 +1,5 @@
-"""Dialogues over frames, and that a session feeds the very ids that are learned."""
+"""Dialogues aligned with frames; a session feeds exactly the ids that are trained on."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,13 +8,7 @@ from tokenizers import Tokenizer
 
 from mod_edge.config import read_config
 from mod_edge.data.clips import Clip, Line
-from mod_edge.data.dialogue import (
-    Shown,
-    Text,
-    Turn,
-    dialogue_of_clip,
-    pieces_of_dialogue,
-)
+from mod_edge.data.dialogue import Shown, Turn, dialogue_of_clip, pieces_of_dialogue
 from mod_edge.plan.kv_budget import plan_window
 from mod_edge.plan.protocol import Decision, text_minimum
 from mod_edge.runtime.capture.source import Frame
@@ -23,7 +16,7 @@ from mod_edge.runtime.queries import Query
 from mod_edge.runtime.session import Session, SessionOptions
 
 FPS = 2.0
-MAX_NEW_TOKENS = 8
+MAX_NEW_TOKENS = 60
 
 
 def clip_of(*lines):
@@ -40,42 +33,48 @@ def tokenizer(tiny_checkpoint):
     return Tokenizer.from_file(str(tiny_checkpoint / "tokenizer.json"))
 
 
-def test_a_line_comes_after_the_first_frame_that_shows_it():
-    lines = [Line("assistant", "now", 1.0), Line("assistant", "later", 2.01)]
-    dialogue = dialogue_of_clip(clip_of(*lines), FPS, 10)
-    assert [turn.last_frame for turn in dialogue.turns] == [2, 5]
-    assert [turn.first_frame for turn in dialogue.turns] == [0, 3]
+def says(text, time_s, *more):
+    return Line("assistant", text, time_s, *more)
 
 
-def test_two_lines_of_one_frame_take_two_frames():
-    lines = [Line("assistant", "one", 1.0), Line("assistant", "two", 0.9)]
-    dialogue = dialogue_of_clip(clip_of(*lines), FPS, 10)
-    assert [(turn.last_frame, turn.reply) for turn in dialogue.turns] == [(2, "one"), (3, "two")]
+def asks(text, time_s):
+    return Line("user", text, time_s)
 
 
-def test_a_query_is_answered_before_a_later_frame_is_seen():
-    dialogue = dialogue_of_clip(clip_of(Line("user", "what?", 1.4)), FPS, 10)
-    assert dialogue.turns[0].last_frame == 2
+@pytest.mark.parametrize(
+    ("lines", "fps", "turns"),
+    [
+        ([says("a", 1.0), says("b", 2.01)], FPS, [Turn(0, 3, None, "a"), Turn(3, 3, None, "b")]),
+        ([says("now", 1.3)], 5.0, [Turn(0, 8, None, "now")]),
+        ([says("a", 1.0), says("b", 0.9)], FPS, [Turn(0, 3, None, "a"), Turn(3, 1, None, "b")]),
+        ([says("late", 8.0)], FPS, []),
+        ([asks("what?", 1.4)], FPS, [Turn(0, 3, "what?", "")]),
+        (
+            [asks("what?", 1.0), says("that", 1.0, "shows", ("that",))],
+            FPS,
+            [Turn(0, 3, "what?", "that", "shows", ("that",))],
+        ),
+        (
+            [asks("narrate", 0.0), says("a ball", 3.0)],
+            FPS,
+            [Turn(0, 1, "narrate", ""), Turn(1, 6, None, "a ball")],
+        ),
+    ],
+    ids=[
+        "a caption follows the first frame that shows its event",
+        "another frame rate",
+        "two captions of one frame take two frames",
+        "a caption after the last frame is dropped",
+        "a query is answered before any later frame",
+        "a query is answered by the line of its time",
+        "a query without an answer gets an empty one",
+    ],
+)
+def test_turns_of_a_clip(lines, fps, turns):
+    assert dialogue_of_clip(clip_of(*lines), fps, 10).turns == tuple(turns)
 
 
-def test_what_comes_after_the_last_frame_is_left_out():
-    dialogue = dialogue_of_clip(clip_of(Line("assistant", "late", 8.0)), FPS, 10)
-    assert dialogue.turns == ()
-
-
-def test_a_query_is_answered_by_the_line_of_its_time():
-    lines = [Line("user", "what?", 1.0), Line("assistant", "that", 1.0, "shows", ("that",))]
-    dialogue = dialogue_of_clip(clip_of(*lines), FPS, 10)
-    assert dialogue.turns == (Turn(0, 3, "what?", "that", "shows", ("that",)),)
-
-
-def test_a_query_without_an_answer_of_its_time_gets_an_empty_one():
-    lines = [Line("user", "narrate", 0.0), Line("assistant", "a ball", 3.0)]
-    turns = dialogue_of_clip(clip_of(*lines), FPS, 10).turns
-    assert [(turn.query, turn.reply) for turn in turns] == [("narrate", ""), (None, "a ball")]
-
-
-def test_each_turn_ends_with_speech_and_all_else_is_silence(config, tokenizer):
+def test_only_the_last_frame_of_a_turn_without_a_query_speaks(config, tokenizer):
     lines = [Line("assistant", "now", 1.0), Line("user", "what?", 2.0)]
     dialogue = dialogue_of_clip(clip_of(*lines), FPS, 7)
     pieces = list(pieces_of_dialogue(dialogue, config.stream_config, tokenizer))
@@ -84,20 +83,8 @@ def test_each_turn_ends_with_speech_and_all_else_is_silence(config, tokenizer):
     assert decisions == [silent, silent, speak, silent, None, silent, silent]
 
 
-def test_the_learned_tokens_are_the_reply_and_its_end(config, tokenizer):
-    dialogue = dialogue_of_clip(clip_of(Line("assistant", "A man walks.", 0.0)), FPS, 1)
-    (reply,) = (
-        piece
-        for piece in pieces_of_dialogue(dialogue, config.stream_config, tokenizer)
-        if isinstance(piece, Text) and piece.num_learned
-    )
-    learned = list(reply.ids[-reply.num_learned :])
-    assert tokenizer.decode(learned[:-1]) == " A man walks."
-    assert learned[-1] == config.stream_config.eos_token_id
-
-
 class Parrot:
-    """A stream that speaks at the frames and says the tokens that it is told to, noting all ids."""
+    """A stream with scripted decisions and reply tokens, which records all ids that it is fed."""
 
     name = "parrot"
     warnings = ()
@@ -128,7 +115,7 @@ class Parrot:
 
 
 class BlackFrames:
-    """A source of so many."""
+    """A source of `num_frames` black frames."""
 
     is_live = False
     num_dropped = 0
@@ -142,9 +129,32 @@ class BlackFrames:
         return (Frame(index, index / FPS, image) for index in range(self.num_frames))
 
 
-def test_what_is_learned_is_what_a_session_feeds(config, tokenizer):
-    """The ids of a dialogue, next to those of a session that decides and says the same."""
-    num_frames = 12
+def run_scripted_session(pieces, lines, config, tokenizer):
+    """Run a session that makes the decisions and says the replies of `pieces`.
+
+    Returns the session and its `Parrot`.
+    """
+    stream = config.stream_config
+    ids = {
+        Decision.SILENT: stream.frame_token_interval_id,
+        Decision.SPEAK: stream.stream_end_id,
+        None: 0,
+    }
+    decisions = [ids[piece.decision] for piece in pieces if isinstance(piece, Shown)]
+    texts = [piece for piece in pieces if not isinstance(piece, Shown)]
+    replies = [each for text in texts for each in text.ids[len(text.ids) - text.num_learned :]]
+    parrot = Parrot(config, decisions, replies)
+    least_text = text_minimum(stream, tokenizer, MAX_NEW_TOKENS)
+    plan = plan_window(config, "2000", least_text, dtype="float32")
+    options = SessionOptions(0.0, MAX_NEW_TOKENS, 1, 512, 0.125)
+    session = Session(parrot, config, tokenizer, plan, options)
+    queries = [Query(line.content, line.time_s) for line in lines if line.role == "user"]
+    for _ in session.stream(BlackFrames(len(decisions)), queries):
+        pass
+    return session, parrot
+
+
+def test_a_dialogues_ids_are_those_that_a_session_feeds(config, tokenizer):
     lines = [
         Line("user", "Please narrate the video in real time.", 0.0),
         Line("assistant", "A man walks on the path.", 0.0),
@@ -153,36 +163,10 @@ def test_what_is_learned_is_what_a_session_feeds(config, tokenizer):
         Line("assistant", "A child stops.", 2.9),
         Line("assistant", "The group leaves.", 3.5),
     ]
-    dialogue = dialogue_of_clip(clip_of(*lines), FPS, num_frames)
+    dialogue = dialogue_of_clip(clip_of(*lines), FPS, 12)
     pieces = list(pieces_of_dialogue(dialogue, config.stream_config, tokenizer))
-    expected, decisions, replies = [], [], []
-    ids = {
-        Decision.SILENT: config.stream_config.frame_token_interval_id,
-        Decision.SPEAK: config.stream_config.stream_end_id,
-        None: 0,
-    }
-    for piece in pieces:
-        if isinstance(piece, Shown):
-            expected.append("frame")
-            decisions.append(ids[piece.decision])
-        else:
-            expected += piece.ids
-            replies += piece.ids[len(piece.ids) - piece.num_learned :]
-    parrot = Parrot(config, decisions, replies)
-    plan = plan_window(
-        config, "2000", text_minimum(config.stream_config, tokenizer, 60), dtype="float32"
-    )
-    options = SessionOptions(0.0, 60, 1, 512, 0.125)
-    session = Session(parrot, config, tokenizer, plan, options)
-    queries = [Query(line.content, line.time_s) for line in lines if line.role == "user"]
-    for _ in session.stream(BlackFrames(num_frames), queries):
-        pass
-    assert parrot.fed == expected
+    _, parrot = run_scripted_session(pieces, lines, config, tokenizer)
+    fed = [["frame"] if isinstance(piece, Shown) else piece.ids for piece in pieces]
+    assert parrot.fed == [each for ids in fed for each in ids]
     assert not parrot.decisions
     assert not parrot.replies
-
-
-def test_another_rate_moves_the_turns(config):
-    dialogue = dialogue_of_clip(clip_of(Line("assistant", "now", 1.3)), 10.0, 30)
-    assert dialogue.turns[0].last_frame == 13
-    assert replace(dialogue, turns=()).num_frames == 30

@@ -1,4 +1,4 @@
-"""The formulas against values worked out by hand, and the matching against trying everything."""
+"""The formulas compared with values computed by hand, the matching with exhaustive search."""
 
 import math
 from itertools import combinations, permutations
@@ -31,11 +31,7 @@ def outcome(num_decisions, difference, num_right, num_learned):
     return TurnOutcome(num_decisions, difference, np.full(num_learned, math.log(3)), num_right)
 
 
-def test_a_uniform_guess_loses_the_log_of_the_vocabulary():
-    assert token_losses(np.zeros((2, 5), np.float32), [0, 4]) == pytest.approx([math.log(5)] * 2)
-
-
-def test_losses_are_those_of_the_softmax_and_do_not_overflow():
+def test_losses_are_the_softmaxs_and_do_not_overflow():
     logits = np.array([[1000.0, 1000.0 + math.log(3)]], np.float32)
     # float32 holds 1001.0986 to 3e-5; 0.25 and 0.75 are the probabilities
     assert token_losses(logits, [0]) == pytest.approx([math.log(4)], abs=1e-4)
@@ -55,14 +51,11 @@ def test_correctness_counts_up_to_the_first_mistake():
     assert outcome(1, 0, num_right=2, num_learned=5).correctness == pytest.approx(0.4)
 
 
-def test_a_model_speaks_where_silence_is_not_the_likeliest_token():
-    logits = np.log([[0.1, 0.6, 0.3], [0.1, 0.3, 0.6], [0.6, 0.3, 0.1]]).astype(np.float32)
-    assert speaks(logits, SILENT, threshold=0).tolist() == [QUIET, LOUD, LOUD]
-
-
-def test_a_model_speaks_where_silence_is_less_likely_than_the_threshold():
-    logits = np.log([[0.1, 0.6, 0.3], [0.1, 0.8, 0.1]]).astype(np.float32)
-    assert speaks(logits, SILENT, threshold=0.7).tolist() == [LOUD, QUIET]
+def test_a_model_speaks_if_silence_is_not_the_likeliest_or_below_the_threshold():
+    probabilities = [[0.1, 0.6, 0.3], [0.1, 0.3, 0.6], [0.6, 0.3, 0.1], [0.1, 0.8, 0.1]]
+    logits = np.log(probabilities).astype(np.float32)
+    assert speaks(logits, SILENT, threshold=0).tolist() == [QUIET, LOUD, LOUD, QUIET]
+    assert speaks(logits, SILENT, threshold=0.7).tolist() == [LOUD, LOUD, LOUD, QUIET]
 
 
 @pytest.mark.parametrize(
@@ -71,24 +64,24 @@ def test_a_model_speaks_where_silence_is_less_likely_than_the_threshold():
         ([QUIET, QUIET, LOUD], [], 0),
         ([LOUD, QUIET, LOUD], [], 2),
         ([QUIET, LOUD, QUIET], [], 1),
-        ([QUIET, QUIET, QUIET], [], 0),  # no next turn, or none of its frames may be shown
+        ([QUIET, QUIET, QUIET], [], 0),  # no next turn, or no late frames
         ([QUIET, QUIET, QUIET], [LOUD, QUIET], -1),
         ([QUIET, QUIET, QUIET], [QUIET, LOUD], -2),
         ([QUIET, QUIET, QUIET], [QUIET, QUIET], -2),
     ],
 )
-def test_frame_diff_counts_frames_too_early_or_too_late(decisions, late, difference):
+def test_frame_diff_counts_early_and_late_frames(decisions, late, difference):
     assert frame_diff(decisions, late, is_asked=False) == difference
 
 
 @pytest.mark.parametrize(
     ("decisions", "difference"), [([QUIET, QUIET], 0), ([QUIET, LOUD], 1), ([LOUD, QUIET], 2)]
 )
-def test_whoever_is_asked_at_the_last_frame_is_to_be_silent_before(decisions, difference):
+def test_silence_before_a_query_is_right(decisions, difference):
     assert frame_diff(decisions, [], is_asked=True) == difference
 
 
-def test_a_model_may_be_as_late_as_it_might_have_been_early():
+def test_there_are_as_many_late_frames_as_early_ones():
     assert num_late_frames(num_frames=5, num_next_frames=9) == 4
     assert num_late_frames(num_frames=5, num_next_frames=2) == 2
     assert num_late_frames(num_frames=1, num_next_frames=9) == 0
@@ -100,7 +93,7 @@ def test_a_model_may_be_as_late_as_it_might_have_been_early():
         (0, (4 + 3) / 10),  # all four decisions and three of six tokens
         (1, (4 - 1) / 10),
         (3, (4 - 3) / 10),
-        (-1, (4 - 1) / 10),  # the decision to speak is the only wrong one, however late
+        (-1, (4 - 1) / 10),  # only the decision to speak is wrong, however late
         (-3, (4 - 1) / 10),
     ],
 )
@@ -119,7 +112,7 @@ def test_a_turn_without_decisions_has_no_fluency():
         ("The red ball moves left.", True),
         ("the RED ball, it moves to the left", True),
         ("The ball moves left, red.", False),  # out of order
-        ("The red balls moves left.", False),  # no whole word
+        ("The red balls moves left.", False),  # not a whole word
         ("The red ball moves.", False),
         ("", False),
     ],
@@ -129,7 +122,7 @@ def test_a_caption_is_right_if_its_keys_are_whole_words_in_order(text, is_right)
     assert is_same(text, truth, ("red", "ball", "moves", "left")) is is_right
 
 
-def test_without_keys_the_whole_sentence_must_be_the_same():
+def test_without_keys_all_words_must_match():
     assert is_same("  yes ", "Yes.", ())
     assert is_same("A man's hat: here", "a man's hat, here.", ())
     assert not is_same("Yes, it is.", "Yes.", ())
@@ -137,7 +130,7 @@ def test_without_keys_the_whole_sentence_must_be_the_same():
     assert is_same(" 🙂", "🙂", ())
 
 
-def test_words_of_any_script_are_told_apart():
+def test_words_are_found_in_any_script():
     assert words_of("Dogs' 'hat' isn't here_1.") == ["dogs", "hat", "isn't", "here_1"]
     assert is_same("红球停下了。", "", ("红球", "停下"))  # red ball, stops
     assert not is_same("红球停下了。", "", ("蓝球",))  # blue ball
@@ -145,31 +138,15 @@ def test_words_of_any_script_are_told_apart():
     assert is_same("café", "café", ())
 
 
-def test_a_key_of_two_words_is_both_in_order():
+def test_a_key_may_have_two_words():
     assert is_same("It hides behind the red box.", "", ("hides behind", "box"))
     assert not is_same("Behind the box it hides.", "", ("hides behind", "box"))
 
 
-def test_moments_are_matched_one_to_one():
-    assert match_in_order([4.5, 5.0], [5.0], tolerance_s=1) == [(1, 0)]
-    assert match_in_order([5.0], [4.0, 5.5], tolerance_s=1) == [(0, 1)]
-    assert match_in_order([], [1.0], tolerance_s=1) == []
-
-
-def test_more_pairs_are_better_than_nearer_ones():
-    assert match_in_order([1.0, 2.0], [2.0, 3.0], tolerance_s=1) == [(0, 0), (1, 1)]
-
-
-def test_the_tolerance_itself_is_within_it():
+def test_a_time_error_equal_to_the_tolerance_is_within_it():
     assert 2.2 - 1.2 > 1
     assert match_in_order([2.2], [1.2], tolerance_s=1) == [(0, 0)]
     assert match_in_order([2.21], [1.2], tolerance_s=1) == []
-
-
-def test_a_pair_needs_more_than_the_moment_where_that_is_asked():
-    right = {(0, 1)}
-    pairs = match_in_order([1.0, 1.5], [1.0, 1.5], 1, lambda i, j: (i, j) in right)
-    assert pairs == [(0, 1)]
 
 
 moments = st.lists(st.integers(0, 9), max_size=4).map(lambda grid: sorted(x / 2 for x in grid))
@@ -180,7 +157,7 @@ def cost_of(pairs, said_s, true_s):
 
 
 def all_matchings(said_s, true_s, can_match):
-    """Every way to pair them, also crosswise."""
+    """Every way to pair them, including crossing pairs."""
     for count in range(min(len(said_s), len(true_s)) + 1):
         for said in combinations(range(len(said_s)), count):
             for true in permutations(range(len(true_s)), count):
@@ -215,13 +192,13 @@ def test_no_other_matching_in_order_has_more_or_nearer_right_pairs(said_s, true_
     assert cost_of(ours, said_s, true_s) == pytest.approx(theirs)
 
 
-def test_a_share_or_mean_of_nothing_is_none():
+def test_a_ratio_or_mean_of_nothing_is_none():
     assert ratio(0, 0) is None
     assert ratio(1, 4) == 0.25
     assert mean([]) is None
     assert mean([1.0, 2.0]) == 1.5
 
 
-def test_means_of_groups_weigh_the_same_and_empty_groups_nothing():
+def test_groups_have_equal_weights_and_empty_ones_none():
     assert mean_of_means([[1.0, 3.0, 5.0], [], [9.0]]) == 6.0
     assert mean_of_means([[], []]) is None

@@ -1,4 +1,4 @@
-"""A data set of two short clips, and the tiny model watching it."""
+"""A data set of two short clips, and the tiny model to evaluate on it."""
 
 from contextlib import ExitStack
 from dataclasses import replace
@@ -17,7 +17,7 @@ COLOURS = {"red": (0, 0, 255), "green": (0, 255, 0), "blue": (255, 0, 0)}
 
 
 def draw(path, colours):
-    """A video in which a square moves on, over one plain colour after the other."""
+    """A video of a moving square over a sequence of plain colours."""
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), VIDEO_FPS, (SIDE, SIDE))
     num_frames = round(DURATION_S * VIDEO_FPS)
     for number in range(num_frames):
@@ -53,7 +53,7 @@ CONVERSATIONS = {
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory):
-    """Two clips of 10 frames: captions, a standing instruction, and a question in between."""
+    """Two clips of 10 frames with captions, one standing instruction and one question."""
     folder = tmp_path_factory.mktemp("data")
     clips = []
     for number, (colours, lines) in enumerate(CONVERSATIONS.items()):
@@ -77,7 +77,7 @@ def tiny_source(tiny_checkpoint):
 
 @pytest.fixture
 def make_eval_model(tiny_source, clips):
-    """`make_eval_model(source=tiny_source, **limits)`: ready for the clips within these limits."""
+    """`make_eval_model(source=tiny_source, **limits)`: a model for the clips with these limits."""
     with ExitStack() as release:
 
         def make(source=tiny_source, **limits):

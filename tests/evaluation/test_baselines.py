@@ -1,4 +1,4 @@
-"""What never looks at the video: what it says, and when."""
+"""The baselines: their captions and their times."""
 
 import pytest
 
@@ -34,7 +34,7 @@ def said(*frames):
     ],
     ids=lambda value: getattr(value, "name", ""),
 )
-def test_baselines_say_the_same_whatever_is_shown(baseline, account):
+def test_accounts_of_the_baselines(baseline, account):
     assert baseline.account(DIALOGUE, MAJORITY, fps=2.0) == account
 
 
@@ -47,16 +47,13 @@ def test_baselines_say_the_same_whatever_is_shown(baseline, account):
     ],
     ids=lambda value: getattr(value, "name", ""),
 )
-def test_baselines_are_as_early_or_late_as_a_model_would_be(baseline, differences):
+def test_time_errors_of_the_baselines(baseline, differences):
     assert baseline.frame_diffs(DIALOGUE) == differences
     seconds = sum(map(abs, differences)) / len(differences) / 2
     assert time_diff_s([baseline.frame_diffs(DIALOGUE)], fps=2.0) == pytest.approx(seconds)
 
 
-def test_the_majority_is_what_is_said_most():
+def test_the_majority_has_the_most_frequent_texts():
     majority = majority_of([DIALOGUE, Dialogue(DIALOGUE.turns[1:3], 6)])
     assert majority == MajorityBaseline("It moves.", {"Narrate.": "Here.", "What?": "Blue."})
-
-
-def test_data_without_captions_has_no_most_frequent_one():
     assert majority_of([Dialogue(DIALOGUE.turns[:1], 1)]).caption == ""

@@ -1,4 +1,4 @@
-"""A clip in memory is what the runtime would have seen of its file."""
+"""A clip in memory equals the frames that the runtime reads from its file."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ def frames(clip, tiny_source):
     return read_clip_frames(Clip("box", clip, 5.9, ()), tiny_source.config)
 
 
-def test_a_session_sees_the_same_as_of_the_file(clip, frames, tiny_source):
+def test_frames_equal_those_of_the_file(clip, frames, tiny_source):
     side = tiny_source.config.vision_config.image_size
     ours, theirs = (np.empty((side, side, 3), np.uint8) for _ in range(2))
     with VideoFile(clip, fps=tiny_source.config.stream_config.frame_fps) as video:
@@ -27,15 +27,15 @@ def test_a_session_sees_the_same_as_of_the_file(clip, frames, tiny_source):
             np.testing.assert_array_equal(ours, frames.pixels[mine.index])
 
 
-def test_a_clip_ends_where_its_line_says(frames):
+def test_a_clip_ends_at_the_duration_of_its_line(frames):
     assert len(frames.pixels) == 12  # 0 to 5.5 s of 15.2 s at 2 frames/s
 
 
 @pytest.mark.parametrize(("duration_s", "count"), [(0.0, 1), (0.4, 1), (0.5, 2), (30.0, 61)])
-def test_the_last_frame_is_not_behind_the_end(tmp_path, duration_s, count):
+def test_the_last_frame_is_not_after_the_end(tmp_path, duration_s, count):
     assert Clip("x", tmp_path, duration_s, ()).most_frames(fps=2.0) == count
 
 
-def test_seeds_differ_by_clip_and_stay(clips):
+def test_a_seed_depends_only_on_the_clips_uid(clips):
     assert seed_of(clips[0]) != seed_of(clips[1])
     assert seed_of(Clip("clip0", clips[0].video, 1.0, ())) == seed_of(clips[0])

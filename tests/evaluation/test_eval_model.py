@@ -1,4 +1,4 @@
-"""One model for many streams: its window, its limits, and none of an earlier stream in a later."""
+"""One model for many streams: its window and limits; streams do not affect each other."""
 
 from dataclasses import replace
 
@@ -13,7 +13,7 @@ from mod_edge.plan.kv_window import Rows
 
 pytestmark = pytest.mark.numeric
 
-CROWDED = Rows(260, 148)  # holds a dialogue, and not what a random model says besides
+CROWDED = Rows(260, 148)  # holds a true dialogue, but not the longer replies of a random model
 
 
 def with_capacity(source, capacity):
@@ -36,20 +36,24 @@ def test_the_window_holds_every_dialogue(make_eval_model, tiny_source, watched):
         assert rows.fits(model.limits.capacity)
 
 
-def test_a_window_that_a_bundle_has_and_that_is_too_small_is_refused(tiny_source, clips):
-    with pytest.raises(ConfigError, match=r"window of 150 .*--window, or take shorter clips"):
+def test_a_fixed_window_that_is_too_small_is_refused(tiny_source, clips):
+    with pytest.raises(ConfigError, match=r"window of 150 .*--window, or use shorter clips"):
         EvalModel(with_capacity(tiny_source, Rows(150, 100)), clips)
 
 
-def test_frames_a_step_are_as_many_as_tokens_allow(tiny_source, clips):
+def test_frames_per_step_are_limited_by_tokens_profile_and_longest_clip(tiny_source, clips):
     profile = replace(tiny_source.profile, max_step_tokens=40)
-    with EvalModel(replace(tiny_source, profile=profile), clips) as model:
-        assert model.limits.frames_per_step == 3  # of 11 tokens
-    with EvalModel(tiny_source, clips) as model:
-        assert model.limits.frames_per_step == tiny_source.profile.frames_per_step.max
+    short = [replace(clip, duration_s=0.5, conversation=()) for clip in clips]  # 2 frames
+    for source, shown, limit in (
+        (replace(tiny_source, profile=profile), clips, 3),  # of 11 tokens
+        (tiny_source, clips, tiny_source.profile.frames_per_step.max),
+        (tiny_source, short, 2),
+    ):
+        with EvalModel(source, shown) as model:
+            assert model.limits.frames_per_step == limit
 
 
-def test_weights_are_loaded_once_for_all_streams_also_after_a_roll(
+def test_weights_are_loaded_once_for_all_streams_even_after_a_roll(
     make_eval_model, tiny_source, watched
 ):
     loaded = []
@@ -64,16 +68,10 @@ def test_weights_are_loaded_once_for_all_streams_also_after_a_roll(
     assert len(loaded) == 1
 
 
-def test_a_stream_that_rolled_leaves_nothing_to_the_next(make_eval_model, tiny_source, watched):
+def test_a_rolled_stream_does_not_affect_the_next(make_eval_model, tiny_source, watched):
     source = with_capacity(tiny_source, CROWDED)
     model = make_eval_model(source)
     first = account_of(model, watched[0])
     assert first.num_rolls > 0
     for clip in watched:
         assert account_of(model, clip) == account_of(make_eval_model(source), clip)
-
-
-def test_a_step_takes_no_more_frames_than_the_longest_clip_has(tiny_source, clips):
-    short = [replace(clip, duration_s=0.5, conversation=()) for clip in clips]  # 2 frames
-    with EvalModel(tiny_source, short) as model:
-        assert model.limits.frames_per_step == 2

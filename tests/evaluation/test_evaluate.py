@@ -1,4 +1,4 @@
-"""The whole measurement: the same on every backend, with its baselines and controls."""
+"""The whole evaluation: equal on every backend, with baselines and controls."""
 
 import json
 import math
@@ -9,7 +9,7 @@ import pytest
 
 from mod_edge.commands.console import out
 from mod_edge.commands.evaluation_view import print_evaluation
-from mod_edge.errors import ConfigError, DataError
+from mod_edge.errors import ConfigError
 from mod_edge.evaluation.eval_run import Row, Thresholds
 from mod_edge.evaluation.evaluate import Evaluation, evaluate
 from mod_edge.evaluation.free_running import EventKind, score
@@ -18,10 +18,10 @@ from mod_edge.evaluation.transcript import Entry, Transcript
 
 pytestmark = pytest.mark.numeric
 
-# Of perplexities and shares, from logits that each backend rounds in its own way: measured 5.1e-6;
-# a reply's last token left out gives 0.7 and 0.13. Decisions and tokens are compared exactly: none
+# For perplexities and shares, because each backend rounds logits differently: measured 5.1e-6; a
+# missing last token of a reply gives 0.7 and 0.13. Decisions and tokens are compared exactly: none
 # is near a tie. The likeliest token leads the next by 5.1e-3 or more, silence is 0.068 or more in
-# log odds from the threshold, router logits differ by 1.2e-3 or more at the cut; rounding moves
+# log odds from the threshold, router logits differ by 1.2e-3 or more at the cut; rounding changes
 # logits by 1e-4.
 RTOL_MEASURE = 1e-4
 BASELINES = ["always silent", "always speaking", "right moments"]
@@ -29,7 +29,7 @@ BASELINES = ["always silent", "always speaking", "right moments"]
 
 @pytest.fixture(scope="module")
 def of_checkpoint(tiny_checkpoint, data):
-    """The tiny checkpoint with controls; at this threshold it is silent, speaks and rambles."""
+    """The tiny checkpoint with controls; this threshold gives silence, replies and long replies."""
     return evaluate(tiny_checkpoint, data, threshold=0.3, controls=True)
 
 
@@ -40,13 +40,13 @@ def printed(evaluation):
 
 
 @pytest.mark.parametrize("lowering", [("cpu", "fp32"), ("cuda", "fp32")], ids=lambda each: each[0])
-def test_every_backend_gives_the_same_measures(of_checkpoint, data, any_bundle, lowering):
+def test_every_backend_has_the_same_measures(of_checkpoint, data, any_bundle, lowering):
     bundle = evaluate(
         any_bundle(*lowering), data, threshold=0.3, controls=True, backend="onnx", device="cpu"
     )
     assert bundle.backend.startswith("onnx")
     for ours, theirs in zip(bundle.rows, of_checkpoint.rows, strict=True):
-        # What is said and when is counted: the same decisions and tokens give the same numbers.
+        # These are counts, so equal decisions and tokens give equal numbers.
         assert (ours.name, ours.free_running) == (theirs.name, theirs.free_running)
         for name, wanted in vars(theirs.teacher_forced).items():
             found = getattr(ours.teacher_forced, name)
@@ -57,7 +57,7 @@ def test_every_backend_gives_the_same_measures(of_checkpoint, data, any_bundle, 
     assert heads[0] == heads[1]
 
 
-def test_the_model_its_controls_and_the_baselines_stand_in_one_table(of_checkpoint):
+def test_rows_are_the_model_its_controls_and_the_baselines(of_checkpoint):
     assert [row.name for row in of_checkpoint.rows] == [
         "model",
         "black video",
@@ -74,7 +74,7 @@ def test_the_model_its_controls_and_the_baselines_stand_in_one_table(of_checkpoi
     assert moments.teacher_forced == TeacherForced(time_diff_s=0.0)
 
 
-def test_what_was_watched_is_told(of_checkpoint, tiny_checkpoint, data):
+def test_an_evaluation_names_its_inputs(of_checkpoint, tiny_checkpoint, data):
     assert (of_checkpoint.model, of_checkpoint.data) == (str(tiny_checkpoint), str(data))
     assert (of_checkpoint.num_clips, of_checkpoint.num_frames) == (2, 20)
     assert of_checkpoint.most_frequent == "A man stops."
@@ -94,7 +94,7 @@ def test_thresholds_are_the_published_ones_unless_one_is_given(
     assert steps == [("clip 1 of 1", 0, 1)]
 
 
-def test_baselines_know_the_training_split_where_there_is_one(tiny_checkpoint, data, tmp_path):
+def test_baselines_use_the_training_split_if_there_is_one(tiny_checkpoint, data, tmp_path):
     copy = tmp_path / "data"
     shutil.copytree(data, copy)
     line = json.loads((data / "test.jsonl").read_text().splitlines()[0])
@@ -113,14 +113,9 @@ def test_baselines_know_the_training_split_where_there_is_one(tiny_checkpoint, d
         ({"threshold": 1.5}, "threshold=1.5, wanted a probability"),
     ],
 )
-def test_values_that_mean_nothing_are_refused(tiny_checkpoint, data, setting, message):
+def test_values_out_of_range_are_refused(tiny_checkpoint, data, setting, message):
     with pytest.raises(ConfigError, match=message):
         evaluate(tiny_checkpoint, data, **setting)
-
-
-def test_a_split_that_is_not_there_is_named(tiny_checkpoint, data):
-    with pytest.raises(DataError, match=r"no validation\.jsonl"):
-        evaluate(tiny_checkpoint, data, split="validation")
 
 
 def test_videos_that_end_before_their_lines_are_counted(tiny_checkpoint, data, tmp_path):
@@ -130,7 +125,7 @@ def test_videos_that_end_before_their_lines_are_counted(tiny_checkpoint, data, t
     second["duration"] = 30.0
     (copy / "test.jsonl").write_text(f"{json.dumps(first)}\n{json.dumps(second)}\n")
     (warning,) = evaluate(tiny_checkpoint, copy).warnings
-    assert warning.startswith("1 of 2 videos end sooner than their lines say; what is due")
+    assert warning.startswith("1 of 2 videos end before their lines' duration; captions due")
 
 
 def test_the_document_is_json_without_infinities(of_checkpoint):
@@ -144,7 +139,7 @@ def test_the_document_is_json_without_infinities(of_checkpoint):
     assert document["thresholds"] == {"teacher_forced": 0.3, "free_running": 0.3}
 
 
-def test_the_table_reads_as_it_should(capsys):
+def test_the_printed_evaluation(capsys):
     free = replace(
         score([], fps=2.0, tolerance_s=1.0),
         num_true=8,

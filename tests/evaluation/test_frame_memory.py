@@ -1,4 +1,4 @@
-"""No frame is encoded twice, and each one gets its own embeddings."""
+"""Each frame is encoded once and has its own embeddings."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ class Encoder:
 
 
 class DeviceEncoder(Encoder):
-    """Hands out something that only it can read."""
+    """Returns embeddings that are not numpy arrays, like a device."""
 
     def encode(self, frames):
         return memoryview(super().encode(frames).tobytes())
@@ -39,7 +39,7 @@ def shades_of(embeds):
     return np.asarray(embeds)[:, 0, 0].tolist()
 
 
-def test_only_unknown_frames_are_encoded_each_alone():
+def test_each_new_frame_is_encoded_alone():
     encoder = Encoder()
     memory = FrameMemory(encoder, KnownFrames())
     assert shades_of(memory.encode(frames_of(3, 4, 5))) == [3, 4, 5]
@@ -48,7 +48,7 @@ def test_only_unknown_frames_are_encoded_each_alone():
     assert encoder.calls == [1] * 4  # a batch's size would show in the last bits
 
 
-def test_streams_of_one_model_know_each_others_frames():
+def test_streams_of_one_model_share_frames():
     encoder, known = Encoder(), KnownFrames()
     first, second = (FrameMemory(encoder, known) for _ in range(2))
     assert shades_of(first.encode(frames_of(3, 4))) == [3, 4]
@@ -64,7 +64,7 @@ def test_embeddings_on_a_device_are_never_kept():
     assert encoder.calls == [1, 2, 2]  # the first shows that it stays there
 
 
-def test_memory_is_bounded(monkeypatch):
+def test_the_cache_is_bounded(monkeypatch):
     monkeypatch.setattr(frame_memory, "MAX_FRAMES", 2)
     encoder = Encoder()
     memory = FrameMemory(encoder, KnownFrames())
@@ -75,7 +75,7 @@ def test_memory_is_bounded(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["step", "logits", "evict", "kept", "warnings", "close"])
-def test_everything_else_is_the_streams_own(name):
+def test_all_other_calls_are_forwarded(name):
     class Loud:
         name = "loud"
 

@@ -1,4 +1,4 @@
-"""What is said counts as right by its words and its moment, and as the session said it."""
+"""Scores of free-running captions and answers, and that they come from the session."""
 
 import pytest
 
@@ -47,21 +47,21 @@ def test_wrong_words_at_the_right_moment_are_a_moment_only():
     assert result.time_error_s == pytest.approx(1.0)
 
 
-def test_right_words_too_late_are_nothing():
+def test_right_words_too_late_do_not_count():
     result = scored((BALL_STOPS,), (6.5, "The red ball stops."))
     assert (result.num_right, result.num_moments) == (0, 0)
     assert result.time_error_s is None
 
 
-def test_what_is_said_twice_counts_once():
+def test_a_repeated_caption_counts_once():
     result = scored((BALL_STOPS,), (5.0, "The red ball stops."), (5.5, "The red ball stops."))
     assert (result.precision, result.recall) == (0.5, 1)
 
 
-def test_right_words_are_found_beside_a_nearer_moment():
+def test_right_words_count_even_if_a_wrong_caption_is_nearer():
     result = scored((BALL_STOPS,), (5.0, "A star enters."), (5.5, "The red ball stops."))
     assert result.num_right == 1
-    assert result.time_error_abs_s == 0  # of the moment, which anything may hit
+    assert result.time_error_abs_s == 0  # of the moment, regardless of the words
 
 
 def test_silence_has_no_precision():
@@ -69,7 +69,7 @@ def test_silence_has_no_precision():
     assert (result.precision, result.recall, result.f1) == (None, 0, 0)
 
 
-def test_answers_are_held_against_their_queries_in_order():
+def test_answers_are_compared_with_their_queries_in_order():
     turns = (question(0, "Red."), BALL_STOPS, question(15, "Two."), question(30, ""))
     result = scored(turns, answers=("red", "three", "who knows"))
     assert (result.num_answers_right, result.num_answers) == (1, 2)  # one query has no answer
@@ -90,11 +90,11 @@ def test_captions_are_counted_by_kind_of_event():
     assert result.num_right == 2
 
 
-def test_a_free_run_is_what_the_session_says_of_the_file(
+def test_a_free_run_equals_a_session_on_the_file(
     make_eval_model, tiny_bundle, tiny_source, clips, watched
 ):
-    # The reference and ONNX Runtime round differently, but no token is near a tie: the likeliest
-    # leads the next by 0.026 or more, router logits differ by 3.8e-3 or more at the cut.
+    # PyTorch and ONNX Runtime round differently, but no token is near a tie: the likeliest leads
+    # the next by 0.026 or more, router logits differ by 3.8e-3 or more at the cut.
     dialogue, frames = watched[1]
     fps = tiny_source.config.stream_config.frame_fps
     model = make_eval_model()

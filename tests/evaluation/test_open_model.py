@@ -1,4 +1,4 @@
-"""What is opened, on what, and what is refused."""
+"""Opening checkpoints and bundles, and refused combinations."""
 
 import subprocess
 import sys
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.numeric
 
 
 @pytest.mark.parametrize("backend", ["auto", "torch"])
-def test_a_checkpoint_runs_on_the_reference(tiny_checkpoint, backend):
+def test_a_checkpoint_runs_on_pytorch(tiny_checkpoint, backend):
     source = open_model(tiny_checkpoint, backend=backend, device="auto")
     model, reason = source.load(StreamLimits(Rows(99, 99), 40, 3))
     assert model.name.startswith("torch (reference")
@@ -26,19 +26,20 @@ def test_a_checkpoint_runs_on_the_reference(tiny_checkpoint, backend):
 
 
 @pytest.mark.parametrize(
-    ("backend", "device"), [("onnx", "auto"), ("tensorrt", "auto"), ("auto", "cpu")]
+    ("backend", "device", "profile"),
+    [
+        ("onnx", "auto", None),
+        ("tensorrt", "auto", None),
+        ("auto", "cpu", None),
+        ("auto", "auto", "cpu"),
+    ],
 )
-def test_a_checkpoint_takes_no_backend_of_bundles(tiny_checkpoint, backend, device):
-    with pytest.raises(ConfigError, match="is no bundle, and backend"):
-        open_model(tiny_checkpoint, backend=backend, device=device)
+def test_a_checkpoint_takes_no_options_of_bundles(tiny_checkpoint, backend, device, profile):
+    with pytest.raises(ConfigError, match=r"is not a bundle, .*omit --backend, --device and"):
+        open_model(tiny_checkpoint, backend=backend, device=device, profile=profile)
 
 
-def test_a_checkpoint_takes_no_profile(tiny_checkpoint):
-    with pytest.raises(ConfigError, match="leave --backend, --device and --profile out"):
-        open_model(tiny_checkpoint, backend="auto", device="auto", profile="cpu")
-
-
-def test_a_bundle_runs_as_the_profile_says(tiny_bundle, tmp_path):
+def test_a_bundle_runs_with_the_given_profile(tiny_bundle, tmp_path):
     own = tmp_path / "own.toml"
     shipped = (Path(profiles.__file__).parent / "cpu.toml").read_text()
     own.write_text(shipped.replace("evict_fraction = 0.125", "evict_fraction = 0.25"))
@@ -46,9 +47,9 @@ def test_a_bundle_runs_as_the_profile_says(tiny_bundle, tmp_path):
     assert source.profile.evict_fraction == 0.25
 
 
-def test_a_bundle_is_not_run_by_the_reference(tmp_path):
+def test_a_bundle_does_not_run_on_pytorch(tmp_path):
     (tmp_path / MANIFEST_FILE).touch()
-    with pytest.raises(ConfigError, match="is a bundle, backend torch runs checkpoints"):
+    with pytest.raises(ConfigError, match="is a bundle, and backend torch runs checkpoints"):
         open_model(tmp_path, backend="torch", device="auto")
 
 
@@ -65,9 +66,9 @@ def test_a_folder_that_is_neither_is_named(tmp_path):
         open_model(tmp_path, backend="auto", device="auto")
 
 
-def test_a_checkpoint_without_torch_says_what_to_install(tiny_checkpoint, monkeypatch):
+def test_evaluating_a_checkpoint_without_torch_says_what_to_install(tiny_checkpoint, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(BackendError, match=r"no torch; install it with: pip install"):
+    with pytest.raises(BackendError, match=r"needs torch, .*; install it with: pip install"):
         open_model(tiny_checkpoint, backend="auto", device="auto")
 
 

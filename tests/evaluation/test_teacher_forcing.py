@@ -1,4 +1,4 @@
-"""Turn by turn against whole streams computed at once, by the reference and without a cache."""
+"""Teacher forcing compared with full forward passes of the reference, without a cache."""
 
 from dataclasses import replace
 
@@ -17,16 +17,16 @@ from mod_edge.runtime.cpu.torch_model import TorchModel, TorchStream
 
 pytestmark = pytest.mark.numeric
 
-# Measured 2e-5 (losses are about 8); frames left in the MoD layers by a wrong trim give 0.6 to 2.2.
+# Measured 2e-5 (losses are about 8); frames left in MoD layers by a wrong trim give 0.6 to 2.2.
 ATOL_LOSS = 1e-4
 # Decisions and tokens are compared exactly: none is near a tie. The likeliest token leads the next
-# by 0.013 or more, router logits differ by 9.4e-3 or more at the cut; rounding moves them by 1e-4.
-# With these the tiny model is early, on time and late.
+# by 0.013 or more, router logits differ by 9.4e-3 or more at the cut; rounding changes them by
+# 1e-4. With these thresholds the tiny model is early, on time and late.
 THRESHOLDS = (0.0, 0.3, 0.6)
 
 
 class WholeStreams:
-    """The measures from full forwards over growing streams: slow, plain, without a cache."""
+    """Reference implementation: full forward passes over growing streams, without a cache."""
 
     def __init__(self, model, tokenizer, pixels, threshold):
         self.config = model.config
@@ -37,7 +37,7 @@ class WholeStreams:
         self.pieces = []
 
     def logits(self, pieces):
-        """(T, V) of a stream from its start."""
+        """(T, V) of a whole stream, and its layout."""
         embeds = [
             self.model.model.embed_tokens(torch.tensor(piece.ids))
             if isinstance(piece, Text)
@@ -49,12 +49,12 @@ class WholeStreams:
         return self.model.full_forward(torch.cat(embeds), layout), layout
 
     def speaks(self, pieces):
-        """At each frame of the stream."""
+        """Whether the model speaks at each frame of the stream."""
         logits, layout = self.logits(pieces)
         probabilities = logits[layout.last_frame_rows.tolist()].softmax(dim=1)
         silent_id = self.config.stream_config.frame_token_interval_id
-        probabilities[probabilities[:, silent_id] < self.threshold] = 0  # as the published code
-        probabilities[:, 0] += 1e-30  # argmax of zeros: another token than silence
+        probabilities[probabilities[:, silent_id] < self.threshold] = 0  # as in the published code
+        probabilities[:, 0] += 1e-30  # so that the argmax of zeros is not the silent token
         return (probabilities.argmax(dim=1) != silent_id).tolist()
 
     def turn(self, turn, following):
@@ -94,9 +94,9 @@ class WholeStreams:
 
 def whole_stream_outcomes(model, tokenizer, dialogue, pixels, threshold):
     with torch.inference_mode():
-        twin = WholeStreams(model, tokenizer, pixels, threshold)
+        whole = WholeStreams(model, tokenizer, pixels, threshold)
         following = [*dialogue.turns[1:], None]
-        return [twin.turn(*pair) for pair in zip(dialogue.turns, following, strict=True)]
+        return [whole.turn(*pair) for pair in zip(dialogue.turns, following, strict=True)]
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,7 @@ def outcomes_of(model, watched, threshold=0.0):
 
 
 def decisions_of(outcomes):
-    """All that must be the same, number for number."""
+    """The values that must be equal."""
     return [
         [(turn.num_decisions, turn.frame_diff, turn.num_right) for turn in turns]
         for turns in outcomes
@@ -126,7 +126,7 @@ def losses_of(outcomes):
 
 
 @pytest.mark.parametrize("threshold", THRESHOLDS)
-def test_outcomes_are_those_of_whole_streams(
+def test_outcomes_equal_those_of_whole_streams(
     make_eval_model, tiny_source, reference, watched, threshold
 ):
     ours = outcomes_of(make_eval_model(), watched, threshold)
@@ -142,7 +142,7 @@ SMALL_STEPS = {"frames_per_step": 3, "max_step_tokens": 40}
 
 
 @pytest.mark.parametrize("limits", [{"frames_per_step": 1}, SMALL_STEPS], ids=["one", "three"])
-def test_longer_steps_change_nothing(make_eval_model, watched, limits):
+def test_outcomes_do_not_depend_on_the_step_size(make_eval_model, watched, limits):
     one, other = (
         outcomes_of(make_eval_model(), watched),
         outcomes_of(make_eval_model(**limits), watched),
@@ -152,7 +152,7 @@ def test_longer_steps_change_nothing(make_eval_model, watched, limits):
 
 
 class DenseTrim(TorchStream):
-    """Takes frames back as the published code does: rows of a dense layer, in MoD layers too."""
+    """Removes frames like the published code: as many rows in MoD layers as in dense ones."""
 
     def _rows(self, rows, layer):
         return min(rows.dense, len(self._caches[layer].positions))
@@ -165,7 +165,7 @@ class DenseTrimModel(TorchModel):
         return DenseTrim(self._model, self.name)
 
 
-def test_taking_back_as_many_rows_in_mod_layers_as_in_dense_ones_shows(
+def test_removing_as_many_rows_in_mod_layers_as_in_dense_ones_is_detected(
     make_eval_model, tiny_source, reference, watched
 ):
     wrong = replace(tiny_source, load=lambda _limits: (DenseTrimModel(reference), "planted"))
@@ -184,7 +184,7 @@ def test_taking_back_as_many_rows_in_mod_layers_as_in_dense_ones_shows(
     np.testing.assert_array_equal(losses_of(ours[1:]), losses_of(theirs[1:]))
 
 
-def test_a_reply_longer_than_a_step_is_heard_whole(make_eval_model, watched):
+def test_a_reply_longer_than_a_step_is_fed_completely(make_eval_model, watched):
     dialogue, frames = watched[0]
     words = " ".join(["the man walks to the left"] * 9)
     long = replace(dialogue, turns=(replace(dialogue.turns[0], reply=words),))
@@ -194,7 +194,7 @@ def test_a_reply_longer_than_a_step_is_heard_whole(make_eval_model, watched):
     np.testing.assert_allclose(losses_of(once), losses_of(pieces), atol=ATOL_LOSS)
 
 
-def test_frames_are_looked_ahead_at_only_where_a_caption_is_due():
+def test_only_captions_have_late_frames():
     caption, question = Turn(3, 4, None, "x"), Turn(3, 4, "what?", "x")
     following = Turn(7, 2, None, "y")
     assert late_frames(caption, following) == range(7, 9)
@@ -202,14 +202,14 @@ def test_frames_are_looked_ahead_at_only_where_a_caption_is_due():
     assert not late_frames(caption, None)
 
 
-def test_what_is_drawn_by_chance_is_drawn_again_alike(make_eval_model, write_tiny, watched):
+def test_random_selection_repeats_with_its_seed(make_eval_model, write_tiny, watched):
     folder = write_tiny(MoDConfig(selection="random"))
     source = open_model(folder, backend="auto", device="auto")
     first, again = (outcomes_of(make_eval_model(source), watched[:1]) for _ in range(2))
     np.testing.assert_array_equal(losses_of(first), losses_of(again))
 
 
-def test_a_turn_without_words_counts_for_its_moment_alone():
+def test_a_turn_without_words_counts_only_for_its_moment():
     wordless = TurnOutcome(2, -1, np.log([1.0]), 1)
     wordy = TurnOutcome(2, 0, np.log([4.0, 4.0]), 0)
     result = summarize([[wordless, wordy]], fps=2.0)
@@ -218,7 +218,7 @@ def test_a_turn_without_words_counts_for_its_moment_alone():
     assert result.time_diff_s == pytest.approx(0.25)
 
 
-def test_turns_are_averaged_in_each_clip_before_the_clips_are():
+def test_turns_are_averaged_per_clip_and_then_over_clips():
     def turn(difference, num_right, loss):
         return TurnOutcome(2, difference, np.full(2, np.log(loss)), num_right)
 

@@ -1,4 +1,4 @@
-"""The threshold of a checkpoint: the best on validation, and written where it belongs."""
+"""Choosing a checkpoint's threshold and writing it to its config."""
 
 import shutil
 from dataclasses import replace
@@ -50,12 +50,12 @@ def test_the_best_threshold_by_f1_then_moments_then_order(
     assert not choice.is_arbitrary
 
 
-def test_a_bundle_is_left_as_it_was_exported(tiny_bundle):
+def test_a_bundle_is_refused(tiny_bundle):
     with pytest.raises(ConfigError, match="is a bundle"):
         choose_threshold(tiny_bundle, [], [0.5], tolerance_s=1.0, on_step=silent)
 
 
-def test_an_adopted_threshold_is_the_checkpoints_own(write_tiny):
+def test_an_adopted_threshold_is_written_to_the_config(write_tiny):
     folder = write_tiny(None)
     before = read_config(folder / "config.json")
     adopt_threshold(folder, 0.31)
@@ -64,7 +64,7 @@ def test_an_adopted_threshold_is_the_checkpoints_own(write_tiny):
     assert replace(after, stream_config=before.stream_config) == before
 
 
-def test_the_command_writes_what_it_chose(data, write_tiny, tmp_path):
+def test_the_command_writes_the_chosen_threshold(data, write_tiny, tmp_path):
     folder, clips = write_tiny(None), tmp_path / "data"
     shutil.copytree(data, clips)
     shutil.copyfile(clips / "test.jsonl", clips / "validation.jsonl")

@@ -1,4 +1,4 @@
-"""What was due and what was said, side by side."""
+"""Transcripts pair what was due with what was said."""
 
 from mod_edge.data.dialogue import Dialogue, Turn
 from mod_edge.evaluation.free_running import Account, Said, score_clip
@@ -16,14 +16,14 @@ def entries_of(*said, answer="Red."):
     return transcript_of("a", clip, FPS, 1.0).entries
 
 
-def test_a_right_caption_stands_beside_its_truth():
+def test_a_right_caption_is_paired_with_the_true_one():
     first, answer, last = entries_of((5.5, "The red ball stops."))
     assert first == Entry(5.0, None, STOPS.reply, STOPS.reply, 0.5, is_right=True)
     assert answer == Entry(7.0, COLOUR.query, "Red.", "Red.", 0.0, is_right=True)
     assert last == Entry(10.0, None, LEAVES.reply, None, None, is_right=False)
 
 
-def test_a_wrong_caption_stands_beside_what_was_due_then():
+def test_a_wrong_caption_is_paired_by_time():
     first, *_ = entries_of((4.5, "The red ball leaves."))
     assert first == Entry(5.0, None, STOPS.reply, "The red ball leaves.", -0.5, is_right=False)
 
@@ -36,7 +36,7 @@ def test_a_right_caption_is_not_taken_by_a_nearer_wrong_one():
     assert other == Entry(5.0, None, None, "The box stops.", None, is_right=False)
 
 
-def test_what_nobody_was_to_say_stands_alone():
+def test_a_caption_without_a_true_one_is_unpaired():
     entries = entries_of((2.0, "Hello."))
     assert entries[0] == Entry(2.0, None, None, "Hello.", None, is_right=False)
 
