@@ -1,4 +1,4 @@
-"""`python -m benchmarks.figures`: every table and picture of the bundled model, measured again.
+"""`python -m benchmarks.figures`: measures every table and picture of the bundled model.
 
 `make figures` runs it. It measures with the public commands, draws the terminal picture and
 rewrites the blocks between markers in the pages:
@@ -7,8 +7,8 @@ rewrites the blocks between markers in the pages:
     ...
     <!-- end of figures -->
 
-What was measured lies in build/figures/, in a folder named by the fingerprint. A file that is there
-is not measured again: delete the folder to begin from nothing (30 minutes on two cores).
+Measurements are cached in build/figures/, in a folder named by the fingerprint. Delete the folder
+to measure everything again (30 minutes on two cores).
 """
 
 import base64
@@ -50,7 +50,7 @@ MARKED = re.compile(
 )
 INSTRUCTION = "Please narrate the video in real time."
 QUESTION = "How many objects are there?@20"
-NUM_RUNS = 15  # of each timing; the fastest counts, because other work only ever slows a run down
+NUM_RUNS = 15  # per timing; the fastest counts, because other work can only slow a run down
 DIRECTIONS = ("left", "right", "up", "down", "top", "bottom")
 ROW_NAMES = {
     "model": "narrator",
@@ -61,11 +61,11 @@ ROW_NAMES = {
 }
 KIND_NAMES = {"turns": "changes colour", "moves": "starts to move"}
 
-# What this script cannot measure: docs/measurements.md and docs/gpu.md tell more.
+# This script cannot measure these; see docs/measurements.md and docs/gpu.md.
 OTHER_DEVICES = (
     "| 2 cores of a Xeon | Llama-3.2-1B and SigLIP-B/16-224 in size, random weights | fp32 | "
     "270 + 327 | 1.7 (from the times) | 6.4 GB | by hand, medians of nine steps |\n"
-    "| NVIDIA GPU, Jetson | | | not measured | not measured | not measured | no GPU at hand |\n"
+    "| NVIDIA GPU, Jetson | | | not measured | not measured | not measured | no GPU available |\n"
 )
 
 Measured = dict[str, Any]
@@ -73,7 +73,7 @@ Measured = dict[str, Any]
 
 @dataclass(frozen=True)
 class Run:
-    """One `mod-edge run` over a clip: its JSON summary and the process's largest resident set."""
+    """One `mod-edge run` over a clip: its JSON summary and peak resident memory."""
 
     summary: Measured
     peak_bytes: int
@@ -81,12 +81,12 @@ class Run:
 
 @reports_errors
 def main() -> None:
-    """Measure what is missing, draw the picture, rewrite the pages."""
+    """Measure what is not cached, draw the picture, rewrite the pages."""
     fingerprint = shipped_fingerprint()
     lab = Lab(WORK / fingerprint[:12])
     blocks: dict[str, Callable[[], str]] = {
         "speed": functools.partial(speed_table, lab),
-        "fingerprint": lambda: f"All figures on this page are of the checkpoint `{fingerprint}`.\n",
+        "fingerprint": lambda: f"All figures on this page are for checkpoint `{fingerprint}`.\n",
         "left-to-itself": functools.partial(free_table, lab.evaluation("test")),
         "true-dialogue": functools.partial(forced_table, lab.evaluation("test")),
         "kinds": functools.partial(kinds_table, lab.evaluation("test")),
@@ -102,17 +102,17 @@ def main() -> None:
 
 
 def shipped_fingerprint() -> str:
-    """sha256 of the checkpoint in the package."""
+    """sha256 of the bundled checkpoint."""
     return Checkpoint(FOLDER).fingerprint()
 
 
 def rewrite_page(page: Path, blocks: dict[str, Callable[[], str]], fingerprint: str) -> None:
-    """Replace what stands between the markers; all other text stays."""
+    """Replace the text between the markers; all other text stays."""
 
     def block(match: re.Match[str]) -> str:
         name = match["name"]
         if name not in blocks:
-            raise ModEdgeError(f"{page}: no figure {name!r}, known are {', '.join(blocks)}")
+            raise ModEdgeError(f"{page}: no figure {name!r}; known are {', '.join(blocks)}")
         return (
             f"<!-- figures: {name}, checkpoint {fingerprint} -->\n"
             f"{blocks[name]()}<!-- end of figures -->\n"
@@ -122,7 +122,7 @@ def rewrite_page(page: Path, blocks: dict[str, Callable[[], str]], fingerprint: 
 
 
 class Lab:
-    """The folder of what was measured; each method measures once and then reads its file."""
+    """The folder of cached measurements; most methods measure once and then read their file."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -138,7 +138,7 @@ class Lab:
 
     @property
     def clip(self) -> Path:
-        """The clip that is timed and drawn."""
+        """The clip for timing and for the picture."""
         return self.scenes / "videos" / "test-000000.mp4"
 
     def evaluation(self, split: str) -> Measured:
@@ -150,19 +150,19 @@ class Lab:
         return evaluation
 
     def demo(self) -> str:
-        """What `make demo` prints on stdout, as a block of code."""
+        """The output of `make demo`, as a code block."""
         text = self._kept("demo.txt", lambda: _output(["make", "--silent", "demo"], COLUMNS="110"))
         lines = "\n".join(line.rstrip() for line in text.splitlines())
         return f"```text\n{lines}\n```\n"
 
     def fastest_run(self, frames_per_step: int) -> Run:
-        """The fastest of `NUM_RUNS`; measured each time, because a file cannot tell the machine."""
+        """The fastest of `NUM_RUNS`; never cached, because it depends on the machine."""
         command = (*self._run_command(), "--json", "--frames-per-step", str(frames_per_step))
         runs = [_timed_run(command) for _ in range(NUM_RUNS)]
         return max(runs, key=lambda run: float(run.summary["fps"]))
 
     def terminal(self) -> str:
-        """What a terminal shows of `mod-edge run`, with colours as ANSI codes; the fastest run."""
+        """The terminal output of the fastest `mod-edge run`, with ANSI colours."""
 
         def fps(screen: str) -> float:
             return float(re.findall(r"speed +([\d.]+) frames/s", screen)[0])
@@ -188,7 +188,7 @@ class Lab:
 
 
 def speed_table(lab: Lab) -> str:
-    """Time, rate and memory of the bundled model here, beside what was measured by hand."""
+    """Time, rate and memory of the bundled model on this machine, and values measured by hand."""
     inspected = json.loads(_mod_edge("inspect", lab.folder / "checkpoint", "--json"))
     parameters = inspected["parameters"]["total"]
     rows = "".join(
@@ -198,17 +198,17 @@ def speed_table(lab: Lab) -> str:
         f"{number} frame{'s' if number > 1 else ''} per step, fastest of {NUM_RUNS} runs |\n"
         for number, run in ((number, lab.fastest_run(number)) for number in (1, 4))
     )
-    columns = ("device", "model", "precision", "ms a frame", "frames/s", "memory", "how measured")
+    columns = ("device", "model", "precision", "ms per frame", "frames/s", "memory", "how measured")
     return (
         f"{_table(*columns)}{rows}{OTHER_DEVICES}\n"
-        "ms a frame: median, vision + decoder. Memory: peak of the process. The bundled model is "
+        "ms per frame: median, vision + decoder. Memory: peak of the process. The bundled model is "
         f"checkpoint `{lab.folder.name}`, measured with `mod-edge run --json` over 60 frames of a "
         "synthetic clip; its frames/s include the replies.\n"
     )
 
 
 def free_table(evaluation: Measured) -> str:
-    """Precision, recall and F1 of every row left to itself."""
+    """Precision, recall and F1 of every row, free-running."""
     lines = []
     for row in evaluation["rows"]:
         free, bold = row["free_running"], "**" if row["name"] == "model" else ""
@@ -221,12 +221,12 @@ def free_table(evaluation: Measured) -> str:
             f"{free['num_answers_right']} of {free['num_answers']}",
         )
         lines.append(f"| {' | '.join(cells)} |\n")
-    columns = ("left to itself", "precision", "recall", "F1", "F1 of the moments", "right answers")
+    columns = ("free-running", "precision", "recall", "F1", "F1 of the moments", "right answers")
     return _table(*columns) + "".join(lines)
 
 
 def forced_table(evaluation: Measured) -> str:
-    """The paper's measures of the rows that predict words."""
+    """The paper's measures, teacher-forced, of the rows that predict words."""
     lines = []
     for row in evaluation["rows"]:
         forced = row["teacher_forced"]
@@ -236,7 +236,7 @@ def forced_table(evaluation: Measured) -> str:
                 f"{forced['time_diff_s']:.2f} s | {forced['fluency']:.3f} | "
                 f"{forced['lm_correctness']:.3f} |\n"
             )
-    columns = ("fed the true dialogue", "LM-PPL", "TimeDiff", "Fluency", "LM-Correctness")
+    columns = ("teacher-forced", "LM-PPL", "TimeDiff", "Fluency", "LM-Correctness")
     return _table(*columns) + "".join(lines)
 
 
@@ -271,14 +271,14 @@ def mistakes(evaluation: Measured) -> str:
         return sum(_words(entry["due"], words) != _words(entry["said"], words) for entry in wrong)
 
     return (
-        f"Of the {len(wrong)} captions that came at the right moment and were wrong, "
-        f"{num_other(SHAPES)} named another shape, {num_other(COLOURS)} another colour and "
-        f"{num_other(DIRECTIONS)} another direction.\n"
+        f"Of the {len(wrong)} wrong captions at the right moment, {num_other(SHAPES)} named a "
+        f"wrong shape, {num_other(COLOURS)} a wrong colour and {num_other(DIRECTIONS)} a wrong "
+        "direction.\n"
     )
 
 
 def combinations(evaluation: Measured) -> str:
-    """F1 on colours and shapes that training never combined."""
+    """F1 on combinations of colour and shape that training never showed."""
     free = evaluation["rows"][0]["free_running"]
     return (
         f"On {evaluation['num_clips']} clips of the split `combinations`, F1 is {free['f1']:.3f} "
@@ -302,19 +302,19 @@ def _number(value: float | None) -> str:
 
 
 NUM_FRAMES_DRAWN = 6
-FRAME_WIDTH = 188  # units of the picture, as is all below
+FRAME_WIDTH = 188  # SVG units, like the sizes below
 MARGIN = 12
 LABEL_HEIGHT = 30
 
 
 def draw_terminal(lab: Lab, fingerprint: str) -> str:
-    """An SVG of frames of the clip at the moments of its first replies, above the terminal."""
+    """An SVG of the terminal, with the frames of the first replies above it."""
     screen = Text("$ mod-edge run bundle --source clip.mp4 --window 20s \\\n", style="bold")
     screen.append(f'    --query "{INSTRUCTION}" --query "{QUESTION}"\n')
     screen.append_text(Text.from_ansi(lab.terminal()))
     console = Console(record=True, width=108, file=io.StringIO(), force_terminal=True)
     console.print(screen, soft_wrap=True)
-    # without the web fonts: a picture must not load anything
+    # without web fonts: the picture must not load anything
     template = re.sub(r"@font-face \{\{.*?\}\}\n", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
     terminal = console.export_svg(title="mod-edge", code_format=template, unique_id="mod-edge")
     width, height = map(float, re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', terminal)[0])
@@ -359,7 +359,7 @@ def _mod_edge(*arguments: object) -> str:
 
 
 def _output(command: list[str] | tuple[str, ...], **environment: str) -> str:
-    """Standard output of a command that must succeed."""
+    """The standard output of a command; raises ModEdgeError if it fails."""
     err.print(f"$ {' '.join(command)}")
     done = subprocess.run(
         command,
@@ -370,11 +370,11 @@ def _output(command: list[str] | tuple[str, ...], **environment: str) -> str:
         check=False,
     )
     if done.returncode:
-        raise ModEdgeError(f"{' '.join(command)} ended with {done.returncode}: {done.stdout}")
+        raise ModEdgeError(f"{' '.join(command)} exited with {done.returncode}: {done.stdout}")
     return done.stdout
 
 
-# A small process in between: a child's peak begins with what its parent held when it was started.
+# A small parent process, because a child's peak includes its parent's memory at the fork.
 WITH_PEAK = (
     "import resource, subprocess, sys; code = subprocess.call(sys.argv[1:]); "
     "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss); sys.exit(code)"

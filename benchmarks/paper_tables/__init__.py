@@ -1,1 +1,1 @@
-"""The paper's comparisons on a small scale: runs that can be resumed, and the page of results."""
+"""The paper's comparisons at small scale: resumable runs and the page of results."""

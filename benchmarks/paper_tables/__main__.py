@@ -1,6 +1,6 @@
-"""`python -m benchmarks.paper_tables`: the runs that are missing, then the page of results.
+"""`python -m benchmarks.paper_tables`: carries out missing runs and writes the page of results.
 
-Ctrl-C stops it at any time; the same command goes on.
+Ctrl-C stops it at any time; the same command continues.
 """
 
 from pathlib import Path
@@ -25,15 +25,15 @@ from mod_edge.training.plot import require_matplotlib
 def main(
     data: Annotated[Path, typer.Option(help="Data set: JSONL files and their videos.")],
     base: Annotated[Path, typer.Option(help="Checkpoint that every run starts from.")],
-    runs: Annotated[Path, typer.Option(help="Folder of results, a JSON file each.")],
+    runs: Annotated[Path, typer.Option(help="Folder of results, one JSON file per run.")],
     write: Annotated[Path, typer.Option(help="Page of results to write.")],
     work: Annotated[Path, typer.Option(help="Folder for checkpoints.")] = Path("build/comparison"),
-    only: Annotated[list[str] | None, typer.Option(help="Only this arm; more than once.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Run only this arm; repeatable.")] = None,
     max_minutes: Annotated[
-        float | None, typer.Option(min=0, help="Begin no run that would end later.")
+        float | None, typer.Option(min=0, help="Start no run that would end after this time.")
     ] = None,
 ) -> None:
-    """Carry out the runs that are missing and write the page of results."""
+    """Carry out missing runs and write the page of results."""
     require_matplotlib()
     chosen = _chosen(only)
     comparison = Comparison(data, Checkpoint(base), work, runs, STANDARD)
@@ -49,16 +49,16 @@ def main(
                 on_result=lambda _run: write_page(runs, write),
             )
     except KeyboardInterrupt as exc:
-        raise KeyboardInterrupt("stopped; the same command goes on") from exc
+        raise KeyboardInterrupt("stopped; the same command continues") from exc
     write_page(runs, write)
     names = ", ".join(run.name for run in left)
-    out.print(f"wrote {write}" + (f"; left: {names}" if left else ""))
+    out.print(f"wrote {write}" + (f"; missing runs: {names}" if left else ""))
 
 
 def _chosen(only: list[str] | None) -> list[Run]:
     unknown = sorted({*(only or ())} - {*ARMS})
     if unknown:
-        raise ConfigError(f"no arm {', '.join(unknown)}; there are {', '.join(ARMS)}")
+        raise ConfigError(f"unknown arm {', '.join(unknown)}; known are {', '.join(ARMS)}")
     return [run for run in PLAN if only is None or run.arm.name in only]
 
 

@@ -1,7 +1,7 @@
-"""What is compared, and in which order it is run.
+"""The compared arms, and the order of their runs.
 
-The arms differ in `mod_config` alone. The paper's Table 1 holds MoD against full computation, early
-exit and layer skip, Table 2 against other layers, Table 3 against selections that learn nothing.
+The arms differ only in `mod_config`. The paper's Table 1 compares MoD with full computation, early
+exit and layer skip, Table 2 with other layers, Table 3 with selections that are not learned.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ class Arm:
 
     Attributes:
         name: in commands and file names.
-        title: in sentences and tables.
+        title: in tables.
         mod: None is full computation.
     """
 
@@ -30,14 +30,14 @@ class Arm:
 
 @dataclass(frozen=True)
 class Run:
-    """One training of an arm."""
+    """One arm trained with one seed."""
 
     arm: Arm
     seed: int
 
     @property
     def name(self) -> str:
-        """Of its file and its folder."""
+        """The name of its file and folder."""
         return f"{self.arm.name}-{self.seed}"
 
 
@@ -61,7 +61,7 @@ INSERTION_ARMS = _arms(
 )
 ARMS: Mapping[str, Arm] = {**CORE_ARMS, **INSERTION_ARMS}
 
-# Whenever it is stopped, every arm of a group has been run on nearly as many seeds as the others.
+# Seed by seed: whenever it is stopped, the arms of a group have nearly equal numbers of runs.
 PLAN = tuple(
     Run(arm, seed)
     for group in (CORE_ARMS, INSERTION_ARMS)

@@ -1,4 +1,4 @@
-"""What the tables show: measures of a result, means over seeds with 95 % intervals, differences."""
+"""The tables' contents: measures of a result, means with 95 % intervals, differences."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -25,10 +25,10 @@ class Measure:
 
     Attributes:
         title: of its column, with the unit.
-        part: of an evaluation's row.
-        key: in that part.
+        part: the part of an evaluation's row that has it.
+        key: its key in that part.
         is_higher_better: whether more is better.
-        of: key of the count that it is a share of; None where it is none.
+        of: key of the count to divide by, if it is a share.
     """
 
     title: str
@@ -38,7 +38,7 @@ class Measure:
     of: str | None = None
 
     def value(self, row: Mapping[str, Any]) -> float | None:
-        """In a row of an evaluation; None where it says nothing."""
+        """The figure in a row of an evaluation, None if missing."""
         value: float | None = row[self.part][self.key]
         if value is None or self.of is None:
             return value
@@ -61,7 +61,7 @@ MEASURES = (
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean of `num_seeds` values; `half_width` of its 95 % interval, None for one value."""
+    """The mean of `num_seeds` values, and half its 95 % interval (None for one value)."""
 
     mean: float
     half_width: float | None
@@ -69,15 +69,15 @@ class Estimate:
 
     @property
     def is_clear(self) -> bool:
-        """Whether the interval leaves out 0."""
+        """Whether the interval excludes 0."""
         return self.half_width is not None and abs(self.mean) > self.half_width
 
 
 def estimate(values: Sequence[float]) -> Estimate | None:
-    """The mean with its t interval; None of no values.
+    """The mean with its t interval; None without values.
 
     Args:
-        values: one a seed, at most ten.
+        values: one per seed, at most ten.
     """
     if not values:
         return None
@@ -91,7 +91,7 @@ def estimate(values: Sequence[float]) -> Estimate | None:
 
 
 def values_of(results: Results, arm: str, measure: Measure) -> dict[int, float]:
-    """The arm's figure by seed; seeds without one are left out."""
+    """The arm's figure by seed, without missing ones."""
     found = {
         run.seed: measure.value(result.row())
         for run, result in results.items()
@@ -106,9 +106,9 @@ def arm_estimate(results: Results, arm: str, measure: Measure) -> Estimate | Non
 
 
 def difference(results: Results, arm: str, other: str, measure: Measure) -> Estimate | None:
-    """`arm` less `other` over the seeds that both have, seed by seed."""
-    ours, theirs = (values_of(results, name, measure) for name in (arm, other))
-    return estimate([ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())])
+    """`arm` minus `other`, paired by seed."""
+    first, second = (values_of(results, name, measure) for name in (arm, other))
+    return estimate([first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())])
 
 
 def shown(found: Estimate | None, *, sign: str = "") -> str:

@@ -1,4 +1,4 @@
-"""The pictures of the page of results."""
+"""The plots of the page of results."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,11 +26,11 @@ WIDTH_INCHES = 8.0
 
 
 def draw_all(results: Results, baselines: Mapping[str, float], folder: Path) -> None:
-    """Write the pictures into `folder`.
+    """Write the plots into `folder`.
 
     Args:
         results: at least one.
-        baselines: F1 by name, of what never looks.
+        baselines: F1 of each baseline, by name.
         folder: of the PNGs.
 
     Raises:
@@ -103,4 +103,5 @@ def _figure(height_inches: float) -> "Figure":
 
 
 def _save(figure: "Figure", path: Path) -> None:
-    figure.savefig(path, dpi=DPI, metadata={"Software": None})  # the same picture, the same bytes
+    # without the library's version, so that equal plots are equal files
+    figure.savefig(path, dpi=DPI, metadata={"Software": None})

@@ -1,4 +1,4 @@
-"""The page of results: `page.md` with its tables filled in, from the files of one folder alone."""
+"""The page of results: `page.md` with tables from the files of one folder."""
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -30,7 +30,7 @@ TEMPLATE = Path(__file__).with_name("page.md")
 STEP_COST_FILE, REMARKS_FILE = "step-cost.json", "remarks.md"
 KIB, MIB = 2**10, 2**20
 
-# The arms of each table, by its name in the template; "mod" is held against each of the others.
+# The arms of each table, by its name in the template; "mod" is compared with each other arm.
 TABLES = {
     "ways": ("full", "mod", "early-exit", "layer-skip"),
     "layers": ("mod", "interleaved-deep", "all-deep", "all"),
@@ -40,19 +40,19 @@ TABLES = {
 
 
 def write_page(folder: Path, page: Path) -> None:
-    """Write the page and, into `folder`, its pictures.
+    """Write the page and, into `folder`, its plots.
 
     Args:
-        folder: of results; `remarks.md` in it, if there, becomes a section as it is.
+        folder: of results; `remarks.md` in it becomes a section unchanged.
         page: Markdown file to write.
 
     Raises:
-        DataError: no result at all, a damaged one, or some that cannot be compared.
+        DataError: there are no results, or some are damaged or cannot be compared.
         BackendError: matplotlib is not installed.
     """
     results = read_results(folder)
     if not results:
-        raise DataError(f"{folder} holds no results yet; `make results` makes them")
+        raise DataError(f"{folder} has no results yet; make them with `make results`")
     baselines = {row["name"]: F1.value(row) for row in _first(results).evaluation["rows"][1:]}
     draw_all(results, {name: f1 for name, f1 in baselines.items() if f1 is not None}, folder)
     page.parent.mkdir(parents=True, exist_ok=True)
@@ -65,8 +65,8 @@ def page_text(results: Results, folder: Path, pictures: str) -> str:
 
     Args:
         results: at least one.
-        folder: of results, for what is no run's: the step cost and the remarks.
-        pictures: their folder, as the page names it.
+        folder: of results, for the step cost and the remarks.
+        pictures: the plots' folder, relative to the page.
     """
     first, remarks = _first(results), folder / REMARKS_FILE
     parts = {
@@ -83,13 +83,13 @@ def page_text(results: Results, folder: Path, pictures: str) -> str:
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table in Markdown, its first column aligned left and the others right."""
+    """A Markdown table, its first column aligned left and the others right."""
     rule = ["---", *["---:"] * (len(header) - 1)]
     return "\n".join(f"| {' | '.join(row)} |" for row in (header, rule, *rows))
 
 
 def _experiment(first: Result) -> dict[str, Any]:
-    """What all runs share, by its name in the template."""
+    """The settings that all runs share, by their names in the template."""
     text, measuring = first.config.text_config, first.settings["measuring"]
     return {
         "parameters": f"{first.training['num_parameters'] / 1e6:.2f}",
@@ -129,15 +129,15 @@ def _arms(config: ModelConfig) -> str:
 
 
 def _first(results: Results) -> Result:
-    """A result for what all of them share."""
+    """Any result, for the settings that all share."""
     return next(iter(results.values()))
 
 
 def _comparison(results: Results, arms: Sequence[str]) -> str:
-    """The arms' figures, and those of MoD less each other arm's."""
+    """The arms' figures, and the differences of MoD and each other arm."""
     first, titles = _first(results), [measure.title for measure in MEASURES]
     rows = [list(_arm_cells(results, first.config, arm)) for arm in arms]
-    if arms == TABLES["ways"]:  # the baselines stand in one table alone
+    if arms == TABLES["ways"]:  # the only table with the baselines
         rows += map(_baseline_cells, first.evaluation["rows"][1:])
     others = [arm for arm in arms if arm != "mod"]
     figures = markdown_table(["", "seeds", *titles, "FLOPs", "keys and values"], rows)
@@ -165,7 +165,7 @@ def _baseline_cells(row: Mapping[str, Any]) -> list[str]:
 
 
 def _difference_cells(results: Results, other: str) -> Iterator[str]:
-    yield f"{ARMS['mod'].title} less {ARMS[other].title}"
+    yield f"{ARMS['mod'].title} minus {ARMS[other].title}"
     by_f1 = difference(results, "mod", other, F1)
     yield str(by_f1.num_seeds if by_f1 else 0)
     for measure in MEASURES:
@@ -178,12 +178,12 @@ def _step_cost(path: Path) -> str:
     if not path.exists():
         return "Not measured yet."
     data = read_document(path)
-    header = ("", "time", "memory", "of it the step", "FLOPs", "time ratio", "memory ratio")
+    header = ("", "time", "memory", "step only", "FLOPs", "time ratio", "memory ratio")
     rows = [row for size in data["sizes"] for row in _size_rows(size)]
     batch, rounds = data["batch"], len(data["sizes"][0]["time_s"]["full"])
     conditions = (
         f"- {batch['streams']} streams of {batch['frames']} frames, {batch['tokens']} tokens each, "
-        f"{data['dtype']} products; {rounds} steps, {data['processes']} processes\n"
+        f"{data['dtype']} matrix products; {rounds} steps, {data['processes']} processes\n"
         f"- {_machine(data['machine'], data['versions'])}"
     )
     return f"{markdown_table(header, rows)}\n\n{conditions}"
@@ -222,7 +222,7 @@ def _conditions(results: Results) -> str:
         f"- {sum(minutes) / 60:.1f} h for {len(minutes)} runs of {minutes[0]:.1f} to "
         f"{minutes[-1]:.1f} min; medians: training {train_s / 60:.1f} min, threshold "
         f"{choose_s / 60:.1f} min, measuring {measure_s / 60:.1f} min",
-        f"- thresholds chosen, seed by seed: {_thresholds(results)}",
+        f"- chosen thresholds, seed by seed: {_thresholds(results)}",
     ]
     return "\n".join(lines)
 

@@ -1,4 +1,4 @@
-"""What came out of a run, as one small JSON file: all that the page of results is made from."""
+"""The result of a run as a small JSON file; the page of results is made from these files."""
 
 import dataclasses
 import json
@@ -15,22 +15,23 @@ from mod_edge.errors import DataError
 from mod_edge.training.resume_state import differences
 
 FORMAT = 1
-MODEL_ROW = 0  # of an evaluation; its baselines follow
+REMOVE = "remove it, and its run is carried out again"
+MODEL_ROW = 0  # of an evaluation; the baselines' rows follow
 
 
 @dataclass(frozen=True)
 class Result:
-    """A run that is done.
+    """The result of a finished run.
 
     Attributes:
-        settings: what decides the outcome: model, training, base, data, measuring.
-        choice: the threshold and the validation F1 of each that was tried.
+        settings: everything that determines the result: model, training, base, data, measuring.
+        choice: the chosen threshold and the validation F1 of each candidate.
         evaluation: `Evaluation.to_json` without the folders and the transcripts.
         training: `TrainingReport.to_json` without the folder.
-        losses: "lm" and "stream", means of as many equal stretches of the training.
-        time_s: of each part.
+        losses: "lm" and "stream", means over equal parts of the training.
+        time_s: of each stage.
         versions: of the packages.
-        machine: where it ran.
+        machine: see `machine_facts`.
     """
 
     settings: dict[str, Any]
@@ -44,12 +45,12 @@ class Result:
 
     @property
     def config(self) -> ModelConfig:
-        """Of the model."""
+        """The model's config."""
         return config_from_dict(self.settings["model"])
 
     @property
     def total_s(self) -> float:
-        """Time of all parts."""
+        """Time of all stages."""
         return sum(self.time_s.values())
 
     def row(self, index: int = MODEL_ROW) -> dict[str, Any]:
@@ -59,12 +60,12 @@ class Result:
 
 
 def result_path(folder: Path, run: Run) -> Path:
-    """Where a run's result lies."""
+    """The file of a run's result."""
     return folder / f"{run.name}.json"
 
 
 def write_result(path: Path, result: Result) -> None:
-    """Write a result, whole or not at all."""
+    """Write a result atomically."""
     write_document(path, dataclasses.asdict(result))
 
 
@@ -72,13 +73,13 @@ def read_result(path: Path) -> Result:
     """The result at `path`.
 
     Raises:
-        DataError: it is no result, or one of another format.
+        DataError: it is not a result, or has another format.
     """
     data = read_document(path)
     names = {field.name for field in dataclasses.fields(Result)}
     if data.keys() != names:
         wrong = ", ".join(sorted(data.keys() ^ names))
-        raise DataError(f"{path}: {wrong} missing or unknown; remove it to make it anew")
+        raise DataError(f"{path}: {wrong} missing or unknown; {REMOVE}")
     return Result(**data)
 
 
@@ -86,8 +87,8 @@ def read_results(folder: Path) -> dict[Run, Result]:
     """All results in `folder`, in the plan's order.
 
     Raises:
-        DataError: a damaged one, or results that cannot be compared: they differ in more than arm
-            and seed.
+        DataError: a result is damaged, or results cannot be compared because they differ in more
+            than arm and seed.
     """
     paths = {run: result_path(folder, run) for run in PLAN}
     results = {run: read_result(path) for run, path in paths.items() if path.exists()}
@@ -110,21 +111,21 @@ def shared_settings(result: Result) -> dict[str, Any]:
 
 
 def write_document(path: Path, document: dict[str, Any]) -> None:
-    """Write a file of results, with its format's number; it is there whole or as it was."""
+    """Write a JSON document with its format number, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"format": FORMAT, **document}, indent=1)
     write_whole(path, f"{text}\n".encode())
 
 
 def read_document(path: Path) -> dict[str, Any]:
-    """What `write_document` was given.
+    """The document that `write_document` wrote.
 
     Raises:
-        DataError: it cannot be read, or is of another format.
+        DataError: it cannot be read, or has another format.
     """
     data = read_json(path)
     if data.pop("format", None) != FORMAT:
-        raise DataError(f"{path} is no result of format {FORMAT}; remove it to make it anew")
+        raise DataError(f"{path} is not a result of format {FORMAT}; {REMOVE}")
     return data
 
 
@@ -132,19 +133,19 @@ def read_json(path: Path) -> dict[str, Any]:
     """The JSON object at `path`.
 
     Raises:
-        DataError: it cannot be read, or holds something else.
+        DataError: it cannot be read, or is not a JSON object.
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as exc:
-        raise DataError(f"{path} cannot be read: {exc}; remove it to make it anew") from exc
+        raise DataError(f"{path} cannot be read: {exc}; {REMOVE}") from exc
     if not isinstance(data, dict):
-        raise DataError(f"{path} holds a {type(data).__name__}, wanted an object; remove it")
+        raise DataError(f"{path} is a {type(data).__name__}, wanted an object; {REMOVE}")
     return data
 
 
 def thinned(values: Sequence[float | None], count: int) -> list[float]:
-    """Means of `count` stretches of equal length, or the values themselves if they are fewer."""
+    """Means over `count` parts of equal length, or the values themselves if there are fewer."""
     known = [value for value in values if value is not None]
     count = min(count, len(known))
     edges = [len(known) * number // count for number in range(count + 1)]

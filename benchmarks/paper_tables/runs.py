@@ -1,7 +1,7 @@
-"""Runs: train an arm, choose its threshold on `validation`, measure it on `test`.
+"""Runs: train an arm, choose its threshold on `validation`, evaluate it on `test`.
 
-A run that is done is not done again, one that was stopped goes on: a training from its last saved
-state, what follows it from its beginning.
+A finished run is not repeated. A stopped run continues: its training from the last saved state, the
+later stages from their start.
 """
 
 import hashlib
@@ -40,16 +40,15 @@ from mod_edge.training.recipe import Recipe
 from mod_edge.training.resume_state import ResumeState, differences
 from mod_edge.training.train import TRAINING_FILE, device_named, train
 
-SPLITS = ("train", "validation", "test")  # learned from, chosen on, measured on
+SPLITS = ("train", "validation", "test")  # for training, choosing the threshold, evaluation
 NUM_LOSSES = 40  # of a curve in a result
 NUM_DIGITS = 8  # of the hash in a folder's name
-# Of an evaluation, what no table shows: folders, and all that was said over every clip.
-LEFT_OUT = ("model", "data", "transcripts")
+LEFT_OUT = ("model", "data", "transcripts")  # parts of an evaluation that no table shows
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """All runs of one comparison.
+    """The inputs, folders and settings of one comparison.
 
     Attributes:
         data: the data set's folder.
@@ -66,11 +65,11 @@ class Comparison:
     settings: Settings
 
     def recipe(self, run: Run) -> Recipe:
-        """How the run is trained."""
+        """The run's training recipe."""
         return self.settings.recipe(run, self.base)
 
     def identity(self, run: Run) -> dict[str, Any]:
-        """What decides a run's outcome, as it is read back from JSON; no folder's name."""
+        """Everything that determines a run's result, as read back from JSON, without folders."""
         recipe = self.recipe(run)
         document = {
             "model": config_to_dict(recipe.model),
@@ -93,16 +92,16 @@ class Comparison:
         return {"base": _digest(self.base), "data": data}
 
     def folder(self, run: Run) -> Path:
-        """Where the run's checkpoint lies: another one if anything that decides it differs."""
+        """The folder of the run's checkpoint; its name includes a hash of the run's identity."""
         text = json.dumps(self.identity(run), sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:NUM_DIGITS]
         return self.work.resolve() / f"{run.name}-{digest}"
 
     def find_done(self, runs: Sequence[Run]) -> dict[Run, Result]:
-        """The results that are there.
+        """The existing results.
 
         Raises:
-            DataError: some are of other settings than this comparison's, all named at once.
+            DataError: some have other settings than this comparison; names all of them.
         """
         paths = {run: result_path(self.results, run) for run in runs}
         done = {run: read_result(path) for run, path in paths.items() if path.exists()}
@@ -113,7 +112,7 @@ class Comparison:
         ]
         if faults:
             raise DataError(
-                "results of other settings are there; remove them, or name another folder for "
+                "some results have other settings; remove them, or choose another folder for "
                 f"results: {'; '.join(faults)}"
             )
         return done
@@ -127,22 +126,22 @@ def carry_out_all(
     on_step: OnStep,
     on_result: Callable[[Run], None],
 ) -> list[Run]:
-    """Carry out what is not done of `runs`, in their order, and write each result.
+    """Carry out the missing ones of `runs` in order, and write each result.
 
     Args:
-        comparison: of which they are.
-        runs: to be done.
-        max_minutes: no run begins that would not end in this time if it took as long as the
-            longest so far; the first one always begins. None means no limit.
-        on_step: told which part, how much of it is done and of how much.
-        on_result: told each run that has been done.
+        comparison: inputs, folders and settings.
+        runs: to carry out.
+        max_minutes: a run only starts if it would end within this time when it takes as long as
+            the longest so far; the first one always starts. None means no limit.
+        on_step: progress callback.
+        on_result: called with each finished run.
 
     Returns:
-        The runs that are left.
+        The runs still missing.
 
     Raises:
-        ModEdgeError: as `train` and `evaluate`; or results of other settings are there.
-        KeyboardInterrupt: stopped; the same call goes on.
+        ModEdgeError: from `train` or `evaluate`, or existing results have other settings.
+        KeyboardInterrupt: stopped; the same call continues.
     """
     done = comparison.find_done(runs)
     left = [run for run in runs if run not in done]
@@ -163,7 +162,7 @@ def carry_out_all(
 
 
 def carry_out(comparison: Comparison, run: Run, on_step: OnStep) -> Result:
-    """Train, choose and measure; what of it was done before counts with the time it took.
+    """Train, choose the threshold and evaluate; a finished training keeps its measured time.
 
     Raises:
         ModEdgeError, KeyboardInterrupt: see `carry_out_all`.
@@ -207,9 +206,9 @@ def carry_out(comparison: Comparison, run: Run, on_step: OnStep) -> Result:
 
 
 def _digest(base: Checkpoint) -> str:
-    """sha256 of what a run takes from `base` beside its config: vision tower and tokenizer.
+    """sha256 of the parts of `base` that a run uses beside the config: vision tower and tokenizer.
 
-    Its decoder is of another size, so a base that has learned more since is still the same base.
+    A run's decoder has another size, so the base's decoder and its weights do not matter.
     """
     digest = hashlib.sha256(file_sha256(base.path / TOKENIZER_FILE).encode())
     for name in sorted(tensor_shapes(base.config)):
@@ -220,7 +219,7 @@ def _digest(base: Checkpoint) -> str:
 
 
 def machine_facts(device: str) -> dict[str, Any]:
-    """What kind of machine this is, without its name; `device` is a recipe's."""
+    """The kind of this machine, without its name; `device` is a recipe's."""
     return {
         "architecture": platform.machine(),
         "cores": usable_cores(),

@@ -1,4 +1,4 @@
-"""How every arm is trained and measured: the same for all, in this one place."""
+"""The training and evaluation settings, equal for all arms."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -9,20 +9,20 @@ from mod_edge.evaluation.thresholds import THRESHOLDS
 from mod_edge.model.checkpoint import Checkpoint
 from mod_edge.training.recipe import Recipe, TrainConfig
 
-UNCHOSEN = 0.0  # the threshold of a model that has just been trained
+UNCHOSEN = 0.0  # the threshold in the config before one is chosen
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What arms share.
+    """Settings that all arms share.
 
     Attributes:
-        text_config: fields in place of the base's, whose vision tower and rates stay.
-        train: `seed` is the run's.
-        thresholds: of the silent token, among which each run takes its best on `validation`.
-        num_validation_clips: for that.
+        text_config: fields that replace the base's.
+        train: each run replaces `seed`.
+        thresholds: of P(silent); each run takes the best one on `validation`.
+        num_validation_clips: clips for choosing the threshold.
         num_test_clips: None takes all.
-        tolerance_s: how far off a caption may be and still be right.
+        tolerance_s: the largest time error of a right caption.
     """
 
     text_config: Mapping[str, Any]
@@ -46,13 +46,14 @@ class Settings:
         return Recipe(base.path.resolve(), model, replace(self.train, seed=run.seed))
 
     def measuring(self) -> dict[str, Any]:
-        """How it is measured, JSON-able."""
+        """The settings of the evaluation as a JSON document."""
         names = ("thresholds", "num_validation_clips", "num_test_clips", "tolerance_s")
         return {name: value for name, value in asdict(self).items() if name in names}
 
 
 STANDARD = Settings(
-    # Six layers are the fewest in which all insertions differ and "deep" is more than one layer.
+    # Six is the smallest number of layers with which all insertions differ and "deep" is more than
+    # one layer.
     text_config={
         "hidden_size": 128,
         "intermediate_size": 352,
@@ -65,7 +66,7 @@ STANDARD = Settings(
         trainable=("connector", "model"),  # the head is the token table
         steps=800,
         batch_clips=8,
-        max_frames=31,  # clips of 15 s whole, as they are when measured
+        max_frames=31,  # whole clips of 15 s, as in the evaluation
         roll_ratio=0.0,
         learning_rate=2e-3,
         dtype="bfloat16",

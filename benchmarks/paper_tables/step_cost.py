@@ -1,11 +1,11 @@
-"""What a training step of MoD takes beside one of full computation: time and memory, on a CPU.
+"""The cost of a training step of MoD and of full computation: time and memory, on a CPU.
 
-Both arms take the same batch of made-up streams, with a reply after every sixth frame. Times are
-taken alternately in one process. Memory is measured in a process of its own each time: a first step
-on a short batch makes weights, optimizer and libraries ready, freed memory is given back, and the
-peak of the resident set during one step is held against the set before it: gradients, activations
-and what is in passing. Weights and the optimizer's two moments, 12 bytes a parameter, are added by
-count.
+Both arms take the same batch of synthetic streams, with a reply after every sixth frame. Times are
+measured alternately in one process. Each memory measurement has its own process: a step on a short
+batch initializes weights, optimizer and libraries, freed memory is returned to the system, and the
+result is the peak of the resident set during one step minus the set before it (gradients,
+activations and temporaries). Weights and the optimizer's two moments, 12 bytes per parameter, are
+added by count.
 """
 
 import ctypes
@@ -37,14 +37,14 @@ from mod_edge.training.trainer import adamw, trained_parameters
 
 ARM_NAMES = ("full", "mod")
 FRAMES_A_REPLY, REPLY_TOKENS = 6, 12
-STATE_BYTES = 12  # a parameter: its weight and the optimizer's two moments, float32 each
+STATE_BYTES = 12  # per parameter: its weight and the optimizer's two moments, float32 each
 STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 RESET_PEAK = "5"  # see proc(5)
 
 
 @dataclass(frozen=True)
 class Batching:
-    """How large the batch is, and how often it is measured."""
+    """The size of the batch and the number of measurements."""
 
     num_streams: int = 8
     num_frames: int = 61
@@ -52,7 +52,7 @@ class Batching:
     num_processes: int = 3
 
 
-# The size of the model that ships, and one in which the decoder's products outweigh all else.
+# The size of the bundled model, and one in which the decoder's matrix products dominate.
 SIZES: tuple[Mapping[str, Any], ...] = (
     {
         "hidden_size": 192,
@@ -80,13 +80,13 @@ def measure_step_cost(
     batching: Batching = Batching(),
     on_step: OnStep,
 ) -> dict[str, Any]:
-    """A JSON document: of each size and arm the times (s) and the peaks (bytes), and of what.
+    """A JSON document: times (s) and peaks (bytes) for each size and arm, with the conditions.
 
     Args:
-        base: its vision widths and vocabulary are taken.
+        base: for its vision widths and vocabulary.
         sizes: fields of `text_config`.
         batching: of the steps.
-        on_step: told which part, how much of it is done and of how much.
+        on_step: progress callback.
     """
     return {
         "batch": {
@@ -124,7 +124,7 @@ def _measure_size(
 
 
 class TrainingStep:
-    """A model in training on one batch, over and over."""
+    """A model in training, for repeated steps on one batch."""
 
     def __init__(self, config: ModelConfig) -> None:
         """A model with random weights."""
@@ -139,11 +139,11 @@ class TrainingStep:
 
     @property
     def num_trained(self) -> int:
-        """Parameters that are trained."""
+        """The number of trained parameters."""
         return sum(parameter.numel() for parameter in self._trained.values())
 
     def take(self, batch: Batch) -> None:
-        """One step: both directions and the optimizer."""
+        """One step: forward pass, backward pass and optimizer."""
         cross_entropy(self._decoder.logits(batch), batch.labels).backward()
         nn.utils.clip_grad_norm_(self._trained.values(), self._clip_norm)
         self._optimizer.step()
@@ -158,7 +158,7 @@ def stream_batch(config: ModelConfig, num_streams: int, num_frames: int) -> Batc
     for frame in range(num_frames):
         reply = REPLY_TOKENS * ((frame + 1) % FRAMES_A_REPLY == 0)
         is_frame += [False] + [True] * num_tokens + [False] * reply
-        is_label += [False] * num_tokens + [True] * (1 + reply)  # what the last token decides
+        is_label += [False] * num_tokens + [True] * (1 + reply)  # the last token's decision first
     generator = torch.Generator().manual_seed(0)
     frame_rows = np.flatnonzero(np.tile(is_frame, num_streams))
     label_rows = np.flatnonzero(np.tile(is_label, num_streams))
@@ -181,7 +181,7 @@ def _step_times(
 ) -> dict[str, list[float]]:
     steps = {name: TrainingStep(config) for name, config in configs.items()}
     batch = stream_batch(next(iter(configs.values())), batching.num_streams, batching.num_frames)
-    for step in steps.values():  # the first is slower
+    for step in steps.values():  # warm-up
         step.take(batch)
     times: dict[str, list[float]] = {name: [] for name in configs}
     for number in range(batching.num_rounds):
@@ -206,7 +206,7 @@ def _step_peaks(
 
 
 def step_peak_bytes(config: ModelConfig, batching: Batching) -> int:
-    """Resident bytes that one step takes at its peak; to be asked in a process of its own."""
+    """Peak resident bytes of one step; call it in a fresh process."""
     step = TrainingStep(config)
     batch = stream_batch(config, batching.num_streams, batching.num_frames)
     step.take(stream_batch(config, 1, FRAMES_A_REPLY))
@@ -214,7 +214,7 @@ def step_peak_bytes(config: ModelConfig, batching: Batching) -> int:
 
 
 def peak_bytes(action: Callable[[], None]) -> int:
-    """Resident bytes that `action` takes at its peak, beyond those before it."""
+    """Peak resident bytes during `action`, minus those before it."""
     ctypes.CDLL(None).malloc_trim(0)
     CLEAR_REFS.write_text(RESET_PEAK)
     before = _resident_bytes("VmRSS")

@@ -1,4 +1,4 @@
-"""The pages' figures are those of the bundled checkpoint, and only they are rewritten."""
+"""The pages' figures belong to the bundled checkpoint, and only they are rewritten."""
 
 import re
 
@@ -13,7 +13,7 @@ MAX_PICTURE_BYTES = 300_000
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_figure_in_a_page_is_of_the_bundled_checkpoint(page):
+def test_every_figure_in_a_page_belongs_to_the_bundled_checkpoint(page):
     text = page.read_text(encoding="utf-8")
     found = list(figures.MARKED.finditer(text))
     assert found
@@ -21,7 +21,7 @@ def test_every_figure_in_a_page_is_of_the_bundled_checkpoint(page):
     assert {match["fingerprint"] for match in found} == {FINGERPRINT}, "run: make figures"
 
 
-def test_the_picture_is_of_the_bundled_checkpoint_and_loads_nothing():
+def test_the_picture_belongs_to_the_bundled_checkpoint_and_loads_nothing():
     picture = figures.PICTURE.read_text(encoding="utf-8")
     assert len(picture) < MAX_PICTURE_BYTES
     assert f"<desc>checkpoint {FINGERPRINT}</desc>" in picture, "run: make figures"
@@ -29,7 +29,7 @@ def test_the_picture_is_of_the_bundled_checkpoint_and_loads_nothing():
     assert addresses == {"http://www.w3.org/2000/svg", "https://www.textualize.io"}  # names only
 
 
-def test_only_what_stands_between_the_markers_is_rewritten(tmp_path):
+def test_only_text_between_the_markers_is_rewritten(tmp_path):
     page = tmp_path / "page.md"
     page.write_text(
         "before\n<!-- figures: speed, checkpoint none -->\nold\n<!-- end of figures -->\nafter\n"
@@ -40,15 +40,15 @@ def test_only_what_stands_between_the_markers_is_rewritten(tmp_path):
     )
 
 
-def test_an_unknown_figure_is_an_error_that_names_the_known_ones(tmp_path):
+def test_an_unknown_figure_lists_the_known_ones(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("<!-- figures: sped, checkpoint none -->\n<!-- end of figures -->\n")
-    with pytest.raises(ModEdgeError, match="no figure 'sped', known are speed"):
+    with pytest.raises(ModEdgeError, match="no figure 'sped'; known are speed"):
         figures.rewrite_page(page, {"speed": lambda: "new\n"}, "1a2b")
     assert "sped, checkpoint none" in page.read_text()
 
 
-def test_mistakes_are_counted_at_right_moments_only():
+def test_mistakes_are_counted_only_at_right_moments():
     def entry(due, said, late_s=0.0, *, query=None):
         return {
             "query": query,
@@ -68,6 +68,6 @@ def test_mistakes_are_counted_at_right_moments_only():
     ]
     text = figures.mistakes({"tolerance_s": 1.0, "transcripts": [{"entries": entries}]})
     assert text == (
-        "Of the 2 captions that came at the right moment and were wrong, 1 named another shape, "
-        "1 another colour and 1 another direction.\n"
+        "Of the 2 wrong captions at the right moment, 1 named a wrong shape, 1 a wrong colour and "
+        "1 a wrong direction.\n"
     )

@@ -1,4 +1,4 @@
-"""A data set of three short clips, and results with chosen figures that nobody measured."""
+"""A data set of three short clips, and planted results with chosen figures."""
 
 import dataclasses
 
@@ -29,7 +29,7 @@ def run_named(name):
 
 @pytest.fixture(scope="session")
 def planted_result(make_config):
-    """`planted_result(run, **figures)`: a result whose figures are those above unless given."""
+    """`planted_result(run, **figures)`: a result with these figures, the others as above."""
 
     def make(run, **figures):
         model = dataclasses.replace(make_config(num_layers=6), mod_config=run.arm.mod)

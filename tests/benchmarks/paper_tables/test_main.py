@@ -1,4 +1,4 @@
-"""The command: what it refuses, and that it writes the page of what is there."""
+"""The command: its errors, and the page that it writes."""
 
 from dataclasses import replace
 
@@ -21,7 +21,7 @@ APP.command()(command.main)
 
 @pytest.fixture
 def call(data, tiny_checkpoint, tmp_path):
-    """`call(*options)`: the command's outcome; what it makes lies in `tmp_path`."""
+    """`call(*options)`: the command's outcome; its outputs are in `tmp_path`."""
 
     def invoke(*options):
         folders = {
@@ -39,7 +39,7 @@ def call(data, tiny_checkpoint, tmp_path):
 
 @pytest.fixture
 def all_done(data, tiny_checkpoint, planted_result, tmp_path):
-    """All runs' results, as if the command had carried them out."""
+    """The folder with planted results of all runs."""
     results = tmp_path / "results"
     base = Checkpoint(tiny_checkpoint)
     comparison = Comparison(data, base, tmp_path / "work", results, STANDARD)
@@ -52,15 +52,15 @@ def all_done(data, tiny_checkpoint, planted_result, tmp_path):
 def test_an_unknown_arm_lists_the_known_ones(call):
     outcome = call("--only", "modd")
     assert outcome.exit_code == 1
-    assert "no arm modd; there are full, mod, early-exit" in " ".join(outcome.stderr.split())
+    assert "unknown arm modd; known are full, mod, early-exit" in " ".join(outcome.stderr.split())
 
 
-def test_with_all_runs_done_only_the_page_is_written(call, all_done, tmp_path):
+def test_with_all_results_only_the_page_is_written(call, all_done, tmp_path):
     write_document(all_done / STEP_COST_FILE, STEP_COST)
     before = {path.name: path.read_bytes() for path in all_done.iterdir()}
     outcome = call()
     assert outcome.exit_code == 0, outcome.stderr
-    assert "left" not in outcome.stdout
+    assert "missing" not in outcome.stdout
     assert f"{len(PLAN)} of {len(PLAN)} runs are done." in (tmp_path / "page.md").read_text()
     assert before == {name: (all_done / name).read_bytes() for name in before}
     assert not (tmp_path / "work").exists()
@@ -71,16 +71,16 @@ def test_single_arms_measure_no_step_cost(call, all_done):
     assert not (all_done / STEP_COST_FILE).exists()
 
 
-def test_what_is_left_is_named(call, all_done, monkeypatch):
+def test_missing_runs_are_named(call, all_done, monkeypatch):
     monkeypatch.setattr(command, "carry_out_all", lambda _comparison, runs, **_: [*runs[1:3]])
-    assert "left: mod-1, mod-2" in " ".join(call("--only", "mod").stdout.split())
+    assert "missing runs: mod-1, mod-2" in " ".join(call("--only", "mod").stdout.split())
 
 
-def test_a_stop_says_how_to_go_on(call, monkeypatch):
+def test_a_stopped_command_says_how_to_continue(call, monkeypatch):
     def stop(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(command, "carry_out_all", stop)
     outcome = call("--only", "mod")
     assert outcome.exit_code == 130
-    assert "stopped; the same command goes on" in outcome.stderr
+    assert "stopped; the same command continues" in outcome.stderr

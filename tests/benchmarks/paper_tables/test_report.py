@@ -1,6 +1,7 @@
-"""The page, from planted results alone."""
+"""The page from planted results, and the page in docs/."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -39,7 +40,7 @@ STEP_COST = {
 
 @pytest.fixture(scope="module")
 def folder(plant, tmp_path_factory):
-    """Results of three arms with three seeds each, one run of another, and their page."""
+    """Results of three arms with three seeds and of one with one seed, and their page."""
     folder = tmp_path_factory.mktemp("results")
     for arm, values in F1_BY_SEED.items():
         for seed, f1 in enumerate(values):
@@ -61,7 +62,13 @@ def lines_of(page, start):
     return [line for line in page.splitlines() if line.startswith(f"| {start} |")]
 
 
-def test_a_table_gives_mean_interval_seeds_and_cost(page):
+def test_the_page_in_docs_is_made_from_the_results_in_docs():
+    docs = Path(__file__).resolve().parents[3] / "docs"
+    text = page_text(read_results(docs / "results"), docs / "results", "results")
+    assert (docs / "results.md").read_text(encoding="utf-8") == text
+
+
+def test_a_row_has_seeds_means_intervals_and_cost(page):
     full, mod = lines_of(page, "full computation")[1], lines_of(page, "MoD")[1]
     assert full.startswith("| full computation | 3 | 0.800 ± 0.025 | 0.700 ± 0.000 | 0.750 ± 0.000")
     assert "(1.00)" in full
@@ -73,20 +80,20 @@ def test_one_seed_is_shown_without_an_interval(page):
     assert uniform.startswith("| uniform selection | 1 | 0.400 | 0.700 |")
 
 
-def test_every_arm_stands_in_a_table():
+def test_every_arm_is_in_a_table():
     assert {arm for arms in TABLES.values() for arm in arms} == {*ARMS}
 
 
-def test_differences_whose_interval_leaves_out_zero_are_bold(page):
-    (exits,) = lines_of(page, "MoD less early exit")
-    (full,) = lines_of(page, "MoD less full computation")
-    assert exits.startswith("| MoD less early exit | 3 | **+0.497 ± 0.014** |")
-    assert full.startswith("| MoD less full computation | 3 | +0.000 ± 0.025 |")
+def test_differences_whose_interval_excludes_zero_are_bold(page):
+    (exits,) = lines_of(page, "MoD minus early exit")
+    (full,) = lines_of(page, "MoD minus full computation")
+    assert exits.startswith("| MoD minus early exit | 3 | **+0.497 ± 0.014** |")
+    assert full.startswith("| MoD minus full computation | 3 | +0.000 ± 0.025 |")
     assert "**" not in full
-    assert "| MoD less layer skip | 0 | - |" in page
+    assert "| MoD minus layer skip | 0 | - |" in page
 
 
-def test_baselines_stand_in_the_first_table_only(page):
+def test_only_the_first_table_has_the_baselines(page):
     (silent,) = lines_of(page, "always silent")
     assert silent.startswith("| always silent | - | 0.125 | 0.250 | 0.000 | - | 1.500 | - | - |")
 
@@ -104,34 +111,31 @@ def test_the_arms_are_listed_with_their_layers(page):
     assert "| full computation | none | - | - | - |" in page
 
 
-def test_the_step_cost_stands_beside_full_computations(page):
+def test_step_costs_are_relative_to_full_computation(page):
     title, (mod, full) = "D=192, L=6", ("MoD", "full computation")
     assert f"| {title}, {full} | 2.000 s (1.900 to 2.200) | 40 MiB | 30 MiB | 1.00 | 1.00 |" in page
     assert (
         f"| {title}, {mod} | 1.100 s (1.000 to 1.500) | 20 MiB | 10 MiB | 0.60 | 0.55 | 0.50 |"
         in (page)
     )
-    assert "- 8 streams of 61 frames, 791 tokens each, bfloat16 products; 3 steps, 3 proc" in page
+    assert "- 8 streams of 61 frames, 791 tokens each, bfloat16 matrix products; 3 steps, 3" in page
 
 
-def test_remarks_are_included_as_they_are(page):
+def test_the_page_has_the_remarks_and_the_conditions(page):
     assert "## Remarks\n\nBecause *that* is so.\n" in page
-
-
-def test_the_conditions_are_told(page):
     assert "- clips: train 9, test 9 (sha256 of their lines: abababab" in page
     assert "- x86_64, 2 cores, torch threads: 1, cpu; mod_edge 0, torch 2" in page
     assert "- 2.2 h for 10 runs of 13.0 to 13.0 min; medians: training 10.0 min" in page
     assert "MoD 0.6, 0.6, 0.6" in page
 
 
-def test_every_picture_of_the_page_is_there_and_small(page, folder):
+def test_every_plot_of_the_page_exists_and_is_small(page, folder):
     for name in ("f1.png", "lm-ppl.png", "losses.png"):
         assert f"](./{name})" in page
         assert 1_000 < (folder / name).stat().st_size < 100_000
 
 
-def test_the_same_results_give_the_same_page_and_pictures(plant, tmp_path):
+def test_equal_results_make_equal_files(plant, tmp_path):
     plant(tmp_path, "mod-0")
     contents = []
     for _ in range(2):
@@ -140,7 +144,7 @@ def test_the_same_results_give_the_same_page_and_pictures(plant, tmp_path):
     assert contents[0] == contents[1]
 
 
-def test_pictures_are_found_from_the_page(plant, tmp_path):
+def test_the_paths_of_plots_are_relative_to_the_page(plant, tmp_path):
     plant(tmp_path / "docs" / "figures", "mod-0")
     write_page(tmp_path / "docs" / "figures", tmp_path / "docs" / PAGE)
     page = (tmp_path / "docs" / PAGE).read_text(encoding="utf-8")
@@ -157,7 +161,7 @@ def test_an_infinite_perplexity_is_left_out(plant, tmp_path):
 
 
 def test_no_results_are_an_error(tmp_path):
-    with pytest.raises(DataError, match="holds no results yet; `make results`"):
+    with pytest.raises(DataError, match="no results yet; make them with `make results`"):
         write_page(tmp_path, tmp_path / PAGE)
 
 
@@ -176,8 +180,8 @@ def test_results_that_differ_in_more_than_arm_and_seed_are_not_compared(plant, t
     ("text", "message"),
     [
         ("{", "cannot be read"),
-        ("[]", "holds a list, wanted an object"),
-        ("{}", "no result of format 1"),
+        ("[]", "is a list, wanted an object"),
+        ("{}", "not a result of format 1"),
         ('{"format": 1, "losses": {}}', "choice, .*versions missing or unknown"),
     ],
 )
@@ -187,6 +191,6 @@ def test_a_damaged_result_is_named(tmp_path, text, message):
         write_page(tmp_path, tmp_path / PAGE)
 
 
-def test_a_curve_is_thinned_to_means_of_stretches():
+def test_a_curve_is_thinned_to_means():
     assert thinned([1.0, 2.0, 3.0, 4.0, 5.0], 2) == [1.5, 4.0]
     assert thinned([1.0, 2.0], 5) == [1.0, 2.0]

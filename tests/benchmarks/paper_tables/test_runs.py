@@ -1,4 +1,4 @@
-"""Runs: carried out once, resumed, skipped, stopped in time; and one from end to end."""
+"""Runs: carried out once, resumed, limited in time; and one from end to end."""
 
 import json
 from dataclasses import replace
@@ -50,7 +50,7 @@ def comparison(data, tiny_checkpoint, tmp_path):
 
 @pytest.fixture
 def pretended(monkeypatch, planted_result):
-    """Runs that are not carried out: their names in order, each taking a minute of a clock."""
+    """Planted results instead of runs, a minute each: the names of the runs in order."""
     names, clock = [], [0.0]
 
     def pretend(comparison, run, _on_step):
@@ -70,26 +70,26 @@ def carry_on(comparison, runs=PLAN, max_minutes=None):
 
 
 def silent(_name, _done, _total):
-    """Progress that nobody watches."""
+    """A progress callback that shows nothing."""
 
 
-def test_what_is_done_is_not_done_again(comparison, pretended):
+def test_finished_runs_are_not_repeated(comparison, pretended):
     assert carry_on(comparison, PLAN[:2]) == []
     assert carry_on(comparison, PLAN[:4]) == []
     assert pretended == [run.name for run in PLAN[:4]]
 
 
-def test_no_run_begins_that_would_end_too_late(comparison, pretended):
+def test_no_run_starts_that_would_end_too_late(comparison, pretended):
     left = carry_on(comparison, PLAN[:5], max_minutes=2.5)
     assert pretended == [run.name for run in PLAN[:2]]
     assert left == [*PLAN[2:5]]
 
 
-def test_the_first_run_begins_however_little_time_there_is(comparison, pretended):
+def test_the_first_run_starts_even_without_time(comparison, pretended):
     assert carry_on(comparison, PLAN[:2], max_minutes=0) == [PLAN[1]]
 
 
-def test_results_of_other_settings_are_named_before_anything_runs(comparison, pretended):
+def test_all_results_with_other_settings_are_named_before_any_run(comparison, pretended):
     carry_on(comparison, PLAN[:2])
     other = replace(comparison, settings=replace(SETTINGS, tolerance_s=2.0))
     with pytest.raises(DataError) as error:
@@ -99,7 +99,7 @@ def test_results_of_other_settings_are_named_before_anything_runs(comparison, pr
     assert len(pretended) == 2
 
 
-def test_a_stop_keeps_what_was_done(comparison, pretended, monkeypatch):
+def test_a_stop_keeps_finished_results(comparison, pretended, monkeypatch):
     pretend = runs_module.carry_out
 
     def stop_at_the_second(comparison, run, on_step):
@@ -113,7 +113,7 @@ def test_a_stop_keeps_what_was_done(comparison, pretended, monkeypatch):
     assert [path.name for path in comparison.results.iterdir()] == [f"{PLAN[0].name}.json"]
 
 
-def test_arms_and_seeds_differ_in_nothing_else(comparison):
+def test_runs_differ_only_in_arm_and_seed(comparison):
     first, *others = (comparison.identity(run) for run in PLAN)
     for other in others:
         merged = {
@@ -124,7 +124,7 @@ def test_arms_and_seeds_differ_in_nothing_else(comparison):
         assert merged == first
 
 
-def test_a_run_has_a_folder_of_its_own_for_every_setting(comparison):
+def test_runs_with_other_settings_have_other_folders(comparison):
     other = replace(comparison, settings=replace(SETTINGS, num_validation_clips=2))
     assert comparison.folder(PLAN[0]) != other.folder(PLAN[0])
     assert len({comparison.folder(run) for run in PLAN}) == len(PLAN)
@@ -133,7 +133,7 @@ def test_a_run_has_a_folder_of_its_own_for_every_setting(comparison):
 def test_the_standard_geometry_is_deep_enough_for_all_insertions_to_differ(comparison):
     standard = replace(comparison, settings=STANDARD)
     layers = {standard.recipe(run).model.mod_layers for run in PLAN if run.seed == 0}
-    # none, every second, every second deep, all, and all deep, which early exit drops too
+    # none, every second, every second deep, all, and all deep, like early exit
     assert len(layers) == 5
 
 
@@ -165,7 +165,7 @@ def test_a_run_from_end_to_end(comparison, tmp_path):
     write_page(comparison.results, tmp_path / "results.md")
 
 
-def test_a_stopped_run_goes_on_and_ends_with_the_same_figures(comparison, tmp_path):
+def test_a_resumed_run_has_the_same_figures(comparison, tmp_path):
     run = PLAN[1]
     whole = carry_out(comparison, run, silent)
     other = replace(comparison, work=tmp_path / "other")
