@@ -74,11 +74,7 @@ class Estimate:
 
 
 def estimate(values: Sequence[float]) -> Estimate | None:
-    """The mean with its t interval; None without values.
-
-    Args:
-        values: one per seed, at most ten.
-    """
+    """The mean of one value per seed (at most ten) with its t interval; None without values."""
     if not values:
         return None
     num_seeds = len(values)

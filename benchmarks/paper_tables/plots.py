@@ -26,12 +26,7 @@ WIDTH_INCHES = 8.0
 
 
 def draw_all(results: Results, baselines: Mapping[str, float], folder: Path) -> None:
-    """Write the plots into `folder`.
-
-    Args:
-        results: at least one.
-        baselines: F1 of each baseline, by name.
-        folder: of the PNGs.
+    """Write the plots of at least one result into `folder`; `baselines` is F1 by name.
 
     Raises:
         BackendError: matplotlib is not installed.

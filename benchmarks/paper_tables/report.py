@@ -61,12 +61,9 @@ def write_page(folder: Path, page: Path) -> None:
 
 
 def page_text(results: Results, folder: Path, pictures: str) -> str:
-    """The page as Markdown.
+    """The page as Markdown, for at least one result.
 
-    Args:
-        results: at least one.
-        folder: of results, for the step cost and the remarks.
-        pictures: the plots' folder, relative to the page.
+    `folder` has the step cost and the remarks; `pictures` is its path relative to the page.
     """
     first, remarks = _first(results), folder / REMARKS_FILE
     parts = {

@@ -82,11 +82,7 @@ def measure_step_cost(
 ) -> dict[str, Any]:
     """A JSON document: times (s) and peaks (bytes) for each size and arm, with the conditions.
 
-    Args:
-        base: for its vision widths and vocabulary.
-        sizes: fields of `text_config`.
-        batching: of the steps.
-        on_step: progress callback.
+    `base` has the vision config and vocabulary, `sizes` fields of `text_config`.
     """
     return {
         "batch": {

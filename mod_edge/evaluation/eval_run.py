@@ -95,7 +95,7 @@ class EvalRun:
         self._video_warnings: list[str] = []
         self._num_short_clips = 0
 
-    def watch(self, clip: Clip) -> None:
+    def evaluate_clip(self, clip: Clip) -> None:
         """Run the model over one more clip, in every view.
 
         Raises:

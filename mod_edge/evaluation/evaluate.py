@@ -116,7 +116,7 @@ def evaluate(
         eval_run = EvalRun(loaded, thresholds, tolerance_s, controls=controls)
         for number, clip in enumerate(clips):
             on_step(f"clip {number + 1} of {len(clips)}", number, len(clips))
-            eval_run.watch(clip)
+            eval_run.evaluate_clip(clip)
         rows = eval_run.rows(majority)
         return Evaluation(
             model=str(model),

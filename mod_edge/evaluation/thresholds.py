@@ -62,10 +62,10 @@ def choose_threshold(
             on_step(f"threshold, clip {number + 1} of {len(clips)}", number, len(clips))
             frames = read_clip_frames(clip, opened.config)
             dialogue = dialogue_of_clip(clip, fps, len(frames.pixels))
-            for threshold, watched in zip(thresholds, accounts, strict=True):
+            for threshold, clips_so_far in zip(thresholds, accounts, strict=True):
                 account = run_free(model, dialogue, frames, threshold=threshold, seed=seed_of(clip))
-                watched.append((dialogue, account))
-    scores = [score(watched, fps, tolerance_s) for watched in accounts]
+                clips_so_far.append((dialogue, account))
+    scores = [score(each, fps, tolerance_s) for each in accounts]
     f1 = tuple(each.f1 or 0.0 for each in scores)
     moment_f1 = tuple(each.moment_f1 or 0.0 for each in scores)
     best = max(range(len(thresholds)), key=lambda number: (f1[number], moment_f1[number]))

@@ -42,12 +42,7 @@ class MotionLoss:
     """The targets of each frame of the data set, and the state directions that hold them."""
 
     def __init__(self, targets: FloatArray, config: ModelConfig, device: torch.device) -> None:
-        """The loss for one model.
-
-        Args:
-            targets: see `targets_of_scenes`.
-            config: the config of the trained model.
-            device: its device.
+        """The loss for a model with this config, on this device; see `targets_of_scenes`.
 
         Raises:
             DataError: frames have no CLS token, the first layer is a MoD layer, or the hidden size
@@ -114,13 +109,7 @@ def _look_back_loss(scores: Tensor, batch: Batch) -> Tensor:
 
 
 def targets_of_scenes(scenes: Iterable[Scene], num_frames: Sequence[int], fps: float) -> FloatArray:
-    """(frames of all scenes, colours * quantities) float32; NaN for no target.
-
-    Args:
-        scenes: in the clips' order.
-        num_frames: one number per scene.
-        fps: frames/s.
-    """
+    """(frames of all scenes, colours * quantities) float32; NaN for no target."""
     targets: list[FloatArray] = []
     for scene, count in zip(scenes, num_frames, strict=True):
         before: Sequence[Look | None] = [None] * len(scene.things)

@@ -82,14 +82,10 @@ def pretrain_vision(
     photographs: Path | None = None,
     on_step: Callable[[int, float], None] = lambda _step, _loss: None,
 ) -> None:
-    """Train the vision tower of `encoder` from scratch; its connector does not change.
+    """Train the vision tower of `encoder` (float32) from scratch; its connector does not change.
 
-    Args:
-        encoder: in float32; the tower's weights are replaced.
-        config: its config.
-        options: of the training.
-        photographs: a video to cut backgrounds from.
-        on_step: called with each step's number, from 1, and its loss.
+    `photographs` is a video to cut backgrounds from; `on_step` is called with each step's number,
+    from 1, and its loss.
     """
     torch.manual_seed(options.seed)
     vision = encoder.vision_model.requires_grad_(requires_grad=True)

@@ -34,10 +34,7 @@ class Renderer:
     def __init__(self, scene: Scene, size: int, photographs: Sequence[Image]) -> None:
         """Choose the background and the camera effects.
 
-        Args:
-            scene: the scene to draw.
-            size: side of the picture in pixels.
-            photographs: (H, W, 3) uint8 BGR, for backgrounds; may be empty.
+        `size` is the picture's side in pixels; `photographs` (H, W, 3) uint8 BGR may be empty.
         """
         self._scene, self._size = scene, size
         rng = np.random.default_rng([scene.seed, 1])

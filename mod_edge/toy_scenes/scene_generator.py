@@ -27,7 +27,7 @@ from mod_edge.toy_scenes.scene import (
 INSTRUCTION = "Please narrate the video in real time."
 GRID_S = 0.5
 MAX_THINGS = 3
-SPEED = (0.24, 0.42)  # sides of the picture a second
+SPEED = (0.24, 0.42)  # sides of the picture per second
 LEAST_PATH = 0.3  # so that a motion takes more than a second
 GAP_S = (1.0, 3.5)
 SILENCE_S = (7.0, 13.0)
@@ -55,12 +55,9 @@ Choice = TypeVar("Choice")
 
 
 def write_scene(seed: int, duration_s: float, *, held_out: bool) -> Scene:
-    """A random scene.
+    """A random scene; equal seeds return equal scenes.
 
-    Args:
-        seed: equal seeds return equal scenes.
-        duration_s: its length.
-        held_out: True shows at least one of the combinations held out of training, False none.
+    With `held_out` it shows at least one of the combinations held out of training, else none.
     """
     attempt = 0
     while True:
@@ -135,12 +132,8 @@ class _SceneGenerator:
         begin_s = inside_s - entry_s
         thing.x, thing.y = Track.constant(start[0]), Track.constant(start[1])
         self.scene.things.append(thing)
-        self._tell(
-            inside_s,
-            f"A {thing.size} {thing.name} enters from the {side}.",
-            "enters",
-            (thing.size, thing.colour, thing.shape, "enters"),
-        )
+        keys = (thing.size, thing.colour, thing.shape, "enters")
+        self._tell(inside_s, f"A {thing.size} {thing.name} enters from the {side}.", "enters", keys)
         self._travel(thing, begin_s, begin_s + math.dist(start, target) / speed, target)
         return True
 
@@ -225,11 +218,8 @@ class _SceneGenerator:
         colours = self._colours_for(thing.shape)
         if not colours:
             return False
-        time_s, name, colour = (
-            self._align(self.time_s, PHASE_BEGINS),
-            thing.name,
-            self._pick(colours),
-        )
+        time_s, name = self._align(self.time_s, PHASE_BEGINS), thing.name
+        colour = self._pick(colours)
         thing.colours.append((time_s, colour))
         keys = (*name.split(), "turns", colour)
         self._tell(time_s + COLOUR_CHANGE_S, f"The {name} turns {colour}.", "turns", keys)

@@ -55,14 +55,9 @@ def write_base(
     force: bool,
     on_step: OnStep,
 ) -> None:
-    """Write the checkpoint folder from which the bundled model was trained.
+    """Write the checkpoint from which the bundled model was trained.
 
-    Args:
-        folder: to write.
-        photographs: a video to cut the pictures' backgrounds from.
-        options: of the vision tower's training.
-        force: replace an existing checkpoint.
-        on_step: progress callback; its text shows the mean loss of the last steps.
+    `photographs` is a video to cut backgrounds from; `force` replaces an existing checkpoint.
 
     Raises:
         ConfigError: `folder` exists and `force` is not set, or it is not a checkpoint.

@@ -43,14 +43,9 @@ class AuxiliaryLossMaker(Protocol):
         config: ModelConfig,
         device: torch.device,
     ) -> AuxiliaryLoss:
-        """The loss.
+        """The loss for the training split `clips` of the data set `data`.
 
-        Args:
-            data: the data set's folder.
-            clips: the training split.
-            num_frames: frames read from each clip's video.
-            config: the model's config.
-            device: the model's device.
+        `num_frames` are the frames read from each clip's video.
 
         Raises:
             DataError: the loss does not support this data set or this model.

@@ -154,12 +154,7 @@ class Batches:
     def __init__(
         self, streams: Sequence[Stream], features: FrameFeatures, settings: TrainConfig
     ) -> None:
-        """Batches of `streams`, whose frames are in `features` in the same order.
-
-        Args:
-            streams: one per clip.
-            features: of all clips' frames.
-            settings: `batch_clips`, `max_frames`, `roll_ratio` and `seed` of the recipe.
+        """Batches of `streams`, one per clip, with the clips' `features` in the same order.
 
         Raises:
             DataError: fewer clips than `batch_clips`.

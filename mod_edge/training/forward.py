@@ -57,12 +57,9 @@ class BatchedDecoder:
     def __init__(
         self, model: VideoLLM, dtype: torch.dtype, generator: torch.Generator | None = None
     ) -> None:
-        """A batched decoder on the parameters of `model`, which may be trained.
+        """A decoder on the parameters of `model`, with matrix products in `dtype`.
 
-        Args:
-            model: the reference.
-            dtype: of the matrix products.
-            generator: for `random` selection; None uses torch's default.
+        `random` selection uses `generator`, or torch's default if that is None.
         """
         self._model = model
         self._layers = [cast(DecoderLayer, layer) for layer in model.model.layers]

@@ -15,12 +15,7 @@ SMOOTHED_SHARE = 0.02  # the line is the mean over this share of all steps
 def plot_losses(
     lm_losses: Sequence[float | None], stream_losses: Sequence[float | None], path: Path
 ) -> None:
-    """Plot both losses, each step faint below the running mean, as a PNG at `path`.
-
-    Args:
-        lm_losses: one per step; None is left out.
-        stream_losses: one per step; None is left out.
-        path: the file to write.
+    """Plot both losses (per step, without None) and their running means as a PNG at `path`.
 
     Raises:
         BackendError: matplotlib is not installed.

@@ -41,15 +41,10 @@ class Trainer:
         identity: dict[str, Any],
         auxiliary: AuxiliaryLoss | None = None,
     ) -> None:
-        """A training run at step 0.
+        """A training run of `model`, which is on `device`, at step 0.
 
-        Args:
-            model: on `device`.
-            trained: the parameters to train, by name; their gradients are enabled here.
-            settings: the recipe's section [train].
-            device: the model's device.
-            identity: see `TrainingState`.
-            auxiliary: an additional loss, weighted by `auxiliary_loss_weight`.
+        Enables the gradients of `trained`, the parameters to train by name. `TrainingState`
+        describes `identity`.
         """
         for parameter in trained.values():
             parameter.requires_grad_(True)
@@ -83,11 +78,6 @@ class Trainer:
         on_step: OnStep,
     ) -> None:
         """Take all remaining steps; save the state every `save_every` steps and when stopped.
-
-        Args:
-            batches: the training batches, from step 0 on.
-            resume_state: saves the state.
-            on_step: progress callback; its text shows the losses.
 
         Raises:
             DataError: the loss or the gradient is not finite.

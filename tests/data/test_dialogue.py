@@ -74,15 +74,6 @@ def test_turns_of_a_clip(lines, fps, turns):
     assert dialogue_of_clip(clip_of(*lines), fps, 10).turns == tuple(turns)
 
 
-def test_only_the_last_frame_of_a_turn_without_a_query_speaks(config, tokenizer):
-    lines = [Line("assistant", "now", 1.0), Line("user", "what?", 2.0)]
-    dialogue = dialogue_of_clip(clip_of(*lines), FPS, 7)
-    pieces = list(pieces_of_dialogue(dialogue, config.stream_config, tokenizer))
-    decisions = [piece.decision for piece in pieces if isinstance(piece, Shown)]
-    silent, speak = Decision.SILENT, Decision.SPEAK
-    assert decisions == [silent, silent, speak, silent, None, silent, silent]
-
-
 class Parrot:
     """A stream with scripted decisions and reply tokens, which records all ids that it is fed."""
 

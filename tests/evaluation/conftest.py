@@ -89,7 +89,7 @@ def make_eval_model(tiny_source, clips):
 
 
 @pytest.fixture(scope="session")
-def watched(clips, tiny_source):
+def clip_frames(clips, tiny_source):
     """Each clip's dialogue and frames."""
     fps = tiny_source.config.stream_config.frame_fps
     read = [read_clip_frames(clip, tiny_source.config) for clip in clips]

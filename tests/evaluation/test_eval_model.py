@@ -4,11 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from mod_edge.data.dialogue import Text, pieces_of_dialogue
 from mod_edge.errors import ConfigError
 from mod_edge.evaluation.eval_model import EvalModel
 from mod_edge.evaluation.free_running import run_free
-from mod_edge.plan.kv_budget import rows_of
 from mod_edge.plan.kv_window import Rows
 
 pytestmark = pytest.mark.numeric
@@ -20,20 +18,9 @@ def with_capacity(source, capacity):
     return replace(source, capacity=capacity)
 
 
-def account_of(model, watched):
-    dialogue, frames = watched
+def account_of(model, clip_frames):
+    dialogue, frames = clip_frames
     return run_free(model, dialogue, frames, threshold=1.0, seed=0)
-
-
-def test_the_window_holds_every_dialogue(make_eval_model, tiny_source, watched):
-    model = make_eval_model()
-    for dialogue, _ in watched:
-        pieces = pieces_of_dialogue(
-            dialogue, tiny_source.config.stream_config, tiny_source.tokenizer
-        )
-        num_text = sum(len(piece.ids) for piece in pieces if isinstance(piece, Text))
-        rows = rows_of(tiny_source.config, num_text, dialogue.num_frames)
-        assert rows.fits(model.limits.capacity)
 
 
 def test_a_fixed_window_that_is_too_small_is_refused(tiny_source, clips):
@@ -54,7 +41,7 @@ def test_frames_per_step_are_limited_by_tokens_profile_and_longest_clip(tiny_sou
 
 
 def test_weights_are_loaded_once_for_all_streams_even_after_a_roll(
-    make_eval_model, tiny_source, watched
+    make_eval_model, tiny_source, clip_frames
 ):
     loaded = []
 
@@ -63,15 +50,15 @@ def test_weights_are_loaded_once_for_all_streams_even_after_a_roll(
         return tiny_source.load(limits)
 
     model = make_eval_model(with_capacity(replace(tiny_source, load=load), CROWDED))
-    accounts = [account_of(model, clip) for clip in watched]
+    accounts = [account_of(model, clip) for clip in clip_frames]
     assert accounts[0].num_rolls > 0
     assert len(loaded) == 1
 
 
-def test_a_rolled_stream_does_not_affect_the_next(make_eval_model, tiny_source, watched):
+def test_a_rolled_stream_does_not_affect_the_next(make_eval_model, tiny_source, clip_frames):
     source = with_capacity(tiny_source, CROWDED)
     model = make_eval_model(source)
-    first = account_of(model, watched[0])
+    first = account_of(model, clip_frames[0])
     assert first.num_rolls > 0
-    for clip in watched:
+    for clip in clip_frames:
         assert account_of(model, clip) == account_of(make_eval_model(source), clip)

@@ -72,27 +72,3 @@ def test_the_cache_is_bounded(monkeypatch):
         for shade in (1, 2, 3):
             assert shades_of(memory.encode(frames_of(shade))) == [shade]
     assert encoder.calls == [1] * 6
-
-
-@pytest.mark.parametrize("name", ["step", "logits", "evict", "kept", "warnings", "close"])
-def test_all_other_calls_are_forwarded(name):
-    class Loud:
-        name = "loud"
-
-        def __getattr__(self, asked):
-            raise LookupError(asked)
-
-    memory = FrameMemory(Loud(), KnownFrames())
-    with pytest.raises(LookupError, match=f"^'?{name}'?$"):
-        call_of(memory, name)
-
-
-def call_of(memory, name):
-    if name == "step":
-        memory.step(None, [], None, position=0, past=None)
-    elif name in ("logits", "evict"):
-        getattr(memory, name)([])
-    else:
-        value = getattr(memory, name)
-        if name == "close":
-            value()

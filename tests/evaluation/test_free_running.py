@@ -91,11 +91,11 @@ def test_captions_are_counted_by_kind_of_event():
 
 
 def test_a_free_run_equals_a_session_on_the_file(
-    make_eval_model, tiny_bundle, tiny_source, clips, watched
+    make_eval_model, tiny_bundle, tiny_source, clips, clip_frames
 ):
     # PyTorch and ONNX Runtime round differently, but no token is near a tie: the likeliest leads
     # the next by 0.026 or more, router logits differ by 3.8e-3 or more at the cut.
-    dialogue, frames = watched[1]
+    dialogue, frames = clip_frames[1]
     fps = tiny_source.config.stream_config.frame_fps
     model = make_eval_model()
     ours = run_free(model, dialogue, frames, threshold=0.0, seed=0)

@@ -106,10 +106,10 @@ def reference(tiny_checkpoint):
     return Checkpoint(tiny_checkpoint).load_model()
 
 
-def outcomes_of(model, watched, threshold=0.0):
+def outcomes_of(model, clip_frames, threshold=0.0):
     return [
         teacher_forced(model, dialogue, frames.pixels, threshold=threshold, seed=0)
-        for dialogue, frames in watched
+        for dialogue, frames in clip_frames
     ]
 
 
@@ -127,12 +127,12 @@ def losses_of(outcomes):
 
 @pytest.mark.parametrize("threshold", THRESHOLDS)
 def test_outcomes_equal_those_of_whole_streams(
-    make_eval_model, tiny_source, reference, watched, threshold
+    make_eval_model, tiny_source, reference, clip_frames, threshold
 ):
-    ours = outcomes_of(make_eval_model(), watched, threshold)
+    ours = outcomes_of(make_eval_model(), clip_frames, threshold)
     theirs = [
         whole_stream_outcomes(reference, tiny_source.tokenizer, dialogue, frames.pixels, threshold)
-        for dialogue, frames in watched
+        for dialogue, frames in clip_frames
     ]
     assert decisions_of(ours) == decisions_of(theirs)
     np.testing.assert_allclose(losses_of(ours), losses_of(theirs), atol=ATOL_LOSS)
@@ -142,10 +142,10 @@ SMALL_STEPS = {"frames_per_step": 3, "max_step_tokens": 40}
 
 
 @pytest.mark.parametrize("limits", [{"frames_per_step": 1}, SMALL_STEPS], ids=["one", "three"])
-def test_outcomes_do_not_depend_on_the_step_size(make_eval_model, watched, limits):
+def test_outcomes_do_not_depend_on_the_step_size(make_eval_model, clip_frames, limits):
     one, other = (
-        outcomes_of(make_eval_model(), watched),
-        outcomes_of(make_eval_model(**limits), watched),
+        outcomes_of(make_eval_model(), clip_frames),
+        outcomes_of(make_eval_model(**limits), clip_frames),
     )
     assert decisions_of(one) == decisions_of(other)
     np.testing.assert_allclose(losses_of(one), losses_of(other), atol=ATOL_LOSS)
@@ -166,12 +166,12 @@ class DenseTrimModel(TorchModel):
 
 
 def test_removing_as_many_rows_in_mod_layers_as_in_dense_ones_is_detected(
-    make_eval_model, tiny_source, reference, watched
+    make_eval_model, tiny_source, reference, clip_frames
 ):
     wrong = replace(tiny_source, load=lambda _limits: (DenseTrimModel(reference), "planted"))
     ours, theirs = (
-        outcomes_of(make_eval_model(), watched),
-        outcomes_of(make_eval_model(wrong), watched),
+        outcomes_of(make_eval_model(), clip_frames),
+        outcomes_of(make_eval_model(wrong), clip_frames),
     )
     is_late = [[(turn.frame_diff or 0) < 0 for turn in turns] for turns in ours]
     assert is_late == [[False, True, False], [False, False, False]]
@@ -184,8 +184,8 @@ def test_removing_as_many_rows_in_mod_layers_as_in_dense_ones_is_detected(
     np.testing.assert_array_equal(losses_of(ours[1:]), losses_of(theirs[1:]))
 
 
-def test_a_reply_longer_than_a_step_is_fed_completely(make_eval_model, watched):
-    dialogue, frames = watched[0]
+def test_a_reply_longer_than_a_step_is_fed_completely(make_eval_model, clip_frames):
+    dialogue, frames = clip_frames[0]
     words = " ".join(["the man walks to the left"] * 9)
     long = replace(dialogue, turns=(replace(dialogue.turns[0], reply=words),))
     pair = [(long, frames)]
@@ -202,10 +202,10 @@ def test_only_captions_have_late_frames():
     assert not late_frames(caption, None)
 
 
-def test_random_selection_repeats_with_its_seed(make_eval_model, write_tiny, watched):
+def test_random_selection_repeats_with_its_seed(make_eval_model, write_tiny, clip_frames):
     folder = write_tiny(MoDConfig(selection="random"))
     source = open_model(folder, backend="auto", device="auto")
-    first, again = (outcomes_of(make_eval_model(source), watched[:1]) for _ in range(2))
+    first, again = (outcomes_of(make_eval_model(source), clip_frames[:1]) for _ in range(2))
     np.testing.assert_array_equal(losses_of(first), losses_of(again))
 
 

@@ -35,8 +35,8 @@ def test_the_best_threshold_by_f1_then_moments_then_order(
     tried = [0.2, 0.4, 0.6, 0.8]
 
     class Score:
-        def __init__(self, watched, _fps, _tolerance_s):
-            number = tried.index(watched[0][1])
+        def __init__(self, clip_frames, _fps, _tolerance_s):
+            number = tried.index(clip_frames[0][1])
             self.f1, self.moment_f1 = f1[number], moment_f1[number]
 
     monkeypatch.setattr("mod_edge.evaluation.thresholds.score", Score)

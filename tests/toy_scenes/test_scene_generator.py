@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 
 from mod_edge.toy_scenes.scene import HELD_OUT, SHAPES, Track
-from mod_edge.toy_scenes.scene_generator import GRID_S, INSTRUCTION, frame_of, write_scene
+from mod_edge.toy_scenes.scene_generator import GRID_S, INSTRUCTION, write_scene
 
 NUM_SEEDS = 60
 DURATION_S = 30.0
@@ -60,12 +60,6 @@ def test_events_keep_a_distance_from_the_frames_of_a_model(scenes):
             if each.query is None:
                 before_s = -each.time_s % GRID_S
                 assert 0.045 <= before_s <= 0.39, each
-
-
-def test_no_two_events_share_a_frame(scenes):
-    for scene in scenes:
-        frames = list(map(frame_of, scene.happenings))
-        assert all(first < second for first, second in pairwise(frames))
 
 
 def test_there_are_long_silences(scenes):

@@ -5,11 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.paper_tables.arms import ARMS, PLAN
+from benchmarks.paper_tables.arms import PLAN
 from benchmarks.paper_tables.report import (
     REMARKS_FILE,
     STEP_COST_FILE,
-    TABLES,
     page_text,
     write_page,
 )
@@ -78,10 +77,6 @@ def test_a_row_has_seeds_means_intervals_and_cost(page):
 def test_one_seed_is_shown_without_an_interval(page):
     (uniform,) = [line for line in lines_of(page, "uniform selection") if "0.400" in line]
     assert uniform.startswith("| uniform selection | 1 | 0.400 | 0.700 |")
-
-
-def test_every_arm_is_in_a_table():
-    assert {arm for arms in TABLES.values() for arm in arms} == {*ARMS}
 
 
 def test_differences_whose_interval_excludes_zero_are_bold(page):

@@ -13,7 +13,6 @@ from benchmarks.paper_tables.results import (
     read_json,
     read_result,
     result_path,
-    write_result,
 )
 from benchmarks.paper_tables.runs import Comparison, carry_out, carry_out_all
 from benchmarks.paper_tables.settings import STANDARD, Settings
@@ -135,15 +134,6 @@ def test_the_standard_geometry_is_deep_enough_for_all_insertions_to_differ(compa
     layers = {standard.recipe(run).model.mod_layers for run in PLAN if run.seed == 0}
     # none, every second, every second deep, all, and all deep, like early exit
     assert len(layers) == 5
-
-
-def test_a_result_is_read_back_as_it_was_written(planted_result, tmp_path):
-    path = result_path(tmp_path / "new", PLAN[0])
-    result = planted_result(PLAN[0])
-    write_result(path, result)
-    again = read_result(path)
-    assert again.config == result.config
-    assert json.dumps(vars(again)) == json.dumps(vars(result))
 
 
 def test_a_run_from_end_to_end(comparison, tmp_path):
