@@ -47,26 +47,23 @@ def test_wrong_words_at_the_right_moment_are_a_moment_only():
     assert result.time_error_s == pytest.approx(1.0)
 
 
-def test_right_words_too_late_do_not_count():
-    result = scored((BALL_STOPS,), (6.5, "The red ball stops."))
-    assert (result.num_right, result.num_moments) == (0, 0)
-    assert result.time_error_s is None
+STOPS = "The red ball stops."
 
 
-def test_a_repeated_caption_counts_once():
-    result = scored((BALL_STOPS,), (5.0, "The red ball stops."), (5.5, "The red ball stops."))
-    assert (result.precision, result.recall) == (0.5, 1)
-
-
-def test_right_words_count_even_if_a_wrong_caption_is_nearer():
-    result = scored((BALL_STOPS,), (5.0, "A star enters."), (5.5, "The red ball stops."))
-    assert result.num_right == 1
-    assert result.time_error_abs_s == 0  # of the moment, regardless of the words
-
-
-def test_silence_has_no_precision():
-    result = scored((BALL_STOPS,))
-    assert (result.precision, result.recall, result.f1) == (None, 0, 0)
+@pytest.mark.parametrize(
+    ("said", "precision", "recall", "moment_f1", "time_error_abs_s"),
+    [
+        ([], None, 0, 0, None),
+        ([(6.5, STOPS)], 0, 0, 0, None),  # too late
+        ([(5.0, STOPS), (5.5, STOPS)], 0.5, 1, 2 / 3, 0),  # a repeated caption counts once
+        ([(5.0, "A star enters."), (5.5, STOPS)], 0.5, 1, 2 / 3, 0),  # the nearer one is wrong
+    ],
+)
+def test_captions_around_one_true_caption(said, precision, recall, moment_f1, time_error_abs_s):
+    result = scored((BALL_STOPS,), *said)
+    assert (result.precision, result.recall) == (precision, recall)
+    assert result.moment_f1 == pytest.approx(moment_f1)
+    assert result.time_error_abs_s == time_error_abs_s
 
 
 def test_answers_are_compared_with_their_queries_in_order():
