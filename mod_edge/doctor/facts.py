@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from mod_edge.errors import BackendError
-from mod_edge.native.captured_stderr import captured_noise
+from mod_edge.native.captured_stderr import captured_stderr
 from mod_edge.native.gpu import Gpu, find_gpu
 from mod_edge.native.onnx_session import session_options, usable_cores
 from mod_edge.native.trt import load
@@ -126,7 +126,7 @@ Result = TypeVar("Result")
 def attempt(look: Callable[[], Result]) -> tuple[Result | None, str]:
     """The result of `look` and "", or None and why it failed."""
     try:
-        with captured_noise():
+        with captured_stderr():
             return look(), ""
     except Exception as exc:  # a broken native library may raise anything
         return None, _last_line(str(exc)) or type(exc).__name__
@@ -190,7 +190,10 @@ def _try_provider(name: str) -> Provider:
     """Run a session on it: without the provider's libraries onnxruntime falls back silently."""
     import onnxruntime
 
-    with captured_noise() as noise, contextlib.redirect_stdout(io.StringIO()):  # prints both ways
+    with (
+        captured_stderr() as captured,
+        contextlib.redirect_stdout(io.StringIO()),
+    ):  # prints both ways
         try:
             options = session_options()
             options.log_severity_level = LOG_WARNINGS
@@ -199,7 +202,7 @@ def _try_provider(name: str) -> Provider:
             failure = ""
         except Exception as exc:  # each provider has its own exceptions
             loads, failure = False, str(exc)
-    return Provider(name, loads, "" if loads else _library_fault(failure or noise.text))
+    return Provider(name, loads, "" if loads else _library_fault(failure or captured.text))
 
 
 def _library_fault(log: str) -> str:
@@ -237,7 +240,7 @@ def look_at_compilers(versions: Mapping[str, str | None]) -> tuple[Compiler, ...
 
 def _try_compiler(package: str) -> Compiler:
     try:
-        with captured_noise():
+        with captured_stderr():
             tensorrt = load(MODULES[package])
     except BackendError as exc:
         return Compiler(package, package, str(exc.__cause__ or exc))

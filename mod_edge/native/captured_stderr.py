@@ -1,4 +1,4 @@
-"""What native libraries print to standard error, caught instead of shown."""
+"""Capture what native libraries print to standard error instead of showing it."""
 
 import os
 import sys
@@ -8,36 +8,36 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-_DIVERTING = threading.RLock()  # there is one standard error: one thread diverts it, nested or not
+_REDIRECTING = threading.RLock()  # a process has one stderr: one thread at a time, may nest
 
 
 @dataclass
-class Noise:
-    """What was printed; complete after the `with` block."""
+class CapturedStderr:
+    """The captured output; complete after the `with` block."""
 
     text: str = ""
 
 
 @contextmanager
-def captured_noise() -> Iterator[Noise]:
-    """Divert file descriptor 2, where C++ writes; sys.stderr alone would not reach it.
+def captured_stderr() -> Iterator[CapturedStderr]:
+    """Redirect file descriptor 2, which C++ code writes to; replacing sys.stderr would miss it.
 
-    Other threads' output of these moments is caught too: keep the block short.
+    Output of other threads is captured too while the block runs: keep it short.
     """
-    noise = Noise()
-    with _DIVERTING, tempfile.TemporaryFile() as sink:
+    captured = CapturedStderr()
+    with _REDIRECTING, tempfile.TemporaryFile() as sink:
         try:
             saved = os.dup(2)
-        except OSError:  # a process without standard error has nothing to keep quiet
-            yield noise
+        except OSError:  # a process without standard error has nothing to capture
+            yield captured
             return
         try:
             if sys.stderr is not None:
                 sys.stderr.flush()  # what Python printed before belongs outside
             os.dup2(sink.fileno(), 2)
-            yield noise
+            yield captured
         finally:
             os.dup2(saved, 2)
             os.close(saved)
             sink.seek(0)
-            noise.text = sink.read().decode(errors="replace")
+            captured.text = sink.read().decode(errors="replace")

@@ -1,8 +1,8 @@
-"""One NVIDIA GPU through cuda-python: memory, one stream with its copies and events, graphs.
+"""One NVIDIA GPU through cuda-python: memory, one stream with copies and events, CUDA graphs.
 
-The only file of the runtime that asks CUDA for anything. All work goes to one stream, so it runs in
-the order in which it is asked for; only `synchronize` and `wait` let the host wait. Addresses are
-plain integers. Whatever CUDA refuses is a BackendError with CUDA's own name of the error.
+All CUDA calls of the runtime are made here. All work goes to one stream and runs in the order of
+the calls; the host waits only in `synchronize` and `wait`, and to free memory. Addresses are plain
+integers. A CUDA error becomes a BackendError with CUDA's name of it.
 """
 
 import ctypes
@@ -19,47 +19,47 @@ from mod_edge.native.cudart import call, load_cudart
 
 UInt8Array = npt.NDArray[np.uint8]
 
-ALIGNMENT = 256  # bytes; what TensorRT wants of every address it is given, and cudaMalloc gives
+ALIGNMENT = 256  # bytes; TensorRT requires it of every address, and cudaMalloc returns it
 BYTES_PER_MIB = 2**20
 
-_INSTALL = "install the NVIDIA driver, or take --backend onnx"
+_INSTALL = "install the NVIDIA driver, or use --backend onnx"
 _ADVICE = MappingProxyType(
     {
-        "cudaErrorInsufficientDriver": f"no NVIDIA driver runs here, or an old one: {_INSTALL}",
+        "cudaErrorInsufficientDriver": f"the NVIDIA driver is missing or too old: {_INSTALL}",
         "cudaErrorStubLibrary": f"only a stub of the NVIDIA driver is installed: {_INSTALL}",
         "cudaErrorNoDevice": "there is no NVIDIA GPU here, or CUDA_VISIBLE_DEVICES hides it; "
-        "take --backend onnx",
-        "cudaErrorSystemDriverMismatch": "the driver's parts are of different versions: restart "
-        "after a driver update",
+        "use --backend onnx",
+        "cudaErrorSystemDriverMismatch": "the driver's parts have different versions: restart the "
+        "machine after a driver update",
         "cudaErrorIllegalAddress": "the GPU's state is lost: start again, and report it",
     }
 )
 
 
 def aligned(size_bytes: int) -> int:
-    """`size_bytes` rounded up, so that what follows may be bound as a tensor of its own."""
+    """`size_bytes` rounded up to `ALIGNMENT`, so that another tensor can follow."""
     return -(-size_bytes // ALIGNMENT) * ALIGNMENT
 
 
 @dataclass(frozen=True)
 class PinnedBlock:
-    """Host memory that the device copies from and to by itself; valid until the driver closes."""
+    """Pinned host memory for asynchronous copies; valid until the driver closes."""
 
     address: int
     array: UInt8Array
 
 
 class CudaDriver:
-    """The first visible GPU and one stream on it; `close` frees all that was taken."""
+    """The first visible GPU and one stream on it; `close` frees all memory."""
 
     def __init__(self, cudart: Any = None) -> None:
         """Open the device.
 
         Args:
-            cudart: what stands for `cuda.bindings.runtime`; that itself where None.
+            cudart: stand-in for `cuda.bindings.runtime`; None loads that.
 
         Raises:
-            BackendError: cuda-python is not installed, or there is no driver or no GPU.
+            BackendError: cuda-python is not installed, or no driver or GPU.
         """
         if cudart is None:
             cudart = load_cudart("backend tensorrt needs cuda-python, which does not load")
@@ -67,20 +67,20 @@ class CudaDriver:
         self._blocks: set[int] = set()
         self._pinned: list[int] = []
         self._events: list[Any] = []
-        self._call("cudaGetDeviceCount")  # fails where there is no driver or no device
+        self._call("cudaGetDeviceCount")  # fails without a driver or device
         self._call("cudaSetDevice", 0)
         properties = self._call("cudaGetDeviceProperties", 0)
         self.device_name: str = properties.name.split(b"\0")[0].decode()
         self.compute_capability = f"{properties.major}{properties.minor}"
-        # One that does not wait for the default stream, which other libraries here may use.
+        # non-blocking: does not wait for the default stream, which other libraries may use
         self._stream = self._call("cudaStreamCreateWithFlags", self._cudart.cudaStreamNonBlocking)
         self.stream = int(self._stream)
 
     def malloc(self, size_bytes: int, purpose: str) -> int:
-        """The address of that much device memory, aligned to `ALIGNMENT`.
+        """Allocate device memory; its address is aligned to `ALIGNMENT`.
 
         Raises:
-            CacheError: there is not so much; `purpose` tells people for what.
+            CacheError: not enough memory; the message names `purpose`.
         """
         try:
             address = int(self._call("cudaMalloc", max(size_bytes, ALIGNMENT)))
@@ -90,14 +90,14 @@ class CudaDriver:
             free, total = self._cudart.cudaMemGetInfo()[1:]
             raise CacheError(
                 f"{self.device_name} has no {_mib(size_bytes)} left for {purpose}: "
-                f"{_mib(free)} of {_mib(total)} are free; take a smaller --window or --kv-budget, "
-                "or end what else uses the GPU"
+                f"{_mib(free)} of {_mib(total)} are free; lower --window or --kv-budget, "
+                "or end other programs on the GPU"
             ) from exc
         self._blocks.add(address)
         return address
 
     def malloc_zeroed(self, size_bytes: int, purpose: str) -> int:
-        """The same, filled with zeros before anything that is asked for later runs."""
+        """Allocate device memory that is zeroed before later work runs."""
         address = self.malloc(size_bytes, purpose)
         try:
             self._call("cudaMemsetAsync", address, 0, size_bytes, self._stream)
@@ -107,23 +107,23 @@ class CudaDriver:
         return address
 
     def free(self, address: int) -> None:
-        """Free what `malloc` gave; waits for the device, which may have failed before."""
+        """Free memory from `malloc`; waits for the device."""
         self._blocks.remove(address)
-        self._cudart.cudaFree(address)  # its answer would hide the error that came first
+        self._cudart.cudaFree(address)  # status ignored: it would hide an earlier error
 
     def pinned(self, size_bytes: int) -> PinnedBlock:
-        """Host memory for copies that the host does not wait for."""
+        """Allocate pinned host memory, for copies that the host does not wait for."""
         address = int(self._call("cudaHostAlloc", max(size_bytes, ALIGNMENT), 0))
         self._pinned.append(address)
         buffer = (ctypes.c_uint8 * size_bytes).from_address(address)
         return PinnedBlock(address, np.ctypeslib.as_array(buffer))
 
     def upload(self, device: int, host: int, size_bytes: int) -> None:
-        """Copy from pinned memory to the device; the host must leave it alone until done."""
+        """Copy from pinned memory to the device; do not write to it until the copy is done."""
         self._copy(device, host, size_bytes, "cudaMemcpyHostToDevice")
 
     def download(self, host: int, device: int, size_bytes: int) -> None:
-        """Copy from the device to pinned memory; to be read after `synchronize`."""
+        """Copy from the device to pinned memory; read it after `synchronize`."""
         self._copy(host, device, size_bytes, "cudaMemcpyDeviceToHost")
 
     def copy(self, target: int, source: int, size_bytes: int) -> None:
@@ -140,7 +140,7 @@ class CudaDriver:
         width: int,
         height: int,
     ) -> None:
-        """Copy `height` runs of `width` bytes within the device, each run a pitch further on."""
+        """Copy `height` runs of `width` bytes within the device, one pitch apart."""
         kind = self._cudart.cudaMemcpyKind.cudaMemcpyDeviceToDevice
         self._call(
             "cudaMemcpy2DAsync",
@@ -148,35 +148,35 @@ class CudaDriver:
         )
 
     def synchronize(self) -> None:
-        """Wait until all that was asked for is done."""
+        """Wait until all work on the stream is done."""
         self._call("cudaStreamSynchronize", self._stream)
 
     def make_event(self) -> Any:
-        """A mark to set in the stream; one that was never set counts as reached."""
+        """An event; one that was never recorded counts as reached."""
         event = self._call("cudaEventCreateWithFlags", self._cudart.cudaEventDisableTiming)
         self._events.append(event)
         return event
 
     def record(self, event: Any) -> None:
-        """Set the mark behind all that was asked for so far."""
+        """Record the event after all work on the stream so far."""
         self._call("cudaEventRecord", event, self._stream)
 
     def wait(self, event: Any) -> None:
-        """Wait until the device has reached the mark."""
+        """Wait until the device has reached the event."""
         self._call("cudaEventSynchronize", event)
 
     def capture(self, work: Callable[[], None]) -> Any:
-        """What `work` asks for as one graph, which `launch` runs; nothing runs yet.
+        """Capture the work that `work` enqueues as one graph for `launch`, without running it.
 
         Raises:
-            BackendError: `work` asks for something that no graph can hold.
+            BackendError: a graph cannot hold that work.
         """
         mode = self._cudart.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._call("cudaStreamBeginCapture", self._stream, mode)
         try:
             work()
         except BaseException:
-            self._cudart.cudaStreamEndCapture(self._stream)  # or the stream would stay in capture
+            self._cudart.cudaStreamEndCapture(self._stream)  # ends the stream's capture mode
             self._cudart.cudaGetLastError()
             raise
         graph = self._call("cudaStreamEndCapture", self._stream)
@@ -190,16 +190,16 @@ class CudaDriver:
         self._call("cudaGraphLaunch", graph, self._stream)
 
     def destroy_graph(self, graph: Any) -> None:
-        """Free a captured graph, which must not be running; the device may have failed before."""
+        """Free a captured graph, which must not be running; ignores errors."""
         self._cudart.cudaGraphExecDestroy(graph)
 
     def drain(self) -> None:
-        """Wait until the device does no more, before anything is freed; it may have failed."""
+        """Wait until the device is idle, before memory is freed; ignores errors."""
         if self._stream is not None:
             self._cudart.cudaStreamSynchronize(self._stream)
 
     def close(self) -> None:
-        """Wait for the device and free all that is left; once is enough."""
+        """Wait for the device and free everything; may be called again."""
         if self._stream is None:
             return
         self.drain()
@@ -222,8 +222,8 @@ class CudaDriver:
 
 
 def _explain(name: str, error: str) -> str:
-    advice = _ADVICE.get(error, "see the CUDA documentation for it, and report it")
-    return f"{name} gives {error}: {advice}"
+    advice = _ADVICE.get(error, "see the CUDA documentation, and report it")
+    return f"{name} returned {error}: {advice}"
 
 
 def _mib(size_bytes: int) -> str:

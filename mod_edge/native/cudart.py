@@ -1,4 +1,4 @@
-"""NVIDIA's CUDA runtime through cuda-python: loaded in one place, its failures made errors."""
+"""Load the CUDA runtime through cuda-python and turn its status codes into errors."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +11,7 @@ def load_cudart(failure: str) -> Any:
     """`cuda.bindings.runtime`.
 
     Args:
-        failure: how the error's sentence begins, up to "does not load".
+        failure: beginning of the error message, up to "does not load".
 
     Raises:
         BackendError: cuda-python is not installed, or does not load.
@@ -27,19 +27,19 @@ def load_cudart(failure: str) -> Any:
 
 
 def call(cudart: Any, name: str, *arguments: object, explain: Callable[[str, str], str]) -> Any:
-    """CUDA's answer, if it has one besides its status.
+    """Call a CUDA function and return its results without the status.
 
     Args:
-        cudart: from `load_cudart`, or what stands for it.
+        cudart: from `load_cudart`, or a stand-in.
         name: of the function.
         arguments: its arguments.
-        explain: the error's message, from the function's name and CUDA's name of the error.
+        explain: makes the error message from the function's and CUDA's error name.
 
     Raises:
-        BackendError: CUDA refuses.
+        BackendError: the status is not success.
     """
     status, *answers = getattr(cudart, name)(*arguments)
     if status != cudart.cudaError_t.cudaSuccess:
-        cudart.cudaGetLastError()  # or the next call would report it again
+        cudart.cudaGetLastError()  # clears it, or the next call would report it again
         raise BackendError(explain(name, status.name))
     return answers[0] if len(answers) == 1 else answers

@@ -12,10 +12,10 @@ class Gpu:
     """The first visible GPU.
 
     Attributes:
-        name: NVIDIA's.
+        name: product name.
         compute_capability: "89" for 8.9.
-        memory_bytes: all of it; on a Jetson, what it shares with the CPU.
-        cuda: newest CUDA version that the driver can run, "13.0".
+        memory_bytes: total; on a Jetson shared with the CPU.
+        cuda: newest CUDA version that the driver supports, "13.0".
     """
 
     name: str
@@ -25,18 +25,18 @@ class Gpu:
 
 
 def find_gpu(cudart: Any = None) -> Gpu:
-    """The GPU; makes no CUDA context, so it costs no device memory.
+    """The first visible GPU; creates no CUDA context, so it uses no device memory.
 
     Args:
-        cudart: what stands for `cuda.bindings.runtime`; that itself where None.
+        cudart: stand-in for `cuda.bindings.runtime`; None loads that.
 
     Raises:
-        BackendError: there is none, or no driver, or cuda-python is not installed.
+        BackendError: no GPU, no driver, or cuda-python is not installed.
     """
     if cudart is None:
-        cudart = load_cudart("no GPU can be looked for: cuda-python does not load")
+        cudart = load_cudart("cannot look for a GPU: cuda-python does not load")
     ask = partial(call, cudart, explain=_explain)
-    ask("cudaGetDeviceCount")  # fails where there is no driver or no device
+    ask("cudaGetDeviceCount")  # fails without a driver or device
     properties = ask("cudaGetDeviceProperties", 0)
     driver = ask("cudaDriverGetVersion")  # 13020 for 13.2
     return Gpu(
@@ -49,6 +49,6 @@ def find_gpu(cudart: Any = None) -> Gpu:
 
 def _explain(name: str, error: str) -> str:
     return (
-        f"no NVIDIA GPU can be used here ({name} gives {error}); if there is one, "
-        "install its driver, and look at CUDA_VISIBLE_DEVICES"
+        f"no NVIDIA GPU can be used here ({name} returned {error}); if there is one, "
+        "install its driver and check CUDA_VISIBLE_DEVICES"
     )

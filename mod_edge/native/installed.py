@@ -1,7 +1,7 @@
-"""What the packages of this Python say of themselves in their metadata: nothing is imported.
+"""Which targets the installed packages support, and how mod-edge was installed.
 
-Two questions: which targets they serve, and how mod-edge itself was installed. Whether a package
-works is another question (a driver, a GPU or a library may be missing): see `mod-edge doctor`.
+Only package metadata is read, nothing is imported. Whether a package works (it may lack a driver, a
+GPU or a library) is checked by `mod-edge doctor`.
 """
 
 import json
@@ -15,13 +15,13 @@ from urllib.request import url2pathname
 from mod_edge.plan.targets import KV_CACHE_UPDATE_VERSION, TARGETS
 
 OWN_PACKAGE = "mod-edge"
-CUDA_PACKAGE = "onnxruntime-gpu"  # brings the module that the CPU's package brings, with CUDA in it
+CUDA_PACKAGE = "onnxruntime-gpu"  # has the same module as onnxruntime, with CUDA
 
 
 def installed_targets() -> dict[str, str]:
-    """Package and version that serve a target, by the target's name, in the order of `TARGETS`.
+    """The installed package and version for each target, in the order of `TARGETS`.
 
-    One TensorRT is one target: the newest that it can compile for.
+    One TensorRT is listed for one target: the newest that it can compile for.
     """
     found: dict[str, str] = {}
     for target, module in (("cpu", "onnxruntime"), ("rtx", "tensorrt_rtx")):
@@ -37,7 +37,7 @@ def installed_targets() -> dict[str, str]:
 
 
 def describe_targets() -> list[dict[str, Any]]:
-    """Every target's row of the table and what serves it here, JSON-able; `found` None for none."""
+    """Every target as JSON; `found` is the installed package and version, or None."""
     found = installed_targets()
     return [
         {
@@ -53,7 +53,7 @@ def describe_targets() -> list[dict[str, Any]]:
 
 
 def install_command(*extras: str, options: str = "") -> str:
-    """The pip command that installs mod-edge from where this installation came from.
+    """The pip command that installs mod-edge from the same place as this installation.
 
     pip records that place in `direct_url.json` (PEP 610): a checkout, a wheel or a repository.
     Without such a record mod-edge came from a package index.
@@ -77,7 +77,7 @@ def install_command(*extras: str, options: str = "") -> str:
 
 
 def _origin() -> dict[str, Any]:
-    """Pip's record of where mod-edge came from; empty where there is none."""
+    """Pip's record of where mod-edge came from; empty if there is none."""
     try:
         text = metadata.distribution(OWN_PACKAGE).read_text("direct_url.json")
     except metadata.PackageNotFoundError:
@@ -87,7 +87,7 @@ def _origin() -> dict[str, Any]:
 
 
 def _module_version(module: str) -> str | None:
-    """Version of the package that a module came with: the package's name may be longer."""
+    """Version of the package that provides a module; its name may be longer."""
     packages = (module.replace("_", "-"), *metadata.packages_distributions().get(module, ()))
     return next(filter(None, map(_package_version, packages)), None)
 
@@ -95,5 +95,5 @@ def _module_version(module: str) -> str | None:
 def _package_version(package: str) -> str | None:
     try:
         return metadata.version(package)
-    except Exception:  # broken metadata raises KeyError or TypeError, by Python's version
+    except Exception:  # broken metadata raises KeyError or TypeError, depending on the Python
         return None

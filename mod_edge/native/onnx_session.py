@@ -1,8 +1,8 @@
-"""ONNX Runtime's one thread pool of the process, which all sessions here share.
+"""Options for ONNX Runtime sessions that share one thread pool per process.
 
-With a pool each, a chain of 16 layer sessions ran 4.5 times slower. The pool is the process's: once
-it is there, ONNX Runtime refuses any session with threads of its own, so every session that this
-package opens takes its options from here, and a program with other models sets
+With one pool per session, a chain of 16 layer sessions ran 4.5 times slower. Once the process has
+a global pool, ONNX Runtime rejects sessions with their own threads: every session of this package
+takes its options from here, and a program with other models must set
 `use_per_session_threads = False` on theirs.
 """
 
@@ -18,17 +18,17 @@ NUMPY_DTYPES = {"float": "float32", "double": "float64"}  # where ONNX Runtime's
 
 
 def session_options() -> "onnxruntime.SessionOptions":
-    """Options for a session on the shared pool, which is made at the first call."""
+    """Options for a session on the shared pool, which the first call creates."""
     import onnxruntime
 
     global _has_pool
     if not _has_pool:
         try:
             onnxruntime.set_global_thread_pool_sizes(usable_cores(), 1)
-        except Exception as exc:  # pybind gives its failures no type of their own
+        except Exception as exc:  # onnxruntime raises bare pybind exceptions
             if "already been created" not in str(exc):
                 raise
-            # The program made a pool before us: it is shared all the same.
+            # the program has created the pool already: share it
         _has_pool = True
     options = onnxruntime.SessionOptions()
     options.use_per_session_threads = False
@@ -39,18 +39,18 @@ def session_options() -> "onnxruntime.SessionOptions":
 def names_dtypes_dims(
     values: Sequence["onnxruntime.NodeArg"],
 ) -> set[tuple[str, str, tuple[int | str, ...]]]:
-    """A session's inputs or outputs as (name, numpy's dtype, dims), to hold against a signature."""
+    """A session's inputs or outputs as (name, numpy dtype, dims), to compare with a signature."""
     return {(value.name, _numpy_dtype(value.type), tuple(value.shape)) for value in values}
 
 
 def _numpy_dtype(onnx_type: str) -> str:
-    """Of "tensor(float)" it is "float32"."""
+    """The dtype in an ONNX type: float32 in "tensor(float)"."""
     name = onnx_type.removeprefix("tensor(").removesuffix(")")
     return NUMPY_DTYPES.get(name, name)
 
 
 def usable_cores() -> int:
-    """Cores that this process may use, which a container can make fewer than there are."""
+    """Cores that this process may use; a container may limit them."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

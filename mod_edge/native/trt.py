@@ -1,9 +1,9 @@
-"""TensorRT and TensorRT-RTX under one face: the only module that knows them and their versions.
+"""One interface to TensorRT and TensorRT-RTX: the only module that depends on their versions.
 
-Neither is imported before `load` is asked for it, and torch and onnx never are: a device compiles
-its engines with this alone. Where versions differ, the API itself is asked (hasattr), not a table.
+Neither is imported before `load` needs it, and torch and onnx never are: a device can compile its
+engines without them. Differences between versions are detected in the API (hasattr).
 
-TensorRT takes the first logger of a process for all its objects, so there is one a process, too.
+TensorRT uses the first logger of a process for all its objects, so `load` makes one per process.
 """
 
 import logging
@@ -22,8 +22,8 @@ from mod_edge.native.installed import install_command
 from mod_edge.plan.targets import KV_CACHE_UPDATE_VERSION, Target
 
 NAMES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
-OLDEST_TENSORRT = (10, 3)  # JetPack 6's; older ones have never been tried
-DATA_TYPES = {  # TensorRT's names by numpy's
+OLDEST_TENSORRT = (10, 3)  # JetPack 6's; older versions are untested
+DATA_TYPES = {  # numpy's names to TensorRT's
     "float32": "FLOAT",
     "float16": "HALF",
     "bfloat16": "BF16",
@@ -35,14 +35,14 @@ logger = logging.getLogger(__name__)
 
 
 class LogLine(NamedTuple):
-    """An error or a warning of TensorRT's."""
+    """An error or a warning from TensorRT."""
 
     is_error: bool
     text: str
 
 
 class Log:
-    """The warnings and errors of a process's TensorRT; any thread of it may add some."""
+    """Collects TensorRT's warnings and errors, from any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -50,7 +50,7 @@ class Log:
         self._lines: list[LogLine] | None = None
 
     def add(self, line: LogLine) -> None:
-        """Keep a line for who is collecting, else hand it to Python's logging."""
+        """Add a line to the current `collected` block, else pass it to Python's logging."""
         with self._lock:
             if self._lines is not None:
                 self._lines.append(line)
@@ -59,7 +59,7 @@ class Log:
 
     @contextmanager
     def collected(self) -> Iterator[list[LogLine]]:
-        """All lines added during the block, in a list that fills up; one block at a time."""
+        """A list that receives all lines added during the block; one block at a time."""
         with self._reader:
             lines: list[LogLine] = []
             with self._lock:
@@ -79,8 +79,8 @@ class TensorRT:
         compiler: name of its Python module, a key of `NAMES`.
         api: the module.
         version: in full.
-        log: what it says.
-        native_logger: the process's one `ILogger`, which fills `log`.
+        log: receives its messages.
+        native_logger: the process's only `ILogger`, which fills `log`.
     """
 
     compiler: str
@@ -91,7 +91,7 @@ class TensorRT:
 
     @property
     def name(self) -> str:
-        """For people, with the version."""
+        """Name and version, for people."""
         return f"{NAMES[self.compiler]} {self.version}"
 
     @property
@@ -101,12 +101,12 @@ class TensorRT:
 
     @property
     def is_rtx(self) -> bool:
-        """Whether it compiles ahead of time, for any of some GPUs, without one."""
+        """Whether it is TensorRT-RTX, which compiles ahead of time without a GPU."""
         return self.compiler == "tensorrt_rtx"
 
     @property
     def compute_capabilities(self) -> tuple[str, ...]:
-        """Those that it compiles for without such a GPU; empty: for this machine's GPU alone."""
+        """Those that it can compile for; empty if only for this machine's GPU."""
         if not self.is_rtx:
             return ()
         members = self.api.ComputeCapability.__members__
@@ -123,7 +123,7 @@ def load(compiler: str) -> TensorRT:
     try:
         api = import_module(compiler)
         version = str(api.__version__)
-    except Exception as exc:  # a broken native library raises anything from ImportError on
+    except Exception as exc:  # a broken native library may raise any exception
         reason = "" if isinstance(exc, ModuleNotFoundError) else f" ({exc})"
         raise BackendError(
             f"{NAMES[compiler]} cannot be imported here{reason}; {how_to_install(compiler)}"
@@ -133,7 +133,7 @@ def load(compiler: str) -> TensorRT:
 
 
 def _native_logger(api: Any, log: Log) -> Any:
-    class NativeLogger(api.ILogger):  # type: ignore[misc]  # known once it is imported
+    class NativeLogger(api.ILogger):  # type: ignore[misc]  # imported at run time
         def __init__(self) -> None:
             api.ILogger.__init__(self)
 
@@ -159,10 +159,10 @@ def how_to_install(compiler: str) -> str:
 
 
 def require_target(tensorrt: TensorRT, target: Target) -> None:
-    """Refuse to compile graphs whose ops this version does not have.
+    """Check that this version has the ops of the target's graphs.
 
     Raises:
-        BackendError: says which target fits instead, or what to upgrade.
+        BackendError: it does not; names the target that fits, or what to upgrade.
     """
     if not tensorrt.is_rtx and tensorrt.release < OLDEST_TENSORRT:
         raise BackendError(
@@ -191,13 +191,13 @@ def _dotted(version: tuple[int, ...]) -> str:
 
 
 def network_flags(tensorrt: TensorRT) -> int:
-    """Types as the graph has them; from 11 on there is no other way, and the flag may go."""
+    """Strongly typed; since version 11 that is the only mode, and the flag may be missing."""
     flags = tensorrt.api.NetworkDefinitionCreationFlag
     return 1 << int(flags.STRONGLY_TYPED) if hasattr(flags, "STRONGLY_TYPED") else 0
 
 
 def num_cache_updates(tensorrt: TensorRT, network: Any) -> int:
-    """Layers that write into a KV cache; 0 where the version knows none."""
+    """Layers that write into a KV cache; 0 if the version has no such layer type."""
     update = getattr(tensorrt.api.LayerType, "KV_CACHE_UPDATE", None)
     if update is None:
         return 0
@@ -212,11 +212,10 @@ def builder_config(tensorrt: TensorRT, builder: Any, settings: EngineSettings) -
     config.builder_optimization_level = settings.builder_optimization_level
     # A step's graphs run one after another in one stream that is captured as one CUDA graph.
     config.max_aux_streams = 0
-    # float32 is there for what must not be rounded: with TF32's 10 bits of mantissa a router
-    # would keep other tokens than the reference does.
+    # With TF32's 10 bits of mantissa a router would keep other tokens than the reference does.
     config.clear_flag(api.BuilderFlag.TF32)
     if hasattr(api.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
-        # Memory that a context takes by itself while it runs cannot be part of a CUDA graph.
+        # A CUDA graph cannot capture a context that allocates memory while it runs.
         config.set_flag(api.BuilderFlag.REQUIRE_USER_ALLOCATION)
     if tensorrt.is_rtx:
         config.num_compute_capabilities = 1
@@ -226,9 +225,9 @@ def builder_config(tensorrt: TensorRT, builder: Any, settings: EngineSettings) -
 
 
 def set_timing_cache(tensorrt: TensorRT, config: Any, stored: bytes) -> None:
-    """Go on with the stored cache, or with a new one where it is damaged or of another device.
+    """Use the stored cache, or a new one if that is damaged or from another device.
 
-    TensorRT-RTX times nothing, and one would make it want a GPU.
+    Not for TensorRT-RTX, which does not time kernels and would require a GPU for the cache.
     """
     if tensorrt.is_rtx:
         return
@@ -239,14 +238,14 @@ def set_timing_cache(tensorrt: TensorRT, config: Any, stored: bytes) -> None:
 
 
 def timing_cache_bytes(tensorrt: TensorRT, config: Any) -> bytes:
-    """The timing cache as it is after a graph was compiled; empty for TensorRT-RTX."""
+    """The timing cache after a graph was compiled; empty for TensorRT-RTX."""
     return b"" if tensorrt.is_rtx else bytes(config.get_timing_cache().serialize())
 
 
 def progress_monitor(api: Any, must_stop: Callable[[], bool]) -> Any:
-    """An `IProgressMonitor` that ends a compilation at its next step once `must_stop` says so."""
+    """An `IProgressMonitor` that stops a compilation at its next step if `must_stop()`."""
 
-    class Monitor(api.IProgressMonitor):  # type: ignore[misc]  # known once it is imported
+    class Monitor(api.IProgressMonitor):  # type: ignore[misc]  # imported at run time
         def __init__(self) -> None:
             api.IProgressMonitor.__init__(self)
 
@@ -261,7 +260,7 @@ def progress_monitor(api: Any, must_stop: Callable[[], bool]) -> Any:
 
 
 # ---- running ----
-# Engines and contexts are TensorRT's own objects.
+# Engines and contexts are TensorRT's objects.
 
 
 def is_aliased(engine: Any, output: str, past: str) -> bool:
@@ -271,14 +270,14 @@ def is_aliased(engine: Any, output: str, past: str) -> bool:
 
 
 def scratch_bytes(engine: Any) -> int:
-    """Device memory that a context of this engine wants while it runs, whatever its profile."""
+    """Device memory that a context of this engine needs while it runs, in any profile."""
     if hasattr(engine, "device_memory_size_v2"):
         return int(engine.device_memory_size_v2)
     return int(engine.device_memory_size)
 
 
 def set_scratch(context: Any, address: int, size_bytes: int) -> None:
-    """Give a context that memory; contexts that never run at once may share it."""
+    """Set a context's scratch memory; contexts that never run at the same time may share it."""
     if hasattr(context, "set_device_memory"):
         context.set_device_memory(address, size_bytes)
     else:
@@ -286,21 +285,21 @@ def set_scratch(context: Any, address: int, size_bytes: int) -> None:
 
 
 def is_capturable(context: Any, stream: int) -> bool:
-    """Whether a CUDA graph can hold what the context runs, as far as TensorRT says."""
+    """Whether a CUDA graph can capture the context, according to TensorRT."""
     asks = getattr(context, "is_stream_capturable", None)
     return asks is None or bool(asks(stream))
 
 
 def context_settings(tensorrt: TensorRT, engine: Any, kernels: Any, *, is_captured: bool) -> Any:
-    """What the engine's `create_execution_context` takes: scratch memory is the caller's to give.
+    """The argument of `create_execution_context`, with scratch memory set by the caller.
 
     Args:
         tensorrt: the engine's.
         engine: the engine.
         kernels: from `new_kernel_cache`, or None.
-        is_captured: whether a CUDA graph will hold what the context runs. TensorRT-RTX starts a new
-            shape with general kernels and compiles better ones meanwhile; a graph would keep the
-            general ones for ever, so its context waits for the better ones.
+        is_captured: whether the context will be captured into a CUDA graph. TensorRT-RTX runs a new
+            shape with general kernels while it compiles better ones; a graph would keep the general
+            kernels, so its context waits for the better ones.
     """
     api = tensorrt.api
     strategy = api.ExecutionContextAllocationStrategy.USER_MANAGED
@@ -317,5 +316,5 @@ def context_settings(tensorrt: TensorRT, engine: Any, kernels: Any, *, is_captur
 
 
 def new_kernel_cache(tensorrt: TensorRT, engine: Any) -> Any:
-    """TensorRT-RTX's cache of the kernels that it compiles for this GPU; None for TensorRT."""
+    """TensorRT-RTX's cache of kernels compiled for this GPU; None for TensorRT."""
     return engine.create_runtime_config().create_runtime_cache() if tensorrt.is_rtx else None

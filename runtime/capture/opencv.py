@@ -1,4 +1,4 @@
-"""Opening a video file, camera or stream with OpenCV: errors that say why, nothing printed."""
+"""Open a video file, camera or stream with OpenCV; errors give the reason, nothing is printed."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 import cv2
 
 from mod_edge.errors import SourceError
-from mod_edge.native.captured_stderr import captured_noise
+from mod_edge.native.captured_stderr import captured_stderr
 from mod_edge.profiles import Camera
 
 OPEN_TIMEOUT_S = 10.0
@@ -23,7 +23,7 @@ def open_file(path: Path) -> cv2.VideoCapture:
         if path.is_dir():
             raise SourceError(f"{path} is a folder; name one video file in it")
         size_bytes = path.stat().st_size
-        if not path.is_file():  # opening a pipe would wait for ever
+        if not path.is_file():  # opening a pipe would block forever
             raise SourceError(f"{path} is not a regular file; for a camera give its number")
         with path.open("rb") as file:
             head = file.read(8)
@@ -48,11 +48,11 @@ def open_live(source: int | str, name: str, read_timeout_s: float) -> cv2.VideoC
 
     Args:
         source: camera number, device path, stream address or GStreamer pipeline.
-        name: what messages call it.
-        read_timeout_s: after which a silent stream's read() gives up; devices have their own.
+        name: used in messages.
+        read_timeout_s: after which read() of a silent stream fails; devices have their own.
 
     Raises:
-        SourceError: it cannot be opened; says what to check.
+        SourceError: it cannot be opened; the message says what to check.
     """
     if is_pipeline(source):
         capture, reason = _open_quietly(source, cv2.CAP_GSTREAMER)
@@ -64,13 +64,13 @@ def open_live(source: int | str, name: str, read_timeout_s: float) -> cv2.VideoC
         limits = [
             cv2.CAP_PROP_OPEN_TIMEOUT_MSEC,
             round(OPEN_TIMEOUT_S * 1000),
-            cv2.CAP_PROP_READ_TIMEOUT_MSEC,  # else FFmpeg's 30 s, and close() would wait them out
+            cv2.CAP_PROP_READ_TIMEOUT_MSEC,  # FFmpeg's default of 30 s would delay close()
             max(1, round(read_timeout_s * 1000)),
         ]
         capture, reason = _open_quietly(source, cv2.CAP_ANY, limits)
         advice = "check the address, user and password, and that the server answers from here"
     else:
-        # V4L2 first: GStreamer, where OpenCV has it, would come before it and change no size.
+        # V4L2 first: OpenCV would prefer GStreamer, which does not change the picture size.
         capture, reason = _open_quietly(source, cv2.CAP_V4L2)
         if not capture.isOpened():
             capture, reason = _open_quietly(source)
@@ -86,30 +86,30 @@ def open_live(source: int | str, name: str, read_timeout_s: float) -> cv2.VideoC
 
 
 def ask_camera(capture: cv2.VideoCapture, name: str, wanted: Camera) -> list[str]:
-    """Ask for a picture size and a rate; a sentence about what the camera gives instead, if so."""
+    """Request a picture size and frame rate; returns a warning if the camera uses others."""
     capture.set(cv2.CAP_PROP_FRAME_WIDTH, wanted.width)
     capture.set(cv2.CAP_PROP_FRAME_HEIGHT, wanted.height)
     capture.set(cv2.CAP_PROP_FPS, wanted.fps)
     width = round(capture.get(cv2.CAP_PROP_FRAME_WIDTH))
     height = round(capture.get(cv2.CAP_PROP_FRAME_HEIGHT))
-    fps = capture.get(cv2.CAP_PROP_FPS)  # 0 where it does not tell
-    is_rate = fps == 0 or abs(fps - wanted.fps) <= 1  # 29.97 is 30
+    fps = capture.get(cv2.CAP_PROP_FPS)  # 0 where unknown
+    is_rate = fps == 0 or abs(fps - wanted.fps) <= 1  # 29.97 counts as 30
     if (width, height) == (wanted.width, wanted.height) and is_rate:
         return []
     return [
-        f"{name} gives {width} x {height} pixels at {fps:g} frames/s, the profile asks for "
+        f"{name} delivers {width} x {height} pixels at {fps:g} frames/s, the profile asks for "
         f"{wanted.width} x {wanted.height} at {wanted.fps:g}"
     ]
 
 
 def camera_numbers() -> list[int]:
-    """Numbers of the video devices that are listed; not all of them deliver pictures."""
+    """Numbers of the /dev/video* devices; not all of them deliver pictures."""
     names = [path.name.removeprefix("video") for path in Path("/dev").glob("video*")]
     return sorted(int(name) for name in names if name.isdecimal())
 
 
 def can_open_camera(number: int) -> bool:
-    """Whether the camera opens; silent, and it is closed again."""
+    """Whether the camera opens; prints nothing and closes it again."""
     capture, _ = _open_quietly(number)
     is_open = capture.isOpened()
     capture.release()
@@ -122,12 +122,12 @@ def is_address(source: int | str) -> bool:
 
 
 def is_pipeline(source: int | str) -> bool:
-    """Whether the source is a GStreamer pipeline that hands its pictures to an appsink."""
+    """Whether the source is a GStreamer pipeline that ends in an appsink."""
     return isinstance(source, str) and "!" in source and "appsink" in source
 
 
 def name_of(source: int | str) -> str:
-    """The source as messages call it."""
+    """The source's name in messages."""
     if isinstance(source, int):
         return f"camera {source}"
     # a pipeline may hold a password anywhere
@@ -135,7 +135,7 @@ def name_of(source: int | str) -> str:
 
 
 def without_password(address: str) -> str:
-    """The address, fit to print: rtsp://user:secret@host becomes rtsp://***@host."""
+    """The address without credentials: rtsp://user:secret@host becomes rtsp://***@host."""
     return re.sub(r"//[^/]*@", "//***@", address)
 
 
@@ -143,10 +143,10 @@ def _open_quietly(*arguments: Any) -> tuple[cv2.VideoCapture, str]:
     """The capture, open or not, and FFmpeg's reason as ` (reason)`, or an empty string.
 
     OpenCV tries one backend after the other and each prints its failure, which buries our message.
-    FFmpeg's share can only be silenced by a variable of the environment, which belongs to the
-    command line, and the calls that silence OpenCV's share differ from 4.8 to 5.0.
+    FFmpeg's output can only be silenced by an environment variable, which is for the command line
+    to set, and the calls that silence OpenCV's output differ between 4.8 and 5.0.
     """
-    with captured_noise() as noise:
+    with captured_stderr() as captured:
         capture = cv2.VideoCapture(*arguments)
-    reasons = re.findall(r"^\[[^\]]+ @ 0x[0-9a-f]+\] (.+)$", noise.text, re.MULTILINE)
+    reasons = re.findall(r"^\[[^\]]+ @ 0x[0-9a-f]+\] (.+)$", captured.text, re.MULTILINE)
     return capture, f" ({reasons[-1].strip()})" if reasons else ""

@@ -1,8 +1,8 @@
-"""What stands for `cuda.bindings.runtime` where there is no GPU: its memory is the host's.
+"""A stand-in for `cuda.bindings.runtime` on machines without a GPU, in host memory.
 
-A stream does nothing until somebody waits for it, as late as CUDA may be: whoever reads a download
-too early or writes an upload's source too soon gets wrong numbers. It counts what it is asked for
-and refuses, with `MisuseError`, what a GPU would answer with a crash or with garbage.
+A stream runs nothing until the host waits, which is as late as CUDA may be: reading a download too
+early or overwriting an upload's source too soon gives wrong numbers. The stand-in counts calls, and
+raises `MisuseError` where a GPU would crash or return garbage.
 """
 
 # ruff: noqa: N802, N815 - the names are CUDA's
@@ -20,11 +20,11 @@ POISON = 0xFF  # a NaN in every floating-point type, and -1 as an integer
 
 
 class MisuseError(AssertionError):
-    """What no correct program asks of a GPU."""
+    """A call that no correct program makes."""
 
 
 class Error(IntEnum):
-    """Numbers as in CUDA's headers."""
+    """Values as in CUDA's headers."""
 
     cudaSuccess = 0
     cudaErrorMemoryAllocation = 2
@@ -44,26 +44,26 @@ class MemcpyKind(IntEnum):
 
 
 class CaptureMode(IntEnum):
-    """Whose calls a capture forbids."""
+    """Which threads' calls a capture forbids."""
 
     cudaStreamCaptureModeThreadLocal = 1
 
 
 class Event:
-    """A mark in the stream; one that was never set counts as reached."""
+    """An event; one that was never recorded counts as reached."""
 
     is_reached = True
 
 
 class Graph:
-    """Captured work, and how often it is on its way."""
+    """Captured work, and how many launches are running."""
 
     def __init__(self, work):
         self.work, self.num_running, self.is_alive = work, 0, True
 
 
 class Block:
-    """Aligned host memory that plays device or pinned memory."""
+    """Aligned host memory in place of device or pinned memory."""
 
     def __init__(self, size_bytes):
         store = np.full(size_bytes + ALIGNMENT, POISON, np.uint8)
@@ -89,16 +89,16 @@ class StandInCudart:
         self.calls = Counter()
         self.last_upload_bytes = 0
         self.num_blocking_waits = 0  # for events that were not reached yet
-        self.failures = {}  # by function, what its next call answers
+        self.failures = {}  # by function, the status of its next call
         self.fail_at = {}  # by function, the number of the call that fails
         self.device, self.pinned = {}, {}
         self.events, self.graphs, self.streams = [], [], 0
-        self._freed = []  # kept, so that no address is given out twice
+        self._freed = []  # kept, so that no address is used twice
         self._queue = deque()
         self._capture = None
         self._is_capture_valid = True
 
-    # ---- what tests and the stand-in for TensorRT ask ----
+    # ---- for tests and the stand-in for TensorRT ----
 
     @property
     def is_capturing(self):
@@ -106,7 +106,7 @@ class StandInCudart:
 
     @property
     def num_live(self):
-        """Everything that was taken and not given back."""
+        """The number of live allocations, events, graphs and streams."""
         return (
             len(self.device)
             + len(self.pinned)
@@ -116,7 +116,7 @@ class StandInCudart:
         )
 
     def submit(self, work, while_captured=lambda: None):
-        """Append to the stream or to the graph; `while_captured` is asked at every launch."""
+        """Append to the stream or graph; `while_captured` is called at every launch."""
         if self._capture is None:
             self._queue.append(work)
         else:
@@ -129,21 +129,21 @@ class StandInCudart:
         if size_bytes and not any(
             block.holds(address, size_bytes) for block in self.device.values()
         ):
-            raise MisuseError(f"{what}: {size_bytes} bytes at {address:#x} are no device memory")
+            raise MisuseError(f"{what}: {size_bytes} bytes at {address:#x} are not device memory")
 
     def require_pinned(self, address, size_bytes, what):
         if not any(block.holds(address, size_bytes) for block in self.pinned.values()):
             raise MisuseError(f"{what}: {size_bytes} bytes at {address:#x} are not pinned")
 
     def read(self, address, shape, dtype):
-        """A copy of device memory, once all that was asked for is done."""
+        """A copy of device memory after all work on the stream."""
         self.run_all()
         size_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
         self.require_device(address, size_bytes, "read")
         return array_at(address, shape, dtype).copy()
 
     def write(self, address, array):
-        """Set device memory, once all that was asked for is done."""
+        """Write device memory after all work on the stream."""
         self.run_all()
         self.require_device(address, array.nbytes, "write")
         array_at(address, array.shape, array.dtype)[...] = array
@@ -176,7 +176,7 @@ class StandInCudart:
 
     def cudaStreamDestroy(self, stream):
         if self._queue:
-            raise MisuseError("the stream is destroyed while it works")
+            raise MisuseError("the stream is destroyed while it runs")
         self.streams -= 1
         return self._answer("cudaStreamDestroy")
 
@@ -229,7 +229,7 @@ class StandInCudart:
     def cudaMemcpy2DAsync(self, dst, dpitch, src, spitch, width, height, kind, stream):
         require_stream(stream)
         if kind != MemcpyKind.cudaMemcpyDeviceToDevice or not width <= min(dpitch, spitch):
-            raise MisuseError(f"a copy of {width} bytes a row, pitches {dpitch} and {spitch}")
+            raise MisuseError(f"a copy of {width} bytes per row, pitches {dpitch} and {spitch}")
         rows = [(dst + row * dpitch, src + row * spitch) for row in range(height)]
         for target, source in rows:
             self._check_copy(target, source, width, kind)
@@ -287,7 +287,7 @@ class StandInCudart:
     def cudaGraphLaunch(self, graphExec, stream):
         require_stream(stream)
         if not graphExec.is_alive:
-            raise MisuseError("a graph is launched that was destroyed")
+            raise MisuseError("a destroyed graph is launched")
         graphExec.num_running += 1
         for work, while_captured in graphExec.work:
             while_captured()
@@ -308,7 +308,7 @@ class StandInCudart:
     # ---- inside ----
 
     def _answer(self, name, make=None, *, kind=None):
-        """The status and what `make` makes, which is not made where the call is to fail."""
+        """The status and the result of `make`, which is called on success only."""
         self.calls[f"{name} {kind.name}" if kind else name] += 1
         status = self.failures.pop(name, Error.cudaSuccess)
         if self.fail_at.get(name) == self.calls[name]:
@@ -336,7 +336,7 @@ class StandInCudart:
 
     def _give_back(self, blocks, address):
         if address not in blocks:
-            raise MisuseError(f"{address:#x} is freed, but it was not taken or is free already")
+            raise MisuseError(f"{address:#x} was not allocated or is free already")
         block = blocks.pop(address)
         block.array[:] = POISON
         self._freed.append(block)
@@ -356,7 +356,7 @@ class StandInCudart:
 
 def require_stream(stream):
     if stream != STREAM:
-        raise MisuseError(f"stream {stream} is not the one that was made")
+        raise MisuseError(f"stream {stream} was not created")
 
 
 def overlap(first, first_bytes, second, second_bytes):

@@ -1,8 +1,8 @@
-"""What stands for TensorRT where there is no GPU: it runs the engine's ONNX graph in ONNX Runtime.
+"""A stand-in for TensorRT on machines without a GPU: runs an engine's graph in ONNX Runtime.
 
-An engine file names its graph; running it reads and writes the bound addresses, in the stand-in
-driver's memory and when its stream does. As strict as TensorRT, and where TensorRT would crash or
-give garbage, `MisuseError`. The classes have the real ones' names and methods, and not one more.
+An engine file names its graph. Running it reads and writes the bound addresses in the stand-in
+driver's memory, when its stream runs. It is as strict as TensorRT, and raises `MisuseError` where
+TensorRT would crash or return garbage. Classes have the names and only methods of the real ones.
 """
 
 import functools
@@ -35,7 +35,7 @@ SCRATCH_BYTES = 4096
 
 
 class ExecutionContextAllocationStrategy(IntEnum):
-    """Who gives a context its scratch memory."""
+    """Who allocates a context's scratch memory."""
 
     STATIC = 0
     USER_MANAGED = 2
@@ -49,21 +49,21 @@ class DynamicShapesKernelSpecializationStrategy(IntEnum):
 
 
 class TensorIOMode(IntEnum):
-    """What a tensor is to its engine."""
+    """Whether a tensor is an input or an output."""
 
     INPUT = 1
     OUTPUT = 2
 
 
 class TensorLocation(IntEnum):
-    """Where an engine wants a tensor."""
+    """Where an engine expects a tensor."""
 
     DEVICE = 0
     HOST = 1
 
 
 class DataType(IntEnum):
-    """Of a tensor."""
+    """A tensor's type."""
 
     FLOAT = 0
     HALF = 1
@@ -71,7 +71,7 @@ class DataType(IntEnum):
     UINT8 = 5
 
 
-DATA_TYPES = {  # and numpy's, by ONNX Runtime's
+DATA_TYPES = {  # TensorRT's and numpy's, by ONNX Runtime's name
     "tensor(float)": (DataType.FLOAT, np.float32),
     "tensor(float16)": (DataType.HALF, np.float16),
     "tensor(int64)": (DataType.INT64, np.int64),
@@ -92,24 +92,27 @@ class StandInApi:
         self.cudart, self.strategies = cudart, []
         self.log = Log()
         self.is_capturable = self.makes_contexts = True
+        self.load_warning = ""  # logged when an engine is loaded
 
     def Runtime(self, logger):  # noqa: N802 - TensorRT's name
         return Runtime(self)
 
 
 def stand_in_tensorrt(cudart, compiler="tensorrt_rtx", version=VERSION):
-    """What `load` gives, with `StandInApi` in the module's place."""
+    """The result of `load`, with `StandInApi` in place of the module."""
     api = StandInApi(cudart)
     return TensorRT(compiler, api, version, api.log, native_logger=None)
 
 
 class Runtime:
-    """Makes engines of files."""
+    """Makes engines from files."""
 
     def __init__(self, api):
         self._api = api
 
     def deserialize_cuda_engine(self, serialized_engine):
+        if self._api.load_warning:
+            self._api.log.add(LogLine(False, self._api.load_warning))
         try:
             data = json.loads(bytes(serialized_engine))
         except ValueError:
@@ -119,7 +122,7 @@ class Runtime:
 
 
 class ICudaEngine:
-    """A graph with its ranges of shapes."""
+    """A graph with its shape ranges."""
 
     device_memory_size_v2 = SCRATCH_BYTES
 
@@ -165,7 +168,7 @@ class ICudaEngine:
         else:
             strategy = runtime_config
         if strategy != ExecutionContextAllocationStrategy.USER_MANAGED:
-            raise MisuseError("a context with scratch memory of its own")
+            raise MisuseError("a context that allocates its own scratch memory")
         return IExecutionContext(self._api, self, getattr(runtime_config, "_cache", None))
 
 
@@ -189,7 +192,7 @@ class IRuntimeConfig:
 
 
 class IRuntimeCache:
-    """The kernels that were compiled, by graph and shapes."""
+    """The compiled kernels, by graph and shapes."""
 
     def __init__(self):
         self._kernels = set()
@@ -257,7 +260,7 @@ class IExecutionContext:
         tensors = self._bound()
         cudart = self._api.cudart
         if cudart.is_capturing and self._has_run != self._shapes:
-            # TensorRT updates its own state at the first run in a shape, which no graph can hold.
+            # TensorRT updates its state in the first run of a shape, which cannot be captured.
             cudart.invalidate_capture()
             self._log("the first run in a shape cannot be captured")
             return False
@@ -265,7 +268,7 @@ class IExecutionContext:
 
         def context():
             if alive() is None:
-                raise MisuseError("a context is gone while what it runs is not done")
+                raise MisuseError("a context is deleted while it runs")
             return alive()
 
         cudart.submit(lambda: context()._run(tensors), lambda: context()._require_version(version))
@@ -276,7 +279,7 @@ class IExecutionContext:
 
     def _require_version(self, version):
         if version != self._version:
-            raise MisuseError("a graph is launched whose context was changed after its capture")
+            raise MisuseError("a graph is launched after its context was changed")
 
     def _bound(self):
         """(name, address, shape, dtype) of every tensor, checked."""
@@ -285,18 +288,16 @@ class IExecutionContext:
         missing |= engine._tensors.keys() - self._addresses.keys()
         if missing or self._scratch is None or self._scratch[1] < SCRATCH_BYTES:
             raise MisuseError(f"an engine runs without {missing or 'scratch memory'}")
-        letters = {}
+        sizes = {}
         for name, shape in self._shapes.items():
             for letter, dim in zip(engine._tensors[name].shape, shape, strict=True):
-                if letters.setdefault(letter, dim) != dim:
-                    raise MisuseError(
-                        f"{name} has {shape}, and {letter} is {letters[letter]} elsewhere"
-                    )
+                if sizes.setdefault(letter, dim) != dim:
+                    raise MisuseError(f"{name} is {shape}, but {letter} is {sizes[letter]}")
         tensors = [
             (
                 name,
                 self._addresses[name],
-                tuple(letters.get(dim, dim) for dim in value.shape),
+                tuple(sizes.get(dim, dim) for dim in value.shape),
                 DATA_TYPES[value.type][1],
             )
             for name, value in engine._tensors.items()
@@ -305,7 +306,7 @@ class IExecutionContext:
         return tensors
 
     def _require_apart(self, tensors):
-        """Nothing may be written where something else is read or written."""
+        """Outputs must not overlap other tensors, except an aliased input."""
         places = {name: (address, size_of(shape, dtype)) for name, address, shape, dtype in tensors}
         for name, place in places.items():
             self._api.cudart.require_device(*place, name)
@@ -339,7 +340,7 @@ def size_of(shape, dtype):
 
 @functools.cache
 def load_session(path):
-    """ONNX Runtime's session of a graph, without what only TensorRT reads in it."""
+    """ONNX Runtime's session of a graph, without TensorRT's attribute."""
     readable = Path(path).with_suffix(".readable.onnx")  # beside its weights
     model = onnx.load(path, load_external_data=False)
     readable.write_bytes(without_decomposable(model).SerializeToString())
@@ -349,7 +350,7 @@ def load_session(path):
 
 
 def build_stand_ins(bundle, limits, tensorrt, **changes):
-    """What `build_engines` does, with engines for this stand-in; `changes` to their settings."""
+    """Like `build_engines`, for this stand-in, with `changes` to the settings."""
     settings = EngineSettings(
         **{
             "target": bundle.target.name,

@@ -1,5 +1,6 @@
-"""This machine's GPU: what is told of it, and why there is none."""
+"""This machine's GPU, or the reason why there is none."""
 
+import re
 import sys
 from types import SimpleNamespace
 
@@ -7,6 +8,7 @@ import pytest
 
 from mod_edge.errors import BackendError
 from mod_edge.native.gpu import Gpu, find_gpu
+from mod_edge.native.installed import install_command
 
 
 def cudart(status="cudaSuccess"):
@@ -22,16 +24,18 @@ def cudart(status="cudaSuccess"):
     )
 
 
-def test_the_gpu_is_told_by_name_compute_capability_memory_and_driver():
+def test_the_gpu_has_name_compute_capability_memory_and_cuda_version():
     assert find_gpu(cudart()) == Gpu("Orin", "87", 64 * 2**30, "12.6")
 
 
-def test_no_driver_is_an_error_with_cudas_name_for_it():
-    with pytest.raises(BackendError, match=r"cudaGetDeviceCount gives cudaErrorInsufficientDriver"):
+def test_a_missing_driver_is_an_error_with_cudas_error_name():
+    with pytest.raises(
+        BackendError, match="cudaGetDeviceCount returned cudaErrorInsufficientDriver"
+    ):
         find_gpu(cudart("cudaErrorInsufficientDriver"))
 
 
-def test_no_cuda_python_is_an_error_that_says_how_to_get_it(monkeypatch):
+def test_missing_cuda_python_is_an_error_with_the_install_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "cuda.bindings", None)
-    with pytest.raises(BackendError, match=r"cuda-python does not load.*mod-edge\[rtx\]"):
+    with pytest.raises(BackendError, match=re.escape(install_command("rtx"))):
         find_gpu()

@@ -1,4 +1,4 @@
-"""Targets and the origin of mod-edge as stand-in packages state them, whatever is installed."""
+"""Installed targets and the origin of mod-edge, with stand-in packages."""
 
 import json
 import sys
@@ -33,7 +33,7 @@ def site(tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("site")
-def test_where_nothing_is_installed_no_target_is_found():
+def test_no_target_is_found_if_nothing_is_installed():
     assert installed_targets() == {}
 
 
@@ -53,17 +53,17 @@ def test_the_version_of_tensorrt_decides_between_its_two_targets(site, version, 
     assert installed_targets() == {target: f"tensorrt {version}"}
 
 
-def test_a_module_whose_package_is_called_otherwise_is_found_with_its_version(site):
+def test_a_module_from_a_package_of_another_name_has_its_version(site):
     site("tensorrt_rtx", "tensorrt-rtx-cu13", "1.7.1.116")
     assert installed_targets() == {"rtx": "tensorrt_rtx 1.7.1.116"}
 
 
-def test_a_package_that_names_no_modules_is_found_by_its_own_name(site):
+def test_a_package_without_a_list_of_modules_is_found_by_its_name(site):
     site("tensorrt", "tensorrt", "10.3.0", has_names=False)
     assert installed_targets() == {"tensorrt-delta": "tensorrt 10.3.0"}
 
 
-def test_onnxruntime_serves_the_cpu_and_with_its_gpu_package_cuda_too(site):
+def test_onnxruntime_gpu_is_listed_for_the_cpu_and_for_cuda(site):
     site("onnxruntime", "onnxruntime-gpu", "1.24.1")
     assert installed_targets() == {
         "cpu": "onnxruntime 1.24.1",
@@ -71,7 +71,7 @@ def test_onnxruntime_serves_the_cpu_and_with_its_gpu_package_cuda_too(site):
     }
 
 
-def test_targets_come_in_the_tables_order(site):
+def test_targets_are_in_the_tables_order(site):
     site("tensorrt", "tensorrt", "11.1.0")
     site("tensorrt_rtx", "tensorrt-rtx", "1.7.1")
     site("onnxruntime", "onnxruntime", "1.24.1")
@@ -80,11 +80,11 @@ def test_targets_come_in_the_tables_order(site):
 
 def test_broken_metadata_is_an_unknown_version(site):
     site("tensorrt_rtx", "tensorrt-rtx", "")
-    site("tensorrt", "tensorrt", "")  # which of the two targets it is, nobody can tell
+    site("tensorrt", "tensorrt", "")  # could be either of the two targets
     assert installed_targets() == {"rtx": "tensorrt_rtx (unknown version)"}
 
 
-def test_every_target_has_a_row_whether_found_or_not(site):
+def test_every_target_has_a_row_even_if_nothing_is_installed_for_it(site):
     site("onnxruntime", "onnxruntime", "1.24.1")
     rows = {row.pop("target"): row for row in describe_targets()}
     assert list(rows) == list(TARGETS)
@@ -146,16 +146,16 @@ REPOSITORY = "https://example.org/mod-edge.git"
     ],
     ids=["index", "editable", "folder", "wheel", "address", "repository"],
 )
-def test_extras_are_installed_from_where_mod_edge_came_from(origin, record, command):
+def test_extras_are_installed_from_mod_edges_origin(origin, record, command):
     origin(record)
     assert install_command("cpu", "export") == command
 
 
-def test_a_reinstall_keeps_its_options_and_names_no_extra(origin):
+def test_options_are_added_to_the_install_command(origin):
     origin({"url": CHECKOUT, "dir_info": {"editable": True}})
     assert install_command(options="-U") == 'pip install -U -e "/home/ann/mod edge"'
 
 
-def test_mod_edge_that_is_not_installed_is_taken_from_the_index(site):
+def test_without_an_installation_mod_edge_comes_from_the_index(site):
     site("onnxruntime", "onnxruntime", "1.24.1")  # and no mod-edge
     assert install_command("gpu") == 'pip install "mod-edge[gpu]"'

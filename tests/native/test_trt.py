@@ -1,4 +1,4 @@
-"""Two TensorRTs and their versions as one: loading, what they have, how they are told things."""
+"""TensorRT and TensorRT-RTX: loading, differences between versions, logs and build settings."""
 
 import logging
 import re
@@ -40,7 +40,7 @@ def settings_for(tensorrt, compute_capability="89"):
 # ---- loading ----
 
 
-def test_nothing_is_imported_that_a_device_lacks_or_that_is_not_asked_for():
+def test_no_optional_package_is_imported_before_it_is_needed():
     code = (
         "import sys, mod_edge.bundle.bundle, mod_edge.export.engines, mod_edge.native.trt; "
         "heavy = {'torch', 'onnx', 'onnx_graphsurgeon', 'polygraphy', 'onnxruntime', 'tensorrt', "
@@ -50,7 +50,7 @@ def test_nothing_is_imported_that_a_device_lacks_or_that_is_not_asked_for():
     assert done.stdout.strip() == "set()"
 
 
-def test_loading_twice_gives_the_same_with_its_one_logger(rtx):
+def test_loading_twice_returns_the_same_object_and_logger(rtx):
     again = trt.load("tensorrt_rtx")
     assert again is rtx
     assert again.native_logger is rtx.native_logger
@@ -62,13 +62,13 @@ def test_loading_twice_gives_the_same_with_its_one_logger(rtx):
     ("compiler", "advice"),
     [("tensorrt", "--system-site-packages"), ("tensorrt_rtx", re.escape(install_command("rtx")))],
 )
-def test_a_missing_tensorrt_says_how_to_install_it(monkeypatch, compiler, advice):
+def test_a_missing_tensorrt_is_an_error_with_the_install_command(monkeypatch, compiler, advice):
     monkeypatch.setitem(sys.modules, compiler, None)  # None: the import fails
     with pytest.raises(BackendError, match=f"cannot be imported here; .*{advice}"):
         trt.load.__wrapped__(compiler)
 
 
-def test_a_tensorrt_whose_library_is_missing_tells_which(monkeypatch, tmp_path):
+def test_a_missing_native_library_is_named_in_the_error(monkeypatch, tmp_path):
     monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
     (tmp_path / "tensorrt.py").write_text("raise OSError('libnvinfer.so.10: cannot open')\n")
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -94,7 +94,7 @@ WITHOUT_CACHE = type("INetworkDefinition", (), {})
         ("tensorrt_rtx", "1.7.1.116", WITH_CACHE, "rtx"),
     ],
 )
-def test_a_target_takes_the_versions_that_have_its_ops(compiler, version, network, target):
+def test_versions_with_a_targets_ops_are_accepted(compiler, version, network, target):
     trt.require_target(stand_in(compiler, version, INetworkDefinition=network), TARGETS[target])
 
 
@@ -106,24 +106,20 @@ def test_a_target_takes_the_versions_that_have_its_ops(compiler, version, networ
         ("tensorrt_rtx", "1.2.0.54", "rtx", "pip install -U tensorrt-rtx"),
     ],
 )
-def test_another_version_is_refused_with_what_to_do(compiler, version, target, advice):
+def test_other_versions_are_an_error_with_what_to_do(compiler, version, target, advice):
     tensorrt = stand_in(compiler, version, INetworkDefinition=WITHOUT_CACHE)
     with pytest.raises(BackendError, match=advice):
         trt.require_target(tensorrt, TARGETS[target])
 
 
-def test_the_release_is_the_first_two_numbers_of_a_version():
-    assert stand_in("tensorrt", "10.15.1.29").release == (10, 15)
-
-
-def test_the_flag_for_strong_types_is_passed_where_it_exists():
+def test_the_strongly_typed_flag_is_passed_if_it_exists():
     flags = SimpleNamespace(STRONGLY_TYPED=1)
     assert trt.network_flags(stand_in("tensorrt", "10.3", NetworkDefinitionCreationFlag=flags)) == 2
     bare = stand_in("tensorrt", "12.0", NetworkDefinitionCreationFlag=SimpleNamespace())
     assert trt.network_flags(bare) == 0
 
 
-def test_only_rtx_compiles_for_gpus_that_are_not_here(rtx):
+def test_only_rtx_compiles_for_other_gpus(rtx):
     assert {"86", "89", "120"} <= set(rtx.compute_capabilities)
     assert stand_in("tensorrt", "11.4.1").compute_capabilities == ()
 
@@ -147,7 +143,7 @@ def test_lines_of_many_threads_are_all_collected():
     assert sorted(line.text for line in lines) == sorted("0123" * 200)
 
 
-def test_what_nobody_collects_goes_to_pythons_logging(caplog):
+def test_lines_outside_a_collecting_block_go_to_pythons_logging(caplog):
     log = trt.Log()
     with log.collected() as lines:
         pass
@@ -161,7 +157,7 @@ def test_what_nobody_collects_goes_to_pythons_logging(caplog):
     assert lines == []
 
 
-def test_what_tensorrt_says_is_collected(rtx, tmp_path):
+def test_tensorrts_messages_are_collected(rtx, tmp_path):
     api = rtx.api
     with rtx.log.collected() as lines:
         network = api.Builder(rtx.native_logger).create_network(trt.network_flags(rtx))
@@ -169,11 +165,11 @@ def test_what_tensorrt_says_is_collected(rtx, tmp_path):
     assert any(line.is_error and "none.onnx" in line.text for line in lines)
 
 
-# ---- how it is told to compile ----
+# ---- build settings ----
 
 
 @pytest.mark.parametrize("compute_capability", ["86", "89", "120"])
-def test_rtx_is_told_the_gpu_and_not_to_round_float32(rtx, compute_capability):
+def test_rtx_is_configured_for_the_gpu_and_without_tf32(rtx, compute_capability):
     api = rtx.api
     builder = api.Builder(rtx.native_logger)
     config = trt.builder_config(rtx, builder, settings_for(rtx, compute_capability))
@@ -186,7 +182,7 @@ def test_rtx_is_told_the_gpu_and_not_to_round_float32(rtx, compute_capability):
 
 
 class StandInConfig:
-    """Takes timing caches as TensorRT does: not damaged ones, not those of another device."""
+    """Accepts timing caches like TensorRT: not damaged ones or those of another device."""
 
     def __init__(self):
         self.timing_cache = None
@@ -209,14 +205,14 @@ class StandInConfig:
     ("stored", "used"),
     [(b"", b""), (b"good", b"good"), (b"damaged", b""), (b"another device", b"")],
 )
-def test_tensorrt_goes_on_with_a_timing_cache_that_fits_and_else_with_a_new_one(stored, used):
+def test_tensorrt_uses_a_timing_cache_that_fits_or_else_a_new_one(stored, used):
     tensorrt, config = stand_in("tensorrt", "10.15"), StandInConfig()
     trt.set_timing_cache(tensorrt, config, stored)
     assert config.timing_cache.data == used
     assert trt.timing_cache_bytes(tensorrt, config) == used
 
 
-def test_rtx_gets_no_timing_cache_because_that_would_want_a_gpu():
+def test_rtx_gets_no_timing_cache():
     config = StandInConfig()
     tensorrt = stand_in("tensorrt_rtx", "1.7")
     trt.set_timing_cache(tensorrt, config, b"good")
