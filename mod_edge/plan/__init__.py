@@ -1,1 +1,1 @@
-"""What follows from a config alone: signatures, targets, layouts, the KV window and its size."""
+"""Everything derived from a config alone: signatures, targets, layouts, the KV window, its size."""

@@ -1,8 +1,8 @@
-"""What a model costs, counted from its config: parameters, KV bytes and FLOPs a frame.
+"""A model's cost from its config: parameters, and KV bytes and FLOPs per frame.
 
-FLOPs are two a multiply-add. Attention counts the causal half, as the paper's profile of 600 frames
-does; router, norms, activations and the language-model head (which runs only where something is
-decided or said) are left out of the decoder's figure, and vision stands on a line of its own.
+A multiply-add is two FLOPs. Attention counts the causal half, as the paper's profile of 600 frames
+does. The decoder's figure leaves out router, norms, activations and the language-model head (which
+runs only for decisions and replies); vision is counted separately.
 """
 
 from dataclasses import dataclass, replace
@@ -10,13 +10,13 @@ from dataclasses import dataclass, replace
 from mod_edge.config import ModelConfig
 from mod_edge.plan.targets import ITEM_BYTES
 
-# The paper profiles 600 frames: five minutes at two a second.
+# The paper profiles 600 frames: five minutes at 2 frames/s.
 PAPER_NUM_FRAMES = 600
 
 
 @dataclass(frozen=True)
 class StreamCost:
-    """Decoder cost of a stream of frames, as means a frame."""
+    """Decoder cost of a stream of frames, as means per frame."""
 
     tokens: int
     flops: float
@@ -25,7 +25,7 @@ class StreamCost:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The model's cost beside that of the full-computation model; ratios are ours / full."""
+    """The model's cost and that of the full-computation model; ratios are model / full."""
 
     model: StreamCost
     full: StreamCost
@@ -51,7 +51,7 @@ def compare_with_full(config: ModelConfig, num_frames: int, *, has_interval: boo
 
 
 def layer_parameters(config: ModelConfig) -> int:
-    """Weights of one decoder layer's linear layers, router left out."""
+    """Weights of one decoder layer's linear layers, without the router."""
     text = config.text_config
     kv_width = text.num_key_value_heads * text.head_dim
     width = text.num_attention_heads * text.head_dim
@@ -80,7 +80,7 @@ def _stream_cost(config: ModelConfig, num_frames: int, num_intervals: int) -> St
         (text.num_hidden_layers - num_mod, tokens),
         (num_mod, config.num_kept + num_intervals),
     ):
-        # Row i attends to i + 1 rows, half the square in the mean; scores and values, 2 each.
+        # Row i attends to i + 1 rows, half the square on average; 2 FLOPs each for QK and PV.
         width = text.num_attention_heads * text.head_dim
         attention = 2.0 * rows * (rows * num_frames) * width
         flops += num_layers * (2.0 * rows * layer_parameters(config) + attention)

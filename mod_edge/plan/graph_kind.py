@@ -1,9 +1,9 @@
-"""The kinds of graph that a bundle is made of, one object each.
+"""The kinds of graph in a bundle.
 
-What differs from kind to kind is a field here, or an entry in one of the tables that are keyed by
-kind: ranges of shapes (`bundle.shape_ranges`), modules to trace (`export.graphs`), the reference's
-modules and outputs (`export.step_io`), random and recorded steps (`export.random_step`,
-`verification.reference_graph`). A kind that lacks an entry fails a test.
+Differences between kinds are fields here, or entries in tables keyed by kind: shape ranges
+(`bundle.shape_ranges`), modules to trace (`export.graphs`), the reference's modules and outputs
+(`export.step_io`), random and recorded steps (`export.random_step`,
+`verification.reference_graph`). A test fails if a kind has no entry.
 """
 
 from dataclasses import dataclass
@@ -17,10 +17,10 @@ class GraphKind:
 
     Attributes:
         name: in manifests.
-        weight_prefixes: beginnings of its weights' names in a checkpoint; "{layer}" is the index.
-        cut_prefix: of these names, what the graph's modules leave out.
+        weight_prefixes: of its weights' names in a checkpoint; "{layer}" is the index.
+        cut_prefix: prefix that the graph's modules omit from these names.
         is_layer: whether it is one decoder layer; such graphs have an index and a KV cache.
-        is_mod: whether it is a MoD layer, whose cache has rows for text and kept tokens alone.
+        is_mod: whether it is a MoD layer, whose cache has rows only for text and kept tokens.
         takes_text: whether it runs in a step without frames.
     """
 

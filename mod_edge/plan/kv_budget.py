@@ -1,8 +1,8 @@
-"""How large a window is: tokens, seconds or MiB turned into rows of both geometries and back.
+"""Convert a window's size between tokens, seconds, MiB and cache rows.
 
-A window is planned for `num_frames` frames with their interval tokens and for text besides: at
-least what the session must be able to hold (sink and one reply), and at least `TEXT_SHARE` of all
-tokens. Each planned frame saves N - K rows in every MoD layer.
+A window is planned for a number of frames with their interval tokens, plus text: at least enough
+for the sink and one reply, and at least `TEXT_SHARE` of all tokens. Each planned frame saves N - K
+rows in every MoD layer.
 """
 
 import math
@@ -15,7 +15,7 @@ from mod_edge.errors import ConfigError
 from mod_edge.plan.kv_window import Rows
 from mod_edge.plan.targets import ITEM_BYTES
 
-TEXT_SHARE = 1 / 8  # replies in a narrated stream; measured shares differ, rows do not run out
+TEXT_SHARE = 1 / 8  # of replies in a narrated stream; with a larger share the window rolls earlier
 BYTES_PER_MIB = 2**20
 
 
@@ -24,10 +24,10 @@ class KvPlan:
     """A window's size.
 
     Attributes:
-        capacity: rows of a dense and of a MoD layer's buffers.
-        size_bytes: all layers' keys and values.
-        num_seconds: video it holds.
-        num_seconds_full: video that a full-computation model would hold in the same bytes.
+        capacity: rows of the buffers of a dense and of a MoD layer.
+        size_bytes: of all layers' keys and values.
+        num_seconds: of video in the window.
+        num_seconds_full: of video that a full-computation model would hold in the same bytes.
     """
 
     capacity: Rows
@@ -48,12 +48,12 @@ def plan_window(config: ModelConfig, window: str, text_minimum: int, *, dtype: s
 
     Args:
         config: the model.
-        window: a number, with "s" behind it for seconds.
+        window: a number of tokens, or of seconds with the suffix "s".
         text_minimum: text tokens that must fit beside one frame: sink and longest reply.
         dtype: of keys and values, a key of `ITEM_BYTES`.
 
     Raises:
-        ConfigError: not such a number, or too small.
+        ConfigError: the window cannot be parsed or is too small.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)(s?)", window.strip())
     if (
@@ -74,7 +74,7 @@ def plan_window(config: ModelConfig, window: str, text_minimum: int, *, dtype: s
         least = _capacity(config, 1, text_minimum).dense
         raise ConfigError(
             f"window={window} is too small: the sink, one frame and the longest reply take {least} "
-            "tokens; take a larger --window or a smaller max_new_tokens"
+            "tokens; raise --window or lower --max-new-tokens"
         )
     planned = _capacity(config, num_frames, text_minimum)
     spare = num_tokens - planned.dense
@@ -82,9 +82,9 @@ def plan_window(config: ModelConfig, window: str, text_minimum: int, *, dtype: s
 
 
 def plan_capacity(config: ModelConfig, capacity: Rows, text_minimum: int, *, dtype: str) -> KvPlan:
-    """The plan whose rows are given: those that `in_place` graphs carry in themselves.
+    """The plan for given rows, as `in_place` graphs have them fixed.
 
-    Where a window of this `text_minimum` was turned into these rows, its plan comes back.
+    If `plan_window` made these rows with the same `text_minimum`, this returns the same plan.
 
     Raises:
         ConfigError: not even one frame fits beside `text_minimum`.
@@ -95,7 +95,7 @@ def plan_capacity(config: ModelConfig, capacity: Rows, text_minimum: int, *, dty
         raise ConfigError(
             f"the bundle's cache has {capacity.dense} rows ({capacity.mod} in MoD layers): the "
             f"sink, one frame and the longest reply take {least.dense} ({least.mod}); export "
-            "with a larger --window, or run with a smaller --max-new-tokens"
+            "with a larger --window, or lower --max-new-tokens"
         )
     return _plan(config, capacity, num_frames, text_minimum, dtype)
 
@@ -106,7 +106,7 @@ def plan_budget(config: ModelConfig, budget_mib: float, text_minimum: int, *, dt
     The other arguments are those of `plan_window`.
 
     Raises:
-        ConfigError: not a finite number, or not even one frame fits.
+        ConfigError: the budget is not a finite number, or not even one frame fits.
     """
     if not math.isfinite(budget_mib):
         raise ConfigError(f"kv-budget={budget_mib:g} MiB, wanted a finite number")
@@ -116,10 +116,10 @@ def plan_budget(config: ModelConfig, budget_mib: float, text_minimum: int, *, dt
     )
     if num_frames < 1:
         least = _size_bytes(config, _capacity(config, 1, text_minimum), dtype) / BYTES_PER_MIB
-        enough = math.ceil(10 * least) / 10  # as printed: rounded down, it would not do
+        enough = math.ceil(10 * least) / 10  # rounded up, so that the printed budget is enough
         raise ConfigError(
             f"kv-budget={budget_mib:g} MiB is too small: the sink, one frame and the longest reply "
-            f"take {enough:.1f} MiB; take a larger --kv-budget or a smaller --max-new-tokens"
+            f"take {enough:.1f} MiB; raise --kv-budget or lower --max-new-tokens"
         )
     capacity = _capacity(config, num_frames, text_minimum)
     return _plan(config, capacity, num_frames, text_minimum, dtype)
@@ -154,7 +154,7 @@ def _plan(
 
 
 def _most_frames(fits: Callable[[int], bool]) -> int:
-    """The largest count that `fits`, a predicate that is true up to it; 0 if none is."""
+    """The largest count for which the monotonic predicate `fits` is true, or 0."""
     low, high = 0, 1
     while fits(high):
         low, high = high, 2 * high

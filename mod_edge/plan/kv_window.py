@@ -1,12 +1,12 @@
-"""The rolling window over the KV cache, in pure integers: what to drop, when, and what that means.
+"""The rolling window over the KV cache, in pure integers: which rows to drop, and when.
 
 Two geometries share one stream. Dense layers hold a row for every token, so their rows count stream
-tokens; MoD layers hold text and K rows a frame. The stream is cut into segments (a frame with the
-text before it, a reply); a segment is dropped whole, in both geometries at once, oldest first, and
-never from the sink (system prompt and standing instruction) or the segment in progress.
+tokens; MoD layers hold text and K rows per frame. The stream is cut into segments (a frame with the
+text before it, a reply). Segments are dropped whole, in both geometries at once, oldest first, but
+never the sink (system prompt and standing instruction) or the segment in progress.
 
-Positions: a token's position is the count of all tokens ever fed, skipped and evicted ones
-included. It is never lowered; `num_evicted` says by how much the sink has to be moved up instead.
+A token's position is the count of all tokens fed before it, skipped and evicted ones included. It
+is never lowered; instead the sink moves up by `num_evicted`.
 """
 
 from collections import deque
@@ -23,7 +23,7 @@ class Rows(NamedTuple):
     mod: int
 
     def of(self, is_mod: bool) -> int:
-        """The rows of one kind of layer."""
+        """The rows of a MoD layer or of a dense layer."""
         return self.mod if is_mod else self.dense
 
     def plus(self, other: "Rows") -> "Rows":
@@ -44,13 +44,13 @@ NO_ROWS = Rows(0, 0)
 
 @dataclass(frozen=True)
 class Eviction:
-    """Rows to drop from every buffer of a geometry: `dropped` rows right after the `sink` rows.
+    """Rows to drop from every buffer: `dropped` rows right after the `sink` rows.
 
     Attributes:
-        sink: rows that stay where they are.
-        dropped: rows that go; what follows them moves down.
+        sink: rows that stay in place.
+        dropped: rows to drop; later rows move down.
         length: rows in use before the eviction.
-        num_evicted: stream tokens evicted so far, these included.
+        num_evicted: stream tokens evicted so far, including these.
     """
 
     sink: Rows
@@ -60,15 +60,15 @@ class Eviction:
 
 
 class KvWindow:
-    """Book-keeping of one stream's cache; the buffers themselves are the runner's."""
+    """Bookkeeping of one stream's cache; the backend holds the buffers."""
 
     def __init__(self, capacity: Rows, *, evict_fraction: float) -> None:
         """An empty window.
 
         Args:
             capacity: rows of the buffers.
-            evict_fraction: share of the rows after the sink to drop at once, so that the cost of
-                moving the rest is spread over many steps; 0..1.
+            evict_fraction: share of the rows after the sink to drop at once, 0..1; spreads the
+                cost of moving the remaining rows over many steps.
         """
         self.capacity = capacity
         self.evict_fraction = evict_fraction
@@ -80,8 +80,8 @@ class KvWindow:
         self._segments: deque[Rows] = deque()
 
     def close_sink(self) -> None:
-        """All rows appended so far are the sink; what follows can be evicted."""
-        assert self._sink_is_open, "the sink is closed once"
+        """Make all rows appended so far the sink; later rows can be evicted."""
+        assert self._sink_is_open, "the sink is closed already"
         self._sink_is_open = False
 
     @property
@@ -97,7 +97,7 @@ class KvWindow:
             continues: whether the step continues the newest segment, which then must stay.
 
         Raises:
-            CacheError: not even dropping all that may go makes room.
+            CacheError: dropping all evictable segments does not make enough room.
         """
         if self.length.plus(needed).fits(self.capacity):
             return None
@@ -121,7 +121,7 @@ class KvWindow:
 
     def append(self, rows: Rows, *, continues: bool) -> None:
         """Count `rows` as written, in the newest segment (`continues`) or in a new one."""
-        assert self.length.plus(rows).fits(self.capacity), "make_room comes before append"
+        assert self.length.plus(rows).fits(self.capacity), "call make_room before append"
         self.length = self.length.plus(rows)
         self.num_tokens += rows.dense
         if self._sink_is_open:
@@ -132,20 +132,20 @@ class KvWindow:
             self._segments.append(rows)
 
     def take_back(self) -> None:
-        """Forget the newest segment, as if it had never been appended."""
+        """Undo the newest segment."""
         rows = self._segments.pop()
         self.length = self.length.minus(rows)
         self.num_tokens -= rows.dense
 
     def _rows_to_free(self, needed: Rows) -> Rows:
-        """What is lacking in each geometry, and where something is, at least a whole chunk."""
+        """Missing rows in each geometry, at least a whole chunk if any are missing."""
         free = []
         for length, need, limit, sink in zip(
             self.length, needed, self.capacity, self.sink, strict=True
         ):
-            lacking = length + need - limit
+            missing = length + need - limit
             chunk = int(self.evict_fraction * (limit - sink))
-            free.append(max(lacking, chunk) if lacking > 0 else 0)
+            free.append(max(missing, chunk) if missing > 0 else 0)
         return Rows(*free)
 
     def _too_small(self, needed: Rows) -> str:
@@ -153,6 +153,6 @@ class KvWindow:
             f"the KV cache window is too small: {needed.dense} tokens more "
             f"({needed.mod} rows in a MoD layer) do not fit beside a sink of {self.sink.dense} "
             f"({self.sink.mod}) and the segment in progress, in {self.capacity.dense} "
-            f"({self.capacity.mod}) rows; take a larger --window or --kv-budget, or a smaller "
+            f"({self.capacity.mod}) rows; raise --window or --kv-budget, or lower "
             "--max-new-tokens"
         )

@@ -1,8 +1,8 @@
-"""The layout of one step: which rows are text, which are frames, which survive in a MoD layer.
+"""The layout of one step: which rows are text, which are frames, which a MoD layer computes.
 
-A step's stream is a tuple of pieces in stream order: a positive number n is a run of n text tokens,
-`FRAME` is one whole frame of N vision tokens. Everything a graph or the reference needs to know of
-the step's shape follows from that tuple, so it is computed once a shape and kept.
+A step is a tuple of pieces in stream order: a positive number n is a run of n text tokens, `FRAME`
+is one whole frame of N vision tokens. Everything that a graph or the reference needs to know about
+the step's shape follows from this tuple, so it is computed once per shape and cached.
 """
 
 from dataclasses import dataclass
@@ -17,14 +17,14 @@ IndexArray = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class StepLayout:
-    """Row numbers of one step (letters as in `signature`); arrays are read-only.
+    """Row numbers of one step (dims as in `signature`); arrays are read-only.
 
     Attributes:
-        pieces: the stream order it was made from.
+        pieces: the pieces in stream order.
         text_index: (X,) int64, rows of text tokens.
         frame_index: (F, N) int64, rows of each frame's tokens.
-        row_order: (R,) int64, the permutation that puts text rows followed by kept rows (as a MoD
-            layer's graph concatenates them) into time order.
+        row_order: (R,) int64, the permutation that sorts text rows followed by kept rows (as a MoD
+            layer's graph concatenates them) by time.
     """
 
     pieces: tuple[int, ...]
@@ -49,7 +49,7 @@ class StepLayout:
 
     @property
     def last_frame_rows(self) -> IndexArray:
-        """(F,) rows of each frame's last token, where speak or silent is read."""
+        """(F,) rows of each frame's last token, where speak or silent is decided."""
         return self.frame_index[:, -1]
 
 
@@ -59,7 +59,7 @@ def step_layout(pieces: tuple[int, ...], frame_num_tokens: int, num_kept: int) -
 
     Args:
         pieces: text run lengths (>= 1) and `FRAME` marks, in stream order; at least one text token,
-            because a graph with no text rows is never needed: a frame follows its interval token.
+            which every step has, because an interval token precedes each frame.
         frame_num_tokens: N.
         num_kept: K, 0..N; 0 in the baselines.
     """
@@ -67,8 +67,8 @@ def step_layout(pieces: tuple[int, ...], frame_num_tokens: int, num_kept: int) -
     assert sum(pieces) >= 1, "a step holds at least one text token"
     text_rows: list[int] = []
     frames: list[range] = []
-    # (position among the concatenated rows) for every row in time order: text rows come first in
-    # the concatenation, so a kept row's place is only known once all text rows are counted.
+    # (is kept, place among its kind) for every row in time order; text rows come first in the
+    # concatenation, so a kept row's place there is known once all text rows are counted
     order: list[tuple[bool, int]] = []
     row = 0
     for piece in pieces:

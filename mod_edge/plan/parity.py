@@ -1,4 +1,4 @@
-"""How far arrays and selections are from the right ones; row by row, so that none is hidden."""
+"""How far arrays and selections are from the reference, row by row so that no row is hidden."""
 
 from typing import Any
 
@@ -8,22 +8,21 @@ import numpy.typing as npt
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
 
-# A row is not judged by less than this share of the array's largest value: what is that much
-# smaller than its neighbours was left over when they cancelled out.
+# Errors are relative to the row's largest value, but to at least this share of the array's largest:
+# rows smaller than that are what large terms left over when they cancelled out.
 LEAST_ROW_SHARE = 1e-3
-# Router logits this close, relative to the step's largest, are a tie: which of the two tokens is
-# kept is then nobody's fault. Graphs compute them in float32 from inputs that the reference gets
-# too, so that this is what float32 sums of a thousand products differ by in another order (some
-# 1e-6). Of 135 recorded frames at MoD layers none was that close; selecting the smallest weights
-# gives 1.1.
+# Router logits that differ by less than this, relative to the step's largest, are a tie: either
+# token may be kept. Graph and reference compute them in float32 from the same inputs, and float32
+# sums of a thousand products in another order differ by about 1e-6. Of 135 recorded frames at MoD
+# layers none was that close; selecting the smallest weights gives 1.1.
 TIED_LOGITS = 1e-5
 
 
 def row_scales(theirs: npt.NDArray[Any]) -> FloatArray:
-    """(..., 1): what an error in each row (the last dim) of the right values is measured by.
+    """(..., 1): the scale of errors in each row (the last dim) of the reference.
 
-    The row's own largest value. By the whole array's, one row of very large values, as language
-    models give the first token, would hide what is wrong in all the others.
+    It is the row's largest absolute value. With the array's, one row of very large values, as
+    language models have for the first token, would hide errors in all other rows.
     """
     sizes = np.abs(theirs.astype(np.float32)).max(axis=-1, keepdims=True, initial=0)
     least = LEAST_ROW_SHARE * float(sizes.max(initial=0))
@@ -32,7 +31,7 @@ def row_scales(theirs: npt.NDArray[Any]) -> FloatArray:
 
 
 def worst_row_cosine(ours: npt.NDArray[Any], theirs: npt.NDArray[Any]) -> float:
-    """The smallest cosine between two rows (the last dim) of arrays of one shape; 1 of no rows."""
+    """The smallest cosine between rows (the last dim) of two arrays of one shape; 1 if empty."""
     first = ours.reshape(-1, ours.shape[-1]).astype(np.float64)
     second = theirs.reshape(-1, theirs.shape[-1]).astype(np.float64)
     lengths = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
@@ -43,15 +42,15 @@ def worst_row_cosine(ours: npt.NDArray[Any], theirs: npt.NDArray[Any]) -> float:
 
 
 def selection_gap(router_logits: FloatArray, kept: IntArray) -> float:
-    """How far a selection is from the right one, in shares of the largest logit; 0 where right.
+    """How far a selection is from the top K, relative to the largest logit; 0 if it is the top K.
 
     The largest amount by which a dropped token's logit exceeds a kept one's, over all frames.
-    Backends that round differently may swap tokens whose logits are all but equal; any other
-    selection has a gap.
+    Backends that round differently may swap tokens with almost equal logits; any other selection
+    has a large gap.
 
     Args:
         router_logits: (F, N).
-        kept: (F, K) int, positions within each frame; infinite gap unless they rise.
+        kept: (F, K) int, positions within each frame; infinite gap unless they ascend.
     """
     if not (np.diff(kept, axis=1) > 0).all():
         return float("inf")
@@ -76,7 +75,7 @@ def num_other_tokens(router_logits: FloatArray, kept: IntArray) -> int:
 def cut_margin(router_logits: FloatArray, num_kept: int) -> float:
     """The smallest distance between a frame's last kept and first dropped logit, over (F, N).
 
-    In shares of the largest logit; infinite where nothing is dropped.
+    Relative to the largest logit; infinite if nothing is dropped.
     """
     falling = -np.sort(-router_logits, axis=1)
     if not len(falling) or num_kept == falling.shape[1]:
@@ -86,5 +85,5 @@ def cut_margin(router_logits: FloatArray, num_kept: int) -> float:
 
 
 def _largest(router_logits: FloatArray) -> float:
-    """Absolute value; 1 where all are 0, as a router that was never trained gives them."""
+    """The largest absolute value; 1 if all are 0, as from an untrained router."""
     return float(np.abs(router_logits).max()) or 1.0

@@ -1,11 +1,12 @@
-r"""The streaming protocol of VideoLLM-online: what is fed between frames, and what an answer means.
+r"""The streaming protocol of VideoLLM-online: ids to feed between frames, decisions from logits.
 
     <bos>{system}\n\n[FRAME,FRAME,...FRAME]\nUser: {query}\nAssistant: {reply}<eos>
     \n[FRAME,...FRAME]\nAssistant: {reply}<eos>\n[FRAME,...
 
 At a frame's last token the model predicts either the interval (stay silent) or the end of the
-frames (speak). Two rules are ours where the published code stops or drops a token: any other most
-likely token counts as silence, undecided; and a reply cut off by its limit is closed with <eos>.
+frames (speak). Two rules differ from the published code, which stops or drops a token: any other
+most likely token counts as silence (undecided), and a reply cut off by its limit is closed with
+<eos>.
 """
 
 from collections.abc import Sequence
@@ -21,40 +22,40 @@ SYSTEM_END = "\n"
 STREAM_START = "\n["
 QUERY = "\nUser: {query}"
 GENERATION = "\nAssistant:"
-# Text tokens that a window always leaves room for, beside the system prompt and one reply: an
-# instruction of some sentences. Longer ones are refused when they are asked, with the numbers.
+# Text tokens that every window leaves room for, beside the system prompt and one reply: an
+# instruction of a few sentences. Longer ones are rejected when they are asked.
 QUERY_ALLOWANCE = 64
 
 
 class Decision(str, Enum):
-    """What the model said at a frame."""
+    """The model's decision at a frame."""
 
     SILENT = "silent"
     SPEAK = "speak"
-    UNDECIDED = "undecided"  # neither of the two was the likeliest token: treated as silent
+    UNDECIDED = "undecided"  # neither of the two was the most likely token: treated as silent
     ASKED = "asked"  # a query was due at this frame, so the decision was not read
 
 
 class Protocol:
-    """Turns the state of a conversation into the token ids to feed next."""
+    """The state of a conversation, from which the token ids to feed next follow."""
 
     def __init__(self, config: StreamConfig, tokenizer: Tokenizer, threshold: float) -> None:
-        """A conversation that has not begun.
+        """A new conversation.
 
         Args:
             config: the checkpoint's strings and ids.
             tokenizer: the checkpoint's.
-            threshold: a probability of the silent token below it counts as zero; 0..1.
+            threshold: speak when P(silent) is below this; 0..1.
         """
         self._config = config
         self._tokenizer = tokenizer
         self._threshold = threshold
         self._has_begun = False
         self._in_frames = False  # whether the last thing fed was a frame
-        self._unfed: list[int] = []  # the end of a reply, fed with what follows it
+        self._unfed: list[int] = []  # the end of a reply, fed with the ids after it
 
     def opening_ids(self) -> list[int]:
-        """What precedes the first frame: <bos>, the system prompt and the start of the frames."""
+        """Ids before the first frame: <bos>, the system prompt and the start of the frames."""
         text = self._config.system_prompt + SYSTEM_END + STREAM_START
         return [self._config.bos_token_id, *self._encode(text)]
 
@@ -67,28 +68,28 @@ class Protocol:
         return [*self._unfed, *self._encode(STREAM_START)]
 
     def response_prompt(self, query: str | None) -> list[int]:
-        """Ids that ask for a reply to `query`, or for one that the model wants to give itself."""
+        """Ids that prompt for a reply to `query`, or for an unasked one if None."""
         end = self._config.stream_end.removesuffix("\n") if self._in_frames else ""
         question = "" if query is None else QUERY.format(query=query)
         return [*self._unfed, *self._encode(end + question + GENERATION)]
 
     def query_ids(self, query: str) -> list[int]:
-        """The ids of a query asked between frames, to know its length beforehand."""
+        """Ids of a query asked between frames, to check its length beforehand."""
         end = self._config.stream_end.removesuffix("\n")
         return self._encode(end + QUERY.format(query=query) + GENERATION)
 
     def note_frame(self) -> None:
-        """A frame has been fed behind its prefix."""
+        """Record that a frame has been fed after its prefix."""
         self._has_begun = self._in_frames = True
         self._unfed = []
 
     def note_reply(self, unfed: Sequence[int]) -> None:
-        """A reply has been generated; `unfed` are its ids that are not in the cache yet."""
+        """Record a generated reply; `unfed` are its ids that are not in the cache yet."""
         self._in_frames = False
         self._unfed = list(unfed)
 
     def decide(self, logits: npt.NDArray[np.float32]) -> Decision:
-        """The decision that logits (V,) at a frame's last token mean."""
+        """The decision from the logits (V,) at a frame's last token."""
         silent_id, speak_id = self._config.frame_token_interval_id, self._config.stream_end_id
         likeliest = int(logits.argmax())
         if likeliest == silent_id and self._threshold > 0:
@@ -107,6 +108,6 @@ class Protocol:
 
 
 def text_minimum(config: StreamConfig, tokenizer: Tokenizer, max_new_tokens: int) -> int:
-    """Text tokens that every window must hold: system prompt, an instruction and a reply."""
+    """Text tokens that every window must hold: system prompt, instruction and one reply."""
     opening = Protocol(config, tokenizer, threshold=0).opening_ids()
     return len(opening) + QUERY_ALLOWANCE + max_new_tokens

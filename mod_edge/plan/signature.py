@@ -1,13 +1,13 @@
-"""Names, dtypes and dims of every graph's inputs and outputs: the one place that holds them.
+"""Names, dtypes and dims of every graph's inputs and outputs, defined only here.
 
-The exporter traces by it, its check compares with it, profiles give it ranges, the engine builder
-and the runtime bind by it. Letters, everywhere the same: T tokens of a step, X of them text, F
-whole frames, N tokens a frame, K kept of a frame, R = X + F*K rows that a MoD layer computes, S
-rows in a cache, D hidden, G key/value heads, E head dim, V vocabulary, I image side in pixels; B
-rows of keys of one layer, heads and tokens counted together.
+The exporter traces by them and checks graphs against them; shape ranges, the engine builder and the
+runtime use them too. Dims are the same everywhere: T tokens of a step, X of them text, F whole
+frames, N tokens per frame, K kept per frame, R = X + F*K rows that a MoD layer computes, S rows in
+a cache, D hidden, G key/value heads, E head dim, V vocabulary, I image side in pixels; B rows of
+one layer's keys, heads and tokens counted together.
 
-Two dialects (`targets`). `delta`, plain ops: a layer takes the past as a token-major view of any
-length and returns only the new rows, so that the runtime appends without a copy. `in_place`: a
+There are two dialects (`targets`). `delta`, plain ops: a layer takes the past as a token-major view
+of any length and returns only the new rows, so the runtime appends without a copy. `in_place`: a
 layer takes a head-major cache of fixed size, writes its rows at `write_index` and returns the same
 buffer; input and output must be bound to one address.
 """
@@ -20,12 +20,12 @@ from mod_edge.errors import ExportError
 from mod_edge.plan.graph_kind import DENSE, HEAD, MOD, REBASE, VISION, GraphKind
 from mod_edge.plan.targets import TARGETS, Lowering
 
-Dims = tuple[str | int, ...]  # a letter is dynamic, a number static
+Dims = tuple[str | int, ...]  # a letter is a dynamic dim, a number a static one
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One input or output: numpy's dtype name (or "bfloat16") and dims by letter or number."""
+    """One input or output; `dtype` is numpy's name, or "bfloat16"."""
 
     name: str
     dtype: str
@@ -34,7 +34,7 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class GraphSignature:
-    """One graph: its kind, its tensors in order, and of a decoder layer the index."""
+    """One graph: its kind, its tensors in order, and for a decoder layer its index."""
 
     kind: GraphKind
     inputs: tuple[TensorSpec, ...]
@@ -42,11 +42,11 @@ class GraphSignature:
     layer_index: int | None = None
 
     def __post_init__(self) -> None:
-        assert self.kind.is_layer == (self.layer_index is not None), "layers alone have an index"
+        assert self.kind.is_layer == (self.layer_index is not None), "only layers have an index"
 
     @property
     def name(self) -> str:
-        """What files and messages call it: "vision", "layer-07", "head", "rebase"."""
+        """Name in files and messages: "vision", "layer-07", "head", "rebase"."""
         return self.kind.name if self.layer_index is None else layer_name(self.layer_index)
 
     @property
@@ -58,26 +58,26 @@ class GraphSignature:
 
     @property
     def data_file(self) -> str | None:
-        """The path of its weights, where it has any."""
+        """The path of its weights; None if it has none."""
         return self.file.removesuffix("onnx") + "data" if self.kind.weight_prefixes else None
 
     @property
     def weight_prefixes(self) -> tuple[str, ...]:
-        """Beginnings of its weights' names in a checkpoint."""
+        """Prefixes of its weights' names in a checkpoint."""
         return tuple(prefix.format(layer=self.layer_index) for prefix in self.kind.weight_prefixes)
 
     def weight_name(self, tensor_name: str) -> str:
-        """The graph's own name of a weight that the checkpoint calls `tensor_name`."""
+        """The graph's name of the checkpoint's weight `tensor_name`."""
         return tensor_name.removeprefix(self.kind.cut_prefix.format(layer=self.layer_index))
 
     @property
     def files(self) -> tuple[str, ...]:
-        """The paths of the graph and, where it has any, of its weights."""
+        """The paths of the graph and of its weights, if it has any."""
         return (self.file,) if self.data_file is None else (self.file, self.data_file)
 
     @property
     def aliases(self) -> dict[str, str]:
-        """Outputs that are written into an input's buffer, by that input's name."""
+        """Outputs that are written into an input's buffer, mapped to that input's name."""
         outputs = {spec.name for spec in self.outputs}
         names = {"present_key": "past_key", "present_value": "past_value"}
         return {output: names[output] for output in names if output in outputs}
@@ -91,7 +91,7 @@ def layer_name(index: int) -> str:
 def bundle_signatures(
     config: ModelConfig, lowering: Lowering, layers: Sequence[int] | None = None
 ) -> list[GraphSignature]:
-    """Every graph of a bundle in the order of a step; `layers` None means all of them.
+    """Every graph of a bundle in the order of a step, with all decoder layers or only `layers`.
 
     Raises:
         ExportError: the config's routing is for comparison only and has no graphs.
@@ -114,13 +114,13 @@ def _require_graphs(config: ModelConfig) -> None:
         return
     name, value = ("insertion", mod.insertion) if mod.is_baseline else ("selection", mod.selection)
     raise ExportError(
-        f"mod_config.{name}={value!r} is for comparison only and has no graphs; measure the "
-        "checkpoint itself with mod-edge eval, or export one with a learned or uniform selection"
+        f"mod_config.{name}={value!r} is for comparison only and has no graphs; evaluate the "
+        "checkpoint with mod-edge eval, or export one with a learned or uniform selection"
     )
 
 
 def vision_signature(config: ModelConfig, lowering: Lowering) -> GraphSignature:
-    """RGB frames as bytes -> connector output; scaling to -1..1 happens in the graph."""
+    """uint8 RGB frames -> connector output; the graph scales pixels to -1..1."""
     side = config.vision_config.image_size
     frame_embeds: Dims = ("F", config.frame_num_tokens, config.text_config.hidden_size)
     return GraphSignature(
@@ -194,7 +194,7 @@ def head_signature(config: ModelConfig, lowering: Lowering) -> GraphSignature:
 
 
 def rebase_signature(config: ModelConfig, lowering: Lowering) -> GraphSignature:
-    """The sink's keys turned by one angle a pair of dims, for a cache on a device."""
+    """Rotates the sink's keys by one angle per pair of dims, for a cache on a device."""
     size = config.text_config.head_dim
     angles: Dims = (1, size // 2)
     return GraphSignature(

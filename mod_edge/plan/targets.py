@@ -1,8 +1,8 @@
-"""Where graphs run: one table of targets, and the lowering of a graph that follows from it.
+"""The table of targets, and the lowering of a bundle's graphs for one of them.
 
-`cpu` and `cuda` are ONNX Runtime, `rtx` is TensorRT-RTX, `tensorrt` is TensorRT from 10.15 on, and
-`tensorrt-delta` the older one that has no KV cache ops (JetPack 6 has 10.3, JetPack 7.0 has 10.13).
-Everything that differs between them is a column here or follows from one.
+`cpu` and `cuda` are ONNX Runtime, `rtx` is TensorRT-RTX, `tensorrt` is TensorRT 10.15 or newer, and
+`tensorrt-delta` is older TensorRT without KV cache ops (JetPack 6 has 10.3, JetPack 7.0 has 10.13).
+All differences between targets are fields of this table or follow from one.
 """
 
 from dataclasses import dataclass
@@ -15,25 +15,25 @@ from mod_edge.plan.kv_window import Rows
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}  # numpy's names
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "uint8": 1}
 
-# The only weight format so far: weights are numbers of the precision's dtype, like hidden states.
+# The only weight format so far: weights have the precision's dtype, like hidden states.
 AS_DTYPE = "as-dtype"
 
-# TensorRT with TensorScatter as an in-place KV cache update.
+# The first TensorRT with TensorScatter as an in-place KV cache update.
 KV_CACHE_UPDATE_VERSION = (10, 15)
 
 
 @dataclass(frozen=True)
 class Target:
-    """One place where graphs run.
+    """One target.
 
     Attributes:
-        name: what `--target` takes.
+        name: value of `--target`.
         dialect: `delta` (plain ops, new rows out) or `in_place` (TensorScatter and Attention).
         opset: of its graphs; 20 is the newest that TensorRT 10.3 reads.
-        precisions: of `DTYPES` those that it takes.
-        compiler: the Python module that compiles its engines, "" where ONNX Runtime runs the graph.
+        precisions: keys of `DTYPES` that it supports.
+        compiler: the Python module that compiles its engines, "" if ONNX Runtime runs the graphs.
         runs_on: for people.
-        weight_formats: how its graphs may hold weights.
+        weight_formats: formats of weights that its graphs support.
     """
 
     name: str
@@ -50,8 +50,8 @@ class Target:
         return self.name != "cpu"
 
 
-# bf16 is left out where the ops of that opset do not take it (Conv before 22) or where it has
-# never run (ONNX Runtime's CUDA provider; its CPU provider has no bf16 MatMul).
+# bf16 is missing where the opset's ops do not support it (Conv before 22) or where it is untested
+# (ONNX Runtime's CUDA provider; its CPU provider has no bf16 MatMul).
 TARGETS = {
     target.name: target
     for target in (
@@ -82,25 +82,25 @@ def target_named(name: str) -> Target:
     """The target of that name.
 
     Raises:
-        ConfigError: there is none; lists those there are.
+        ConfigError: there is none; lists the known ones.
     """
     if name not in TARGETS:
         near = get_close_matches(name, TARGETS, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(f"no target is called {name!r}{hint} (known: {', '.join(TARGETS)})")
+        raise ConfigError(f"unknown target {name!r}{hint} (known: {', '.join(TARGETS)})")
     return TARGETS[name]
 
 
 @dataclass(frozen=True)
 class Lowering:
-    """What a bundle's graphs are made for.
+    """The target, precision and cache size that a bundle's graphs are made for.
 
     Attributes:
         target: name of a target.
-        precision: one that the target takes; dtype of hidden states and the KV cache.
-        capacity: rows of the cache buffers, baked into `in_place` graphs (TensorRT wants them
-            static); None in `delta` graphs, which take a past of any length.
-        weight_format: one that the target takes; how the graphs hold their weights.
+        precision: dtype of hidden states and the KV cache; one of the target's.
+        capacity: rows of the cache buffers, fixed in `in_place` graphs (TensorRT requires static
+            ones); None for `delta` graphs, which take a past of any length.
+        weight_format: how the graphs hold their weights; one of the target's.
     """
 
     target: str
@@ -112,18 +112,18 @@ class Lowering:
         target = target_named(self.target)
         if self.precision not in target.precisions:
             raise ConfigError(
-                f"target {self.target} takes {', '.join(target.precisions)}, not "
-                f"{self.precision!r}; take one of these, or another target (mod-edge targets)"
+                f"target {self.target} supports {', '.join(target.precisions)}, not "
+                f"{self.precision!r}; use one of these, or another target (mod-edge targets)"
             )
         if self.weight_format not in target.weight_formats:
             raise ConfigError(
-                f"target {self.target} takes weights {', '.join(target.weight_formats)}, not "
-                f"{self.weight_format!r}; take one of these, or another target"
+                f"target {self.target} supports weights {', '.join(target.weight_formats)}, not "
+                f"{self.weight_format!r}; use one of these, or another target"
             )
         if (self.capacity is not None) != (target.dialect == "in_place"):
             raise ConfigError(
                 f"target {self.target} is {target.dialect} and got capacity={self.capacity}; "
-                "in_place graphs have a fixed number of cache rows, delta graphs none"
+                "in_place graphs need a fixed number of cache rows, delta graphs must have None"
             )
 
     @property
@@ -138,11 +138,11 @@ class Lowering:
 
     @property
     def dtype(self) -> str:
-        """Numpy's name of the precision; numpy itself has no bfloat16."""
+        """The precision as a dtype name; numpy itself has no bfloat16."""
         return DTYPES[self.precision]
 
     def to_json(self) -> dict[str, Any]:
-        """What `lowering_from_json` reads; without the weight format where it is `AS_DTYPE`."""
+        """Input of `lowering_from_json`; omits the weight format if it is `AS_DTYPE`."""
         capacity = None if self.capacity is None else list(self.capacity)
         document = {"target": self.target, "precision": self.precision, "capacity": capacity}
         if self.weight_format != AS_DTYPE:
@@ -151,10 +151,10 @@ class Lowering:
 
 
 def lowering_from_json(data: dict[str, Any]) -> Lowering:
-    """The lowering in a parsed JSON document.
+    """The lowering from a parsed JSON document.
 
     Raises:
-        ConfigError: a target, precision or weight format that is unknown here.
+        ConfigError: unknown target, precision or weight format.
         KeyError: a field is missing.
     """
     capacity = data["capacity"]

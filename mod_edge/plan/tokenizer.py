@@ -1,4 +1,4 @@
-"""A checkpoint's tokenizer.json: the streaming protocol's demands on it, and one for presets."""
+"""Read a checkpoint's tokenizer.json and check it for the streaming protocol; make new ones."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -16,8 +16,8 @@ SYSTEM_PROMPT = (
     "A multimodal AI assistant is helping users with some activities. Below is their "
     "conversation, interleaved with the list of video frames received by the assistant."
 )
-# Llama 3's splitting rule: punctuation takes the line breaks after it along, so "]\n" can be one
-# token; digits go in threes.
+# Llama 3's splitting rule: punctuation includes the line breaks after it, so "]\n" can be one
+# token; digits are split in groups of three.
 SPLIT_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -26,23 +26,23 @@ NUM_LEARNED_TOKENS = 480
 
 
 def read_tokenizer(path: Path, config: ModelConfig) -> Tokenizer:
-    """The tokenizer at `path`, held against the config's protocol strings and ids.
+    """The tokenizer at `path`, checked against the config's protocol strings and ids.
 
     Raises:
-        CheckpointError: unreadable, or (all named at once) the silent or the speak string is not
-            the one token that the config says, or its vocabulary is larger than the model's.
+        CheckpointError: the file cannot be read, or (all faults at once) the silent or the speak
+            string is not the config's one token, or the vocabulary is larger than the model's.
     """
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as exc:  # the library raises bare Exception for every fault
-        raise CheckpointError(f"{path} is no tokenizer.json that can be read: {exc}") from exc
+        raise CheckpointError(f"{path} cannot be read as a tokenizer.json: {exc}") from exc
     stream = config.stream_config
     faults = []
     for name in ("frame_token_interval", "stream_end"):
         text, wanted = getattr(stream, name), [getattr(stream, f"{name}_id")]
         ids = tokenizer.encode(text, add_special_tokens=False).ids
         if ids != wanted:
-            faults.append(f"{name} {text!r} gives tokens {ids}, config.json wants {wanted}")
+            faults.append(f"{name} {text!r} is tokens {ids}, config.json wants {wanted}")
     if tokenizer.get_vocab_size() > config.text_config.vocab_size:
         faults.append(
             f"it has {tokenizer.get_vocab_size()} tokens, "
@@ -54,7 +54,7 @@ def read_tokenizer(path: Path, config: ModelConfig) -> Tokenizer:
 
 
 def stream_config_of(tokenizer: Tokenizer) -> StreamConfig:
-    """The streaming protocol in this project's own strings, with their ids in `tokenizer`."""
+    """The streaming protocol with this module's strings and their ids in `tokenizer`."""
     bos, eos, interval, stream_end = (
         tokenizer.encode(string, add_special_tokens=False).ids[0]
         for string in (BOS, EOS, INTERVAL, STREAM_END)
@@ -63,7 +63,7 @@ def stream_config_of(tokenizer: Tokenizer) -> StreamConfig:
 
 
 def preset_tokenizer(vocab_size: int) -> Tokenizer:
-    """The tokenizer of random-weight checkpoints, made from the narration sentences below."""
+    """The tokenizer of random-weight checkpoints, trained on synthetic narration sentences."""
     return tokenizer_of_corpus(_narration(), min(vocab_size, NUM_LEARNED_TOKENS), vocab_size)
 
 
@@ -71,11 +71,11 @@ def tokenizer_of_corpus(corpus: Iterable[str], num_learned: int, vocab_size: int
     """A byte-level BPE tokenizer that splits text as Llama 3's does.
 
     Args:
-        corpus: sentences; those of the streaming protocol must be among them, or its strings are no
-            single tokens.
-        num_learned: tokens to learn at most, bytes and special tokens included.
-        vocab_size: of the tokenizer; ids that nothing was learned for are words like " <1234>", so
-            that whatever a model says can be read.
+        corpus: sentences; must include those of the streaming protocol, or its strings do not
+            become single tokens.
+        num_learned: most tokens to learn, bytes and special tokens included.
+        vocab_size: of the tokenizer; unlearned ids become words like " <1234>", so that any output
+            of a model is readable.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -95,7 +95,7 @@ def tokenizer_of_corpus(corpus: Iterable[str], num_learned: int, vocab_size: int
     document = json.loads(tokenizer.to_str())
     vocabulary = document["model"]["vocab"]
     for token_id in range(len(vocabulary), vocab_size):
-        vocabulary[f"Ġ<{token_id}>"] = token_id  # Ġ is byte-level BPE's blank
+        vocabulary[f"Ġ<{token_id}>"] = token_id  # Ġ is byte-level BPE's space
     return Tokenizer.from_str(json.dumps(document))
 
 

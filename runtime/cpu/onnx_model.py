@@ -1,8 +1,8 @@
-"""ONNX Runtime on the CPU, one session a graph, everything bound to buffers made at the start.
+"""ONNX Runtime on the CPU: one session per graph, bound to preallocated buffers.
 
-Sessions, embedding table and scratch memory are the model's; caches and bindings are a stream's. A
-cache is never copied: a step of `delta` graphs binds views of it (past in, new rows out),
-`in_place` graphs get it whole, as input and output at one address, once for all steps.
+The model holds sessions, embedding table and scratch memory; a stream holds its cache and bindings.
+A cache is never copied: a step of `delta` graphs binds views of it (past in, new rows out);
+`in_place` graphs bind all of it once, as input and output at one address.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ from mod_edge.errors import BackendError
 from mod_edge.native.onnx_session import names_dtypes_dims, session_options
 from mod_edge.plan.kv_window import Eviction, Rows
 from mod_edge.plan.layout import StepLayout
-from mod_edge.plan.rope import inverse_frequencies
+from mod_edge.plan.rope import StepAngles
 from mod_edge.plan.signature import (
     GraphSignature,
     head_signature,
@@ -52,28 +52,27 @@ class OnnxModel(LoadedModel):
 
         Args:
             bundle: with every layer; not in bf16, which this provider does not compute.
-            limits: of every stream; graphs that carry their capacity have that one.
+            limits: of every stream; `in_place` graphs have their own capacity.
 
         Raises:
-            BackendError: a graph does not load, not on the provider it was meant for, or is not
-                the config's; likewise the embedding table; or the precision is bf16.
+            BackendError: a graph does not load or runs on another provider, a graph or the
+                embedding table does not match the config, or the precision is bf16.
         """
         folder, config, lowering = bundle.folder, bundle.config, bundle.lowering
         if lowering.precision == "bf16":
             raise BackendError(
                 f"{folder} is in bf16, which onnxruntime does not compute on a CPU; export with "
-                "--precision fp16 or fp32 to run it here"
+                "--precision fp16 or fp32"
             )
         text, dtype = config.text_config, lowering.dtype
         self.name = f"onnx (onnxruntime {onnxruntime.__version__}, CPU)"
         self.config, self.lowering, self.limits = config, lowering, limits
         self.embedding = read_embedding(folder / EMBEDDING_FILE, config, dtype)
         frames, tokens = limits.frames_per_step, limits.max_step_tokens
-        self._frequencies = inverse_frequencies(text)
-        self._angles = np.empty((tokens, text.head_dim // 2))
-        self.cos = np.empty(self._angles.shape, np.float32)
-        self.sin = np.empty(self._angles.shape, np.float32)
-        # Layers read one and write the other in turn.
+        self.angles = StepAngles(text, tokens)
+        shape = (tokens, text.head_dim // 2)
+        self.cos, self.sin = np.empty(shape, np.float32), np.empty(shape, np.float32)
+        # Layers alternate: each reads one and writes the other.
         self.hidden = [np.empty((tokens, text.hidden_size), dtype) for _ in range(2)]
         self.kept = {
             index: np.zeros((frames, config.num_kept), np.int64) for index in config.mod_layers
@@ -98,7 +97,7 @@ class OnnxModel(LoadedModel):
         self._encoding.run()
 
     def logits(self, rows: Sequence[int]) -> Float32Array:
-        """(len(rows), V) of these rows of what the layers wrote last."""
+        """(len(rows), V) logits of these rows of the last step."""
         num_rows = len(rows)
         final = self.hidden[len(self.layers) % 2]
         inputs, logits = self._head_rows[:num_rows], self._logits[:num_rows]
@@ -108,14 +107,6 @@ class OnnxModel(LoadedModel):
         self._reading.run()
         return logits
 
-    def write_angles(self, num_tokens: int, position: int) -> None:
-        """Put cos and sin of a step's absolute positions into `cos` and `sin`, by float64."""
-        positions = np.arange(position, position + num_tokens, dtype=np.float64)
-        angles = self._angles[:num_tokens]
-        np.multiply(positions[:, None], self._frequencies, out=angles)
-        np.cos(angles, out=self.cos[:num_tokens], casting="same_kind")
-        np.sin(angles, out=self.sin[:num_tokens], casting="same_kind")
-
 
 class OnnxStream(StreamState):
     """One stream's cache on an `OnnxModel`, and every layer's bindings to it."""
@@ -124,7 +115,7 @@ class OnnxStream(StreamState):
         """Allocate an empty cache.
 
         Raises:
-            CacheError: there is not so much memory.
+            CacheError: not enough memory.
         """
         config, lowering, limits = model.config, model.lowering, model.limits
         text, dtype = config.text_config, lowering.dtype
@@ -134,7 +125,7 @@ class OnnxStream(StreamState):
         self._cache = KvCache(config, lowering, lowering.capacity or limits.capacity)
         self._layers = [graph.bindings() for graph in model.layers]
         self._past_length = {is_mod: np.zeros(1, np.int64) for is_mod in (False, True)}
-        # The first step has no past, but a graph cannot bind zero rows: it gets this masked one.
+        # The first step has no past, but zero rows cannot be bound: bind one masked row.
         self._no_past = np.zeros((1, text.num_key_value_heads, text.head_dim), dtype)
         self._frame_embeds = np.empty(
             (limits.frames_per_step, config.frame_num_tokens, text.hidden_size), dtype
@@ -163,7 +154,8 @@ class OnnxStream(StreamState):
         hidden[layout.text_index] = model.embedding[list(token_ids)]
         if frame_embeds is not None:
             hidden[layout.frame_index] = np.asarray(frame_embeds)
-        model.write_angles(layout.num_tokens, position)
+        rows = slice(layout.num_tokens)
+        model.angles.write(position, model.cos[rows], model.sin[rows])
         if layout is not self._layout:
             self._bind_layout(layout)
         self._past_length[False][0], self._past_length[True][0] = past
@@ -186,7 +178,7 @@ class OnnxStream(StreamState):
     def _bind_whole_cache(self) -> None:
         for layer, buffers in zip(self._layers, self._cache.layers, strict=True):
             for name, buffer in (("key", buffers.key), ("value", buffers.value)):
-                # One address for both: else ONNX Runtime copies the whole cache in every step.
+                # One address for both, or ONNX Runtime copies the whole cache in every step.
                 layer.bind_input(f"past_{name}", buffer)
                 layer.bind_output(f"present_{name}", buffer)
 
@@ -198,7 +190,7 @@ class OnnxStream(StreamState):
                 layer.bind_output(f"new_{name}", buffer[num_past : num_past + num_new])
 
     def _bind_layout(self, layout: StepLayout) -> None:
-        """Bind all that only depends on the step's shape; steps of one shape reuse it."""
+        """Bind what depends on the step's shape only; steps of the same shape reuse it."""
         model, tokens = self._model, slice(0, layout.num_tokens)
         for index, layer in enumerate(self._layers):
             is_mod = index in model.kept
@@ -213,19 +205,19 @@ class OnnxStream(StreamState):
                 layer.bind_input("frame_index", layout.frame_index)
                 layer.bind_input("row_order", layout.row_order)
                 layer.bind_output("kept", model.kept[index][: layout.num_frames])
-        # The bindings hold addresses only: this reference keeps the layout's arrays alive.
+        # Bindings hold bare addresses: this reference keeps the layout's arrays alive.
         self._layout = layout
 
 
 class _Graph:
-    """One session, held against its signature."""
+    """One session, checked against its signature."""
 
     def __init__(self, folder: Path, signature: GraphSignature) -> None:
         path = folder / signature.file
         options = session_options()
-        # Its patterns are kept for every shape seen: with a past that grows, one a step, for ever.
+        # Memory patterns are kept per shape: as the past grows, that is one per step, without end.
         options.enable_mem_pattern = False
-        options.log_severity_level = 4  # what fails is raised, and would be printed besides
+        options.log_severity_level = 4  # errors are raised, and would be printed as well
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=[PROVIDER])
         except Exception as exc:  # onnxruntime raises bare pybind exceptions of many types
@@ -241,7 +233,7 @@ class _Graph:
         return _Bindings(self._session)
 
     def _check_signature(self, path: Path, signature: GraphSignature) -> None:
-        """Addresses are bound by the signature: a graph of other dims would read or write amiss."""
+        """With other dims than the signature's a graph would access memory out of bounds."""
         for values, specs in (
             (self._session.get_inputs(), signature.inputs),
             (self._session.get_outputs(), signature.outputs),
@@ -256,7 +248,7 @@ class _Graph:
 
 
 class _Bindings:
-    """What a session reads and writes; bound arrays must stay alive and contiguous."""
+    """A session's inputs and outputs; bound arrays must stay alive and contiguous."""
 
     def __init__(self, session: onnxruntime.InferenceSession) -> None:
         self._session = session

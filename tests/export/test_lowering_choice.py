@@ -125,7 +125,7 @@ def test_delta_graphs_have_no_fixed_rows_and_take_no_window(checkpoint):
 def test_a_precision_that_the_target_does_not_take_is_refused(checkpoint):
     assert choose_lowering(checkpoint, RTX, target="rtx", precision="fp16").precision == "fp16"
     for target, precision in (("cuda", None), ("rtx", "fp8")):
-        with pytest.raises(ConfigError, match=f"target {target} takes fp32, fp16"):
+        with pytest.raises(ConfigError, match=f"target {target} supports fp32, fp16"):
             choose_lowering(checkpoint, RTX, target=target, precision=precision)
 
 

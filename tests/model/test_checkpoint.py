@@ -149,7 +149,7 @@ def test_an_invalid_config_is_a_config_error(checkpoint):
 
 def test_a_tokenizer_that_does_not_fit_the_config_is_refused(checkpoint):
     change_config(checkpoint, "stream_config", stream_end_id=33)
-    with pytest.raises(CheckpointError, match=r"stream_end .* gives tokens .* wants \[33\]"):
+    with pytest.raises(CheckpointError, match=r"stream_end .* is tokens .* wants \[33\]"):
         Checkpoint(checkpoint)
 
 

@@ -1,4 +1,4 @@
-"""Costs of the paper's own geometry against the paper's own figures."""
+"""Costs of the paper's geometry, compared with the paper's figures."""
 
 import math
 from dataclasses import replace
@@ -63,7 +63,7 @@ def test_the_8b_flops_of_the_other_insertions_are_the_papers(paper_config, inser
     ],
     ids=lambda value: getattr(value, "insertion", value),
 )
-def test_a_baseline_pays_for_frames_in_its_dense_layers_alone(paper_config, mod, num_dense):
+def test_a_baseline_computes_frames_in_its_dense_layers_only(paper_config, mod, num_dense):
     config = replace(paper_config, mod_config=mod)
     frames_only = compare_with_full(config, PAPER_NUM_FRAMES, has_interval=False)
     assert frames_only.flops_ratio == pytest.approx(num_dense / 32)
@@ -72,22 +72,18 @@ def test_a_baseline_pays_for_frames_in_its_dense_layers_alone(paper_config, mod,
     assert with_interval.kv_ratio == (num_dense * 11 + (32 - num_dense)) / (32 * 11)
 
 
-def test_the_full_computation_model_costs_what_it_costs(paper_config):
+def test_the_full_computation_model_has_ratio_one(paper_config):
     config = replace(paper_config, mod_config=None)
     costs = compare_with_full(config, PAPER_NUM_FRAMES, has_interval=True)
     assert costs.model == costs.full
     assert costs.flops_ratio == costs.kv_ratio == 1
 
 
-def test_a_frame_of_the_8b_model_costs_154_gflop_full_and_98_with_mod(paper_config):
-    costs = compare_with_full(paper_config, 1, has_interval=True)  # hardly any attention yet
+def test_the_cost_of_one_frame_of_the_8b_model(paper_config):
+    costs = compare_with_full(paper_config, 1, has_interval=True)  # almost no attention yet
     assert costs.full.tokens == costs.model.tokens == 11
     assert costs.full.flops == pytest.approx(154e9, rel=5e-3)
     assert costs.model.flops == pytest.approx(98e9, rel=5e-3)
-
-
-def test_a_frame_of_the_8b_model_takes_2_75_mib_full_and_1_75_with_mod(paper_config):
-    costs = compare_with_full(paper_config, 1, has_interval=True)
     assert costs.full.kv_bytes == 2.75 * 2**20  # float32, twice the 1.375 MiB of float16
     assert costs.model.kv_bytes == 1.75 * 2**20
 
@@ -97,26 +93,26 @@ def test_attention_grows_with_the_stream_and_the_linear_layers_do_not(paper_conf
         compare_with_full(paper_config, num_frames, has_interval=True).full
         for num_frames in (100, 300)
     )
-    # 200 frames of 11 tokens more, half of them seen in the mean; 2 products of 2 FLOPs, 32 layers
+    # 200 more frames of 11 tokens, half of them attended on average; 2 products, 2 FLOPs, 32 layers
     more = 32 * 4 * 11 * (200 * 11 / 2) * 4096
     assert long.flops - short.flops == pytest.approx(more)
     assert long.kv_bytes == short.kv_bytes
 
 
-def test_encoding_a_frame_with_siglip_l_384_costs_what_torch_counts(paper_config):
+def test_vision_flops_of_siglip_l_384_equal_torchs_count(paper_config):
     with torch.device("meta"):
         encoder = FrameEncoder(paper_config)
         encoder.pooling = encoder.pooling.to("meta")
         frames = torch.zeros(1, 384, 384, 3, dtype=torch.uint8)
         with FlopCounterMode(display=False) as counter:
             encoder(frames)
-    # one query's projections, MLP and the pooling onto 3 x 3 are not in our count
+    # our count leaves out one query's projections, the MLP and the pooling to 3 x 3
     assert vision_flops(paper_config) == pytest.approx(counter.get_total_flops(), rel=1e-3)
     assert vision_flops(paper_config) == pytest.approx(380e9, abs=5e9)  # "about 380 GFLOP"
 
 
 @pytest.mark.parametrize("name", GEOMETRIES)
-def test_layer_parameters_are_those_of_a_real_layer(name):
+def test_layer_parameters_equal_a_real_layers(name):
     config = preset_config(name)
     with torch.device("meta"):
         layer = DecoderLayer(config)

@@ -1,4 +1,4 @@
-"""Windows in seconds, tokens and MiB, against a plain count of what they must hold."""
+"""Windows in seconds, tokens and MiB, compared with a plain count of rows."""
 
 import math
 from dataclasses import replace
@@ -20,7 +20,7 @@ plan_budget = partial(kv_budget.plan_budget, dtype="float32")
 
 
 def rows_for(config, num_frames, text_minimum=TEXT_MINIMUM):
-    """Frames with their interval tokens, and text besides: the minimum or an eighth of all."""
+    """Frames with their interval tokens, plus text: the minimum or an eighth of all tokens."""
     tokens = num_frames * (config.frame_num_tokens + 1)
     text = max(text_minimum, math.ceil(tokens / 7))
     num_skipped = num_frames * (config.frame_num_tokens - config.num_kept)
@@ -55,7 +55,7 @@ def test_rows_of_text_and_frames_in_each_geometry(make_config):
 
 
 @pytest.mark.parametrize("budget_mib", [0.5, 1, 1.7, 12])
-def test_a_budget_is_kept_and_the_next_frame_would_exceed_it(config, budget_mib):
+def test_a_budget_is_met_and_the_next_frame_would_exceed_it(config, budget_mib):
     plan = plan_budget(config, budget_mib, TEXT_MINIMUM)
     num_frames = frames_of(config, plan)
     assert plan.capacity == rows_for(config, num_frames)
@@ -63,13 +63,13 @@ def test_a_budget_is_kept_and_the_next_frame_would_exceed_it(config, budget_mib)
 
 
 @pytest.mark.parametrize("window", ["30s", "1000"])
-def test_the_size_in_bytes_is_that_of_the_real_buffers(config, window):
+def test_the_size_in_bytes_equals_the_real_buffers(config, window):
     plan = plan_window(config, window, TEXT_MINIMUM)
     assert plan.size_bytes == KvCache(config, CPU_FP32, plan.capacity).size_bytes
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_half_the_bytes_a_number_are_half_the_cache_or_twice_the_video(config, dtype):
+def test_half_precision_halves_the_cache_or_doubles_the_video(config, dtype):
     whole = plan_window(config, "30s", TEXT_MINIMUM)
     half = plan_window(config, "30s", TEXT_MINIMUM, dtype=dtype)
     assert half == replace(whole, size_bytes=whole.size_bytes // 2)
@@ -80,12 +80,12 @@ def test_half_the_bytes_a_number_are_half_the_cache_or_twice_the_video(config, d
 
 @pytest.mark.parametrize("window", ["0.5s", "30s", "300s", "211", "400", "4096"])
 @pytest.mark.parametrize("text_minimum", [60, 200])
-def test_the_rows_of_a_window_give_its_plan_back(config, window, text_minimum):
+def test_planning_with_a_windows_rows_returns_its_plan(config, window, text_minimum):
     plan = kv_budget.plan_window(config, window, text_minimum, dtype="float16")
     assert plan_capacity(config, plan.capacity, text_minimum, dtype="float16") == plan
 
 
-def test_rows_that_are_given_hold_less_video_beside_a_longer_reply(config):
+def test_fixed_rows_hold_less_video_with_a_longer_reply(config):
     capacity = plan_window(config, "30s", TEXT_MINIMUM).capacity
     longer = plan_capacity(config, capacity, 150, dtype="float32")
     assert longer.capacity == capacity
@@ -95,7 +95,7 @@ def test_rows_that_are_given_hold_less_video_beside_a_longer_reply(config):
     assert 0 < num_frames < 60
 
 
-def test_rows_that_are_too_few_in_either_geometry_say_how_many_it_takes(make_config):
+def test_too_few_rows_in_either_geometry_are_an_error_with_the_rows_needed(make_config):
     config, least = make_config(), rows_for(make_config(), 1)
     assert plan_capacity(config, least, TEXT_MINIMUM, dtype="float32").num_seconds == 0.5
     for capacity in (least.minus(Rows(1, 0)), least.minus(Rows(0, 1))):
@@ -115,7 +115,7 @@ def test_rows_that_are_too_few_in_either_geometry_say_how_many_it_takes(make_con
         (" 5s ", 2, 10),
     ],
 )
-def test_a_window_in_seconds_holds_that_much_video_and_text_besides(
+def test_a_window_in_seconds_holds_that_much_video_plus_text(
     make_config, window, frame_fps, num_frames
 ):
     config = make_config()
@@ -140,7 +140,7 @@ def test_an_eighth_of_a_long_window_is_text(make_config):
     assert 7000 * 11 / dense == 7 / 8
 
 
-def test_the_full_computation_model_gets_what_it_gets(make_config):
+def test_the_full_computation_model_holds_the_same_video_as_itself(make_config):
     for plan in (
         plan_window(make_config(mod=None), "33s", TEXT_MINIMUM),
         plan_window(make_config(mod=None), "777", TEXT_MINIMUM),
@@ -150,7 +150,7 @@ def test_the_full_computation_model_gets_what_it_gets(make_config):
 
 
 @pytest.mark.parametrize("insertion", ["interleaved", "all"])
-def test_the_comparison_is_the_most_video_that_full_computation_holds_in_the_same_bytes(
+def test_num_seconds_full_is_the_most_video_of_full_computation_in_the_same_bytes(
     make_config, insertion
 ):
     plan = plan_budget(make_config(mod=MoDConfig(insertion)), 2, TEXT_MINIMUM)
@@ -160,7 +160,7 @@ def test_the_comparison_is_the_most_video_that_full_computation_holds_in_the_sam
     assert plan.num_seconds > plan.num_seconds_full
 
 
-def test_rows_that_no_frame_fills_are_not_counted_as_video_of_either_model(make_config):
+def test_rows_not_filled_by_frames_are_not_counted_as_video_of_either_model(make_config):
     config, full = make_config(mod=MoDConfig("all")), make_config(mod=None)
     for num_tokens in range(71, 400, 7):
         plan = plan_window(config, str(num_tokens), TEXT_MINIMUM)
@@ -176,36 +176,36 @@ def test_a_larger_sink_or_reply_leaves_less_video(make_config):
 
 
 @pytest.mark.parametrize("window", ["", "abc", "-5s", "1.5", "2min", "s", "12 s", "1e3"])
-def test_a_window_that_is_no_number_is_refused(make_config, window):
+def test_a_window_that_is_not_a_number_is_an_error(make_config, window):
     with pytest.raises(ConfigError, match="wanted seconds like 120s or tokens like 4096"):
         plan_window(make_config(), window, TEXT_MINIMUM)
 
 
 @pytest.mark.parametrize("window", ["0", "70"])
-def test_a_window_of_too_few_tokens_says_how_many_it_takes(make_config, window):
+def test_a_window_of_too_few_tokens_is_an_error_with_the_tokens_needed(make_config, window):
     with pytest.raises(ConfigError, match=rf"window={window} is too small.*take 71 tokens"):
         plan_window(make_config(), window, TEXT_MINIMUM)
     assert plan_window(make_config(), "71", TEXT_MINIMUM).num_seconds == 0.5
 
 
-def test_a_window_of_no_seconds_is_refused(make_config):
+def test_a_window_of_zero_seconds_is_an_error(make_config):
     with pytest.raises(ConfigError, match="window='0s'"):
         plan_window(make_config(), "0s", TEXT_MINIMUM)
 
 
 @pytest.mark.parametrize("budget_mib", [0.01, 0, -1])
-def test_a_budget_below_one_frame_says_how_much_it_takes(make_config, budget_mib):
+def test_a_budget_below_one_frame_is_an_error_with_the_budget_needed(make_config, budget_mib):
     with pytest.raises(ConfigError, match=r"kv-budget=.* is too small: .*take 0\.1 MiB"):
         plan_budget(make_config(), budget_mib, TEXT_MINIMUM)
 
 
 @pytest.mark.parametrize("budget_mib", [float("inf"), float("-inf"), float("nan")])
-def test_a_budget_that_is_no_number_is_refused(make_config, budget_mib):
+def test_a_budget_that_is_not_finite_is_an_error(make_config, budget_mib):
     with pytest.raises(ConfigError, match=r"kv-budget=\S+ MiB, wanted a finite number"):
         plan_budget(make_config(), budget_mib, TEXT_MINIMUM)
 
 
-def test_the_message_of_a_budget_too_small_names_one_that_is_enough(make_config):
+def test_the_budget_named_in_the_message_is_enough(make_config):
     config = make_config(num_layers=32)
     with pytest.raises(ConfigError) as caught:
         plan_budget(config, 0.01, TEXT_MINIMUM)

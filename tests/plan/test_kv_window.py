@@ -1,4 +1,4 @@
-"""The rolling window against a twin that holds every single token in a list."""
+"""The rolling window, compared with a reference that holds every token in a list."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from mod_edge.errors import CacheError
-from mod_edge.plan.kv_window import NO_ROWS, KvWindow, Rows
+from mod_edge.plan.kv_window import KvWindow, Rows
 
 SINK = -1
 
@@ -22,12 +22,7 @@ class Token:
     is_in_mod: bool
 
 
-def test_a_layer_has_the_rows_of_its_geometry():
-    assert Rows(7, 3).of(True) == 3
-    assert Rows(7, 3).of(False) == 7
-
-
-class Twin:
+class Reference:
     """The cache as two plain lists of tokens, changed only as an `Eviction` says."""
 
     def __init__(self):
@@ -54,7 +49,7 @@ class Twin:
             self.num_segments += 1
             segment = self.num_segments
         for n in range(rows.dense):
-            # which of a frame's tokens are kept is of no concern to the window: the last ones here
+            # the window does not depend on which of a frame's tokens are kept: the last ones here
             token = Token(self.num_fed + n, segment, n >= rows.dense - rows.mod)
             self.dense.append(token)
             if token.is_in_mod:
@@ -69,7 +64,7 @@ class Twin:
         self.num_fed -= num_taken
 
     def evict(self, eviction):
-        """Cut the rows out of both lists; the tokens that went."""
+        """Cut the rows out of both lists and return them."""
         gone = []
         for tokens, sink, dropped in (
             (self.dense, eviction.sink.dense, eviction.dropped.dense),
@@ -86,12 +81,12 @@ def fits(rows, limit):
 
 
 def state_of(window):
-    """All that a window knows, comparable."""
+    """The window's state, comparable."""
     return {**vars(window), "_segments": list(window._segments)}
 
 
 class WindowMachine(RuleBasedStateMachine):
-    """Feeds, takes back and rolls at random; every eviction is carried out on the twin's lists."""
+    """Feeds, takes back and rolls at random, and evicts from the reference's lists too."""
 
     @initialize(
         dense=st.integers(20, 120),
@@ -101,39 +96,39 @@ class WindowMachine(RuleBasedStateMachine):
     def start(self, dense, mod_share, evict_fraction):
         capacity = Rows(dense, int(mod_share * dense))
         self.window = KvWindow(capacity, evict_fraction=evict_fraction)
-        self.twin = Twin()
+        self.reference = Reference()
 
     @rule(num_text=st.integers(1, 9))
-    @precondition(lambda self: self.twin.sink_is_open)
+    @precondition(lambda self: self.reference.sink_is_open)
     def fill_the_sink(self, num_text):
         rows = Rows(num_text, num_text)
         if fits(self.window.length.plus(rows), self.window.capacity):
             self.window.append(rows, continues=True)
-            self.twin.append(rows, continues=True)
+            self.reference.append(rows, continues=True)
 
     @rule()
-    @precondition(lambda self: self.twin.sink_is_open)
+    @precondition(lambda self: self.reference.sink_is_open)
     def close_the_sink(self):
         self.window.close_sink()
-        self.twin.sink_is_open = False
+        self.reference.sink_is_open = False
 
     @rule(num_text=st.integers(0, 12), num_frames=st.integers(0, 2), continues=st.booleans())
-    @precondition(lambda self: not self.twin.sink_is_open)
+    @precondition(lambda self: not self.reference.sink_is_open)
     def feed(self, num_text, num_frames, continues):
         num_text += num_frames == 0
         needed = Rows(num_text + 7 * num_frames, num_text + 2 * num_frames)
         self.make_room(needed, continues)
         if fits(self.window.length.plus(needed), self.window.capacity):
             self.window.append(needed, continues=continues)
-            self.twin.append(needed, continues=continues)
+            self.reference.append(needed, continues=continues)
 
     def make_room(self, needed, continues):
-        window, twin = self.window, self.twin
-        segments = twin.segments()
+        window, reference = self.window, self.reference
+        segments = reference.segments()
         evictable = segments[:-1] if continues else segments
         before, length = state_of(window), window.length
         has_room = fits(length.plus(needed), window.capacity)
-        least = length.minus(twin.rows(evictable))
+        least = length.minus(reference.rows(evictable))
         if not fits(least.plus(needed), window.capacity):
             with pytest.raises(CacheError, match=f"{needed.dense} tokens more"):
                 window.make_room(needed, continues=continues)
@@ -145,18 +140,18 @@ class WindowMachine(RuleBasedStateMachine):
             assert state_of(window) == before
             return
         assert eviction.length == length
-        assert eviction.sink == twin.rows([SINK])
-        gone, gone_mod = twin.evict(eviction)
+        assert eviction.sink == reference.rows([SINK])
+        gone, gone_mod = reference.evict(eviction)
         # the same stream range in both geometries: whole segments, oldest first
         assert gone_mod == [token for token in gone if token.is_in_mod]
         went = list(dict.fromkeys(token.segment for token in gone))
         assert went == evictable[: len(went)]
-        assert not set(went) & set(twin.segments())
-        assert eviction.num_evicted == twin.num_dropped
+        assert not set(went) & set(reference.segments())
+        assert eviction.num_evicted == reference.num_dropped
         self.check_amount(eviction, needed, went, evictable, gone)
 
     def check_amount(self, eviction, needed, went, evictable, gone):
-        """At least a chunk where room is lacking, unless all that may go went; and no more."""
+        """At least a chunk where rows are missing, or everything evictable; and no more."""
         free = window_rows_to_free(self.window, eviction, needed)
         assert fits(free, eviction.dropped) or went == evictable
         last = [token for token in gone if token.segment == went[-1]]
@@ -166,13 +161,13 @@ class WindowMachine(RuleBasedStateMachine):
         assert not fits(free, without_last)
 
     @rule()
-    @precondition(lambda self: bool(self.twin.segments()))
+    @precondition(lambda self: bool(self.reference.segments()))
     def take_back(self):
         self.window.take_back()
-        self.twin.take_back()
+        self.reference.take_back()
 
     @rule(rows=st.integers(1, 5))
-    @precondition(lambda self: not self.twin.sink_is_open)
+    @precondition(lambda self: not self.reference.sink_is_open)
     def take_back_undoes_append(self, rows):
         needed = Rows(rows + 1, rows)
         if fits(needed, self.window.capacity.minus(self.window.length)):
@@ -183,18 +178,18 @@ class WindowMachine(RuleBasedStateMachine):
             assert state_of(self.window) == before
 
     @invariant()
-    def the_books_are_the_twins(self):
-        window, twin = self.window, self.twin
-        assert window.length == Rows(len(twin.dense), len(twin.mod))
+    def bookkeeping_equals_the_reference(self):
+        window, reference = self.window, self.reference
+        assert window.length == Rows(len(reference.dense), len(reference.mod))
         assert fits(window.length, window.capacity)
-        assert window.sink == twin.rows([SINK])  # never dropped
-        assert window.num_tokens == twin.num_fed
-        assert window.num_evicted == twin.num_dropped
-        assert window.sink_is_open == twin.sink_is_open
+        assert window.sink == reference.rows([SINK])  # never dropped
+        assert window.num_tokens == reference.num_fed
+        assert window.num_evicted == reference.num_dropped
+        assert window.sink_is_open == reference.sink_is_open
 
     @invariant()
-    def what_is_left_is_the_sink_and_the_newest_tokens(self):
-        numbers = [token.number for token in self.twin.dense]
+    def the_sink_and_the_newest_tokens_are_left(self):
+        numbers = [token.number for token in self.reference.dense]
         num_sink = self.window.sink.dense
         assert numbers[:num_sink] == list(range(num_sink))
         first = num_sink + self.window.num_evicted
@@ -202,13 +197,13 @@ class WindowMachine(RuleBasedStateMachine):
 
 
 def window_rows_to_free(window, eviction, needed):
-    """What lacks in each geometry, and a chunk at least where anything does."""
+    """Missing rows in each geometry, at least a chunk if any are missing."""
     free = []
     for geometry in range(2):
         limit, sink = window.capacity[geometry], eviction.sink[geometry]
-        lacking = eviction.length[geometry] + needed[geometry] - limit
+        missing = eviction.length[geometry] + needed[geometry] - limit
         chunk = int(window.evict_fraction * (limit - sink))
-        free.append(max(chunk, lacking) if lacking > 0 else 0)
+        free.append(max(chunk, missing) if missing > 0 else 0)
     return Rows(*free)
 
 
@@ -243,24 +238,24 @@ def feed_frames(window, num_frames):
     return [eviction for eviction in evictions if eviction is not None]
 
 
-def test_a_chunk_is_dropped_at_once_and_then_nothing_for_a_while():
+def test_a_whole_chunk_is_dropped_at_once():
     window = window_of(Rows(5 + 8 * 11, 1000))
     evictions = feed_frames(window, 12)
-    # a quarter of 88 rows is two frames: the 9th and the 11th frame make room, the others need not
+    # a quarter of 88 rows is two frames: only the 9th and the 11th frame need room
     assert [eviction.dropped for eviction in evictions] == [Rows(22, 6)] * 2
     assert [eviction.num_evicted for eviction in evictions] == [22, 44]
     assert evictions[0].length == Rows(5 + 8 * 11, 5 + 8 * 3)
     assert window.num_tokens == 5 + 12 * 11
 
 
-def test_either_geometry_alone_makes_both_roll():
+def test_a_full_geometry_makes_both_roll():
     window = window_of(Rows(1000, 5 + 4 * 3), evict_fraction=0.0)
     (eviction,) = feed_frames(window, 5)
     assert eviction.dropped == FRAME_ROWS
     assert window.length == Rows(5 + 4 * 11, 5 + 4 * 3)
 
 
-def test_the_segment_in_progress_stays_and_may_take_all_the_room():
+def test_the_segment_in_progress_stays_and_may_fill_the_window():
     window = window_of(Rows(5 + 33, 1000))
     feed_frames(window, 2)
     window.append(Rows(6, 6), continues=False)  # a reply begins
@@ -272,25 +267,8 @@ def test_the_segment_in_progress_stays_and_may_take_all_the_room():
         CacheError, match=r"1 tokens more \(1 rows in a MoD layer\).*sink of 5 \(5\)"
     ):
         window.make_room(Rows(1, 1), continues=True)
-    # once it has ended, it goes as a whole
+    # once it has ended, it is dropped whole
     assert window.make_room(Rows(1, 1), continues=False).dropped == Rows(33, 33)
-
-
-def test_text_that_continues_right_behind_the_sink_begins_a_segment():
-    window = window_of(Rows(20, 20))
-    window.append(Rows(3, 3), continues=True)
-    assert window.sink == Rows(5, 5)
-    window.take_back()
-    assert window.length == Rows(5, 5)
-
-
-def test_a_step_larger_than_the_window_drops_nothing():
-    window = window_of(Rows(40, 40))
-    feed_frames(window, 3)
-    with pytest.raises(CacheError, match="the KV cache window is too small: 36 tokens more"):
-        window.make_room(Rows(36, 36), continues=False)
-    assert window.length == Rows(38, 14)
-    assert window.num_evicted == 0
 
 
 def test_an_open_sink_is_never_dropped():
@@ -299,14 +277,3 @@ def test_an_open_sink_is_never_dropped():
     with pytest.raises(CacheError, match="beside a sink of 8"):
         window.make_room(Rows(3, 3), continues=False)
     assert window.sink == window.length == Rows(8, 8)
-
-
-def test_an_empty_window_holds_nothing():
-    window = KvWindow(Rows(10, 10), evict_fraction=0.5)
-    assert window.sink_is_open
-    assert (window.length, window.sink, window.num_tokens, window.num_evicted) == (
-        NO_ROWS,
-        NO_ROWS,
-        0,
-        0,
-    )

@@ -1,4 +1,4 @@
-"""Row numbers of a step, written out by hand and by a plain twin."""
+"""Row numbers of a step, checked by hand and by properties."""
 
 from itertools import chain
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mod_edge.plan.layout import FRAME, step_layout
 
 
-def test_the_rows_of_a_small_step_are_these():
+def test_the_rows_of_a_small_step():
     layout = step_layout((2, FRAME, 1, FRAME), frame_num_tokens=3, num_kept=2)
     # rows: text 0 1, frame 2 3 4, text 5, frame 6 7 8
     assert layout.text_index.tolist() == [0, 1, 5]
@@ -21,18 +21,11 @@ def test_the_rows_of_a_small_step_are_these():
     assert layout.last_frame_rows.tolist() == [4, 8]
 
 
-def test_a_step_of_text_alone_has_no_frames_but_keeps_their_width():
+def test_a_step_of_text_alone_has_no_frames_of_the_right_width():
     layout = step_layout((3,), frame_num_tokens=10, num_kept=2)
     assert layout.frame_index.shape == (0, 10)
     assert layout.last_frame_rows.shape == (0,)
     assert layout.text_index.tolist() == layout.row_order.tolist() == [0, 1, 2]
-
-
-def test_a_step_may_begin_with_a_frame():
-    layout = step_layout((FRAME, 1), frame_num_tokens=3, num_kept=1)
-    assert layout.frame_index.tolist() == [[0, 1, 2]]
-    assert layout.text_index.tolist() == [3]
-    assert layout.row_order.tolist() == [1, 0]
 
 
 def test_every_index_is_int64_and_read_only():
@@ -43,7 +36,7 @@ def test_every_index_is_int64_and_read_only():
             array[0] = 1
 
 
-def test_the_layout_of_a_shape_is_made_once():
+def test_the_layout_of_a_shape_is_cached():
     assert step_layout((2, FRAME), 10, 2) is step_layout((2, FRAME), 10, 2)
     assert step_layout((2, FRAME), 10, 2) is not step_layout((2, FRAME), 10, 3)
 
@@ -54,12 +47,11 @@ def test_the_layout_of_a_shape_is_made_once():
     st.integers(1, 7).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n))),
     st.randoms(use_true_random=False),
 )
-def test_the_row_order_puts_text_and_kept_rows_into_time_order(pieces, sizes, random):
+def test_the_row_order_sorts_text_and_kept_rows_by_time(pieces, sizes, random):
     frame_num_tokens, num_kept = sizes
     layout = step_layout(tuple(pieces), frame_num_tokens, num_kept)
-    kept = [
-        sorted(random.sample(frame, num_kept)) for frame in layout.frame_index.tolist()
-    ]  # whatever the router takes, rising within each frame
+    # any selection of a router, ascending within each frame
+    kept = [sorted(random.sample(frame, num_kept)) for frame in layout.frame_index.tolist()]
     concatenated = np.array([*layout.text_index.tolist(), *chain(*kept)], np.int64)
     in_time_order = concatenated[layout.row_order]
     assert (np.diff(in_time_order) > 0).all()

@@ -1,7 +1,7 @@
 """The streaming protocol: exact ids at every turn, the decision rule, whole scripted streams.
 
-What is right is written out here as strings and encoded by the tokenizer, and once more as a plain
-loop in the shape of VideoLLM-online's demo (`LiveInfer`), which shares no code with the session.
+Expected ids are written here as strings and encoded by the tokenizer, and again as a plain loop
+like VideoLLM-online's demo (`LiveInfer`), which shares no code with the session.
 """
 
 from collections import deque
@@ -27,7 +27,7 @@ STREAM = CONFIG.stream_config
 TOKENIZER = preset_tokenizer(CONFIG.text_config.vocab_size)
 BOS, EOS = STREAM.bos_token_id, STREAM.eos_token_id
 SILENT, SPEAK = STREAM.frame_token_interval_id, STREAM.stream_end_id
-WORD, OTHER = 300, 301  # two tokens that mean nothing to the protocol
+WORD, OTHER = 300, 301  # two tokens without a meaning in the protocol
 QUESTION = "What happens?"
 
 
@@ -49,21 +49,16 @@ def test_the_stream_opens_with_bos_the_system_prompt_and_a_bracket(protocol):
     assert protocol.frame_prefix() == wanted
 
 
-def test_the_opening_reads_as_the_published_template(protocol):
-    text = TOKENIZER.decode(protocol.opening_ids(), skip_special_tokens=False)
-    assert text == f"<|begin_of_text|>{STREAM.system_prompt}\n\n["
-
-
 def test_the_interval_alone_stands_between_two_frames(protocol):
     protocol.note_frame()
     assert protocol.frame_prefix() == encode(",") == [SILENT]
 
 
-def test_speaking_closes_the_bracket_and_calls_the_assistant(protocol):
+def test_speaking_closes_the_bracket_and_prompts_the_assistant(protocol):
     protocol.note_frame()
     wanted = encode("]\nAssistant:")
     assert protocol.response_prompt(None) == wanted
-    assert wanted[0] == SPEAK  # so that the prompt takes the place of the token just predicted
+    assert wanted[0] == SPEAK  # the prompt begins with the predicted token
 
 
 def test_a_query_between_frames_closes_the_bracket(protocol):
@@ -95,7 +90,7 @@ def test_a_cut_reply_is_closed_after_its_last_token(protocol):
     assert protocol.response_prompt(QUESTION) == wanted
 
 
-def test_asking_for_ids_changes_nothing(protocol):
+def test_reading_ids_does_not_change_the_state(protocol):
     protocol.note_frame()
     protocol.note_reply([EOS])
     for _ in range(2):
@@ -104,7 +99,7 @@ def test_asking_for_ids_changes_nothing(protocol):
 
 
 @pytest.mark.parametrize("query", ["a\nb", "{query}", "100 %", "Was läuft?", "]\nAssistant: no"])
-def test_any_query_is_fed_as_it_was_written(protocol, query):
+def test_any_query_is_fed_unchanged(protocol, query):
     protocol.note_frame()
     assert protocol.response_prompt(query) == encode("]\nUser: " + query + "\nAssistant:")
 
@@ -113,7 +108,7 @@ def test_any_query_is_fed_as_it_was_written(protocol, query):
 
 
 def published_decision(logits, threshold):
-    """Step 5 of the published loop, in float64, its crash on a third token being "undecided"."""
+    """Step 5 of the published loop, in float64; it crashes on a third token: "undecided" here."""
     exponentials = np.exp(np.float64(logits) - np.float64(logits).max())
     probabilities = exponentials / exponentials.sum()
     if probabilities[SILENT] < threshold:
@@ -123,7 +118,7 @@ def published_decision(logits, threshold):
 
 
 def logits_of(**probabilities):
-    """Logits in which the named tokens have these probabilities and all others share the rest."""
+    """Logits with these probabilities of the named tokens; all others share the rest."""
     ids = {"silent": SILENT, "speak": SPEAK, "word": WORD}
     size = CONFIG.text_config.vocab_size
     rest = (1 - sum(probabilities.values())) / (size - len(probabilities))
@@ -141,18 +136,18 @@ def logits_of(**probabilities):
         (0.725, {"silent": 0.72, "speak": 0.1, "word": 0.15}, Decision.UNDECIDED),
         (0.725, {"silent": 0.1, "speak": 0.6, "word": 0.2}, Decision.SPEAK),
         (0.725, {"silent": 0.1, "speak": 0.2, "word": 0.6}, Decision.UNDECIDED),
-        (0.2, {"silent": 0.3, "speak": 0.6}, Decision.SPEAK),  # enough, yet not the likeliest
+        (0.2, {"silent": 0.3, "speak": 0.6}, Decision.SPEAK),  # above it, but not the most likely
         (0.0, {"silent": 0.02, "speak": 0.01}, Decision.SILENT),
         (1.0, {"silent": 0.99, "speak": 0.005}, Decision.SPEAK),
     ],
 )
-def test_a_silence_below_the_threshold_does_not_count(threshold, probabilities, wanted):
+def test_silence_below_the_threshold_does_not_count(threshold, probabilities, wanted):
     logits = logits_of(**probabilities)
     assert Protocol(STREAM, TOKENIZER, threshold).decide(logits) == wanted
     assert published_decision(logits, threshold) == wanted
 
 
-def test_a_silence_at_the_threshold_counts():
+def test_silence_at_the_threshold_counts():
     size = CONFIG.text_config.vocab_size
     logits = np.full(size, -np.inf, np.float32)
     logits[[SILENT, SPEAK]] = np.log(np.float32(3)), 0  # three quarters and one quarter
@@ -166,7 +161,7 @@ def test_a_silence_at_the_threshold_counts():
     assert Protocol(STREAM, TOKENIZER, 1.0).decide(logits) == Decision.SILENT
 
 
-def test_random_logits_decide_as_the_published_rule():
+def test_random_logits_decide_like_the_published_rule():
     generator = np.random.default_rng(3)
     seen = set()
     for _ in range(600):
@@ -179,7 +174,7 @@ def test_random_logits_decide_as_the_published_rule():
     assert len(seen) == 6
 
 
-def test_deciding_leaves_the_streams_logits_as_they_are():
+def test_decide_does_not_change_the_logits():
     logits = logits_of(silent=0.5, speak=0.4)
     before = logits.copy()
     Protocol(STREAM, TOKENIZER, 0.725).decide(logits)
@@ -190,11 +185,11 @@ def test_deciding_leaves_the_streams_logits_as_they_are():
 
 
 class ScriptedStream(StreamState):
-    """Answers by a script and keeps what the stream consists of, frame tokens included.
+    """Replies by a script and records the stream, including frame tokens.
 
     Args:
-        decisions: the likeliest token at each frame.
-        replies: the tokens of each reply in turn.
+        decisions: the most likely token at each frame.
+        replies: the tokens of each reply.
     """
 
     name = "script"
@@ -211,7 +206,7 @@ class ScriptedStream(StreamState):
 
     def step(self, layout, token_ids, frame_embeds, *, position, past):
         assert past.dense == position, "nothing is evicted in these streams"
-        del self.stream[position:]  # what was taken back is overwritten
+        del self.stream[position:]  # frames that were taken back
         rows = [None] * layout.num_tokens
         for row, token_id in zip(layout.text_index, token_ids, strict=True):
             rows[row] = token_id
@@ -262,7 +257,7 @@ def session_of(state, *, frames_per_step, max_new_tokens):
 
 
 def published_stream(times, decisions, replies, queries, *, max_new_tokens):
-    """What the published loop feeds, as a flat list, and which frames it took queries at.
+    """The ids and frames that the published loop feeds, as a flat list.
 
     With our two rules: a third token at a frame is silence, and a query or a bracket after a reply
     is preceded by the reply's end token (the demo drops it before a query).
@@ -319,7 +314,7 @@ def compare_with_published(times, decisions, replies, queries, *, frames_per_ste
     return events
 
 
-def test_a_scripted_stream_feeds_what_the_published_loop_feeds():
+def test_a_scripted_stream_feeds_the_same_as_the_published_loop():
     """Silence, speech, a cut reply, an empty one, a standing and two later queries."""
     times = [0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0]
     decisions = [SILENT, SILENT, SPEAK, OTHER, SPEAK, SILENT, SILENT]
@@ -345,7 +340,7 @@ def test_a_scripted_stream_feeds_what_the_published_loop_feeds():
     ]
 
 
-def test_the_first_tokens_of_that_stream_are_these():
+def test_a_stream_written_out_token_by_token():
     state = ScriptedStream([SILENT, SPEAK, SILENT], [[WORD, EOS], [OTHER, EOS]])
     session = session_of(state, frames_per_step=1, max_new_tokens=9)
     list(session.stream(Pictures([0.0, 0.5, 1.0]), [Query("Please narrate.")]))
@@ -361,7 +356,7 @@ def test_the_first_tokens_of_that_stream_are_these():
 
 @pytest.mark.parametrize("frames_per_step", [1, 2, 3, 5])
 @pytest.mark.parametrize("seed", range(12))
-def test_random_scripts_feed_what_the_published_loop_feeds(seed, frames_per_step):
+def test_random_scripts_feed_the_same_as_the_published_loop(seed, frames_per_step):
     generator = np.random.default_rng(seed)
     times = [number / STREAM.frame_fps for number in range(12)]
     decisions = generator.choice([SILENT, SILENT, SPEAK, OTHER], len(times)).tolist()
@@ -381,7 +376,7 @@ def test_a_query_between_two_frames_of_one_step_is_answered_between_them():
     assert reply.time_s == 0.5
 
 
-def test_other_protocol_strings_are_taken_from_the_config():
+def test_other_protocol_strings_are_read_from_the_config():
     stream = replace(STREAM, system_prompt="Watch.", stream_end="]")
     protocol = Protocol(stream, TOKENIZER, 0.5)
     assert protocol.opening_ids() == [BOS, *encode("Watch.\n\n[")]

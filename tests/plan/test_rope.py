@@ -1,4 +1,4 @@
-"""RoPE's frequencies: plain, and stretched as Llama 3.1 does it."""
+"""RoPE's frequencies: plain, and with Llama 3.1's scaling."""
 
 import math
 
@@ -13,14 +13,14 @@ pytestmark = pytest.mark.numeric
 LLAMA3_SCALING = RopeScaling(32.0, 1.0, 4.0, 8192)  # Llama-3.2-1B's
 
 
-def test_frequencies_fall_from_one_by_the_powers_of_theta(make_config):
+def test_frequencies_are_powers_of_theta(make_config):
     frequencies = inverse_frequencies(make_config().text_config)
     theirs = [500000.0 ** (-2 * pair / 16) for pair in range(8)]
     assert frequencies.dtype == np.float64
     np.testing.assert_allclose(frequencies, theirs, rtol=1e-15)
 
 
-def test_llama3_scaling_keeps_fast_turns_divides_slow_ones_and_blends_between(make_config):
+def test_llama3_scaling_keeps_high_frequencies_divides_low_ones_and_blends_between(make_config):
     plain = inverse_frequencies(make_config().text_config)
     scaled = inverse_frequencies(make_config(rope_scaling=LLAMA3_SCALING).text_config)
     seen = set()

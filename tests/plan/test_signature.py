@@ -1,10 +1,10 @@
-"""Graphs by kind: their names and files, and an entry for every kind wherever kinds differ."""
+"""Kinds of graph: names, files, weights, and an entry for each kind in every table."""
 
 from dataclasses import replace
 
 import pytest
 
-from mod_edge.bundle.shape_ranges import LETTERS
+from mod_edge.bundle.shape_ranges import DIM_RANGES
 from mod_edge.config import MoDConfig
 from mod_edge.export.graphs import MODULES
 from mod_edge.export.random_step import INPUTS
@@ -21,14 +21,14 @@ DEVICE = Lowering("rtx", "fp16", Rows(90, 50))
 
 @pytest.mark.parametrize(
     "table",
-    [LETTERS, MODULES, REFERENCES, INPUTS, STEPS, OUTPUTS | {DENSE: None, MOD: None}],
+    [DIM_RANGES, MODULES, REFERENCES, INPUTS, STEPS, OUTPUTS | {DENSE: None, MOD: None}],
     ids=["ranges", "modules", "references", "random inputs", "recorded steps", "outputs"],
 )
 def test_every_kind_has_an_entry_in_every_table(table):
     assert table.keys() == set(KINDS)
 
 
-def test_no_two_kinds_are_called_the_same():
+def test_names_of_kinds_are_unique():
     assert len({kind.name for kind in KINDS}) == len(KINDS)
 
 
@@ -59,7 +59,7 @@ def test_every_tensor_of_a_checkpoint_belongs_to_one_graph_or_is_the_embedding(
         assert len(owners) == (name != "model.embed_tokens.weight"), name
 
 
-def test_a_graph_leaves_out_what_all_names_of_its_weights_begin_with(make_config):
+def test_a_graphs_weight_names_omit_the_common_prefix(make_config):
     config = make_config()
     layer, vision = layer_signature(config, 3, CPU_FP32), vision_signature(config, CPU_FP32)
     assert layer.weight_name("model.layers.3.router.weight") == "router.weight"
@@ -70,7 +70,7 @@ def test_a_graph_leaves_out_what_all_names_of_its_weights_begin_with(make_config
     assert head.weight_name("lm_head.weight") == "lm_head.weight"
 
 
-def test_a_layer_has_an_index_and_nothing_else_has(make_config):
+def test_only_layers_have_an_index(make_config):
     layer = layer_signature(make_config(), 0, CPU_FP32)
-    with pytest.raises(AssertionError, match="layers alone have an index"):
+    with pytest.raises(AssertionError, match="only layers have an index"):
         replace(layer, layer_index=None)

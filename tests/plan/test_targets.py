@@ -1,4 +1,4 @@
-"""Lowerings: only what their target takes, written so that bundles from before read the same."""
+"""Lowerings: only what their target supports, in a format that older bundles share."""
 
 import json
 from dataclasses import replace
@@ -38,7 +38,7 @@ def test_a_written_lowering_is_read_back_equal(lowering):
         ),
     ],
 )
-def test_weights_of_the_dtype_are_written_as_before_there_was_another_format(lowering, document):
+def test_the_default_weight_format_is_not_written(lowering, document):
     assert lowering.to_json() == document
     assert list(lowering.to_json()) == list(document)
     assert lowering_from_json(document).weight_format == AS_DTYPE
@@ -53,10 +53,10 @@ def test_another_weight_format_is_written_and_read(monkeypatch):
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_a_weight_format_that_the_target_does_not_take_is_refused(name):
+def test_a_weight_format_that_the_target_does_not_support_is_an_error(name):
     capacity = Rows(32, 16) if TARGETS[name].dialect == "in_place" else None
-    with pytest.raises(ConfigError, match=f"target {name} takes weights as-dtype, not 'int8'"):
+    with pytest.raises(ConfigError, match=f"target {name} supports weights as-dtype, not 'int8'"):
         Lowering(name, TARGETS[name].precisions[0], capacity, "int8")
     document = Lowering(name, TARGETS[name].precisions[0], capacity).to_json()
-    with pytest.raises(ConfigError, match="not 'int4'; take one of these, or another target"):
+    with pytest.raises(ConfigError, match="not 'int4'; use one of these, or another target"):
         lowering_from_json({**document, "weight_format": "int4"})

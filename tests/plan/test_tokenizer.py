@@ -1,4 +1,4 @@
-"""The presets' tokenizer and what the streaming protocol demands of any."""
+"""The presets' tokenizer, and the streaming protocol's requirements on any tokenizer."""
 
 import json
 from dataclasses import replace
@@ -37,7 +37,7 @@ def test_every_protocol_string_is_one_token(tokenizer, text):
     assert tokenizer.decode([token_id], skip_special_tokens=False) == text
 
 
-def test_the_protocol_strings_stay_one_token_in_their_places(tokenizer):
+def test_the_protocol_strings_are_one_token_in_context(tokenizer):
     interval, end = ids_of(tokenizer, INTERVAL), ids_of(tokenizer, STREAM_END)
     assert ids_of(tokenizer, "]\nUser: What?\nAssistant:")[:1] == end
     assert ids_of(tokenizer, "]\nAssistant:")[:1] == end
@@ -45,7 +45,7 @@ def test_the_protocol_strings_stay_one_token_in_their_places(tokenizer):
 
 
 @pytest.mark.parametrize("vocab_size", [VOCAB_SIZE, 700])
-def test_every_id_decodes_to_something(vocab_size):
+def test_every_id_decodes_to_text(vocab_size):
     tokenizer = preset_tokenizer(vocab_size)
     assert tokenizer.get_vocab_size() == vocab_size
     for token_id in range(vocab_size):
@@ -62,11 +62,11 @@ def test_every_id_decodes_to_something(vocab_size):
         "",
     ],
 )
-def test_text_comes_back_as_it_was(tokenizer, text):
+def test_text_is_decoded_unchanged(tokenizer, text):
     assert tokenizer.decode(ids_of(tokenizer, text)) == text
 
 
-def test_the_same_size_gives_the_same_file():
+def test_the_same_size_makes_the_same_file():
     assert preset_tokenizer(600).to_str() == preset_tokenizer(600).to_str()
 
 
@@ -77,7 +77,7 @@ def test_the_presets_tokenizer_fits_the_presets_config(tokenizer, tmp_path):
     assert read.to_str() == Tokenizer.from_file(str(path)).to_str()
 
 
-def test_all_misfits_are_named_at_once(tokenizer, tmp_path):
+def test_all_faults_are_named_at_once(tokenizer, tmp_path):
     path = tmp_path / "tokenizer.json"
     tokenizer.save(str(path))
     config = preset_config("tiny")
@@ -87,21 +87,21 @@ def test_all_misfits_are_named_at_once(tokenizer, tmp_path):
         read_tokenizer(path, replace(config, stream_config=stream, text_config=text))
     message = str(caught.value)
     assert message.startswith(f"{path} does not fit config.json: ")
-    assert "frame_token_interval ' , and' gives tokens [" in message
-    assert f"stream_end ']\\n' gives tokens [{config.stream_config.stream_end_id}]" in message
+    assert "frame_token_interval ' , and' is tokens [" in message
+    assert f"stream_end ']\\n' is tokens [{config.stream_config.stream_end_id}]" in message
     assert "config.json wants [7]" in message
     assert "it has 512 tokens, vocab_size is 500" in message
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"model": 1}', "not JSON"])
-def test_a_file_that_is_no_tokenizer_is_a_checkpoint_error(tmp_path, content):
+def test_a_file_that_is_not_a_tokenizer_is_a_checkpoint_error(tmp_path, content):
     path = tmp_path / "tokenizer.json"
     path.write_text(content)
-    with pytest.raises(CheckpointError, match=r"tokenizer\.json is no tokenizer\.json that can be"):
+    with pytest.raises(CheckpointError, match=r"cannot be read as a tokenizer\.json"):
         read_tokenizer(path, preset_config("tiny"))
 
 
-def test_added_tokens_count_towards_the_vocabulary(tokenizer, tmp_path):
+def test_added_tokens_count_as_vocabulary(tokenizer, tmp_path):
     document = json.loads(tokenizer.to_str())
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     frame = {"id": VOCAB_SIZE, "content": "<v>", "special": True, **flags}
