@@ -1,1 +1,1 @@
-"""A bundle on disk: manifests of its graphs and engines, written whole or not at all."""
+"""A bundle on disk: manifests of its graphs and engines, written atomically."""

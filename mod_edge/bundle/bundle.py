@@ -1,4 +1,4 @@
-"""A bundle opened and checked, whole: what every command that takes a bundle passes on."""
+"""A bundle, opened and checked; every command that takes a bundle uses this class."""
 
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -28,13 +28,13 @@ from mod_edge.profiles import Profile, load_profile, profile_names
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle whose files are those that its manifest lists; `open_bundle` makes one.
+    """A bundle whose files match its manifest; `open_bundle` makes one.
 
     Attributes:
-        folder: where it lies.
+        folder: of the bundle.
         manifest: of the folder.
         config: the model's.
-        tokenizer: the model's, held against the config's protocol strings.
+        tokenizer: the model's, checked against the config's protocol strings.
     """
 
     folder: Path
@@ -44,22 +44,22 @@ class Bundle:
 
     @property
     def lowering(self) -> Lowering:
-        """What its graphs were made for."""
+        """Target, precision and cache size of its graphs."""
         return self.manifest.lowering
 
     @property
     def target(self) -> Target:
-        """Where its graphs run."""
+        """The target of its graphs."""
         return TARGETS[self.lowering.target]
 
     @property
     def is_whole(self) -> bool:
-        """Whether every decoder layer is in it."""
+        """Whether it has every decoder layer."""
         return self.manifest.layers == list(range(self.config.text_config.num_hidden_layers))
 
     @property
     def engines(self) -> list[EngineManifest]:
-        """The sets of engines that were built for it; empty where none was.
+        """The sets of engines that were built for it; may be empty.
 
         Raises:
             BundleError: an engine manifest is damaged.
@@ -67,23 +67,23 @@ class Bundle:
         return read_engine_manifests(self.folder)
 
     def require_whole(self) -> None:
-        """Refuse to run a part of a model.
+        """Check that no decoder layer is missing.
 
         Raises:
             BundleError: decoder layers are missing.
         """
         if not self.is_whole:
             raise BundleError(
-                f"bundle {self.folder} holds {len(self.manifest.layers)} of "
+                f"bundle {self.folder} has {len(self.manifest.layers)} of "
                 f"{self.config.text_config.num_hidden_layers} layers; "
                 "export the checkpoint without --layers to run it"
             )
 
     def signatures(self, graph: str | None = None) -> list[GraphSignature]:
-        """Of all its graphs in the order of a step, or of the one with that name.
+        """Signatures of all graphs in the order of a step, or of the graph of that name.
 
         Raises:
-            ConfigError: it has no such graph; lists those it has.
+            ConfigError: there is no such graph; lists the known ones.
         """
         found = bundle_signatures(self.config, self.lowering, self.manifest.layers)
         chosen = [signature for signature in found if graph in (None, signature.name)]
@@ -97,12 +97,12 @@ class Bundle:
         return chosen
 
     def profile(self, name: str | Path | None = None) -> Profile:
-        """The profile of that name or path, else the one that its engines were built with.
+        """The profile of that name or path; None takes the one that the engines were built with.
 
         Without engines it is the first shipped profile that lists the bundle's target.
 
         Raises:
-            ConfigError: an unknown profile, or several that could be meant.
+            ConfigError: the profile is unknown or ambiguous.
             BundleError: an engine manifest is damaged.
         """
         if name is not None:
@@ -119,7 +119,7 @@ class Bundle:
                 f"path/to/{own[0]}.toml"
             )
         profiles = [load_profile(built) for built in built_with]
-        # Engines for several GPUs may lie in one bundle; a run is the same on all of them.
+        # A bundle may have engines for several GPUs; their profiles may differ in that alone.
         if len({replace(profile, name="", compute_capabilities=()) for profile in profiles}) > 1:
             raise ConfigError(
                 f"bundle {self.folder} has engines of the profiles {', '.join(built_with)}; "
@@ -135,20 +135,20 @@ class Bundle:
         window: str | None = None,
         kv_budget_mib: float | None = None,
     ) -> KvPlan:
-        """The cache of a stream on this bundle.
+        """The cache size of a stream on this bundle.
 
         Args:
-            default_window: where neither of the two below is given; see `plan_window`.
+            default_window: used if neither `window` nor `kv_budget_mib` is given.
             max_new_tokens: longest reply, for which the window leaves room.
             window: seconds of video ("120s") or stream tokens ("4096").
-            kv_budget_mib: MiB for all keys and values, instead of a window.
+            kv_budget_mib: MiB for all keys and values; alternative to `window`.
 
         Raises:
-            ConfigError: both are given, or one for graphs that carry their capacity, or the window
-                is too small.
+            ConfigError: both are given, or one although the graphs have a fixed capacity, or the
+                window is too small.
         """
         if window is not None and kv_budget_mib is not None:
-            raise ConfigError("window and kv_budget are two ways to say the same; give one")
+            raise ConfigError("got both window and kv_budget, which set the same; give one")
         config, lowering = self.config, self.lowering
         is_asked = window is not None or kv_budget_mib is not None
         if lowering.capacity is not None and is_asked:
@@ -165,15 +165,15 @@ class Bundle:
 
 
 def open_bundle(folder: str | Path, *, hash_all: bool = False) -> Bundle:
-    """The bundle at `folder`, its files held against its manifest.
+    """The bundle at `folder`, its files checked against its manifest.
 
     Args:
-        folder: that `mod-edge export` made.
+        folder: made by `mod-edge export`.
         hash_all: hash every file, not only the small ones.
 
     Raises:
-        BundleError: no bundle, a damaged one, or one whose tokenizer is another model's.
-        ConfigError: its config.json is not allowed.
+        BundleError: not a bundle, damaged, or with another model's tokenizer.
+        ConfigError: its config.json is invalid.
     """
     folder = Path(folder)
     manifest = read_manifest(folder)

@@ -1,15 +1,15 @@
-"""What lies under a bundle's `engines/`: which compiler made which engine, from what, for what.
+"""Manifests of a bundle's `engines/`: how each engine was built, and whether it is up to date.
 
-    engines/<target>-<8 hex>/   one folder a set of settings; the hex is the settings' key
+    engines/<target>-<8 hex>/   one folder per `EngineSettings`; the hex is their key
         manifest.json           format 1: {"format_version", "settings": `EngineSettings`,
                                 "engines": {graph name: `EngineRecord`}}
-        *.engine                one a graph
-        timing.cache            TensorRT's, kept from build to build
+        *.engine                one per graph
+        timing.cache            TensorRT's, kept between builds
         runtime.cache           TensorRT-RTX's, written by the first run on a device
 
-An engine is fresh while its key is the one that its graph, its weights and the settings give today
-and its file is the one that was written. No key covers what a driver does: an engine is for one
-compute capability, and says so.
+An engine is up to date if its key equals the one computed from its graph, weights and settings, and
+its file is unchanged. Keys do not cover the driver: settings name the one compute capability that
+an engine is for.
 """
 
 import hashlib
@@ -32,14 +32,14 @@ FORMAT_VERSION = 1
 ENGINES_FOLDER = "engines"
 TIMING_CACHE_FILE = "timing.cache"
 RUNTIME_CACHE_FILE = "runtime.cache"
-# Part of every key. Raise it when the compiler is told anything else than before (flags, streams):
-# engines from before are then built again.
+# Part of every key. Raise it when other flags or options go to the compiler, so that existing
+# engines are built again.
 RECIPE = 1
 
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """Everything but the graph that decides what an engine is.
+    """Everything that an engine depends on besides its graph.
 
     Attributes:
         target: the bundle's.
@@ -47,9 +47,9 @@ class EngineSettings:
         version: of the compiler, in full: engines of another version do not load.
         compute_capability: of the GPU, "89" for 8.9.
         precision: the bundle's.
-        profile: name of the profile; the values that matter are the fields below.
+        profile: name of the profile, whose values are the fields below.
         limits: the largest steps.
-        workspace_mib: memory that a kernel may ask for while it runs.
+        workspace_mib: most memory that a kernel may use while it runs.
         builder_optimization_level: 0 (fast build) to 5 (fast engine).
     """
 
@@ -65,7 +65,7 @@ class EngineSettings:
 
     @property
     def key(self) -> str:
-        """Hexadecimal; equal exactly where all fields are."""
+        """Hexadecimal hash of all fields."""
         return _digest(asdict(self))
 
     @property
@@ -76,7 +76,7 @@ class EngineSettings:
 
 @dataclass(frozen=True)
 class EngineRecord:
-    """One engine file beside the manifest; `build_s` seconds to compile."""
+    """One engine file beside the manifest; `build_s` is the seconds to compile it."""
 
     file: str
     key: str
@@ -101,10 +101,9 @@ def engine_file(signature: GraphSignature) -> str:
 def engine_key(
     manifest: Manifest, config: ModelConfig, signature: GraphSignature, settings: EngineSettings
 ) -> str:
-    """What an engine of this graph must carry to be fresh.
+    """The key of an up-to-date engine of this graph.
 
-    Hashes of the graph and its weights come from the bundle's manifest, so hold the files against
-    it first (`check_files`).
+    Hashes of the graph and its weights come from the bundle's manifest: call `check_files` first.
     """
     ranges = optimization_profiles(signature, config, settings.limits)
     return _digest(
@@ -121,13 +120,13 @@ def engine_key(
 
 
 def engine_fault(folder: Path, record: EngineRecord | None, key: str, *, hash_all: bool) -> str:
-    """Why the engine is not fresh, for the end of a sentence about it; "" if it is.
+    """Why the engine is not up to date, as the end of a sentence; "" if it is.
 
     Args:
-        folder: the settings' folder.
-        record: the engine's in the manifest there, if it has one.
+        folder: of the engines.
+        record: the engine's entry in the manifest, if any.
         key: from `engine_key`.
-        hash_all: compare the file's contents, not only its size.
+        hash_all: compare the file's hash, not only its size.
     """
     if record is None:
         return "was not built"
@@ -144,43 +143,43 @@ def engine_fault(folder: Path, record: EngineRecord | None, key: str, *, hash_al
 
 
 def build_command(folder: Path, settings: EngineSettings) -> str:
-    """What to type so that the bundle at `folder` has the engines of these settings."""
+    """The command that builds engines with these settings for the bundle at `folder`."""
     profile = settings.profile
     if profile not in profile_names():
-        profile += ".toml"  # a file of the user's, of which only the name is known
+        profile += ".toml"  # the user's own file, whose path is unknown
     command = f"mod-edge build {shlex.quote(str(folder))} --profile {shlex.quote(profile)}"
-    if settings.compiler == "tensorrt":  # compiles for the GPU that it runs on
+    if settings.compiler == "tensorrt":  # compiles for this machine's GPU
         return command
     return f"{command} --compute-capability {settings.compute_capability}"
 
 
 def write_engine_manifest(engines: EngineManifest, bundle: Path) -> None:
-    """Write into the settings' folder, whole or not at all."""
+    """Write the manifest into the settings' folder, atomically."""
     DOCUMENT.write(bundle / engines.settings.folder / MANIFEST_FILE, asdict(engines))
 
 
 def read_engine_manifests(bundle: Path) -> list[EngineManifest]:
-    """All engine manifests of the bundle, by folder name; empty where nothing was built.
+    """All engine manifests of the bundle, by folder name; empty if nothing was built.
 
     Raises:
-        BundleError: a manifest is damaged or of another format, or names a file elsewhere.
+        BundleError: a manifest is damaged, has another format, or names a file elsewhere.
     """
     paths = sorted((bundle / ENGINES_FOLDER).glob(f"*/{MANIFEST_FILE}"))
     return [_read(path) for path in paths]
 
 
 def read_engine_manifest(bundle: Path, settings: EngineSettings) -> EngineManifest:
-    """The engines of these settings; empty where nothing was built.
+    """The engines of these settings; empty if nothing was built.
 
     Raises:
-        BundleError: as `read_engine_manifests`, or the folder is other settings'.
+        BundleError: as `read_engine_manifests`, or the manifest has other settings.
     """
     path = bundle / settings.folder / MANIFEST_FILE
     if not path.is_file():
         return EngineManifest(settings, {})
     engines = _read(path)
     if engines.settings != settings:
-        raise BundleError(f"{path} is of other settings; remove {path.parent} and build again")
+        raise BundleError(f"{path} has other settings; remove {path.parent} and build again")
     return engines
 
 

@@ -1,17 +1,17 @@
-"""The bundle's manifest.json: what is in the folder, and whether it is still that.
+"""The bundle's manifest.json: the files in the folder, with hashes to check them.
 
 Format 2, one JSON object:
 
     format_version       2
     checkpoint           {"fingerprint": sha256 over the checkpoint's files, "name": folder name}
     lowering             {"target", "precision", "capacity": [dense, mod] rows or null,
-                         "weight_format"}; no weight_format where weights are of the precision's
-                         dtype, as all were before the field came
-    layers               indices of the decoder layers that were exported, rising
+                         "weight_format"}; weight_format is omitted if weights have the precision's
+                         dtype, as in all older bundles
+    layers               indices of the exported decoder layers, ascending
     graphs               {name: {"file", "kind", "opset", "inputs", "outputs", "parity"}}; inputs
                          and outputs as [name, dtype, dims] with dims as in `signature`; parity as
                          {"max_relative_error", "allowed"} against PyTorch
-    files                {path inside the bundle: {"sha256", "size_bytes"}}, manifest.json left out
+    files                {path inside the bundle: {"sha256", "size_bytes"}}, without manifest.json
     tools                {package: version} that made it
 
 The model's config is config.json beside it, listed in `files`. Paths are relative, with forward
@@ -32,7 +32,7 @@ MANIFEST_FILE = "manifest.json"
 CONFIG_FILE = "config.json"
 TOKENIZER_FILE = "tokenizer.json"
 EMBEDDING_FILE = "embedding.npy"
-# `run` starts in a moment because it hashes only what is small; `--check` hashes all.
+# `run` hashes only files below this size, so that it starts fast; `--check` hashes all.
 SMALL_FILE_BYTES = 64 * 2**20
 READ_BYTES = 2**22
 
@@ -79,26 +79,26 @@ def file_sha256(path: Path) -> str:
 
 
 def record_file(path: Path) -> FileRecord:
-    """The record of the file as it is now."""
+    """The record of the current file."""
     return FileRecord(file_sha256(path), path.stat().st_size)
 
 
 def write_manifest(manifest: Manifest, folder: Path) -> None:
-    """Write `manifest` into `folder`, whole or not at all."""
+    """Write `manifest` into `folder`, atomically."""
     document = asdict(manifest) | {"lowering": manifest.lowering.to_json()}
     DOCUMENT.write(folder / MANIFEST_FILE, document)
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of the bundle at `folder`; its files are not looked at, see `check_files`.
+    """The manifest of the bundle at `folder`; `check_files` checks the files it lists.
 
     Raises:
-        BundleError: no bundle there, a damaged or newer manifest, or a path that leaves the folder.
+        BundleError: not a bundle, a damaged or newer manifest, or a path outside the folder.
     """
     path = folder / MANIFEST_FILE
     if not path.is_file():
         raise BundleError(
-            f"{folder} is no bundle: it has no {MANIFEST_FILE}; "
+            f"{folder} is not a bundle (no {MANIFEST_FILE}); "
             f"make one with: mod-edge export CHECKPOINT -o {folder}"
         )
     manifest = DOCUMENT.read(path, advice="export the checkpoint again")
@@ -109,20 +109,20 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def is_bundle(folder: Path) -> bool:
-    """Whether `folder` holds a manifest that this module could have written, of any format."""
+    """Whether `folder` has a bundle's manifest, of any format."""
     return DOCUMENT.is_at(folder / MANIFEST_FILE)
 
 
 def require_listed(folder: Path, manifest: Manifest, needed: set[str]) -> None:
-    """Refuse to load what the manifest does not vouch for.
+    """Check that the manifest lists all needed files.
 
     Args:
-        folder: the bundle.
-        manifest: of it.
+        folder: of the bundle.
+        manifest: the bundle's.
         needed: paths inside the bundle.
 
     Raises:
-        BundleError: names every one that is not listed.
+        BundleError: names every file that is not listed.
     """
     if unlisted := needed - manifest.files.keys():
         raise BundleError(
@@ -132,10 +132,10 @@ def require_listed(folder: Path, manifest: Manifest, needed: set[str]) -> None:
 
 
 def check_files(folder: Path, manifest: Manifest, *, hash_all: bool) -> None:
-    """Hold the folder's files against the manifest, sizes always, hashes as asked.
+    """Check sizes and hashes of the folder's files against the manifest.
 
     Args:
-        folder: the bundle.
+        folder: of the bundle.
         manifest: from `read_manifest`.
         hash_all: hash every file, not only those under `SMALL_FILE_BYTES`.
 
@@ -152,7 +152,7 @@ def check_files(folder: Path, manifest: Manifest, *, hash_all: bool) -> None:
         elif (hash_all or record.size_bytes < SMALL_FILE_BYTES) and (
             file_sha256(path) != record.sha256
         ):
-            faults.append(f"{name} has other contents than when it was exported")
+            faults.append(f"{name} has changed since it was exported")
     if faults:
         raise BundleError(
             f"bundle {folder} is damaged: {'; '.join(faults)}; copy or export it again"
@@ -165,9 +165,9 @@ def _manifest_of(data: dict[str, Any]) -> Manifest:
     lowering = lowering_from_json(data.pop("lowering"))
     manifest = Manifest(graphs=graphs, files=files, lowering=lowering, **data)
     if not all(isinstance(layer, int) for layer in manifest.layers):
-        raise TypeError(f"layers={manifest.layers!r} are no integers")
+        raise TypeError(f"layers={manifest.layers!r} are not integers")
     if not all(isinstance(graph.file, str) for graph in graphs.values()):
-        raise TypeError("a graph's file is no string")
+        raise TypeError("a graph's file is not a string")
     return manifest
 
 
@@ -178,10 +178,10 @@ def _refuse_escape(folder: Path, name: str) -> None:
     relative, root = PurePosixPath(name), folder.resolve()
     try:
         is_inside = not relative.is_absolute() and (root / relative).resolve().is_relative_to(root)
-    except (ValueError, OSError, RuntimeError):  # a null byte, a circle of links
+    except (ValueError, OSError, RuntimeError):  # a null byte, a cycle of links
         is_inside = False
     if not is_inside or "\\" in name:
         raise BundleError(
-            f"{folder / MANIFEST_FILE} names {name!r}, which leaves the bundle's folder; "
+            f"{folder / MANIFEST_FILE} names {name!r}, which is outside the bundle's folder; "
             "do not trust this bundle"
         )

@@ -1,9 +1,9 @@
 """Ranges of every dynamic dim for TensorRT: which steps an engine takes, and which it is tuned for.
 
-A layer's engine has up to three optimization profiles, because one kernel choice cannot suit a lone
-token and a prefill: `one-frame` (the step of a live stream), `many-frames` (a file's, where more
-than one is allowed) and `text` (decode and prefill). Every range follows from `StepLimits` and the
-letters of `signature`, so a new input without a range cannot be forgotten.
+A layer's engine has up to three optimization profiles, because the best kernels for a single token
+and for a prefill differ: `one-frame` (steps of a live stream), `many-frames` (of a file, if more
+than one is allowed) and `text` (decode and prefill). Ranges are computed per dim of `signature`, so
+no input can lack one.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from mod_edge.plan.signature import GraphSignature
 from mod_edge.profiles import Profile
 
 ONE_FRAME, MANY_FRAMES, TEXT, ANY = "one-frame", "many-frames", "text", "any"
-TUNED_SINK_ROWS = 128  # a system prompt, the first frame and a standing instruction
+TUNED_SINK_ROWS = 128  # system prompt, first frame and standing instruction
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,13 @@ class ShapeRange:
 
 @dataclass(frozen=True)
 class StepLimits:
-    """The largest steps that a session may feed.
+    """The largest steps that an engine takes.
 
     Attributes:
-        max_step_tokens: T at most.
+        max_step_tokens: largest T.
         opt_frames: F that `many-frames` and the vision graph are tuned for.
-        max_frames: F at most, in a step and in the vision graph.
-        capacity: rows of the cache: S at most, and T and R of a step, which must fit in there.
+        max_frames: largest F, of a step and of the vision graph.
+        capacity: rows of the cache: largest S, and bound of a step's T and R.
     """
 
     max_step_tokens: int
@@ -69,13 +69,13 @@ class StepLimits:
 
 
 def step_limits(profile: Profile, capacity: Rows) -> StepLimits:
-    """The limits that `profile` sets to a session over a cache of `capacity` rows."""
+    """The limits of `profile` with a cache of `capacity` rows."""
     frames = profile.frames_per_step
     return StepLimits(profile.max_step_tokens, frames.opt, frames.max, capacity)
 
 
 def profile_for(num_frames: int) -> str:
-    """The optimization profile of a layer's engine that a step with this many frames takes."""
+    """The optimization profile of a layer's engine for a step with this many frames."""
     return {0: TEXT, 1: ONE_FRAME}.get(num_frames, MANY_FRAMES)
 
 
@@ -85,7 +85,7 @@ OptimizationProfiles = dict[str, dict[str, ShapeRange]]  # by profile and input
 def optimization_profiles(
     signature: GraphSignature, config: ModelConfig, limits: StepLimits
 ) -> OptimizationProfiles:
-    """The shapes of every input of `signature`, profile by profile, the first being the default.
+    """The shape ranges of every input of `signature`, by profile; the first is the default.
 
     Raises:
         ConfigError: a step of `limits.max_frames` does not fit in `limits.max_step_tokens` or
@@ -95,57 +95,59 @@ def optimization_profiles(
         name: {
             spec.name: ShapeRange(
                 *(
-                    tuple(dim if isinstance(dim, int) else letters[dim][place] for dim in spec.dims)
+                    tuple(dim if isinstance(dim, int) else ranges[dim][place] for dim in spec.dims)
                     for place in range(3)
                 )
             )
             for spec in signature.inputs
         }
-        for name, letters in LETTERS[signature.kind](config, limits).items()
+        for name, ranges in DIM_RANGES[signature.kind](config, limits).items()
     }
 
 
-Letters = dict[str, tuple[int, int, int]]  # min, opt, max
+DimRanges = dict[str, tuple[int, int, int]]  # (min, opt, max) by dynamic dim
 
 
-def _vision_letters(_config: ModelConfig, limits: StepLimits) -> dict[str, Letters]:
+def _vision_ranges(_config: ModelConfig, limits: StepLimits) -> dict[str, DimRanges]:
     return {ANY: {"F": (1, limits.opt_frames, limits.max_frames)}}
 
 
-def _head_letters(_config: ModelConfig, limits: StepLimits) -> dict[str, Letters]:
-    """Rows are each frame's last token, or the last of a text."""
+def _head_ranges(_config: ModelConfig, limits: StepLimits) -> dict[str, DimRanges]:
+    """Rows are each frame's last token, or the last token of a text."""
     return {ANY: {"T": (1, 1, limits.max_frames)}}
 
 
-def _rebase_letters(config: ModelConfig, limits: StepLimits) -> dict[str, Letters]:
+def _rebase_ranges(config: ModelConfig, limits: StepLimits) -> dict[str, DimRanges]:
     heads, rows = config.text_config.num_key_value_heads, limits.capacity.dense
     return {ANY: {"B": (heads, heads * min(TUNED_SINK_ROWS, rows), heads * rows)}}
 
 
-def _layer_letters(kind: GraphKind, config: ModelConfig, limits: StepLimits) -> dict[str, Letters]:
+def _layer_ranges(kind: GraphKind, config: ModelConfig, limits: StepLimits) -> dict[str, DimRanges]:
     capacity = limits.capacity.of(kind.is_mod)
     past = {"S": (1, capacity, capacity)}
     frames = {ONE_FRAME: (1, 1, 1)}
     if limits.max_frames > 1:
         frames[MANY_FRAMES] = (2, max(2, limits.opt_frames), limits.max_frames)
     frames[TEXT] = (0, 0, 0)
-    return {name: past | _step_letters(config, limits, count) for name, count in frames.items()}
+    return {name: past | _step_ranges(config, limits, count) for name, count in frames.items()}
 
 
-LETTERS: dict[GraphKind, Callable[[ModelConfig, StepLimits], dict[str, Letters]]] = {
-    VISION: _vision_letters,
-    DENSE: partial(_layer_letters, DENSE),
-    MOD: partial(_layer_letters, MOD),
-    HEAD: _head_letters,
-    REBASE: _rebase_letters,
+DIM_RANGES: dict[GraphKind, Callable[[ModelConfig, StepLimits], dict[str, DimRanges]]] = {
+    VISION: _vision_ranges,
+    DENSE: partial(_layer_ranges, DENSE),
+    MOD: partial(_layer_ranges, MOD),
+    HEAD: _head_ranges,
+    REBASE: _rebase_ranges,
 }
 
 
-def _step_letters(config: ModelConfig, limits: StepLimits, frames: tuple[int, int, int]) -> Letters:
-    """X, F, T and R of the steps with so many frames.
+def _step_ranges(
+    config: ModelConfig, limits: StepLimits, frames: tuple[int, int, int]
+) -> DimRanges:
+    """Ranges of X, F, T and R for steps with (min, opt, max) `frames`.
 
-    The least text is the interval token before each frame. No step is longer than the cache it is
-    written to: of T tokens N are a frame's, of R rows K, the rest is text.
+    The least text is one interval token per frame. A step must fit in the cache of both geometries:
+    each frame takes N of its T tokens and K of its R rows, the rest is text.
     """
     tokens, kept = config.frame_num_tokens, config.num_kept
     few, tuned, many = frames
@@ -154,8 +156,8 @@ def _step_letters(config: ModelConfig, limits: StepLimits, frames: tuple[int, in
         raise ConfigError(
             f"{many} frames in a step take {many * (tokens + 1)} tokens ({many * (kept + 1)} rows "
             f"in MoD layers); max_step_tokens is {limits.max_step_tokens}, the cache has "
-            f"{limits.capacity.dense} rows ({limits.capacity.mod}): take fewer frames a step, a "
-            "larger max_step_tokens or a larger window"
+            f"{limits.capacity.dense} rows ({limits.capacity.mod}): lower frames_per_step in the "
+            "profile, or raise max_step_tokens or the window"
         )
     most_text = min(most_tokens - few * tokens, limits.capacity.mod - few * kept)
     most_tokens = min(most_tokens, limits.capacity.mod + many * (tokens - kept))

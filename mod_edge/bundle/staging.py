@@ -1,4 +1,4 @@
-"""Folders and files that appear whole or not at all."""
+"""Write folders and files atomically."""
 
 import shutil
 import tempfile
@@ -18,21 +18,21 @@ def staged_folder(
     force: bool,
     carried: Sequence[str] = (),
 ) -> Iterator[Path]:
-    """A temporary folder beside `target` that takes its place when the block ends without error.
+    """A temporary folder beside `target` that replaces it when the block ends without error.
 
-    Whatever ends the block early, Ctrl-C included, removes the temporary folder and leaves `target`
-    as it was; what ends the exchange itself brings `target` back.
+    On an error or Ctrl-C the temporary folder is removed and `target` stays as it was, also if the
+    replacement itself is interrupted.
 
     Args:
         target: the folder to make.
         is_ours: whether a folder is one that this command makes.
-        force: replace such a folder, or an empty one, if it is there already. Never any other: a
-            mistyped path must not cost somebody's home.
-        carried: folders in a replaced `target` that move into the new one.
+        force: replace an existing `target` if it is such a folder or empty. Never another one: a
+            mistyped path must not delete a home folder.
+        carried: subfolders of a replaced `target` to move into the new one.
 
     Raises:
-        ConfigError: `target` exists and `force` is not given, it is something else, or nothing
-            can be written there.
+        ConfigError: `target` exists and `force` is not given, `target` is something else, or the
+            folder cannot be written.
     """
     target = target.resolve()
     check_target(target, is_ours=is_ours, force=force)
@@ -41,7 +41,7 @@ def staged_folder(
         staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     except OSError as exc:
         raise ConfigError(
-            f"{target} cannot be written: {exc.strerror}; name a folder that can be"
+            f"{target} cannot be written: {exc.strerror}; choose a writable folder"
         ) from exc
     content, replaced = staging / "new", staging / "old"
     try:
@@ -55,27 +55,29 @@ def staged_folder(
                 (replaced / name).rename(target / name)
     finally:
         if replaced.exists() and not target.exists():
-            replaced.rename(target)  # ended between the two renames
+            replaced.rename(target)  # interrupted between the two renames
         shutil.rmtree(staging, ignore_errors=True)
 
 
 def check_target(target: Path, *, is_ours: Callable[[Path], bool], force: bool) -> None:
-    """Refuse what `staged_folder` would refuse; for commands that take long before they write.
+    """Raise the errors of `staged_folder` early, for commands that work long before they write.
 
     Raises:
         ConfigError: `target` exists and `force` is not given, or it is something else.
     """
     if target.exists() and not force:
-        raise ConfigError(f"{target} exists already; use --force to replace it, or another folder")
+        raise ConfigError(
+            f"{target} exists already; replace it with --force, or use another folder"
+        )
     if target.exists() and not _is_replaceable(target, is_ours):
         raise ConfigError(
-            f"{target} is there and is nothing that this command makes; "
-            "--force does not replace it: remove it yourself or name another folder"
+            f"{target} exists and was not made by this command, so --force does not replace it; "
+            "remove it yourself or use another folder"
         )
 
 
 def write_whole(path: Path, data: Any) -> None:
-    """Write a file that is there as a whole or as it was before; `data` is a buffer of bytes."""
+    """Write a buffer of bytes to a file atomically."""
     staging = path.with_name(f"{path.name}.new")
     try:
         with staging.open("wb") as file:

@@ -1,7 +1,7 @@
-"""JSON documents with a format version: read whole and in a known format, or refused by name.
+"""JSON documents with a format version; only the current format can be read.
 
-The manifests of a bundle, of its engines and of golden files are such documents. Each is one object
-whose `format_version` says how the rest is to be read.
+The manifests of a bundle, of its engines and of golden files are such documents: one object with
+`format_version`, the version of its other keys.
 """
 
 import json
@@ -17,7 +17,7 @@ from mod_edge.native.installed import install_command
 Content = TypeVar("Content")
 
 VERSION_KEY = "format_version"
-# What a parser of the content may run into where the document has another shape.
+# Exceptions of a content parser that assumes the document's shape.
 SHAPE_ERRORS = (KeyError, TypeError, ValueError, AttributeError)
 
 
@@ -26,11 +26,11 @@ class VersionedJson(Generic[Content]):
     """One kind of document.
 
     Attributes:
-        version: the format that is written, and the only one that is read.
+        version: the current format, and the only one that can be read.
         marks: keys that documents of this kind have in every format.
-        content_of: the content of a parsed document, which comes without its version. It may take
-            the shape for granted: `SHAPE_ERRORS` and our own errors mean a damaged document, but
-            for a BundleError, which says more itself.
+        content_of: makes the content from a parsed document without its version. It may assume the
+            shape: `SHAPE_ERRORS` and ModEdgeErrors are reported as a damaged document; a
+            BundleError is passed on.
     """
 
     version: int
@@ -46,7 +46,7 @@ class VersionedJson(Generic[Content]):
         return isinstance(data, dict) and self.marks | {VERSION_KEY} <= data.keys()
 
     def write(self, path: Path, document: dict[str, Any]) -> None:
-        """Write `document` and the version to `path`, whole or not at all."""
+        """Write `document` and the version to `path`, atomically."""
         text = json.dumps({**document, VERSION_KEY: self.version}, indent=1) + "\n"
         write_whole(path, text.encode())
 
@@ -55,10 +55,10 @@ class VersionedJson(Generic[Content]):
 
         Args:
             path: the file.
-            advice: what to do where it cannot be used, for the end of a message.
+            advice: what to do if it cannot be used, as the end of a message.
 
         Raises:
-            BundleError: no file there, no JSON object, another format or another shape.
+            BundleError: no file, not a JSON object, another format or another shape.
         """
         try:
             data = json.loads(path.read_text(encoding="utf-8"))

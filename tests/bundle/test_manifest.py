@@ -1,4 +1,4 @@
-"""A bundle's manifest: read back as written, and every way in which a folder can differ from it."""
+"""A bundle's manifest: reading, writing, and every way in which a folder can differ from it."""
 
 import json
 import os
@@ -67,7 +67,7 @@ def test_a_written_manifest_reads_back_equal(bundle, tmp_path):
     assert (tmp_path / MANIFEST_FILE).read_bytes() == (bundle / MANIFEST_FILE).read_bytes()
 
 
-def test_an_untouched_bundle_passes(bundle):
+def test_an_unchanged_bundle_passes(bundle):
     check(bundle, hash_all=True)
     check(bundle, hash_all=False)
 
@@ -85,7 +85,7 @@ def test_the_hash_is_sha256_over_every_block(tmp_path, monkeypatch):
 
 def test_a_changed_byte_is_found(bundle):
     (bundle / "layers" / "00.onnx").write_bytes(b"lay3r")
-    with pytest.raises(BundleError, match=r"layers/00\.onnx has other contents"):
+    with pytest.raises(BundleError, match=r"layers/00\.onnx has changed since it was exported"):
         check(bundle)
 
 
@@ -98,7 +98,7 @@ def test_every_damaged_file_is_named_at_once(bundle):
     message = str(caught.value)
     assert "vision.onnx is missing" in message
     assert "layers/00.onnx has 14 bytes, wanted 5" in message
-    assert "config.json has other contents" in message
+    assert "config.json has changed" in message
     assert "copy or export it again" in message
 
 
@@ -106,10 +106,10 @@ def test_large_files_are_hashed_only_when_all_are(bundle, monkeypatch):
     monkeypatch.setattr(manifest_module, "SMALL_FILE_BYTES", 10)
     (bundle / "vision.onnx").write_bytes(b"Vision graph")  # 12 bytes as before
     check(bundle, hash_all=False)
-    with pytest.raises(BundleError, match=r"vision\.onnx has other contents"):
+    with pytest.raises(BundleError, match=r"vision\.onnx has changed"):
         check(bundle, hash_all=True)
     (bundle / "config.json").write_bytes(b"[]")  # small: always hashed
-    with pytest.raises(BundleError, match=r"config\.json has other contents"):
+    with pytest.raises(BundleError, match=r"config\.json has changed"):
         check(bundle, hash_all=False)
 
 
@@ -120,35 +120,19 @@ def test_the_size_of_a_large_file_is_always_checked(bundle, monkeypatch):
         check(bundle, hash_all=False)
 
 
-def test_a_folder_without_a_manifest_says_how_to_make_one(tmp_path):
-    with pytest.raises(BundleError, match=r"is no bundle: it has no manifest\.json.*mod-edge exp"):
-        read_manifest(tmp_path)
-    with pytest.raises(BundleError, match="is no bundle"):
-        read_manifest(tmp_path / "nowhere")
-
-
-def test_a_newer_format_is_refused_with_what_to_do(bundle):
-    change(bundle, format_version=FORMAT_VERSION + 1, something_new=1)
-    with pytest.raises(BundleError, match="has format 3, this mod-edge reads format 2; upgrade"):
-        read_manifest(bundle)
-
-
-@pytest.mark.parametrize("version", [0, "1", None])
-def test_any_other_format_is_refused_by_name(bundle, version):
-    change(bundle, format_version=version)
-    with pytest.raises(BundleError, match=f"has format {version!r}.*export the checkpoint again"):
-        read_manifest(bundle)
+def test_a_folder_without_a_manifest_is_an_error_with_the_export_command(tmp_path):
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(BundleError, match=r"is not a bundle \(no manifest\.json\).*mod-edge e"):
+            read_manifest(folder)
 
 
 @pytest.mark.parametrize(
-    "content",
-    [b"", b"{", b"\xff\xfe", b"[]", b"null", b"{}", b'{"format_version": 2}', b'"format_version"'],
+    ("version", "advice"), [(FORMAT_VERSION + 1, "upgrade"), (1, "export the checkpoint again")]
 )
-def test_a_damaged_manifest_is_refused(bundle, content):
-    (bundle / MANIFEST_FILE).write_bytes(content)
-    with pytest.raises(
-        BundleError, match=r"manifest\.json is damaged .*export the checkpoint again"
-    ):
+def test_another_format_is_an_error_with_what_to_do(bundle, version, advice):
+    change(bundle, format_version=version, something_new=1)
+    says = f"has format {version}, this mod-edge reads format 2; {advice}"
+    with pytest.raises(BundleError, match=says):
         read_manifest(bundle)
 
 
@@ -171,44 +155,44 @@ def test_a_damaged_manifest_is_refused(bundle, content):
         },
     ],
 )
-def test_a_manifest_of_another_shape_is_refused(bundle, fields):
+def test_a_manifest_of_another_shape_is_an_error(bundle, fields):
     change(bundle, **fields)
-    with pytest.raises(BundleError, match=r"manifest\.json is damaged"):
+    with pytest.raises(BundleError, match=r"manifest\.json is damaged .*export the checkpoint ag"):
         read_manifest(bundle)
 
 
 @pytest.mark.parametrize(
     "name", ["../secret", "layers/../../secret", "/etc/hostname", "layers\\..\\..\\secret", "a\0b"]
 )
-def test_a_file_outside_the_folder_is_refused(bundle, name):
+def test_a_file_outside_the_folder_is_an_error(bundle, name):
     change(bundle, files={name: {"sha256": "0" * 64, "size_bytes": 1}})
-    with pytest.raises(BundleError, match="leaves the bundle's folder; do not trust"):
+    with pytest.raises(BundleError, match="is outside the bundle's folder; do not trust"):
         read_manifest(bundle)
 
 
-def test_a_graph_outside_the_folder_is_refused(bundle):
+def test_a_graph_outside_the_folder_is_an_error(bundle):
     graphs = json.loads((bundle / MANIFEST_FILE).read_text())["graphs"]
     graphs["vision"]["file"] = "../vision.onnx"
     change(bundle, graphs=graphs)
-    with pytest.raises(BundleError, match=r"'\.\./vision\.onnx', which leaves the bundle's folder"):
+    with pytest.raises(BundleError, match=r"'\.\./vision\.onnx', which is outside the bundle's"):
         read_manifest(bundle)
 
 
 @pytest.mark.parametrize("linked", ["vision.onnx", "layers"])
-def test_a_link_that_leads_outside_is_refused(bundle, tmp_path, linked):
+def test_a_link_to_the_outside_is_an_error(bundle, tmp_path, linked):
     outside = tmp_path / "outside"
     (bundle / linked).rename(outside)
     os.symlink(outside, bundle / linked)
-    with pytest.raises(BundleError, match="leaves the bundle's folder"):
+    with pytest.raises(BundleError, match="is outside the bundle's folder"):
         read_manifest(bundle)
 
 
-def test_a_bundle_that_is_itself_reached_by_a_link_is_fine(bundle, tmp_path):
+def test_a_link_to_a_bundle_can_be_read(bundle, tmp_path):
     os.symlink(bundle, tmp_path / "link")
     check(tmp_path / "link")
 
 
-def test_a_link_that_leads_in_a_circle_is_refused(bundle):
+def test_a_cycle_of_links_is_an_error(bundle):
     (bundle / "vision.onnx").unlink()
     os.symlink("vision.onnx", bundle / "vision.onnx")
     with pytest.raises(BundleError, match=r"vision\.onnx"):

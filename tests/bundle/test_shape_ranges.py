@@ -1,4 +1,4 @@
-"""Ranges of engines: every dim of every input has one, and every step that is fed lies in it."""
+"""Ranges of engines: every dim of every input has one, and every step lies within it."""
 
 import re
 
@@ -66,7 +66,7 @@ def sizes_of(layout):
 
 
 class RecordingStream(StreamState):
-    """Computes nothing and keeps the layouts and pasts that it is fed."""
+    """Computes nothing and records layouts and pasts."""
 
     name = "recording"
 
@@ -116,7 +116,7 @@ def test_every_dim_of_every_input_has_a_range_and_static_dims_stay(config, lower
 
 
 @every_config
-def test_layers_have_a_profile_a_kind_of_step_and_the_live_stream_is_the_default(config):
+def test_layers_have_one_profile_per_kind_of_step_and_one_frame_is_the_default(config):
     for lowering in LOWERINGS:
         for signature in bundle_signatures(config, lowering):
             names = list(optimization_profiles(signature, config, LIMITS))
@@ -126,7 +126,7 @@ def test_layers_have_a_profile_a_kind_of_step_and_the_live_stream_is_the_default
                 assert names == ["any"]
 
 
-def test_without_several_frames_a_step_there_is_no_profile_for_them():
+def test_limits_of_one_frame_have_no_profile_for_many():
     limits = StepLimits(100, 1, 1, CAPACITY)
     layer = signatures_of(CONFIGS["interleaved"], LOWERINGS[0])["mod"]
     profiles = optimization_profiles(layer, CONFIGS["interleaved"], limits)
@@ -136,7 +136,7 @@ def test_without_several_frames_a_step_there_is_no_profile_for_them():
 @pytest.mark.parametrize(
     ("num_frames", "name"), [(0, "text"), (1, "one-frame"), (2, "many-frames"), (9, "many-frames")]
 )
-def test_a_step_takes_the_profile_of_its_number_of_frames(num_frames, name):
+def test_the_profile_follows_from_the_number_of_frames(num_frames, name):
     assert profile_for(num_frames) == name
 
 
@@ -153,7 +153,7 @@ pieces = st.lists(
 
 
 def steps_of(config, limits, script):
-    """What a stream is fed for a script of texts and frames: [(layout, past)], rows of logits."""
+    """The steps of a script of texts and frames as [(layout, past)], and numbers of logits rows."""
     stream = RecordingStream(config)
     window = KvWindow(limits.capacity, evict_fraction=1 / 8)
     stepper = Stepper(stream, config, window, limits.max_step_tokens)
@@ -167,7 +167,7 @@ def steps_of(config, limits, script):
                 shape = (argument, config.frame_num_tokens, config.text_config.hidden_size)
                 embeds = np.zeros(shape, np.float32)
                 stepper.feed_frames([0] * num_text, embeds, closes_sink=False)
-    except CacheError:  # such a step is refused before it is fed
+    except CacheError:  # raised before such a step is fed
         pass
     return stream.steps, stream.num_rows_read
 
@@ -180,7 +180,7 @@ def steps_of(config, limits, script):
     capacity=st.tuples(st.integers(60, 300), st.integers(20, 300)),
 )
 @settings(max_examples=60, deadline=None, derandomize=True)
-def test_every_step_that_a_session_feeds_lies_in_the_profile_of_its_frames(
+def test_every_step_of_a_session_lies_within_its_profile(
     name, script, max_step_tokens, max_frames, capacity
 ):
     config = CONFIGS[name]
@@ -208,7 +208,7 @@ def test_every_step_that_a_session_feeds_lies_in_the_profile_of_its_frames(
 
 
 def test_the_longest_steps_reach_the_ends_of_their_ranges():
-    """So no engine is made for steps that cannot be: a range that is too wide costs memory."""
+    """No engine is built for impossible steps: ranges that are too wide cost memory."""
     config = CONFIGS["interleaved"]
     signature = signatures_of(config, LOWERINGS[0])["mod"]
     script = [("text", 100, False)]
@@ -223,7 +223,7 @@ def test_the_longest_steps_reach_the_ends_of_their_ranges():
 
 
 @every_config
-def test_no_step_is_longer_than_the_cache_that_it_is_written_to(config):
+def test_no_step_is_longer_than_its_cache(config):
     """TensorRT-RTX 1.7 calls such a profile "not self-consistent"."""
     limits = StepLimits(512, 1, 2, Rows(72, 40))
     lowering = Lowering("rtx", "fp16", limits.capacity)
@@ -235,7 +235,7 @@ def test_no_step_is_longer_than_the_cache_that_it_is_written_to(config):
             assert rows <= ranges["past_key"].max[2]
 
 
-def test_rows_of_a_rebase_are_the_heads_times_the_sinks_rows():
+def test_rows_of_a_rebase_are_heads_times_sink_rows():
     for heads in (2, 3):
         config = odd_config(num_key_value_heads=heads)
         signature = signatures_of(config, Lowering("cuda", "fp32", CAPACITY))["rebase"]
@@ -244,7 +244,7 @@ def test_rows_of_a_rebase_are_the_heads_times_the_sinks_rows():
         assert allowed.opt == (heads * 128, 16)
 
 
-def test_vision_takes_as_many_frames_as_a_step_and_is_tuned_for_what_run_feeds():
+def test_vision_takes_as_many_frames_as_a_step():
     config = CONFIGS["full"]
     signature = signatures_of(config, LOWERINGS[0])["vision"]
     frames = optimization_profiles(signature, config, LIMITS)["any"]["frames"]
@@ -255,7 +255,7 @@ def test_vision_takes_as_many_frames_as_a_step_and_is_tuned_for_what_run_feeds()
 
 
 @pytest.mark.parametrize("name", profile_names())
-def test_a_shipped_profile_gives_ranges_to_every_graph(name):
+def test_every_graph_has_ranges_in_a_shipped_profile(name):
     profile = load_profile(name)
     limits = step_limits(profile, CAPACITY)
     frames = profile.frames_per_step
@@ -275,7 +275,7 @@ def test_a_shipped_profile_gives_ranges_to_every_graph(name):
         ((9, 1, 1, Rows(5, 0)), "capacity.mod=0, wanted at least 1"),
     ],
 )
-def test_limits_that_cannot_be_are_refused(values, says):
+def test_impossible_limits_are_errors(values, says):
     with pytest.raises(ConfigError, match=re.escape(says)):
         StepLimits(*values)
 
@@ -288,7 +288,7 @@ def test_limits_that_cannot_be_are_refused(values, says):
         StepLimits(99, 1, 5, Rows(300, 14)),
     ],
 )
-def test_frames_that_fit_in_no_step_are_refused_with_the_numbers(limits):
+def test_frames_that_do_not_fit_in_a_step_are_an_error_with_the_numbers(limits):
     config = CONFIGS["interleaved"]
     signature = signatures_of(config, LOWERINGS[0])["mod"]
     says = r"5 frames in a step take 55 tokens \(15 rows in MoD layers\); max_step_tokens is \d+"

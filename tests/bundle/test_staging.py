@@ -1,4 +1,4 @@
-"""Folders and files that appear whole or not at all, whatever ends the work."""
+"""Folders and files are written atomically, also when interrupted."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from mod_edge.errors import ConfigError
 
 @pytest.fixture
 def target(tmp_path):
-    """A folder that is there already, with one file."""
+    """An existing folder with one file."""
     folder = tmp_path / "bundle"
     folder.mkdir()
     (folder / "old").write_text("old")
@@ -41,12 +41,12 @@ def test_the_folder_appears_when_the_block_ends(tmp_path):
     }
 
 
-def test_the_folder_may_be_read_by_others_as_any_new_folder(tmp_path):
+def test_the_folder_has_the_permissions_of_any_new_folder(tmp_path):
     (tmp_path / "ordinary").mkdir()
     with staged_folder(tmp_path / "bundle", is_ours=has_old, force=False):
         pass
     modes = [(tmp_path / name).stat().st_mode for name in ("ordinary", "bundle")]
-    assert modes[0] == modes[1]  # tempfile's own are closed to others
+    assert modes[0] == modes[1]  # tempfile's folders are closed to others
 
 
 def end_half_way(target, error, *, force):
@@ -63,15 +63,15 @@ def test_an_interrupted_block_leaves_nothing(tmp_path, error):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, RuntimeError])
-def test_an_interrupted_block_leaves_the_old_folder_as_it_was(tmp_path, target, error):
+def test_an_interrupted_block_leaves_the_old_folder_unchanged(tmp_path, target, error):
     with pytest.raises(error):
         end_half_way(target, error, force=True)
     assert tree_of(tmp_path) == {"bundle": None, "bundle/old": "old"}
 
 
-def test_what_is_there_is_not_replaced_unasked(tmp_path, target):
+def test_an_existing_folder_is_not_replaced_without_force(tmp_path, target):
     with (
-        pytest.raises(ConfigError, match=r"bundle exists already; use --force"),
+        pytest.raises(ConfigError, match=r"bundle exists already; replace it with --force"),
         staged_folder(target, is_ours=has_old, force=False),
     ):
         pytest.fail("the block must not begin")
@@ -86,7 +86,9 @@ def test_force_replaces_the_whole_folder(tmp_path, target):
 
 
 @pytest.mark.parametrize("call", [1, 2])
-def test_an_interrupt_amid_the_exchange_loses_nothing_old(tmp_path, target, monkeypatch, call):
+def test_an_interrupt_during_the_replacement_keeps_the_old_folder(
+    tmp_path, target, monkeypatch, call
+):
     rename, num_calls = Path.rename, 0
 
     def interrupted(self, other):
@@ -105,9 +107,9 @@ def test_an_interrupt_amid_the_exchange_loses_nothing_old(tmp_path, target, monk
     assert tree_of(tmp_path) == {"bundle": None, "bundle/old": "old"}
 
 
-def test_force_never_replaces_what_is_not_of_the_kind(tmp_path, target):
+def test_force_never_replaces_another_kind_of_folder(tmp_path, target):
     with (
-        pytest.raises(ConfigError, match=r"nothing that this command makes.*remove it yourself"),
+        pytest.raises(ConfigError, match=r"was not made by this command.*remove it yourself"),
         staged_folder(target, is_ours=lambda _folder: False, force=True),
     ):
         pytest.fail("the block must not begin")
@@ -124,14 +126,14 @@ def test_force_fills_an_empty_folder(tmp_path):
 # ---- files ----
 
 
-def test_a_file_is_written_and_replaced_whole(tmp_path):
+def test_a_file_is_written_and_replaced(tmp_path):
     for data in (b"first", memoryview(b"second")):
         write_whole(tmp_path / "file.bin", data)
         assert tree_of(tmp_path) == {"file.bin": bytes(data).decode()}
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
-def test_a_file_whose_writing_ends_early_is_as_it_was(tmp_path, monkeypatch, error):
+def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch, error):
     (tmp_path / "file.bin").write_text("old")
 
     def ends(_self, _target):

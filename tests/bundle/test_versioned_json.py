@@ -1,4 +1,4 @@
-"""Versioned JSON documents: read back as written, refused when damaged or of another format."""
+"""Versioned JSON documents: read back as written, an error if damaged or of another format."""
 
 import json
 
@@ -30,14 +30,14 @@ def refusal(path):
     return str(caught.value)
 
 
-def test_what_is_written_is_read_without_its_version(path):
+def test_a_written_document_is_read_without_its_version(path):
     DOCUMENT.write(path, {"names": ["a", "b"]})
     assert DOCUMENT.read(path, advice="") == ["A", "B"]
     assert json.loads(path.read_text()) == {"names": ["a", "b"], "format_version": 3}
     assert path.read_text().endswith("}\n")
 
 
-def test_a_write_that_fails_leaves_what_was_there(path):
+def test_a_failed_write_leaves_the_old_document(path):
     DOCUMENT.write(path, {"names": ["a"]})
     with pytest.raises(TypeError):
         DOCUMENT.write(path, {"names": {1, 2}})
@@ -72,7 +72,7 @@ def test_a_missing_file_is_named(path):
     assert str(path) in refusal(path)
 
 
-def test_what_the_content_itself_refuses_is_told(path):
+def test_errors_of_the_content_are_reported(path):
     DOCUMENT.write(path, {"names": ["none"]})
     assert refusal(path) == f"{path} is damaged (a name is needed); write it again"
     DOCUMENT.write(path, {"names": ["../x"]})
@@ -80,7 +80,7 @@ def test_what_the_content_itself_refuses_is_told(path):
 
 
 @pytest.mark.parametrize("version", [0, 2, "3", None, [3]])
-def test_an_older_or_unknown_format_is_refused_by_name(path, version):
+def test_an_older_or_unknown_format_is_an_error_with_its_version(path, version):
     path.write_text(json.dumps({"format_version": version}))
     wanted = f"{path} has format {version!r}, this mod-edge reads format 3; write it again"
     assert refusal(path) == wanted
@@ -103,7 +103,7 @@ def test_a_newer_format_says_to_upgrade(path):
         ("{", False),
     ],
 )
-def test_a_document_is_known_by_its_keys_in_any_format(path, content, is_one):
+def test_a_document_is_recognised_by_its_keys_in_any_format(path, content, is_one):
     assert not DOCUMENT.is_at(path)
     path.write_text(content)
     assert DOCUMENT.is_at(path) == is_one

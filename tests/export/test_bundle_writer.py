@@ -222,7 +222,7 @@ def test_some_layers_make_a_bundle_of_those_layers(tiny_checkpoint, no_tracing, 
 
 def test_a_bundle_of_some_layers_cannot_be_run(tiny_checkpoint, no_tracing, tmp_path):
     export_bundle(Checkpoint(tiny_checkpoint), tmp_path / "bundle", layers=[0, 1])
-    with pytest.raises(BundleError, match=r"holds 2 of 6 layers; .*without --layers"):
+    with pytest.raises(BundleError, match=r"has 2 of 6 layers; .*without --layers"):
         open_session(tmp_path / "bundle")
 
 
