@@ -1,4 +1,4 @@
-"""A bundle at work: video in, words out, over a rolling KV cache.
+"""Run a bundle: video in, text out, over a rolling KV cache.
 
 from mod_edge.runtime import Query, VideoFile, open_session
 

@@ -1,4 +1,4 @@
-"""Which backend runs a bundle: the one that is asked for, or the best that works, and why."""
+"""Choose the backend that runs a bundle: the requested one, or the best that works."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +16,12 @@ CUDA_PROVIDER = "CUDAExecutionProvider"
 
 @dataclass(frozen=True)
 class BackendChoice:
-    """What the user asks for.
+    """The backend that the user requests.
 
     Attributes:
         backend: one of `BACKENDS`.
         device: one of `DEVICES`, for ONNX Runtime.
-        checkpoint: for `torch`, and only for it.
+        checkpoint: required by `torch`, None otherwise.
     """
 
     backend: str = "auto"
@@ -36,44 +36,42 @@ class BackendChoice:
                 )
         if (self.backend == "torch") != (self.checkpoint is not None):
             raise ConfigError(
-                "backend torch runs the checkpoint that the bundle was made from and no other "
-                "backend does; give --backend torch and --checkpoint CHECKPOINT together"
+                "--checkpoint is for backend torch only, which requires it; "
+                "give --backend torch and --checkpoint CHECKPOINT together"
             )
         if self.device != "auto" and self.backend not in ("auto", "onnx"):
             raise ConfigError(
-                f"device={self.device} chooses where ONNX Runtime computes; backend "
-                f"{self.backend} has no choice, leave --device out"
+                f"device={self.device} is for ONNX Runtime only, got backend {self.backend}; "
+                "omit --device"
             )
 
 
 def load_model(
     bundle: Bundle, limits: StreamLimits, choice: BackendChoice
 ) -> tuple[LoadedModel, str]:
-    """The bundle on a backend, and why it is this one, in some words.
+    """The bundle loaded on a backend, and the reason for this backend in a few words.
 
-    `auto` takes TensorRT where engines were built and this machine has a GPU and the compiler, else
-    ONNX Runtime. What is there and does not fit is an error: a slower backend in its place would
-    go unnoticed.
+    `auto` takes TensorRT if engines were built and this machine has a GPU and the compiler, else
+    ONNX Runtime. Engines that do not fit are an error, because nobody would notice that a slower
+    backend runs instead.
 
     Args:
         bundle: with every layer.
         limits: of every stream.
-        choice: what the user asks for.
+        choice: the user's request.
 
     Raises:
-        BackendError: what is asked for cannot run here, or engines do not fit.
+        BackendError: the requested backend cannot run here, or engines do not fit.
         BundleError: a layer is missing.
-        CacheError: there is not enough memory.
+        CacheError: not enough memory.
     """
     bundle.require_whole()
     if choice.backend == "torch":
-        assert choice.checkpoint is not None, "BackendChoice sees to it"
-        return _load_torch(choice.checkpoint, bundle), "as asked"
+        assert choice.checkpoint is not None, "checked by BackendChoice"
+        return _load_torch(choice.checkpoint, bundle), "as requested"
     if choice.backend == "tensorrt":
-        return _load_tensorrt(bundle, limits, CudaDriver()), "as asked"
-    if choice.backend == "onnx" or choice.device != "auto":
-        return _load_onnx(bundle, limits, choice.device)
-    if not bundle.target.compiler:
+        return _load_tensorrt(bundle, limits, CudaDriver()), "as requested"
+    if choice.backend == "onnx" or choice.device != "auto" or not bundle.target.compiler:
         return _load_onnx(bundle, limits, choice.device)
     driver, obstacle = _driver_for_engines(bundle)
     if driver is not None:
@@ -85,7 +83,7 @@ def load_model(
 
 
 def _driver_for_engines(bundle: Bundle) -> tuple[CudaDriver | None, str]:
-    """The GPU for the bundle's engines, or None and what is lacking to run any."""
+    """The GPU for the bundle's engines, or None and why no engine can run."""
     target = bundle.target
     if not bundle.engines:
         build = f"mod-edge build {bundle.folder} --profile NAME"
@@ -106,7 +104,7 @@ def _load_tensorrt(bundle: Bundle, limits: StreamLimits, driver: CudaDriver) -> 
         driver.close()
         raise BackendError(
             f"bundle {bundle.folder} is for target {bundle.target.name}, which has no engines; "
-            "export the checkpoint again with a --target that TensorRT compiles (mod-edge targets)"
+            "export the checkpoint again with a TensorRT --target (mod-edge targets lists them)"
         )
     return load_trt_model(bundle, limits, driver=driver)
 
@@ -121,7 +119,7 @@ def _load_onnx(bundle: Bundle, limits: StreamLimits, device: str) -> tuple[Loade
             "backend onnx needs onnxruntime, which is not installed; install it with: "
             + install_command("cpu")
         ) from exc
-    reason = f"for target {bundle.target.name}" if device == "auto" else "as asked"
+    reason = f"for target {bundle.target.name}" if device == "auto" else "as requested"
     if device == "auto" and bundle.target.name == "cuda":
         has_cuda = CUDA_PROVIDER in onnxruntime.get_available_providers()
         device = "cuda" if has_cuda else "cpu"

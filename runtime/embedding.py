@@ -1,4 +1,4 @@
-"""The embedding table of a bundle: mapped into memory, gathered on the host, never loaded whole."""
+"""The embedding table of a bundle: memory-mapped and gathered on the host, never loaded whole."""
 
 from pathlib import Path
 from typing import Any
@@ -9,15 +9,15 @@ import numpy.typing as npt
 from mod_edge.config import ModelConfig
 from mod_edge.errors import BackendError
 
-# numpy has no bfloat16: the table holds its bits, which are only copied.
+# numpy has no bfloat16: the table stores the bits as uint16, and they are only copied.
 STORED_AS = {"bfloat16": "uint16"}
 
 
 def read_embedding(path: Path, config: ModelConfig, dtype: str) -> npt.NDArray[Any]:
-    """The embedding table (V, D) in `dtype`, or in what stands for it; read-only.
+    """The embedding table (V, D) in `dtype`, bfloat16 as uint16; read-only.
 
     Raises:
-        BackendError: it cannot be read, or is not the config's.
+        BackendError: the file cannot be read, or its shape or dtype does not match the config.
     """
     wanted = (config.text_config.vocab_size, config.text_config.hidden_size)
     stored = STORED_AS.get(dtype, dtype)

@@ -1,4 +1,4 @@
-"""What a session reports while it streams; every event has the stream's time in seconds."""
+"""The events that a session yields while it streams, each with the stream's time in seconds."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -24,12 +24,12 @@ class Event:
 
 @dataclass(frozen=True, eq=False)
 class FrameDetails:
-    """A frame as the source gave it and as the model saw it, for who draws it.
+    """A frame as the source delivered it and as the model saw it, for drawing.
 
     Attributes:
-        image: (H, W, 3) uint8 BGR, the source's own: do not write to it.
+        image: (H, W, 3) uint8 BGR, shared with the source: do not write to it.
         placement: where the picture lies in the model's square of I x I pixels.
-        kept: by MoD layer, (K,) int64, the positions of the frame's N tokens that it computed.
+        kept: by MoD layer, (K,) int64, positions among the frame's N tokens that it computed.
     """
 
     image: Image
@@ -42,14 +42,14 @@ class FrameEvent(Event):
     """A frame was watched.
 
     Attributes:
-        index: counts the stream's frames from 0.
-        decision: speak, silent, undecided, or asked where a query was due.
-        letterbox_ms: time of resizing to the model's square, shared evenly by frames of one batch.
-        vision_ms: time of encoding, shared likewise.
+        index: of the frame in the stream, from 0.
+        decision: speak, silent, undecided, or asked if a query was due.
+        letterbox_ms: time to resize to the model's square; frames of a batch share it evenly.
+        vision_ms: time to encode, shared likewise.
         decoder_ms: time of the step and its decision, shared likewise.
         cache_fill: share of the cache's rows in use, 0..1, of the fuller geometry.
         num_dropped: frames of a live source dropped so far.
-        details: where `Session.stream` was asked for them; not in JSON.
+        details: only with `Session.stream(details=True)`; not in JSON.
     """
 
     kind = "frame"
@@ -71,7 +71,7 @@ class FrameEvent(Event):
 
 @dataclass(frozen=True)
 class QueryEvent(Event):
-    """A query is about to be answered; `asked_s` is the time it was asked for."""
+    """A query is about to be answered; it was due at `asked_s` seconds."""
 
     kind = "query"
     query: str
@@ -80,7 +80,7 @@ class QueryEvent(Event):
 
 @dataclass(frozen=True)
 class TextEvent(Event):
-    """A piece of a reply, as it comes; `text` may be empty while a character is incomplete."""
+    """One token of a reply; `text` is empty while a character is incomplete."""
 
     kind = "text"
     text: str
@@ -92,12 +92,12 @@ class ReplyEvent(Event):
     """A reply is complete.
 
     Attributes:
-        query: what it answers, None where the model spoke by itself.
+        query: the query that it answers, None if the model spoke unasked.
         text: the whole reply.
         token_ids: its tokens, without the end token.
         is_cut: whether `max_new_tokens` ended it.
         first_token_ms: from the decision to the first token.
-        token_ms: mean time of the steps after the first token, printing left out.
+        token_ms: mean time of the steps after the first token, without the caller's own time.
     """
 
     kind = "reply"
@@ -111,7 +111,7 @@ class ReplyEvent(Event):
 
 @dataclass(frozen=True)
 class RollEvent(Event):
-    """The cache was full: the oldest `num_dropped_tokens` after the sink were forgotten."""
+    """The cache was full: the oldest `num_dropped_tokens` after the sink were evicted."""
 
     kind = "roll"
     num_dropped_tokens: int
@@ -121,16 +121,15 @@ class RollEvent(Event):
 
 @dataclass(frozen=True)
 class Summary(Event):
-    """What a stream was, at its end or where it was stopped.
+    """Totals of a stream, at its end or when it was stopped.
 
     Attributes:
-        num_frames: frames watched, by decision in `decisions`.
+        num_frames: frames watched; `decisions` counts them by decision.
         wall_s: time from the first frame to the end.
-        fps: frames a second of wall time; a live source cannot exceed its own rate.
-        letterbox_ms, vision_ms, decoder_ms: p50 and p95 of the newest frames
-            (`stats.CAPACITY` of them).
-        num_tokens: tokens ever fed; num_evicted of them were forgotten in num_rolls rolls.
-        warnings: what a user should know, one sentence each.
+        fps: frames per second of wall time; a live source cannot exceed its own rate.
+        letterbox_ms, vision_ms, decoder_ms: p50 and p95 of the newest `stats.CAPACITY` frames.
+        num_tokens: tokens ever fed; num_evicted of them were evicted, in num_rolls rolls.
+        warnings: for the user, one sentence each.
     """
 
     kind = "summary"

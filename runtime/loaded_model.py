@@ -1,8 +1,8 @@
-"""The contract between a session and whatever computes: ONNX Runtime, TensorRT or the reference.
+"""The contract between a session and a backend: ONNX Runtime, TensorRT or the PyTorch reference.
 
-A `LoadedModel` is a bundle's graphs, weights and scratch memory on a backend, held once. A
-`StreamState` is what one stream adds: its KV cache, the first copy of its sink's keys, and the
-bindings to them. Any number of streams take turns on one model, call by call, on one thread.
+A `LoadedModel` holds a bundle's graphs, weights and scratch memory on a backend. A `StreamState`
+holds what belongs to one stream: its KV cache, the first copy of its sink's keys, and bindings to
+both. Any number of streams can take turns on one model, call by call, on one thread.
 """
 
 from abc import ABC, abstractmethod
@@ -24,9 +24,9 @@ UInt8Array = npt.NDArray[np.uint8]
 
 
 class FrameEmbeds(Protocol):
-    """Frame embeddings (F, N, D) wherever the stream keeps them; a slice is a run of frames.
+    """Frame embeddings (F, N, D) in the stream's own memory, host or device; slices are frames.
 
-    Only the stream that made them reads them. A numpy array is one.
+    Only the stream that made them can read them. A numpy array qualifies.
     """
 
     def __len__(self) -> int: ...
@@ -36,12 +36,12 @@ class FrameEmbeds(Protocol):
 
 @dataclass(frozen=True)
 class StreamLimits:
-    """What a stream may ask of a model.
+    """The largest cache and step of a stream.
 
     Attributes:
         capacity: rows of its cache.
-        max_step_tokens: T at most, the step's frames included.
-        frames_per_step: F at most, in a step and in `encode`.
+        max_step_tokens: largest T of a step, frames included.
+        frames_per_step: largest F of a step and of `encode`.
     """
 
     capacity: Rows
@@ -50,10 +50,10 @@ class StreamLimits:
 
 
 class _Closing:
-    """A context manager that releases what it holds at its end."""
+    """A context manager that calls `close` at its end."""
 
     def close(self) -> None:
-        """Release what it holds; it cannot be used afterwards."""
+        """Release all resources; the object cannot be used afterwards."""
 
     def __exit__(
         self,
@@ -67,16 +67,16 @@ class _Closing:
 class StreamState(_Closing, ABC):
     """One stream on a model: computes its steps and holds its KV cache; a context manager.
 
-    Arrays that a method returns lie in the model's scratch memory: they are valid until the next
-    call of any stream of that model, frame embeddings until the next `encode` of this one.
+    Returned arrays lie in the model's scratch memory: they are valid until the next call of any
+    stream of that model, frame embeddings until the next `encode` of this stream.
     """
 
     name: str
-    """Backend and device, for the one line that says which is used."""
+    """Backend and device, for people."""
 
     @abstractmethod
     def encode(self, frames: UInt8Array) -> FrameEmbeds:
-        """Frame embeddings (F, N, D) of RGB frames (F, I, I, 3), computed when this returns."""
+        """Frame embeddings (F, N, D) of RGB frames (F, I, I, 3); waits until they are computed."""
 
     @abstractmethod
     def step(
@@ -93,10 +93,10 @@ class StreamState(_Closing, ABC):
         Args:
             layout: the step's shape.
             token_ids: X ids of the text tokens, in stream order.
-            frame_embeds: of F frames, from `encode`, or None where F is 0.
+            frame_embeds: of F frames, from `encode`, or None if F is 0.
             position: stream position of the step's first token.
-            past: rows of the cache that hold the past; what a step that was taken back wrote after
-                them is overwritten.
+            past: rows of the cache that hold the past; rows after them, as a step that was taken
+                back leaves them, are overwritten.
 
         Raises:
             CacheError: the step does not fit after `past`.
@@ -104,7 +104,7 @@ class StreamState(_Closing, ABC):
 
     @abstractmethod
     def logits(self, rows: Sequence[int]) -> Float32Array:
-        """(len(rows), V) of these rows of the step that ran last."""
+        """(len(rows), V) logits of these rows of the last step."""
 
     @abstractmethod
     def evict(self, eviction: Eviction) -> None:
@@ -117,7 +117,7 @@ class StreamState(_Closing, ABC):
 
     @property
     def warnings(self) -> list[str]:
-        """What the user should know of how it runs, one sentence each."""
+        """For the user, about how the stream runs, one sentence each."""
         return []
 
     def __enter__(self) -> "StreamState":
@@ -125,7 +125,7 @@ class StreamState(_Closing, ABC):
 
 
 class WrappedStream(StreamState):
-    """Passes everything on to another stream: a base for what watches or replaces a part of it."""
+    """Forwards every call to another stream: a base class for observing or replacing some."""
 
     def __init__(self, inner: StreamState) -> None:
         """Wrap `inner`, which is closed with this one."""
@@ -172,7 +172,7 @@ class WrappedStream(StreamState):
 
 
 class LoadedModel(_Closing, ABC):
-    """Graphs and weights on a backend, and the scratch memory of a step; a context manager."""
+    """Graphs, weights and scratch memory of a step on a backend; a context manager."""
 
     name: str
     """Backend and device, for people."""
@@ -182,7 +182,7 @@ class LoadedModel(_Closing, ABC):
         """A stream with an empty cache; close it before the model.
 
         Raises:
-            CacheError: there is not enough memory for its cache.
+            CacheError: not enough memory for its cache.
         """
 
     def __enter__(self) -> "LoadedModel":
@@ -190,18 +190,18 @@ class LoadedModel(_Closing, ABC):
 
 
 def require_room(layout: StepLayout, past: Rows, capacity: Rows, max_step_tokens: int) -> Rows:
-    """The rows that the step adds behind `past`.
+    """The rows that the step adds after `past`; call it before every step.
 
-    Graphs write where they are told to, and what does not fit is dropped without an error, or
-    worse: so this comes before every step.
+    Graphs do not check bounds: rows past the end of the cache are dropped without an error, or
+    overwrite other memory.
 
     Raises:
-        CacheError: the step is longer than planned, or leaves the cache.
+        CacheError: the step is longer than planned, or does not fit in the cache.
     """
     added = Rows(layout.num_tokens, layout.num_rows)
     if layout.num_tokens > max_step_tokens or not past.plus(added).fits(capacity):
         raise CacheError(
-            f"a step of {added.dense} tokens ({added.mod} rows in MoD layers) behind "
+            f"a step of {added.dense} tokens ({added.mod} rows in MoD layers) after "
             f"{past.dense} ({past.mod}) does not fit: the cache has {capacity.dense} "
             f"({capacity.mod}) rows, a step at most {max_step_tokens} tokens"
         )

@@ -1,4 +1,4 @@
-"""From a bundle to a ready session: plan the window, choose the backend."""
+"""Open a session on a bundle: plan the window, choose the backend."""
 
 from contextlib import ExitStack
 from pathlib import Path
@@ -27,22 +27,22 @@ def open_session(
     """A session on a bundle; use it as a context manager.
 
     Args:
-        bundle: the folder that `mod-edge export` made, or one from `open_bundle`.
+        bundle: the folder that `mod-edge export` made, or a `Bundle`.
         backend: `tensorrt`, `onnx`, `torch` (the reference, needs `checkpoint`), or `auto`, see
             `backends.load_model`.
-        device: where ONNX Runtime computes, `cpu` or `cuda`; `auto` goes by the bundle's target.
+        device: where ONNX Runtime computes, `cpu` or `cuda`; `auto` follows the bundle's target.
         checkpoint: the checkpoint that the bundle was made from, for `torch` only.
-        profile: the defaults for what is None below, or their name or TOML path; None takes the
-            bundle's own, see `Bundle.profile`.
+        profile: name, TOML path or `Profile` with the defaults for the arguments below; None takes
+            the bundle's, see `Bundle.profile`.
         window: seconds of video ("120s") or stream tokens ("4096") to remember.
-        kv_budget_mib: instead of `window`, MiB for all keys and values.
-        threshold: see `Protocol`; the checkpoint's own where None.
+        kv_budget_mib: MiB for all keys and values; alternative to `window`.
+        threshold: see `Protocol`; None takes the checkpoint's.
         max_new_tokens: longest reply.
         frames_per_step: see `SessionOptions`.
 
     Raises:
-        BundleError: no bundle, a damaged or partial one.
-        ConfigError: settings that contradict each other, or a window that is too small.
+        BundleError: the bundle is missing, damaged or partial.
+        ConfigError: settings contradict each other, or the window is too small.
         BackendError: the backend cannot run here.
     """
     choice = BackendChoice(backend, device, None if checkpoint is None else Path(checkpoint))
@@ -65,9 +65,9 @@ def open_session(
     least = options.frames_per_step * (config.frame_num_tokens + 1)
     if options.max_step_tokens < least:
         raise ConfigError(
-            f"frames_per_step={options.frames_per_step} takes {least} tokens a step, profile "
+            f"frames_per_step={options.frames_per_step} takes {least} tokens per step, profile "
             f"{defaults.name!r} has max_step_tokens={options.max_step_tokens}; "
-            "take fewer frames a step"
+            "lower --frames-per-step"
         )
     plan = bundle.plan(
         defaults.window, options.max_new_tokens, window=window, kv_budget_mib=kv_budget_mib

@@ -1,13 +1,14 @@
-"""A camera frame as the vision encoder wants it: square, RGB, letterboxed.
+"""Prepare frames for the vision encoder: square, RGB, letterboxed.
 
 VideoLLM-online prepares its training frames with ffmpeg: bicubic to the longest side, centred on
-black. ffmpeg's bicubic is antialiased, its kernel grows with the reduction. OpenCV's is not: it
-looks at 4x4 pixels whatever the reduction, so thin lines break up and text flickers.
+black. ffmpeg's bicubic is antialiased: its kernel grows with the reduction. OpenCV's is not: it
+reads 4x4 pixels at any reduction, so thin lines break up and text flickers.
 
-So a frame is reduced to twice the size by area and then halved by the antialiased bicubic kernel
-itself. Measured against torch's antialiased bicubic: mean and largest difference in levels of 255
-for a 1080p frame of texture, lines and text and for a photograph of 1282x1110, both to 384 pixels
-(OpenCV 5.0.0 and 4.8.1 agree); fastest of 160 runs for the 1080p frame on two shared x86-64 cores:
+A frame is therefore reduced to twice the target size by area, then halved with the antialiased
+bicubic kernel. Compared with torch's antialiased bicubic: mean and largest difference in levels of
+255 for a 1080p frame of texture, lines and text and for a photograph of 1282x1110, both to 384
+pixels (OpenCV 5.0.0 and 4.8.1 agree); fastest of 160 runs for the 1080p frame on two shared x86-64
+cores:
 
                                      1080p frame    photograph       time
     this module                      0.77    16     0.78     7       13 ms
@@ -30,14 +31,14 @@ from mod_edge.errors import ShapeError
 Image = NDArray[np.uint8]
 
 SLIGHT_REDUCTION = 1.25
-SIGMA_PER_REDUCTION = 0.35  # pixels; the best of 0.2 to 0.4 from 1.02 to 1.25
+SIGMA_PER_REDUCTION = 0.35  # pixels; the best of 0.2 to 0.4 for reductions of 1.02 to 1.25
 # The antialiased bicubic kernel (a = -0.5) that halves an image has 8 taps; these 7, followed by
-# the pair averages of INTER_AREA, are exactly those 8.
+# the pair averages of INTER_AREA, equal those 8 exactly.
 HALVING_TAPS = np.array([-3, -6, 35, 76, 35, -6, -3], dtype=np.float32) / 128
 
 
 class Placement(NamedTuple):
-    """Where a picture lies in the model's square, in pixels of it; black around."""
+    """Where the picture lies in the model's square, in pixels of the square; the rest is black."""
 
     top: int
     left: int
@@ -49,19 +50,19 @@ def letterbox(image: Image, out: Image) -> Placement:
     """Write the frame into `out`: longest side I, aspect kept, centred on black, RGB.
 
     Args:
-        image: (H, W, 3) uint8 BGR of any size, as OpenCV gives it.
+        image: (H, W, 3) uint8 BGR of any size, as from OpenCV.
         out: (I, I, 3) uint8, C-contiguous, written in place.
 
     Returns:
         Where in `out` the picture lies.
 
     Raises:
-        ShapeError: image or out has another shape or dtype.
+        ShapeError: image or out has the wrong shape or dtype.
     """
     _check(image, out)
     image_size = out.shape[0]
     longest = max(image.shape[:2])
-    # rounded half up, as ffmpeg does; a side of a very long image keeps one pixel
+    # rounded half up, as ffmpeg does; the short side of a very long image keeps one pixel
     height, width = (
         max(1, (2 * side * image_size + longest) // (2 * longest)) for side in image.shape[:2]
     )
@@ -77,14 +78,14 @@ def letterbox(image: Image, out: Image) -> Placement:
 
 
 def _resize(image: Image, height: int, width: int) -> Image:
-    """The image at (height, width); the two sizes have one aspect but for rounding."""
+    """The image at (height, width), which has its aspect ratio up to rounding."""
     size = (width, height)
     if image.shape[:2] == (height, width):
         return image
     reduction = max(image.shape[:2]) / max(size)
     if reduction < 1:
         return cast(Image, cv2.resize(image, size, interpolation=cv2.INTER_CUBIC))
-    if reduction < SLIGHT_REDUCTION:  # enlarging it to double would cost more than it saves
+    if reduction < SLIGHT_REDUCTION:  # going through the double size would be slower
         sigma = SIGMA_PER_REDUCTION * reduction
         soft = cv2.GaussianBlur(image, (0, 0), sigma, borderType=cv2.BORDER_REPLICATE)
         return cast(Image, cv2.resize(soft, size, interpolation=cv2.INTER_CUBIC))

@@ -1,4 +1,4 @@
-"""What a person asks of the stream, and when."""
+"""Queries to the model, each at a time of the stream."""
 
 import re
 import threading
@@ -18,13 +18,13 @@ class Query:
 
     def __post_init__(self) -> None:
         if not self.text.strip():
-            raise ConfigError("a query is empty; give it some words")
+            raise ConfigError("a query is empty; write some text")
 
 
 def parse_query(text: str) -> Query:
-    """The query that "text" or "text@12.5" means: at the start, or at 12.5 s of video.
+    """The query from "text" (at the start) or "text@12.5" (at 12.5 s of video).
 
-    Only an @ followed by a number splits, and of several the last one.
+    Only an @ followed by a number splits the text, the last one if there are several.
     """
     match = re.fullmatch(r"(.*)@\s*(\d+(?:\.\d+)?)\s*", text, flags=re.DOTALL)
     if match is None:
@@ -33,39 +33,39 @@ def parse_query(text: str) -> Query:
 
 
 class QueryQueue:
-    """Queries that wait for their time; any thread puts some in, the stream's thread takes them."""
+    """Pending queries by time; any thread adds them, the stream's thread takes them."""
 
     def __init__(self, queries: Iterable[Query] = ()) -> None:
         self._lock = threading.Lock()
         self._waiting = sorted(queries, key=_time_s)
 
     def put(self, query: Query) -> None:
-        """Add one, after those of the same time."""
+        """Add a query, after those of the same time."""
         with self._lock:
             insort(self._waiting, query, key=_time_s)
 
     def next_s(self) -> float | None:
-        """When the first one is due; None where none waits."""
+        """The time of the first query; None if there is none."""
         with self._lock:
             return self._waiting[0].time_s if self._waiting else None
 
     def is_due_at(self, time_s: float) -> bool:
-        """Whether one is due at `time_s` or before."""
+        """Whether a query is due at or before `time_s`."""
         next_s = self.next_s()
         return next_s is not None and next_s <= time_s
 
     def is_due_before(self, time_s: float) -> bool:
-        """Whether one is due before `time_s`."""
+        """Whether a query is due before `time_s`."""
         next_s = self.next_s()
         return next_s is not None and next_s < time_s
 
     def take(self) -> Query:
-        """The first one, which waits no longer."""
+        """Remove and return the first query."""
         with self._lock:
             return self._waiting.pop(0)
 
     def waiting(self) -> tuple[Query, ...]:
-        """Those that were not taken, in the order of their times."""
+        """The queries that were not taken, by time."""
         with self._lock:
             return tuple(self._waiting)
 

@@ -1,4 +1,4 @@
-"""A stream from frames to events: capture, vision, decoder steps, decisions and replies."""
+"""A session turns frames into events: vision, decoder steps, decisions and replies."""
 
 import time
 from collections import Counter
@@ -33,21 +33,21 @@ from mod_edge.runtime.queries import Query, QueryQueue
 from mod_edge.runtime.stats import Latencies
 from mod_edge.runtime.stepper import Stepper
 
-# Ids fed before a frame or a prompt in the middle of a stream: a cut reply's last token, the end
+# Most ids fed before a frame or a prompt in mid-stream: the last token of a cut reply, the end
 # token, and the start of the frames.
 LONGEST_PREFIX = 4
 
 
 @dataclass(frozen=True)
 class SessionOptions:
-    """How a stream is run.
+    """Options of a stream.
 
     Attributes:
         threshold: see `Protocol`; 0..1.
-        max_new_tokens: a reply is cut off there.
-        frames_per_step: frames of a file fed in one decoder step. Decisions stay those of one by
-            one feeding: where an earlier frame speaks, the later ones are taken back.
-        max_step_tokens: longest step; a longer text is fed in pieces.
+        max_new_tokens: longest reply.
+        frames_per_step: frames of a file fed in one decoder step. Decisions are the same as with
+            one frame per step: if a frame speaks, the frames after it are taken back.
+        max_step_tokens: longest step; longer text is fed in pieces.
         evict_fraction: see `KvWindow`.
     """
 
@@ -59,7 +59,7 @@ class SessionOptions:
 
     def __post_init__(self) -> None:
         if not 0 <= self.threshold <= 1:
-            raise ConfigError(f"threshold={self.threshold}, wanted a probability, 0 to 1")
+            raise ConfigError(f"threshold={self.threshold}, wanted a probability from 0 to 1")
         for name in ("max_new_tokens", "frames_per_step", "max_step_tokens"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}, wanted at least 1")
@@ -67,7 +67,7 @@ class SessionOptions:
 
 @dataclass(frozen=True)
 class SeenFrame:
-    """A frame and where the letterbox put its picture."""
+    """A frame and its picture's place in the model's square."""
 
     frame: Frame
     placement: Placement
@@ -75,7 +75,7 @@ class SeenFrame:
 
 @dataclass(frozen=True)
 class FrameCosts:
-    """Milliseconds of one frame, shared evenly by those that were computed together."""
+    """Milliseconds of one frame; frames computed together share the time evenly."""
 
     letterbox_ms: float
     vision_ms: float
@@ -83,7 +83,7 @@ class FrameCosts:
 
 
 class Session:
-    """One stream at work; `stream` may be iterated once."""
+    """Runs one stream; `stream` can be called once."""
 
     def __init__(
         self,
@@ -103,9 +103,9 @@ class Session:
             config: the model's.
             tokenizer: the model's.
             plan: of the stream's cache.
-            options: how it is run.
-            backend: which it is and why, for people; the stream's name where nobody chose.
-            model: closed with the session; None where it is shared.
+            options: of the stream.
+            backend: the backend and why it was chosen, for people; default: the stream's name.
+            model: closed with the session; None if it is shared.
         """
         self.state = state
         self.backend = backend or state.name
@@ -145,17 +145,17 @@ class Session:
 
         Args:
             source: an open source; not closed here.
-            queries: put to the model at their times. One due at the first frame is the standing
-                instruction: it is never evicted. More can be asked meanwhile, see `ask`.
+            queries: asked at their times. The one due at the first frame is the standing
+                instruction, which is never evicted. `ask` adds more while the stream runs.
             details: whether frame events carry `FrameDetails`.
 
         Raises:
-            ConfigError: queries, replies or frames a step do not fit in the window, or the session
-                has streamed already; raised when the first event is asked for.
-            SourceError: the source broke off.
+            ConfigError: queries, replies or the frames of a step do not fit in the window, or the
+                session has streamed already; raised at the first event.
+            SourceError: the source failed.
         """
         if self._source is not None:
-            raise ConfigError("a session streams once; open another for another stream")
+            raise ConfigError("this session has streamed already; open a new session")
         self._check_window(queries)
         self._source, self._has_details = source, details
         self._queries = queue = QueryQueue(queries)
@@ -173,11 +173,11 @@ class Session:
             self._is_streaming = False
 
     def ask(self, query: str | Query) -> None:
-        """Put a query to the model while the stream runs, from any thread.
+        """Ask the model a query while the stream runs, from any thread.
 
         Args:
-            query: a text is due at once, before the next frame; a `Query` at its own time, or at
-                once where that has passed.
+            query: a string is due at once, before the next frame; a `Query` at its own time, or at
+                once if that has passed.
 
         Raises:
             ConfigError: the session is not streaming, or the query is empty or does not fit in the
@@ -185,7 +185,7 @@ class Session:
         """
         if not self._is_streaming:
             raise ConfigError(
-                f"{query!r} is asked of a session that is not streaming; give it to stream()"
+                f"cannot ask {query!r}: the session is not streaming; pass it to stream()"
             )
         if isinstance(query, str):
             query = Query(query, self._time_s)
@@ -193,7 +193,7 @@ class Session:
         self._queries.put(query)
 
     def summary(self) -> Summary:
-        """What happened so far."""
+        """Totals so far."""
         wall_s = time.perf_counter() - self._started_s if self._started_s else 0.0
         warnings = list(self._source.warnings) if self._source else []
         warnings += self.state.warnings
@@ -221,7 +221,7 @@ class Session:
         )
 
     def _watch(self, batch: list[Frame], queue: QueryQueue) -> Iterator[Event]:
-        """Encode the batch's frames once, and feed them in as few steps as decisions allow."""
+        """Encode the batch's frames once and feed them in as few steps as decisions allow."""
         started = time.perf_counter()
         seen = [
             SeenFrame(frame, letterbox(frame.image, pixels))
@@ -238,7 +238,7 @@ class Session:
             while self._num_frames and queue.is_due_before(batch[first].time_s):
                 yield from self._answer(queue.take())
             last = first + 1
-            # A query that is due before a frame is answered before it, so that frame must wait.
+            # A query due before a frame is answered first, so that frame is not in this step.
             while last < len(batch) and not queue.is_due_before(batch[last].time_s):
                 last += 1
             first += yield from self._feed(seen[first:last], embeds[first:last], queue, costs)
@@ -246,7 +246,7 @@ class Session:
     def _feed(
         self, seen: list[SeenFrame], embeds: FrameEmbeds, queue: QueryQueue, costs: FrameCosts
     ) -> Generator[Event, None, int]:
-        """Feed frames in one step; returns how many stand, the rest having been taken back."""
+        """Feed frames in one step; returns how many stand, the others are taken back."""
         started = time.perf_counter()
         is_standing = queue.is_due_at(seen[0].frame.time_s)
         logits = self._stepper.feed_frames(
@@ -260,7 +260,7 @@ class Session:
             decisions.append(Decision.ASKED if is_asked else self._protocol.decide(row))
             if decisions[-1] in (Decision.ASKED, Decision.SPEAK):
                 break
-        # The frames that are taken back cost time too: those that stand bear it.
+        # Frames that are taken back cost time too, which is counted to those that stand.
         num_standing = len(decisions)
         self._stepper.take_back_frames(len(seen) - num_standing)
         costs = replace(costs, decoder_ms=1000 * (time.perf_counter() - started) / num_standing)
@@ -275,7 +275,7 @@ class Session:
         return num_standing
 
     def _details(self, seen: list[SeenFrame]) -> list[FrameDetails | None]:
-        """Of the first frames of the last step, where the caller of `stream` wants them."""
+        """Details of the first frames of the last step; None unless `stream` wants them."""
         if not self._has_details:
             return [None] * len(seen)
         kept = self.state.kept
@@ -312,7 +312,7 @@ class Session:
         )
 
     def _answer(self, query: Query | None) -> Iterator[Event]:
-        """Generate a reply greedily, to `query` or to what was just seen."""
+        """Generate a reply greedily, to `query` or to the last frame."""
         if query is not None:
             yield QueryEvent(self._time_s, query.text, query.time_s)
         started = time.perf_counter()
@@ -324,7 +324,7 @@ class Session:
         eos, ids = self.config.stream_config.eos_token_id, list[int]()
         token_id = int(logits.argmax())
         first_token_ms = 1000 * (time.perf_counter() - started)
-        tokens_ms = 0.0  # only what the tokens took, not what is done with the events between
+        tokens_ms = 0.0  # of the steps alone, without the caller's time between events
         while token_id != eos:
             ids.append(token_id)
             yield from self._take_rolls()
@@ -361,21 +361,21 @@ class Session:
         return max(length.dense / capacity.dense, length.mod / capacity.mod)
 
     def _check_window(self, queries: Sequence[Query]) -> None:
-        """Refuse now what would not fit in this window beside the sink later."""
+        """Check at the start that every step and reply will fit beside the sink."""
         protocol, limit = self._protocol, self.plan.capacity
         standing = [query for query in queries if query.time_s <= 0][:1]
         sink = rows_of(self.config, len(protocol.opening_ids()), 0)
-        for query in standing:  # after the first frame, which the sink then holds
+        for query in standing:  # the sink then also holds the first frame
             sink = sink.plus(rows_of(self.config, self._num_prompt_tokens(query), 1))
         self._standing_rows = sink
         num_frames = self.options.frames_per_step
         step = rows_of(self.config, LONGEST_PREFIX + num_frames - 1, num_frames)
         if not sink.plus(step).fits(limit):
             raise ConfigError(
-                f"frames_per_step={num_frames} takes {step.dense} tokens a step: with the system "
+                f"frames_per_step={num_frames} takes {step.dense} tokens per step: with the system "
                 f"prompt and the standing instruction that is {sink.plus(step).dense}, the window "
-                f"has {limit.dense}; take a larger --window or --kv-budget, a shorter instruction, "
-                "or fewer frames a step"
+                f"has {limit.dense}; raise --window or --kv-budget, shorten the instruction, or "
+                "lower --frames-per-step"
             )
         prompts = {query.text: self._num_prompt_tokens(query) for query in queries}
         longest = max(prompts, key=lambda text: prompts[text], default="")
@@ -383,7 +383,7 @@ class Session:
         self._check_reply(longest, max(prompts.get(longest, 0), unasked), sink)
 
     def _check_reply(self, text: str, num_prompt_tokens: int, sink: Rows) -> None:
-        """Refuse a query whose reply would not fit beside the sink."""
+        """Check that a query and its reply fit beside the sink."""
         limit = self.plan.capacity
         reply = LONGEST_PREFIX + num_prompt_tokens + self.options.max_new_tokens
         needed = sink.plus(Rows(reply, reply))
@@ -392,8 +392,8 @@ class Session:
                 f"a reply to {text[:40]!r} takes {reply} tokens, {num_prompt_tokens} of them the "
                 "question: with the system prompt and the standing instruction that is "
                 f"{needed.dense} ({needed.mod} rows in MoD layers), the window has {limit.dense} "
-                f"({limit.mod}); take a larger --window or --kv-budget, shorter queries or a "
-                "smaller --max-new-tokens"
+                f"({limit.mod}); raise --window or --kv-budget, shorten the queries, or lower "
+                "--max-new-tokens"
             )
 
     def _num_prompt_tokens(self, query: Query) -> int:

@@ -13,12 +13,12 @@ class Latencies:
         self._count = 0
 
     def add(self, time_ms: float) -> None:
-        """Take in one time."""
+        """Add one time."""
         self._times_ms[self._count % CAPACITY] = time_ms
         self._count += 1
 
     def percentiles(self) -> dict[str, float]:
-        """p50 and p95 in milliseconds; zeros before the first time."""
+        """p50 and p95 in milliseconds; zeros if there is no time yet."""
         if not self._count:
             return {"p50": 0.0, "p95": 0.0}
         newest = self._times_ms[: min(self._count, CAPACITY)]

@@ -1,4 +1,4 @@
-"""Feeds text and frames to a stream and keeps the window's books: first room, then the step."""
+"""Feeds text and frames to a stream: makes room in the window, runs the step, appends its rows."""
 
 import time
 from collections.abc import Sequence
@@ -13,14 +13,14 @@ from mod_edge.runtime.loaded_model import Float32Array, FrameEmbeds, StreamState
 
 @dataclass(frozen=True)
 class Roll:
-    """An eviction that was carried out, and the milliseconds it took."""
+    """An eviction and the milliseconds it took."""
 
     eviction: Eviction
     roll_ms: float
 
 
 class Stepper:
-    """One stream and its window; `rolls` collects what was evicted until somebody takes it."""
+    """One stream and its window; `rolls` collects evictions until the caller clears it."""
 
     def __init__(
         self, state: StreamState, config: ModelConfig, window: KvWindow, max_step_tokens: int
@@ -32,14 +32,14 @@ class Stepper:
         self._max_step_tokens = max_step_tokens
 
     def feed_text(self, token_ids: Sequence[int], *, continues: bool) -> Float32Array:
-        """Feed a run of text, in pieces where it is longer than a step may be.
+        """Feed a run of text, in pieces if it is longer than a step.
 
         Args:
             token_ids: at least one.
             continues: whether it belongs to the segment in progress.
 
         Returns:
-            Logits (V,) at its last token, the model's own.
+            Logits (V,) at its last token, in the model's memory.
         """
         layout = None
         for start in range(0, len(token_ids), self._max_step_tokens):
@@ -62,10 +62,10 @@ class Stepper:
         Args:
             prefix: ids right before the first frame, at least one.
             embeds: (F, N, D), from the stream.
-            closes_sink: the sink ends between the prefix and the first frame.
+            closes_sink: whether the sink ends between the prefix and the first frame.
 
         Returns:
-            Logits (F, V) at each frame's last token, the model's own.
+            Logits (F, V) at each frame's last token, in the model's memory.
         """
         interval_id = self._config.stream_config.frame_token_interval_id
         num_frames = len(embeds)
@@ -88,12 +88,12 @@ class Stepper:
         return self.state.logits(layout.last_frame_rows.tolist())
 
     def take_back_frames(self, num_frames: int) -> None:
-        """Forget the last frames fed, as if they had not been: their rows are overwritten."""
+        """Undo the last frames fed; the next step overwrites their rows."""
         for _ in range(num_frames):
             self.window.take_back()
 
     def _num_frame_tokens(self, num_frames: int) -> int:
-        """Tokens of a step of frames, all but the first frame's prefix."""
+        """Tokens of a step of frames, without the first frame's prefix."""
         return num_frames * (self._config.frame_num_tokens + 1) - 1
 
     def _layout(self, pieces: tuple[int, ...]) -> StepLayout:

@@ -1,20 +1,20 @@
-"""The time of each frame of a video file, from what OpenCV says of it."""
+"""The time of each frame of a video file, from OpenCV's timestamps."""
 
 import math
 
 from mod_edge.errors import SourceError
 
 MAX_HEADER_FPS = 1000.0  # above it the header holds a time base (90000), not a frame rate
-# Damage makes timestamps turn back for a frame or two (28.4, 22.7, 28.5 s, measured). If they stay
-# behind for this much video, then the file's clock started anew, as in joined recordings.
+# In damaged files timestamps jump back for a frame or two (28.4, 22.7, 28.5 s, measured). If they
+# stay behind for this much video, the file's clock has restarted, as in joined recordings.
 MAX_BEHIND_S = 1.0
 
 
 class FrameClock:
-    """Seconds of a file's frames, from timestamps that may be missing or turn back.
+    """Seconds of a file's frames, from timestamps that may be missing or jump back.
 
     Args:
-        header_fps: frames/s according to the file's header; 0 or absurd where it has none.
+        header_fps: frames/s according to the file's header; 0 or implausible where it has none.
     """
 
     def __init__(self, header_fps: float) -> None:
@@ -22,21 +22,21 @@ class FrameClock:
         self.step_s = 1 / header_fps if is_usable else None
         self.time_s = -math.inf
         self._offset_s = 0.0
-        self._behind_since_s = math.inf  # the first timestamp of those that turned back
+        self._behind_since_s = math.inf  # the first timestamp of those that jumped back
 
     def advance(self, position_ms: float) -> float:
-        """Seconds of the frame just grabbed; never less than those of the frame before.
+        """Seconds of the frame just grabbed; never less than those of the previous frame.
 
         Args:
             position_ms: CAP_PROP_POS_MSEC right after grab(). With FFmpeg that is the timestamp of
-                this frame from the stream's start (OpenCV 4.8.1 and 5.0.0 agree), and 0 for a
-                frame without one.
+                this frame from the stream's start (OpenCV 4.8.1 and 5.0.0 agree), or 0 for a frame
+                without a timestamp.
 
         Raises:
             SourceError: the frame has no timestamp and the header has no frame rate.
         """
         if self.time_s == -math.inf:
-            self.time_s = 0.0  # whatever it says: 4.8 gives a first frame at 0 its decoding time
+            self.time_s = 0.0  # ignores position_ms: OpenCV 4.8 reports the decoding time here
             return self.time_s
         time_s = position_ms / 1000 + self._offset_s
         if position_ms <= 0 or not math.isfinite(position_ms):

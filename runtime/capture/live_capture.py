@@ -1,7 +1,7 @@
 """The newest frame of a camera or a stream at the model's rate.
 
-A live source is read as fast as it delivers and only its newest frame is kept: what the model sees
-is never older than one camera frame, and the grid instants that it was too slow for are counted.
+A live source is read as fast as it delivers and only its newest frame is kept, so the model never
+sees a frame older than one camera frame. Grid instants missed by a slow caller are counted.
 """
 
 import math
@@ -24,14 +24,14 @@ from mod_edge.runtime.capture.source import (
     check_pace,
 )
 
-# What FFmpeg read to probe a stream (3 frames of MJPEG, up to seconds of RTSP) comes out at once
-# and is old; this long of reading leaves it behind before the first frame is handed out.
+# The frames that FFmpeg read to probe a stream (3 of MJPEG, up to seconds of RTSP) arrive at once
+# and are old: discard what arrives in this time before the first frame is returned.
 SETTLE_S = 0.25
 JOIN_MARGIN_S = 1.0
 
 
 class Arrival(NamedTuple):
-    """A frame that came in at `time_s` of time.monotonic()."""
+    """A frame that arrived at `time_s` of time.monotonic()."""
 
     image: Image
     time_s: float
@@ -40,26 +40,26 @@ class Arrival(NamedTuple):
 class LiveCapture(AbstractContextManager["LiveCapture"]):
     """The newest frame of a camera or stream at each instant of the `fps` grid.
 
-    A thread reads as fast as the source delivers and keeps the newest frame, or as many as its
-    policy lets wait. The same frame is never
-    handed out twice: a source slower than `fps` gives fewer frames, each with its own time.
+    A thread reads as fast as the source delivers and keeps the newest frame, or as many as the
+    policy allows. No frame is returned twice: a source slower than `fps` gives fewer frames, each
+    with its own time.
 
     Args:
         source: camera number, stream address (rtsp://, http://) or GStreamer pipeline.
         fps: frames/s of the grid, on time.monotonic().
-        max_frames: end after so many frames.
-        policy: which frames wait, when it has stalled, and when it has ended; by default that of
-            a stream for an address, and that of a camera else.
-        wanted: picture size and rate to ask a camera for; None leaves it as it is.
+        max_frames: end after this many frames.
+        policy: which frames are queued and when the source has stalled or ended; default: `STREAM`
+            for an address, `CAMERA` otherwise.
+        wanted: picture size and rate to request from a camera; None keeps its settings.
 
     Attributes:
         is_live: True.
-        num_frames: handed out so far.
+        num_frames: returned so far.
         num_dropped: grid instants that passed while the caller was busy, so far.
-        warnings: sentences about a camera that gives something else, and a stream that ended.
+        warnings: sentences about a camera that uses other settings, or a stream that ended.
 
     Raises:
-        SourceError: the source cannot be opened; while iterating: it stopped delivering.
+        SourceError: the source cannot be opened, or stopped delivering while iterating.
         ConfigError: fps or max_frames is not positive.
     """
 
@@ -88,7 +88,7 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
         if wanted is not None and isinstance(source, int):
             self.warnings += ask_camera(self._capture, self._name, wanted)
 
-        self._changed = threading.Condition()  # guards what both threads touch: these five
+        self._changed = threading.Condition()  # guards these five, which both threads use
         self._waiting: deque[Arrival] = deque(maxlen=policy.max_waiting)
         self._num_arrived = 0
         self._arrived_s = time.monotonic()
@@ -122,13 +122,13 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
             return self._take_first()
 
     def close(self) -> None:
-        """Stop reading and wait for the thread, no longer than for a frame."""
+        """Stop reading and wait for the thread, at most as long as for a frame."""
         self._is_closing = True
-        # V4L2 sits out a time limit of its own in a silent camera: the thread is a daemon, leave it
+        # With a silent camera V4L2 waits for its own timeout: the thread is a daemon, let it run
         self._reader.join(self._policy.stall_s + JOIN_MARGIN_S)
 
     def _read(self) -> None:
-        """Keep what may wait until the source ends, fails or is closed; the thread's body."""
+        """Queue frames until the source ends, fails or is closed; the thread's body."""
         failure: SourceError | None = None
         num_failed = 0  # in a row
         try:
@@ -148,17 +148,17 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
                     self._waiting.append(Arrival(cast(Image, image), self._arrived_s))
                     self._changed.notify_all()
         except Exception as exc:  # raised again in the caller's thread, by _finish()
-            failure = SourceError(f"{self._name} could not be read further: {exc}")
+            failure = SourceError(f"{self._name} cannot be read any more: {exc}")
             failure.__cause__ = exc
         finally:
             self._capture.release()
-            with self._changed:  # here, so that a waiting caller wakes whatever happened
+            with self._changed:  # in finally, so that a waiting caller always wakes
                 self._failure = failure
                 self._has_ended = True
                 self._changed.notify_all()
 
     def _reason_to_stop(self, waited_s: float) -> SourceError | None:
-        """None for a stream that was closed by its server."""
+        """None for a stream that its server closed."""
         if waited_s >= 0.9 * self._policy.stall_s:
             return self._stalled(waited_s)
         if self._policy.is_finite and self._num_arrived:
@@ -181,9 +181,9 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
         self._start_s = time.monotonic()
 
     def _wait_for_instant(self) -> None:
-        """Sleep until the next instant that has not passed; count those that have."""
+        """Sleep until the next instant that has not passed; count those that have passed."""
         passed = int((time.monotonic() - self._start_s) * self._fps)
-        if passed > self._due:  # the newest passed instant is served now, not dropped
+        if passed > self._due:  # the newest instant that passed is served now, not dropped
             self.num_dropped += passed - self._due
             self._due = passed
         due_s = self._start_s + self._due / self._fps
@@ -193,7 +193,7 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
             self._changed.wait(left_s)
 
     def _wait_for_new_frame(self) -> bool:
-        """False when the source has ended; a frame that arrived before comes first."""
+        """False if the source has ended and no frame is left."""
         since_s = time.monotonic()
         while not self._waiting:
             if self._has_ended:
@@ -207,7 +207,7 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
 
     def _take_first(self) -> Frame:
         arrival = self._waiting.popleft()
-        # a frame that was waited for may belong to a later instant: the source's delay, not a drop
+        # a late frame may belong to a later instant: that is the source's delay, not a drop
         instant = max(self._due, int((arrival.time_s - self._start_s) * self._fps))
         frame = Frame(self.num_frames, instant / self._fps, arrival.image)
         self.num_frames += 1

@@ -1,4 +1,4 @@
-"""From what a user names to the source of its frames."""
+"""Open the source that a user names: a video file, stream, pipeline or camera."""
 
 from mod_edge.profiles import Camera
 from mod_edge.runtime.capture.live_capture import LiveCapture
@@ -14,9 +14,9 @@ def open_source(
     max_frames: int | None = None,
     wanted: Camera | None = None,
 ) -> VideoFile | LiveCapture:
-    """What `path` names (file, stream address, pipeline), or the camera of this number.
+    """The source at `path` (file, stream address or pipeline), or camera number `camera`.
 
-    One of the two is None; `wanted` is what a camera is asked for.
+    Exactly one of the two is None; `wanted` is requested from a camera.
     """
     if camera is not None:
         return LiveCapture(camera, fps=fps, max_frames=max_frames, wanted=wanted)

@@ -1,4 +1,4 @@
-"""What a session asks of whatever gives it frames."""
+"""The contract between a session and its source of frames."""
 
 import math
 from collections.abc import Iterator
@@ -18,9 +18,9 @@ class Frame:
     """One frame for the model.
 
     Attributes:
-        index: counts the frames handed out, from 0.
+        index: from 0, in the order of delivery.
         time_s: its grid instant: seconds of video (file) or since the first frame (live).
-        image: (H, W, 3) uint8 BGR. Two frames of a slow video may share it: do not write to it.
+        image: (H, W, 3) uint8 BGR. Frames of a slow video may share one: do not write to it.
     """
 
     index: int
@@ -30,14 +30,14 @@ class Frame:
 
 @dataclass(frozen=True)
 class CapturePolicy:
-    """What a source drops, when it has stalled, and when and how it ends.
+    """Which frames a source drops, and when it has stalled or ended.
 
     Attributes:
-        max_waiting: frames that wait for a slow reader, the oldest of which are dropped; 0 drops
-            none, because the source is read only as its frames are asked for.
-        stall_s: longest wait for a frame before the source has stalled, in seconds.
-        max_failed_reads: failed reads in a row after which nothing more is expected.
-        is_finite: whether it may end by itself; of any other source an end is a loss.
+        max_waiting: length of the queue for a slow reader, which drops its oldest frames; 0 reads
+            the source on demand and drops none.
+        stall_s: longest wait for a frame before the source counts as stalled, in seconds.
+        max_failed_reads: failed reads in a row after which the source has ended.
+        is_finite: whether it may end by itself; otherwise its end is an error.
     """
 
     max_waiting: int
@@ -53,7 +53,7 @@ class CapturePolicy:
                 raise ConfigError(f"{name}={getattr(self, name)}, wanted at least {least}")
 
 
-# A damaged packet makes grab() fail as the end of the file does. 1000 failures at the end take
+# grab() fails at a damaged packet as it does at the end of the file. 1000 failures at the end take
 # 1-20 ms; a minute of H.264 with 7 % overwritten gives 544 of its 600 frames instead of 226.
 FILE = CapturePolicy(max_waiting=0, stall_s=math.inf, max_failed_reads=1000, is_finite=True)
 CAMERA = CapturePolicy(max_waiting=1, stall_s=5.0, max_failed_reads=1, is_finite=False)
@@ -61,12 +61,12 @@ STREAM = CapturePolicy(max_waiting=1, stall_s=5.0, max_failed_reads=1, is_finite
 
 
 class Source(Protocol):
-    """Where a session gets its frames from; iterated once, to its end.
+    """A source of frames; iterated once, to its end.
 
     Attributes:
-        is_live: whether frames come at their own pace, one by one.
-        num_dropped: frames that the caller was too slow for, so far.
-        warnings: what a user should know, one sentence each; complete at the end.
+        is_live: whether frames arrive in real time.
+        num_dropped: frames dropped so far because the caller was too slow.
+        warnings: for the user, one sentence each; complete at the end.
     """
 
     is_live: bool
@@ -77,18 +77,18 @@ class Source(Protocol):
         """The frames, in the order of their times.
 
         Raises:
-            SourceError: while iterating: it broke off or stalled.
+            SourceError: the source failed or stalled while iterating.
         """
         ...
 
 
 def check_pace(fps: float, max_frames: int | None) -> None:
-    """Refuse a rate or a number of frames that no source can give.
+    """Check the frame rate and the number of frames.
 
     Raises:
         ConfigError: fps or max_frames is not positive.
     """
     if not 0 < fps < math.inf:
-        raise ConfigError(f"fps={fps}: wanted more than 0 frames a second")
+        raise ConfigError(f"fps={fps}: wanted more than 0 frames per second")
     if max_frames is not None and max_frames < 1:
-        raise ConfigError(f"max_frames={max_frames}: wanted 1 or more, or none for all")
+        raise ConfigError(f"max_frames={max_frames}: wanted at least 1, or None for all")

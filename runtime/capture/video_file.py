@@ -1,7 +1,7 @@
 """The frames of a video file at the model's rate, on the clock of its timestamps.
 
-For every grid instant k / fps the first frame at or after it, so that 29.97 frames/s never drift,
-and nothing is dropped.
+Each grid instant k / fps gets the first frame at or after it, so 29.97 frames/s never drift and
+nothing is dropped.
 """
 
 import os
@@ -18,8 +18,8 @@ from mod_edge.runtime.capture.opencv import open_file
 from mod_edge.runtime.capture.source import FILE, CapturePolicy, Frame, Image, check_pace
 
 ROUNDING_S = 0.001  # Matroska and FLV round timestamps to milliseconds
-# A header's count is often duration x rate: rounded, or as long as the sound, and an average where
-# the rate varies. So a video counts as cut short only beyond both of these.
+# A header's frame count is often duration x rate: rounded, or the length of the audio, and an
+# average where the rate varies. A video counts as truncated only if it misses more than both.
 HEADER_SLACK_S = 1.0
 HEADER_SLACK_RATIO = 0.02
 
@@ -27,23 +27,23 @@ HEADER_SLACK_RATIO = 0.02
 class VideoFile(AbstractContextManager["VideoFile"]):
     """The frames of a video file at `fps`, by timestamp; opened at once, closed by `with`.
 
-    A video slower than `fps` repeats its frames, so that the stream's clock holds. Frames between
-    two instants are decoded, as codecs need, but never converted to an image.
+    A video slower than `fps` repeats its frames, to keep the stream's clock. Frames between two
+    instants are decoded, as codecs need, but not converted to images.
 
     Args:
         path: the file.
         fps: frames/s of the grid.
-        max_frames: end after so many frames.
-        policy: when it has ended.
+        max_frames: end after this many frames.
+        policy: when the file has ended.
 
     Attributes:
         is_live: False.
-        num_frames: handed out so far.
+        num_frames: returned so far.
         num_dropped: always 0.
         warnings: sentences about a file that ended early or is damaged; complete at the end.
 
     Raises:
-        SourceError: there is no such file, or it is not a video that can be read.
+        SourceError: the file does not exist or cannot be read as a video.
         ConfigError: fps or max_frames is not positive.
     """
 
@@ -69,7 +69,7 @@ class VideoFile(AbstractContextManager["VideoFile"]):
         self._clock = FrameClock(self._capture.get(cv2.CAP_PROP_FPS))
         self._num_grabbed = 0
         self._num_damaged = 0
-        self._image: Image | None = None  # of the frame last grabbed, once it was wanted
+        self._image: Image | None = None  # of the frame last grabbed, once converted
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -106,7 +106,7 @@ class VideoFile(AbstractContextManager["VideoFile"]):
         return False
 
     def _retrieve(self) -> bool:
-        """Convert the frame last grabbed, unless that is done; False if it has no picture."""
+        """Convert the frame last grabbed, if that is not done yet; False if it has no picture."""
         if self._image is None:
             is_picture, image = self._capture.retrieve()
             self._image = cast(Image, image) if is_picture and image.size else None
@@ -117,13 +117,13 @@ class VideoFile(AbstractContextManager["VideoFile"]):
         self.close()
         if self.num_frames == 0:
             raise SourceError(
-                f"{self._path} opens as a video but not one frame of it can be decoded; "
+                f"{self._path} opens as a video but none of its frames can be decoded; "
                 "it may be truncated or need a codec that this OpenCV lacks"
             )
         if self._num_damaged:
             self.warnings.append(
-                f"{self._path} is damaged: {self._num_damaged} of its packets could not be decoded "
-                "and were left out; times are still those of the video"
+                f"{self._path} is damaged: {self._num_damaged} packets could not be decoded and "
+                "were skipped; times are still those of the video"
             )
         if self._clock.step_s is None or count <= 0:
             return

@@ -1,1 +1,1 @@
-"""Runners in host memory: ONNX Runtime on the CPU, and the PyTorch reference."""
+"""Backends in host memory: ONNX Runtime on the CPU, and the PyTorch reference."""

@@ -1,9 +1,9 @@
-"""The rolling KV cache's buffers in host memory, preallocated and appended by the graphs.
+"""The rolling KV cache's buffers in host memory, preallocated and written by the graphs.
 
-`delta` graphs take token-major buffers (S, G, E): the rows of the past and the rows that a step
-adds are contiguous views of one buffer, which the graph reads and writes. `in_place` graphs take
-head-major ones (1, G, S, E) whole, and write into them. Nothing is copied either way. An eviction
-moves the rest down with one memmove a contiguous block and rebases the sink.
+`delta` graphs take token-major buffers (S, G, E): the past and the new rows of a step are
+contiguous views of one buffer, which the graph reads and writes. `in_place` graphs take whole
+head-major buffers (1, G, S, E) and write into them. Neither copies. An eviction moves the remaining
+rows down with one memmove per contiguous block and rebases the sink.
 """
 
 import ctypes
@@ -24,14 +24,14 @@ Buffer = npt.NDArray[Any]  # of the lowering's dtype
 
 @dataclass(frozen=True)
 class LayerBuffers:
-    """One layer's keys, rotated at their positions, and values, in the dialect's order of dims."""
+    """One layer's keys (rotated) and values, in the dialect's order of dims."""
 
     key: Buffer
     value: Buffer
     is_mod: bool
 
     def blocks(self, buffer: Buffer) -> Buffer:
-        """`buffer` as (blocks, S, row): one block of all heads, or one a head."""
+        """`buffer` as (blocks, S, row): one block of all heads, or one per head."""
         is_token_major = buffer.ndim == 3
         blocks: Buffer = buffer.reshape(1, len(buffer), -1) if is_token_major else buffer[0]
         return blocks
@@ -42,13 +42,13 @@ class LayerBuffers:
 
 
 class KvCache:
-    """All layers' buffers; which rows are in use is the `KvWindow`'s knowledge."""
+    """All layers' buffers; `KvWindow` knows which rows are in use."""
 
     def __init__(self, config: ModelConfig, lowering: Lowering, capacity: Rows) -> None:
-        """Allocate zeroed buffers: a NaN in a masked row would poison the attention.
+        """Allocate zeroed buffers: a NaN in a masked row would spoil the attention.
 
         Raises:
-            CacheError: there is not so much memory.
+            CacheError: not enough memory.
         """
         text = config.text_config
         groups, size = text.num_key_value_heads, text.head_dim
@@ -65,7 +65,7 @@ class KvCache:
             except (MemoryError, ValueError, OverflowError) as exc:  # ValueError: beyond 2**63
                 raise CacheError(
                     f"a KV cache of {capacity.dense} tokens does not fit in this machine's memory; "
-                    "take a smaller --window or --kv-budget"
+                    "lower --window or --kv-budget"
                 ) from exc
             self.layers.append(LayerBuffers(key, value, is_mod))
 
@@ -77,9 +77,9 @@ class KvCache:
     def evict(self, eviction: Eviction) -> None:
         """Drop the rows that `eviction` names and rebase the sink.
 
-        The sink's keys become R(num_evicted) times what was first written: seen from tokens whose
-        positions are never lowered, the sink moves up by what was dropped behind it. Always from
-        the first copy, so that rounding does not add up over the rolls.
+        The sink's keys become R(num_evicted) times the keys as first written: positions of other
+        tokens are never lowered, so the sink moves up by the number of tokens dropped after it.
+        Starting from the first copy keeps rounding errors from adding up over the rolls.
         """
         if not self._first_sink_keys:
             self._first_sink_keys = [
@@ -103,7 +103,7 @@ class KvCache:
 
 
 def _move_rows(buffer: Buffer, source: int, target: int, num_rows: int) -> None:
-    # numpy would go through a temporary copy, because the ranges overlap.
+    # numpy would make a temporary copy, because the ranges overlap
     row_bytes = buffer.strides[0]
     base = buffer.ctypes.data
     ctypes.memmove(base + target * row_bytes, base + source * row_bytes, num_rows * row_bytes)

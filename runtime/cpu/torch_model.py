@@ -1,7 +1,7 @@
-"""The PyTorch reference behind the runtime's contract: the twin that judges the others.
+"""The PyTorch reference as a backend, to compare the others with.
 
-Where the runtime keeps rotated keys and moves the sink, this one keeps unrotated keys with a list
-of positions, lowers the positions of all that follows the sink, and rotates everything anew.
+The other backends keep rotated keys and move the sink. This one keeps unrotated keys with a list of
+positions, lowers the positions of all tokens after the sink, and rotates all keys again.
 """
 
 from collections.abc import Mapping, Sequence
@@ -97,7 +97,7 @@ class TorchStream(StreamState):
 
 
 def load_torch_model(path: Path, fingerprint: str) -> TorchModel:
-    """The reference on the checkpoint at `path`, which must have this fingerprint.
+    """The reference on the checkpoint at `path`, whose fingerprint must be `fingerprint`.
 
     Raises:
         CheckpointError: the checkpoint is damaged.

@@ -1,1 +1,1 @@
-"""Runners in device memory: TensorRT engines, and the CUDA provider of ONNX Runtime."""
+"""Backends in device memory: TensorRT engines, and ONNX Runtime's CUDA provider."""

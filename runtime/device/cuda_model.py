@@ -1,4 +1,4 @@
-"""A bundle's graphs on the first GPU by ONNX Runtime's CUDA provider."""
+"""A bundle's graphs on the first GPU, computed by ONNX Runtime's CUDA provider."""
 
 from contextlib import ExitStack
 from functools import partial
@@ -22,11 +22,11 @@ def load_cuda_model(
     Args:
         bundle: with every layer, for a target with a cache on a device.
         limits: of every stream.
-        driver: the device; the first GPU where None. Closed with the model, also on failure.
+        driver: the device; None opens the first GPU. Closed with the model, also on failure.
 
     Raises:
-        BackendError: no driver, no GPU, no CUDA provider, or graphs that it does not take.
-        CacheError: the GPU has not enough memory.
+        BackendError: no driver, GPU or CUDA provider, or graphs that it does not support.
+        CacheError: not enough memory on the GPU.
     """
     with ExitStack() as release:
         if driver is not None:
@@ -52,6 +52,6 @@ def _require_runnable(bundle: Bundle) -> None:
     if not target.has_device_cache or precision not in TARGETS["cuda"].precisions:
         raise BackendError(
             f"bundle {bundle.folder} is for target {target.name} in {precision}, which ONNX "
-            "Runtime's CUDA provider does not take; export the checkpoint again with "
-            "--target cuda, or take --device cpu"
+            "Runtime's CUDA provider does not support; export the checkpoint again with "
+            "--target cuda, or use --device cpu"
         )

@@ -1,11 +1,12 @@
-"""The rolling KV cache's buffers in device memory, in the layout that the graphs' dialect wants.
+"""The rolling KV cache's buffers in device memory, in the layout of the graphs' dialect.
 
-`in_place`: (G, S, E) a buffer, past and present at one address; the engine writes its rows itself.
-`delta`: (S, G, E); an engine reads a bucket of rows from the front and writes its new ones beside
-the cache, from where they are appended: what it reads and what it writes must not overlap.
+`in_place`: buffers are (G, S, E), past and present at one address; the engine writes its new rows
+into them. `delta`: buffers are (S, G, E); an engine reads a bucket of rows from the front and
+writes its new rows to a separate buffer, from which they are appended, because its inputs and
+outputs must not overlap.
 
-To copy rows both are runs of S rows: G of them (a head each) with rows of E values, or one with
-rows of G*E.
+When rows are copied, both are runs of S rows: G runs (one per head) with rows of E values, or one
+run with rows of G*E values.
 """
 
 import math
@@ -24,14 +25,14 @@ from mod_edge.runtime.device.graph_set import GraphContext
 from mod_edge.runtime.device.step_inputs import FLOAT32_BYTES, UploadBlocks
 
 PURPOSE = "the KV cache"
-# Every bucket makes other shapes, and shapes that repeat get a CUDA graph: few are better. Where an
-# eighth of the window is dropped at once, a full window stays in the last one.
+# Each bucket has its own shapes, and repeated shapes get a CUDA graph, so use few buckets. A full
+# window stays in the last bucket if an eighth of it is dropped at once.
 NUM_BUCKETS = 4
 
 
 @dataclass(frozen=True)
 class DeviceLayer:
-    """One layer's buffers by address; `new_*` are 0 where the graph writes into the cache."""
+    """Addresses of one layer's buffers; `new_*` are 0 if the graph writes into the cache."""
 
     is_mod: bool
     num_rows: int
@@ -42,7 +43,7 @@ class DeviceLayer:
 
 
 class Runs(NamedTuple):
-    """The address of the first run's row, and after how many rows the next run has it."""
+    """A row in every run: its address in the first run, and the rows from one run to the next."""
 
     address: int
     num_rows: int
@@ -50,14 +51,14 @@ class Runs(NamedTuple):
 
 @dataclass(frozen=True)
 class FirstSinkKeys:
-    """The sink's keys as first written: each layer's at its address, its runs without gaps."""
+    """The sink's keys as first written, by layer; runs follow each other without gaps."""
 
     addresses: tuple[int, ...]
     rebased: int  # where the rebase graph writes
 
 
 class DeviceCache:
-    """All layers' buffers; which rows are in use is the `KvWindow`'s knowledge."""
+    """All layers' buffers; `KvWindow` knows which rows are in use."""
 
     def __init__(
         self,
@@ -69,18 +70,18 @@ class DeviceCache:
         max_step_tokens: int,
         angles: UploadBlocks,
     ) -> None:
-        """Take zeroed buffers: a NaN in a masked row would poison the attention.
+        """Allocate zeroed buffers: a NaN in a masked row would spoil the attention.
 
         Args:
             driver: the device.
             config: the model's.
-            lowering: what its graphs were made for.
+            lowering: of its graphs.
             capacity: rows of the cache.
-            max_step_tokens: T at most.
+            max_step_tokens: largest T.
             angles: from `sink_angles`; caches of one device may share it.
 
         Raises:
-            CacheError: the device has not so much memory.
+            CacheError: not enough memory on the device.
         """
         text = config.text_config
         item_bytes = ITEM_BYTES[lowering.dtype]
@@ -97,7 +98,7 @@ class DeviceCache:
         self._angle_bytes = _angle_bytes(config)
         self._blocks: list[int] = []
         with ExitStack() as release:
-            release.callback(self.close)  # what was taken where there is not enough for all
+            release.callback(self.close)  # frees the layers allocated before one failed
             self.layers = [
                 self._take_layer(index in config.mod_layers, max_step_tokens)
                 for index in range(text.num_hidden_layers)
@@ -105,12 +106,12 @@ class DeviceCache:
             release.pop_all()
 
     def close(self) -> None:
-        """Free the buffers; the device must have nothing to do."""
+        """Free the buffers; the device must be idle."""
         while self._blocks:
             self._driver.free(self._blocks.pop())
 
     def addresses(self, index: int) -> dict[str, int]:
-        """The layer's cache tensors, by the names of its graph."""
+        """Addresses of the layer's cache tensors, by tensor name."""
         layer = self.layers[index]
         past = {"past_key": layer.key, "past_value": layer.value}
         if self._is_delta:
@@ -118,10 +119,10 @@ class DeviceCache:
         return past | {"present_key": layer.key, "present_value": layer.value}
 
     def bucket(self, past: Rows) -> Rows | None:
-        """How many rows a `delta` step binds as its past; at least one, for none is no shape."""
+        """Rows that a `delta` step binds as its past, at least 1; None for `in_place`."""
         if not self._is_delta:
             return None
-        # One for both geometries, or there would be as many shapes as pairs.
+        # One bucket number for both geometries, or every pair would be a shape.
         sizes = [math.ceil(rows / NUM_BUCKETS) for rows in self.capacity]
         number = max(1, *(math.ceil(rows / size) for rows, size in zip(past, sizes, strict=True)))
         dense, mod = (
@@ -130,7 +131,7 @@ class DeviceCache:
         return Rows(dense, mod)
 
     def append(self, past: Rows, added: Rows) -> None:
-        """Copy what a `delta` step has put beside the cache behind its past."""
+        """Copy the new rows of a `delta` step into the cache, after the past."""
         if not self._is_delta:
             return
         for layer in self.layers:
@@ -140,9 +141,9 @@ class DeviceCache:
             self._driver.copy(layer.value + first, layer.new_value, size_bytes)
 
     def evict(self, eviction: Eviction, rebase: GraphContext) -> None:
-        """Drop the rows that `eviction` names and rebase the sink, without waiting for it.
+        """Drop the rows that `eviction` names and rebase the sink as `KvCache.evict` does.
 
-        The rule is that of `KvCache.evict`, and `rebase` is the graph that turns keys by it.
+        Does not wait for the device. `rebase` is the graph that rotates keys.
         """
         if self._first is None:
             self._first = self._keep_first(eviction.sink)
@@ -207,7 +208,7 @@ class DeviceCache:
     def _move_rows(
         self, layer: DeviceLayer, buffer: int, source: int, target: int, num_rows: int
     ) -> None:
-        """Move rows down, piece by piece: a copy within the device must not overlap itself."""
+        """Move rows down, piece by piece: source and target of a copy must not overlap."""
         step = source - target
         if not step:
             return
@@ -235,7 +236,7 @@ class DeviceCache:
 
 
 def sink_angles(driver: CudaDriver, config: ModelConfig) -> UploadBlocks:
-    """Memory for the one cos and sin by which a roll turns the sink's keys."""
+    """Memory for the cos and sin by which a roll rotates the sink's keys."""
     return UploadBlocks(driver, 2 * _angle_bytes(config), PURPOSE)
 
 

@@ -1,12 +1,12 @@
-"""A bundle on an NVIDIA GPU: whoever computes its graphs, all between them is in device memory.
+"""A bundle on an NVIDIA GPU: all tensors stay in device memory, whichever library runs the graphs.
 
-A step is one upload, one copy a run of text or a frame, the layers, and in `delta` one copy a cache
-buffer; the host waits for none of it. It waits in `encode`, so that the vision graph's time is told
-apart, in `logits`, and in `kept`, which is for callers that ask.
+A step is one upload, one copy per run of text or frame, the layers, and in `delta` one copy per
+cache buffer; the host waits for none of these. It waits in `encode`, so that vision is timed
+separately, in `logits`, and in `kept`.
 
-Engines, scratch memory and the inputs of a step are the model's. A stream has its cache, and with
-it contexts and CUDA graphs of its own, because both hold the cache's addresses. All work goes to
-one CUDA stream, so steps of several streams follow one another there.
+The model holds engines, scratch memory and the inputs of a step. A stream holds its cache, contexts
+and CUDA graphs, because contexts and graphs contain the cache's addresses. All work goes to one
+CUDA stream, so steps of several streams run one after another.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -40,14 +40,14 @@ from mod_edge.runtime.loaded_model import (
 
 @dataclass(frozen=True)
 class Exchange:
-    """The same size of memory on the device and, pinned, on the host."""
+    """Device memory and pinned host memory of the same size."""
 
     device: int
     host: PinnedBlock
 
 
 class DeviceModel(LoadedModel):
-    """A bundle on a device, `in_place` and `delta` alike."""
+    """A bundle on a device, in either dialect."""
 
     def __init__(
         self,
@@ -58,18 +58,18 @@ class DeviceModel(LoadedModel):
         driver: CudaDriver,
         open_graphs: Callable[[], GraphSet],
     ) -> None:
-        """Load all graphs and take the memory of a step.
+        """Load all graphs and allocate the memory of a step.
 
         Args:
             bundle: with every layer.
             limits: of every stream.
-            name: what computes, for people.
-            driver: the device; closed with the model, also where this fails.
+            name: backend and device, for people.
+            driver: the device; closed with the model, also on failure.
             open_graphs: loads the bundle's graphs for that device and those limits.
 
         Raises:
             BackendError: a graph does not load.
-            CacheError: the device has not enough memory.
+            CacheError: not enough memory on the device.
         """
         config, lowering = bundle.config, bundle.lowering
         text = config.text_config
@@ -78,7 +78,7 @@ class DeviceModel(LoadedModel):
         assert lowering.capacity in (None, limits.capacity), "in_place graphs carry their capacity"
         self.row_bytes = text.hidden_size * ITEM_BYTES[lowering.dtype]
         self.frame_bytes = config.frame_num_tokens * self.row_bytes
-        with ExitStack() as release:  # from the last to the first, also where this fails half way
+        with ExitStack() as release:  # in reverse order, also if this fails half way
             release.callback(driver.close)
             self._take_buffers()
             self.inputs = StepInputs(
@@ -100,7 +100,7 @@ class DeviceModel(LoadedModel):
 
     @property
     def rebase(self) -> GraphContext:
-        """The graph that turns a sink's keys."""
+        """The graph that rotates a sink's keys."""
         return self._contexts["rebase"]
 
     def open_stream(self) -> "DeviceStream":
@@ -120,7 +120,7 @@ class DeviceModel(LoadedModel):
         self.driver.synchronize()
 
     def logits(self, rows: Sequence[int]) -> Float32Array:
-        """(len(rows), V) of these rows of what the layers wrote last; the device is idle then."""
+        """(len(rows), V) logits of these rows of the last step; waits for the device."""
         final = self.hidden[self.config.text_config.num_hidden_layers % 2]
         for place, row in enumerate(rows):
             self.driver.copy(
@@ -133,7 +133,7 @@ class DeviceModel(LoadedModel):
             {"hidden": self._head_rows, "logits": self._logits_exchange.device}, {"T": len(rows)}
         )
         head.enqueue()
-        # The caller's array is no pinned memory: that one is gone when the model is closed.
+        # Copied out of pinned memory, which is freed when the model is closed.
         logits = self._logits[: len(rows)]
         host = self._logits_exchange.host
         self.driver.download(host.address, self._logits_exchange.device, logits.nbytes)
@@ -142,7 +142,7 @@ class DeviceModel(LoadedModel):
         return logits
 
     def kept(self, num_frames: int) -> Mapping[int, Int64Array]:
-        """By MoD layer, what a step of that many frames kept; waits for it."""
+        """By MoD layer, the positions (F, K) that the last step kept; waits for the device."""
         shape = (num_frames, self.config.num_kept)
         host = self._kept.host
         self.driver.download(host.address, self._kept.device, host.array.nbytes)
@@ -162,7 +162,7 @@ class DeviceModel(LoadedModel):
         most_frames, side = limits.frames_per_step, self.config.vision_config.image_size
         self.hidden = [
             self.driver.malloc(limits.max_step_tokens * self.row_bytes, "hidden states")
-            for _ in range(2)  # layers read one and write the other in turn
+            for _ in range(2)  # layers alternate: each reads one and writes the other
         ]
         self._pixels = self._exchange(most_frames * side * side * 3, "frames")
         self._head_rows = self.driver.malloc(most_frames * self.row_bytes, "hidden states")
@@ -182,11 +182,11 @@ class DeviceStream(StreamState):
     """One stream's cache on a `DeviceModel`, with contexts and CUDA graphs bound to it."""
 
     def __init__(self, model: DeviceModel) -> None:
-        """Take an empty cache and a context of every layer.
+        """Allocate an empty cache and make a context for every layer.
 
         Raises:
             BackendError: a context cannot be made.
-            CacheError: the device has not enough memory.
+            CacheError: not enough memory on the device.
         """
         config, limits, driver = model.config, model.limits, model.driver
         self.name = model.name
@@ -256,7 +256,7 @@ class DeviceStream(StreamState):
         self._release.close()
 
     def _bind(self, contexts: Sequence[GraphContext], shape: StepShape) -> None:
-        """Bind every layer to what a step of that shape reads and writes."""
+        """Bind every layer's tensors for a step of that shape."""
         model, config = self._model, self._model.config
         num_text, num_frames, past = shape
         sizes = {

@@ -1,4 +1,4 @@
-"""Which of the engines beside a bundle run here: built for this GPU, by this compiler, from it."""
+"""Choose the engines of a bundle that run here: up to date, for this GPU and TensorRT version."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -26,17 +26,17 @@ def find_engines(
     tensorrt: TensorRT,
     compute_capability: str,
 ) -> EngineManifest:
-    """The engines that fit; of several such sets, the one that was built last.
+    """The engines that fit; the set that was built last if there are several.
 
     Args:
         bundle: with every layer.
-        limits: what they must take.
-        tensorrt: what they are to run on.
+        limits: cache and steps that they must support.
+        tensorrt: the installed TensorRT.
         compute_capability: of the GPU, "89" for 8.9.
 
     Raises:
-        BackendError: none was built, or none fits; says what differs, and the command that builds
-            what does.
+        BackendError: none was built, or none fits; says what differs and which command builds
+            engines that fit.
         BundleError: an engine manifest is damaged.
     """
     folder, found = bundle.folder, bundle.engines
@@ -61,8 +61,8 @@ def find_engines(
         return max(fitting, key=lambda engines: _built_at(folder, engines))
     if too_small:
         raise BackendError(
-            f"no engines of bundle {folder} are made for so much: {', and '.join(too_small)}; run "
-            "with less, or raise it in the profile and build again"
+            f"the engines in {folder} are too small for this run: {', and '.join(too_small)}; "
+            "lower --window or --frames-per-step, or rebuild with a larger profile"
         )
     newest = max(found, key=lambda engines: _built_at(folder, engines))
     here = _settings_here(newest.settings, bundle.lowering, tensorrt, compute_capability)
@@ -79,7 +79,7 @@ def _built_at(folder: Path, engines: EngineManifest) -> float:
 def _settings_here(
     settings: EngineSettings, lowering: Lowering, tensorrt: TensorRT, compute_capability: str
 ) -> EngineSettings:
-    """The same settings for this bundle, compiler and GPU."""
+    """The settings with this bundle's target and precision, this TensorRT and this GPU."""
     return replace(
         settings,
         target=lowering.target,
@@ -91,7 +91,7 @@ def _settings_here(
 
 
 def _differences(settings: EngineSettings, here: EngineSettings) -> list[str]:
-    """What the engines were built for, where this is something else."""
+    """What the engines were built for, where it differs from what is here."""
     theirs, ours = (
         (
             f"{NAMES[each.compiler]} {each.version}",
@@ -113,10 +113,10 @@ def _limit_faults(settings: EngineSettings, limits: StreamLimits) -> list[str]:
     faults = []
     if theirs.max_step_tokens < limits.max_step_tokens:
         faults.append(
-            f"take {theirs.max_step_tokens} tokens a step, wanted {limits.max_step_tokens}"
+            f"take {theirs.max_step_tokens} tokens per step, wanted {limits.max_step_tokens}"
         )
     if theirs.max_frames < limits.frames_per_step:
-        faults.append(f"take {theirs.max_frames} frames a step, wanted {limits.frames_per_step}")
+        faults.append(f"take {theirs.max_frames} frames per step, wanted {limits.frames_per_step}")
     if not capacity.fits(theirs.capacity):
         faults.append(
             f"take a cache of {theirs.capacity.dense} rows ({theirs.capacity.mod} in MoD layers), "
@@ -126,7 +126,7 @@ def _limit_faults(settings: EngineSettings, limits: StreamLimits) -> list[str]:
 
 
 def _file_faults(bundle: Bundle, engines: EngineManifest) -> list[str]:
-    """Engines that are missing, damaged or of another export; small files are hashed."""
+    """Engines that are missing, damaged or from another export; only small files are hashed."""
     faults = []
     for signature in bundle.signatures():
         record = engines.engines.get(signature.name)
@@ -137,12 +137,12 @@ def _file_faults(bundle: Bundle, engines: EngineManifest) -> list[str]:
             hash_all=record is not None and record.size_bytes < SMALL_FILE_BYTES,
         )
         if fault:
-            faults.append(f"are not whole: {signature.name} {fault}")
+            faults.append(f"are incomplete: {signature.name} {fault}")
     return faults
 
 
 def _profile_for(target: str, compute_capability: str) -> str:
-    """A shipped profile for this GPU, or else any for the bundle's target."""
+    """A shipped profile for this GPU, else one for the bundle's target."""
     profiles = [
         profile for profile in map(load_profile, profile_names()) if target in profile.targets
     ]

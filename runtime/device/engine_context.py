@@ -1,4 +1,4 @@
-"""One TensorRT context with what is bound to it."""
+"""One TensorRT context and its bindings."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,49 +9,36 @@ from mod_edge.plan.signature import GraphSignature
 
 
 class EngineContext:
-    """Runs one engine on one stream within one optimization profile."""
+    """Runs one engine on one stream in one optimization profile; see `GraphContext`."""
 
     def __init__(self, signature: GraphSignature, context: Any, stream: int) -> None:
-        """Wrap `context`, which has its profile and its scratch memory."""
+        """Wrap `context`, whose profile and scratch memory are set."""
         self.signature = signature
         self.native = context
         self._stream = stream
 
     @property
     def is_capturable(self) -> bool:
-        """Whether a CUDA graph can hold what it is about to run, as far as TensorRT says."""
+        """Whether a CUDA graph can capture it as bound, according to TensorRT."""
         return is_capturable(self.native, self._stream)
 
-    def bind(self, addresses: Mapping[str, int], letters: Mapping[str, int]) -> None:
-        """Say where every tensor lies and how large the inputs are.
-
-        Args:
-            addresses: by tensor name, of memory that stays until what is enqueued has run; may
-                name more than the graph has.
-            letters: sizes of the signature's dynamic dims.
-
-        Raises:
-            BackendError: TensorRT refuses a shape or an address.
-        """
+    def bind(self, addresses: Mapping[str, int], sizes: Mapping[str, int]) -> None:
+        """See `GraphContext`; shapes are set for inputs only."""
         for spec in self.signature.inputs:
-            shape = tuple(letters[dim] if isinstance(dim, str) else dim for dim in spec.dims)
+            shape = tuple(sizes[dim] if isinstance(dim, str) else dim for dim in spec.dims)
             if not self.native.set_input_shape(spec.name, shape):
-                raise self._error(f"refuses the shape {shape} of {spec.name!r}")
+                raise self._error(f"rejects the shape {shape} of {spec.name!r}")
         for spec in (*self.signature.inputs, *self.signature.outputs):
             if not self.native.set_tensor_address(spec.name, addresses[spec.name]):
-                raise self._error(f"refuses an address for {spec.name!r}")
+                raise self._error(f"rejects the address of {spec.name!r}")
 
     def enqueue(self) -> None:
-        """Run what is bound, behind all that the stream has to do before.
-
-        Raises:
-            BackendError: TensorRT cannot; its log has the reason.
-        """
+        """See `GraphContext`; TensorRT's log has the reason of a failure."""
         if not self.native.execute_async_v3(self._stream):
             raise self._error("does not run")
 
     def _error(self, what: str) -> BackendError:
         return BackendError(
-            f"the engine of {self.signature.name} {what}; TensorRT's log above says why: build the "
+            f"the engine of {self.signature.name} {what}; see TensorRT's log above, build the "
             "engines again, and report it if that does not help"
         )

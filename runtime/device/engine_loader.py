@@ -1,4 +1,4 @@
-"""Engine files turned into TensorRT's engines and contexts, held against their signatures."""
+"""Load engine files, check them against their signatures and make their contexts."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,18 +20,18 @@ from mod_edge.plan.signature import GraphSignature, TensorSpec
 
 
 class EngineLoader:
-    """Loads engines and makes their contexts; `warnings` is what TensorRT said meanwhile."""
+    """Loads engines and makes their contexts; `warnings` collects TensorRT's messages."""
 
     def __init__(self, tensorrt: TensorRT, stream: int, cache_path: Path) -> None:
         """Start TensorRT's runtime.
 
         Args:
-            tensorrt: the one that the engines are of.
-            stream: that all contexts will run on.
-            cache_path: where TensorRT-RTX keeps the kernels that it compiles for this GPU.
+            tensorrt: the one that built the engines.
+            stream: CUDA stream of all contexts.
+            cache_path: where TensorRT-RTX stores the kernels that it compiles for this GPU.
 
         Raises:
-            BackendError: it does not start.
+            BackendError: the runtime does not start.
         """
         self.warnings: list[str] = []
         self._tensorrt = tensorrt
@@ -39,19 +39,19 @@ class EngineLoader:
         self._cache_path = cache_path
         self._stored_cache = b""
         self._cache: Any = None
-        self._settings: dict[tuple[int, bool], Any] = {}  # contexts may not outlive theirs
+        self._settings: dict[tuple[int, bool], Any] = {}  # must outlive the contexts
         with self._reported("does not start here"):
             self._runtime = tensorrt.api.Runtime(tensorrt.native_logger)
 
     def engine(self, path: Path, signature: GraphSignature, num_profiles: int) -> Any:
-        """The engine in that file, which is what `signature` says.
+        """The engine in the file at `path`, checked against `signature`.
 
         Raises:
-            BackendError: it does not load, or has other tensors or optimization profiles, or copies
-                the cache where it should write into it.
+            BackendError: it does not load, has other tensors or optimization profiles, or copies
+                the cache instead of writing into it.
         """
         with self._reported(f"cannot load {path}"):
-            data = np.memmap(path, np.uint8, "r")  # not read into memory: it may be gigabytes
+            data = np.memmap(path, np.uint8, "r")  # an engine may have gigabytes
             engine = _required(self._runtime.deserialize_cuda_engine(data))
         faults = _faults(self._tensorrt.api, engine, signature)
         if engine.num_optimization_profiles != num_profiles:
@@ -59,13 +59,13 @@ class EngineLoader:
             faults.append(f"it has {found} optimization profiles, wanted {num_profiles}")
         if faults:
             raise BackendError(
-                f"{path} is not the engine that its manifest says: {'; '.join(faults)}; remove "
+                f"{path} does not match its manifest: {'; '.join(faults)}; remove "
                 f"{path.parent} and build again"
             )
         return engine
 
     def context(self, engine: Any, profile_index: int, *, is_captured: bool) -> Any:
-        """A context of one optimization profile that waits for its scratch memory.
+        """A context of one optimization profile; the caller sets its scratch memory.
 
         Args:
             engine: from `engine`.
@@ -73,7 +73,7 @@ class EngineLoader:
             is_captured: see `context_settings`.
 
         Raises:
-            BackendError: TensorRT cannot make it.
+            BackendError: TensorRT cannot make the context.
         """
         with self._reported("cannot make an execution context"):
             if self._cache is None:
@@ -89,7 +89,7 @@ class EngineLoader:
         return context
 
     def close(self) -> None:
-        """Keep what TensorRT-RTX compiled for the next run; all contexts are gone already."""
+        """Store the kernels that TensorRT-RTX compiled; all contexts must be gone."""
         try:
             self._save_cache()
         finally:
@@ -97,7 +97,7 @@ class EngineLoader:
             self._cache = None
 
     def _save_cache(self) -> None:
-        """Write the file whole or not at all, and only where there is anything new."""
+        """Write the file atomically, and only if there are new kernels."""
         if self._cache is None:
             return
         data = bytes(memoryview(self._cache.serialize()))
@@ -107,8 +107,8 @@ class EngineLoader:
             write_whole(self._cache_path, data)
         except OSError as exc:
             self.warnings.append(
-                f"{self._cache_path} cannot be written ({exc.strerror}): every start compiles its "
-                "kernels anew"
+                f"{self._cache_path} cannot be written ({exc.strerror}): every start compiles the "
+                "kernels again"
             )
 
     def _load_cache(self) -> None:
@@ -119,12 +119,12 @@ class EngineLoader:
             self._stored_cache = data
         else:
             self.warnings.append(
-                f"{self._cache_path} is of another driver or GPU: its kernels are compiled anew"
+                f"{self._cache_path} is for another driver or GPU: kernels are compiled again"
             )
 
     @contextmanager
     def _reported(self, what: str) -> Iterator[None]:
-        """TensorRT's own words in the error, or among the warnings where there is none."""
+        """Put TensorRT's messages into the error; into `warnings` if there is no error."""
         with self._tensorrt.log.collected() as lines:
             try:
                 yield
@@ -139,14 +139,14 @@ class EngineLoader:
 
 
 def _required(answer: Any) -> Any:
-    """TensorRT's answer; it gives None or False where it fails, and tells the log why."""
+    """TensorRT's answer, which is None or False on failure; the reason is in its log."""
     if not answer:
         raise RuntimeError("no reason given")
     return answer
 
 
 def _faults(api: Any, engine: Any, signature: GraphSignature) -> list[str]:
-    """What makes the engine another graph's: its tensors are bound by the signature."""
+    """How the engine's tensors differ from the signature, by which they are bound."""
     names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
     inputs = {spec.name: spec for spec in signature.inputs}
     outputs = {spec.name: spec for spec in signature.outputs}
@@ -158,9 +158,9 @@ def _faults(api: Any, engine: Any, signature: GraphSignature) -> list[str]:
         if spec is None or not _fits(*found, spec, is_input=is_input):
             faults.append(f"its {name!r} is {found}, wanted {spec}")
         if engine.get_tensor_location(name) != api.TensorLocation.DEVICE:
-            faults.append(f"it wants {name!r} in host memory")
+            faults.append(f"it expects {name!r} in host memory")
     faults += [
-        f"it does not write {output!r} into {past!r} but copies the cache"
+        f"it copies the cache instead of writing {output!r} into {past!r}"
         for output, past in signature.aliases.items()
         if not is_aliased(engine, output, past)
     ]
@@ -168,7 +168,7 @@ def _faults(api: Any, engine: Any, signature: GraphSignature) -> list[str]:
 
 
 def _fits(dtype: str, dims: tuple[int, ...], spec: TensorSpec, *, is_input: bool) -> bool:
-    """Inputs exactly; of outputs TensorRT may know more or less than the signature."""
+    """Exact for inputs; outputs may have more or fewer static dims than the signature."""
     if dtype != DATA_TYPES[spec.dtype] or len(dims) != len(spec.dims):
         return False
     wanted = [-1 if isinstance(dim, str) else dim for dim in spec.dims]

@@ -1,4 +1,4 @@
-"""All engines of a bundle in device memory, their contexts, and the scratch memory they share."""
+"""All engines of a bundle in device memory, and the scratch memory that their contexts share."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from mod_edge.runtime.device.engine_loader import EngineLoader
 
 
 class EngineSet:
-    """Loads every engine once; contexts are cheap beside them, and made as they are asked for."""
+    """Loads every engine once; contexts take little memory and are made on request."""
 
     can_capture = True
 
@@ -23,11 +23,11 @@ class EngineSet:
         bundle: Bundle,
         engines: EngineManifest,
     ) -> None:
-        """Load the engines, which are checked already.
+        """Load `engines`, which `find_engines` has checked.
 
         Raises:
-            BackendError: one does not load.
-            CacheError: the device has not so much memory.
+            BackendError: an engine does not load.
+            CacheError: not enough memory on the device.
         """
         folder = bundle.folder / engines.settings.folder
         self._driver = driver
@@ -40,28 +40,24 @@ class EngineSet:
             self._profiles[name] = list(profiles)
             path = folder / engines.engines[name].file
             self._engines[name] = self._loader.engine(path, signature, len(profiles))
-        # Steps run one after another on one stream, so one block serves all.
+        # Graphs run one after another on one stream, so they can share one block.
         self._scratch_bytes = max(map(scratch_bytes, self._engines.values()))
-        self._scratch = driver.malloc(self._scratch_bytes, "what engines need while they run")
+        self._scratch = driver.malloc(self._scratch_bytes, "the engines' scratch memory")
 
     @property
     def warnings(self) -> list[str]:
-        """What TensorRT said about the engines."""
+        """TensorRT's warnings about the engines."""
         return self._loader.warnings
 
     def context(self, name: str, profile: str, *, is_captured: bool = False) -> EngineContext:
-        """A new context of the graph `name`, see `EngineLoader.context`.
-
-        Raises:
-            BackendError: TensorRT cannot make it.
-        """
+        """A new context of the graph `name`, see `EngineLoader.context`."""
         index = self._profiles[name].index(profile)
         native = self._loader.context(self._engines[name], index, is_captured=is_captured)
         set_scratch(native, self._scratch, self._scratch_bytes)
         return EngineContext(self._signatures[name], native, self._driver.stream)
 
     def close(self) -> None:
-        """Let go of the engines; all contexts are gone already."""
+        """Release the engines; all contexts must be gone."""
         try:
             self._loader.close()
         finally:

@@ -1,33 +1,33 @@
-"""What a device runner needs of who computes: TensorRT's engines or ONNX Runtime's sessions."""
+"""The contract between a `DeviceModel` and its graphs: TensorRT engines or ONNX sessions."""
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 
 class GraphContext(Protocol):
-    """One graph with its bindings, on the runner's stream."""
+    """One graph and its bindings, on the model's CUDA stream."""
 
     @property
     def is_capturable(self) -> bool:
-        """Whether a CUDA graph can hold what it is about to run."""
+        """Whether a CUDA graph can capture it as bound."""
 
-    def bind(self, addresses: Mapping[str, int], letters: Mapping[str, int]) -> None:
-        """Say where every tensor lies and how large it is.
+    def bind(self, addresses: Mapping[str, int], sizes: Mapping[str, int]) -> None:
+        """Set the address and shape of every tensor.
 
         Args:
-            addresses: by tensor name, of memory that stays until what is enqueued has run; may
-                name more than the graph has.
-            letters: sizes of the signature's dynamic dims.
+            addresses: by tensor name, of memory that must stay valid until the enqueued work has
+                run; names that the graph does not have are ignored.
+            sizes: of the signature's dynamic dims, by letter.
 
         Raises:
-            BackendError: a shape or an address is refused.
+            BackendError: a shape or an address is rejected.
         """
 
     def enqueue(self) -> None:
-        """Run what is bound, behind all that the stream has to do before.
+        """Run the graph as bound, after all work already on the stream.
 
         Raises:
-            BackendError: it cannot.
+            BackendError: it does not run.
         """
 
 
@@ -36,18 +36,18 @@ class GraphSet(Protocol):
 
     @property
     def can_capture(self) -> bool:
-        """Whether contexts can be captured into a CUDA graph at all."""
+        """Whether any of its contexts can be captured into a CUDA graph."""
 
     @property
     def warnings(self) -> Sequence[str]:
-        """What users should know."""
+        """For the user, one sentence each."""
 
     def context(self, name: str, profile: str, *, is_captured: bool = False) -> GraphContext:
         """A new context of the graph `name` for steps of the optimization profile `profile`.
 
         Raises:
-            BackendError: it cannot be made.
+            BackendError: the context cannot be made.
         """
 
     def close(self) -> None:
-        """Let go of all graphs."""
+        """Release all graphs."""

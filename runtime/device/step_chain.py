@@ -1,9 +1,8 @@
-"""The decoder layers of a step, one behind the other, and as one CUDA graph where a step repeats.
+"""Run the decoder layers of a step one after another, or as one CUDA graph if the shape repeats.
 
-A captured graph holds addresses, shapes and the state of its contexts, so each has contexts of its
-own, as TensorRT wants it; they share the scratch memory of all the others. A step whose shape is
-seen for the first time runs layer by layer, the second time it is captured, from then on it is one
-launch.
+A captured graph holds addresses, shapes and the state of its contexts, so each graph has its own
+contexts, as TensorRT requires; all contexts share one scratch memory. The first step of a shape
+runs layer by layer, the second is captured, later ones are one launch.
 """
 
 from collections.abc import Callable
@@ -16,8 +15,8 @@ from mod_edge.native.cuda_driver import CudaDriver
 from mod_edge.runtime.device.graph_set import GraphContext, GraphSet
 from mod_edge.runtime.device.step_inputs import StepShape
 
-# A stream repeats few shapes (a frame, a token, the usual prefixes), and each graph holds a context
-# of every layer. One that is in use is not given up for another: making one costs many steps.
+# A stream repeats few shapes (a frame, a token, the usual prefixes), and each graph holds one
+# context per layer. A graph in use is not replaced by another: capturing one costs many steps.
 MAX_GRAPHS = 8
 MIN_IDLE_STEPS = 256
 
@@ -26,9 +25,9 @@ Bind = Callable[[list[GraphContext], StepShape], None]
 
 @dataclass
 class CapturedStep:
-    """A graph and the contexts that it was captured from, which live as long as it.
+    """A graph and the contexts that it was captured from, which must live as long.
 
-    Where a capture failed there is no graph, and the contexts only have to end their one step.
+    If the capture failed, `graph` is None and the contexts only live until their step has run.
     """
 
     graph: Any | None
@@ -38,7 +37,7 @@ class CapturedStep:
 
 @dataclass
 class PlainSteps:
-    """The contexts of one optimization profile and the step that they are bound to."""
+    """The contexts of one optimization profile and the shape that they are bound to."""
 
     contexts: list[GraphContext]
     bound: StepShape | None = None
@@ -46,7 +45,7 @@ class PlainSteps:
 
 @dataclass
 class CaptureCounts:
-    """How steps ran, by number."""
+    """How many steps ran in each way; `refused` counts shapes that cannot be captured."""
 
     plain: int = 0
     captured: int = 0
@@ -55,7 +54,7 @@ class CaptureCounts:
 
 
 class StepChain:
-    """Runs the layers of any step; `warnings` says if steps of some shape cannot be captured."""
+    """Runs the layers of any step; `warnings` reports shapes that cannot be captured."""
 
     def __init__(
         self,
@@ -72,11 +71,11 @@ class StepChain:
             driver: the device.
             engines: with an engine for each of `layers`.
             layers: graph names in the order of a step.
-            bind: binds a context of each layer to what a step of these shape reads and writes.
-            max_frames: F at most.
+            bind: binds the tensors of one context per layer for a step of that shape.
+            max_frames: largest F.
 
         Raises:
-            BackendError: TensorRT cannot make a context.
+            BackendError: a context cannot be made.
         """
         self.counts = CaptureCounts()
         self.warnings: list[str] = []
@@ -114,14 +113,14 @@ class StepChain:
             self._run_plain(shape)
 
     def release_retired(self) -> None:
-        """Free what is no more needed; the device must have nothing to do."""
+        """Free graphs and contexts that are no longer needed; the device must be idle."""
         for step in self._retired:
             if step.graph is not None:
                 self._driver.destroy_graph(step.graph)
         self._retired.clear()
 
     def close(self) -> None:
-        """Free all graphs and contexts; the device must have nothing to do."""
+        """Free all graphs and contexts; the device must be idle."""
         self._retired += self._captured.values()
         self._captured.clear()
         self.release_retired()
@@ -130,36 +129,36 @@ class StepChain:
     def _run_plain(self, shape: StepShape) -> None:
         plain = self._plain[profile_for(shape.num_frames)]
         if plain.bound != shape:
-            plain.bound = None  # for as long as only some are bound anew
+            plain.bound = None  # in case bind fails half way
             self._bind(plain.contexts, shape)
             plain.bound = shape
         _enqueue(plain.contexts)
         self.counts.plain += 1
 
     def _make_room(self) -> bool:
-        """Give up the graph that was used least lately; False where all are in use."""
+        """Retire the least recently used graph if all slots are taken; False if all are in use."""
         if len(self._captured) < MAX_GRAPHS:
             return True
         oldest = min(self._captured, key=lambda shape: self._captured[shape].last_used)
         if self._num_steps - self._captured[oldest].last_used < MIN_IDLE_STEPS:
             return False
-        self._retired.append(self._captured.pop(oldest))  # the device may still be at it
+        self._retired.append(self._captured.pop(oldest))  # the device may still run it
         self._seen.discard(oldest)
         return True
 
     def _run_and_capture(self, shape: StepShape) -> bool:
-        """Run a step in contexts of its own and keep its graph; False where nothing has run."""
+        """Run a step in new contexts and keep its graph; False if nothing has run."""
         try:
             contexts = self._contexts(profile_for(shape.num_frames), is_captured=True)
             self._bind(contexts, shape)
         except BackendError as exc:
             self._refuse(shape, str(exc))
             return False
-        # Before it is captured a context has to run once in its shape, and the step has to run.
+        # A context must run once in its shape before it is captured; this also runs the step.
         _enqueue(contexts)
         step = CapturedStep(None, contexts, self._num_steps)
         if not all(context.is_capturable for context in contexts):
-            self._refuse(shape, "TensorRT says that it cannot be")
+            self._refuse(shape, "TensorRT does not allow it")
             self._retired.append(step)
             return True
         try:
@@ -175,7 +174,7 @@ class StepChain:
     def _refuse(self, shape: StepShape, reason: str) -> None:
         self._refused.add(shape)
         self.counts.refused += 1
-        if not self.warnings:  # the first says why, and all run alike but for the speed
+        if not self.warnings:  # one warning is enough: only the speed differs
             self.warnings.append(
                 f"steps of {shape.num_text} text tokens and {shape.num_frames} frames run "
                 f"layer by layer, not as one CUDA graph: {reason}"

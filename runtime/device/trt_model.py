@@ -1,4 +1,4 @@
-"""A bundle's engines on the first GPU: which ones, and the model that they compute."""
+"""A bundle's TensorRT engines on the first GPU."""
 
 from contextlib import ExitStack
 from functools import partial
@@ -24,12 +24,12 @@ def load_trt_model(
     Args:
         bundle: with every layer, for a target that has a compiler.
         limits: of every stream.
-        driver: the device; the first GPU where None. Closed with the model, also on failure.
-        tensorrt: what the target's engines run on; that which is installed where None.
+        driver: the device; None opens the first GPU. Closed with the model, also on failure.
+        tensorrt: runs the engines; None loads the installed one for the target.
 
     Raises:
         BackendError: no TensorRT, no driver, no GPU, or no engine that fits; says what to do.
-        CacheError: the GPU has not enough memory.
+        CacheError: not enough memory on the GPU.
     """
     if tensorrt is None:
         tensorrt = load(bundle.target.compiler)

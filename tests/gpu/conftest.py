@@ -1,4 +1,4 @@
-"""Tests that need an NVIDIA GPU: each skips with the reason where there is none."""
+"""Tests that need an NVIDIA GPU; without one each is skipped with the reason."""
 
 from contextlib import ExitStack
 from dataclasses import replace
@@ -19,12 +19,12 @@ from mod_edge.runtime.loaded_model import StreamLimits
 from tests.runtime.stand_in_model import FRAMES_PER_STEP, MAX_STEP_TOKENS, linked_copy
 
 FOLDER = Path(__file__).parent
-DELTA_WINDOW = "260"  # stream tokens, for graphs that take any
+DELTA_WINDOW = "260"  # stream tokens, for graphs without a fixed window
 
 
 @cache
 def why_not() -> str:
-    """Why there is no GPU to test on; "" where there is one."""
+    """Why there is no GPU to test on; "" if there is one."""
     try:
         CudaDriver().close()
     except BackendError as exc:
@@ -79,7 +79,7 @@ def engines_for(bundle_for, tmp_path_factory):
 
 @pytest.fixture
 def load_device_model(engines_for):
-    """`load_device_model(target, precision)`: a `DeviceModel` on this GPU, closed with the test."""
+    """`load_device_model(target, precision)`: a `DeviceModel`, closed after the test."""
     with ExitStack() as release:
 
         def load(target, precision):
@@ -90,7 +90,7 @@ def load_device_model(engines_for):
 
 @pytest.fixture
 def open_stream(load_device_model):
-    """`open_stream(target, precision)`: a stream on a model of its own, and the model's config."""
+    """`open_stream(target, precision)`: a stream on its own model, and the model's config."""
     with ExitStack() as release:
 
         def make(target, precision):

@@ -1,9 +1,9 @@
-"""The driver on a real GPU: what its stand-in claims of CUDA."""
+"""The driver on a real GPU: the behaviour that the stand-in imitates."""
 
 import numpy as np
 
 
-def test_it_knows_the_gpu(driver):
+def test_the_driver_knows_the_gpu(driver):
     assert driver.device_name
     assert driver.compute_capability.isdigit()
     assert driver.stream > 2  # 0 to 2 are CUDA's default streams
@@ -22,7 +22,7 @@ def round_trip(driver, work, num_bytes):
     return sent.array.copy(), received.array.copy()
 
 
-def test_bytes_go_up_across_and_down(driver):
+def test_bytes_are_uploaded_copied_and_downloaded(driver):
     sent, received = round_trip(driver, lambda to, of: driver.copy(to, of, 1000), 1000)
     np.testing.assert_array_equal(received, sent)
 
@@ -37,7 +37,7 @@ def test_rows_are_copied_from_one_pitch_to_another(driver):
     assert not received[12:].any()
 
 
-def test_a_captured_graph_runs_as_often_as_it_is_launched(driver):
+def test_a_captured_graph_runs_at_every_launch(driver):
     block, back = driver.pinned(4), driver.pinned(4)
     device = driver.malloc(4, "a test")
     graph = driver.capture(lambda: driver.upload(device, block.address, 4))

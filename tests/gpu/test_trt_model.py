@@ -1,4 +1,4 @@
-"""Engines of the real compiler on a real GPU, against ONNX Runtime on the CPU."""
+"""Engines of the real compiler on a real GPU, compared with ONNX Runtime on the CPU."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ BUNDLES = (
     ("tensorrt", "fp16"),
     ("tensorrt-delta", "fp32"),
 )
-# Logits go up to 30. Estimates until a GPU has measured them: other kernels add in another order.
+# Logits go up to 30. Estimates, not measured on a GPU yet: other kernels add in another order.
 ATOL_LOGITS = {"fp32": 1e-2, "fp16": 0.5}
 SINK = Rows(8, 8)
 
@@ -50,12 +50,12 @@ def script(stream, config, num_rounds, seed=0):
 
 
 @every_bundle
-def test_logits_are_onnx_runtimes(open_stream, engines_for, bundle_for, target, precision):
+def test_logits_equal_onnx_runtimes(open_stream, engines_for, bundle_for, target, precision):
     stream, config = open_stream(target, precision)
     bundle, limits = engines_for(target, precision)
     in_place = target != "tensorrt-delta"
-    twin = open_bundle(bundle_for("cuda", precision)) if in_place else bundle
-    reference = OnnxModel(twin, limits).open_stream()
+    onnx_bundle = open_bundle(bundle_for("cuda", precision)) if in_place else bundle
+    reference = OnnxModel(onnx_bundle, limits).open_stream()
     ours, theirs = run_script(stream, config), run_script(reference, config)
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=ATOL_LOGITS[precision])
 
@@ -98,9 +98,7 @@ def test_two_streams_by_turns_give_what_each_gives_alone(load_device_model, targ
 
 
 @every_bundle
-def test_models_one_after_another_leave_no_memory_behind(
-    load_device_model, driver, target, precision
-):
+def test_closed_models_leave_no_memory_allocated(load_device_model, driver, target, precision):
     free = []
     for _ in range(3):
         with load_device_model(target, precision) as model, model.open_stream() as stream:
@@ -110,7 +108,7 @@ def test_models_one_after_another_leave_no_memory_behind(
 
 
 @every_bundle
-def test_streams_one_after_another_on_a_model_leave_no_memory_behind(
+def test_closed_streams_on_a_model_leave_no_memory_allocated(
     load_device_model, driver, target, precision
 ):
     free = []

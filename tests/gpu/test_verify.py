@@ -1,4 +1,4 @@
-"""`mod-edge verify` with engines on a real GPU: graph by graph by Polygraphy, and the stream."""
+"""`mod-edge verify` with engines on a real GPU: every graph with Polygraphy, and the stream."""
 
 from mod_edge.verification.verify import verify_bundle
 from tests.gpu.test_trt_model import every_bundle

@@ -9,7 +9,7 @@ from tests.runtime.stand_in_model import linked_copy, stand_in_for
 
 @pytest.fixture(scope="session")
 def stand_in_bundle(bundle_for, tmp_path_factory):
-    """`stand_in_bundle(target, precision)`: a bundle that may be given engines of the stand-in."""
+    """`stand_in_bundle(target, precision)`: a bundle that can get engines of the stand-in."""
     folder = tmp_path_factory.mktemp("stand-in")
 
     @cache
@@ -21,7 +21,7 @@ def stand_in_bundle(bundle_for, tmp_path_factory):
 
 @pytest.fixture
 def make_machine(stand_in_bundle):
-    """`make_machine(target, precision)`: a `StandIn` with engines, closed with the test."""
+    """`make_machine(target, precision)`: a `StandIn` with engines, closed after the test."""
     made = []
 
     def make(target, precision):

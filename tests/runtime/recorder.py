@@ -1,15 +1,15 @@
-"""A stream that another one does the work of, and that keeps what it was asked and answered."""
+"""A stream that forwards all calls to another one and records them."""
 
 from mod_edge.runtime.loaded_model import WrappedStream
 
 
 class Recorder(WrappedStream):
-    """Passes everything on.
+    """Forwards all calls and records them.
 
     Attributes:
-        steps: the pieces, token ids, position and past of each.
-        selections: of each step, the kept tokens by layer.
-        all_logits: that were asked for.
+        steps: pieces, token ids, position and past of each step.
+        selections: kept tokens of each step, by layer.
+        all_logits: returned logits.
     """
 
     def __init__(self, inner):

@@ -1,4 +1,4 @@
-"""A TensorRT model on the stand-ins, with everything that a test wants to look at."""
+"""A TensorRT model on the stand-ins, with access to everything that a test checks."""
 
 import os
 import shutil
@@ -35,11 +35,11 @@ class StandIn:
 
     @property
     def config(self) -> ModelConfig:
-        """The model's."""
+        """The model's config."""
         return self.bundle.config
 
     def load(self) -> DeviceModel:
-        """The model, loaded anew on this GPU; `close` closes all of them."""
+        """Load the model on this GPU; `close` closes it."""
         model = load_trt_model(
             self.bundle,
             self.limits,
@@ -50,18 +50,18 @@ class StandIn:
         return model
 
     def open(self) -> DeviceStream:
-        """A stream on a model of its own; `close` closes both."""
+        """Open a stream on its own model; `close` closes both."""
         stream = self.load().open_stream()
         self.opened.append(stream)
         return stream
 
     def build(self, **changes):
-        """Engines for it, see `build_stand_ins`."""
+        """Build engines for the bundle, see `build_stand_ins`."""
         limits = StepLimits(MAX_STEP_TOKENS, 2, FRAMES_PER_STEP, self.limits.capacity)
         return build_stand_ins(self.bundle, changes.pop("limits", limits), self.tensorrt, **changes)
 
     def close(self) -> None:
-        """Close what is open, streams before their models."""
+        """Close all streams, then all models."""
         for stream in self.opened:
             stream.close()
         for model in self.loaded:
@@ -69,7 +69,7 @@ class StandIn:
 
 
 def stand_in_for(folder: Path, **memory) -> StandIn:
-    """A machine for the bundle's target, without engines yet."""
+    """A machine for the bundle's target, without engines."""
     bundle = open_bundle(folder)
     capacity = bundle.lowering.capacity or DELTA_CAPACITY
     limits = StreamLimits(capacity, MAX_STEP_TOKENS, FRAMES_PER_STEP)
@@ -80,7 +80,7 @@ def stand_in_for(folder: Path, **memory) -> StandIn:
 
 
 def linked_copy(bundle: Path, folder: Path) -> Path:
-    """A copy of the bundle without engines; its files are the same ones, so write none anew."""
+    """A copy of the bundle without engines, of hard links: do not write to its files."""
     ignore = shutil.ignore_patterns("engines")
     return shutil.copytree(bundle, folder, ignore=ignore, copy_function=os.link)
 
@@ -92,7 +92,7 @@ class Feeder:
         self.stream, self.config, self.past, self.position = stream, config, Rows(0, 0), 0
 
     def step(self, pieces, token_ids, embeds=None):
-        """One step behind those before."""
+        """Feed the next step."""
         layout = step_layout(pieces, self.config.frame_num_tokens, self.config.num_kept)
         self.stream.step(layout, token_ids, embeds, position=self.position, past=self.past)
         self.past = self.past.plus(Rows(layout.num_tokens, layout.num_rows))
@@ -100,7 +100,7 @@ class Feeder:
         return layout
 
     def feed(self, pieces, token_ids, embeds=None):
-        """Logits of the last row of one step."""
+        """Feed the next step and return the logits of its last row."""
         layout = self.step(pieces, token_ids, embeds)
         return self.stream.logits([layout.num_tokens - 1]).copy()
 

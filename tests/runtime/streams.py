@@ -1,11 +1,20 @@
-"""One stream on ONNX Runtime, for tests that want no second one on its model."""
+"""A stream on ONNX Runtime, and the outcome of a stream to compare between backends."""
 
 from mod_edge.bundle.bundle import open_bundle
 from mod_edge.runtime.cpu.onnx_model import OnnxModel, OnnxStream
+from mod_edge.runtime.events import FrameEvent, ReplyEvent, RollEvent
 from mod_edge.runtime.loaded_model import StreamLimits
 
 
+def outcome(events):
+    """Decisions, replies and rolls: everything that must be equal on all backends."""
+    decisions = [(event.index, event.decision) for event in events if isinstance(event, FrameEvent)]
+    replies = [event.token_ids for event in events if isinstance(event, ReplyEvent)]
+    rolls = [event.num_evicted for event in events if isinstance(event, RollEvent)]
+    return decisions, replies, rolls
+
+
 def onnx_stream(folder, capacity, *, max_step_tokens, frames_per_step) -> OnnxStream:
-    """A stream on a model of its own, which lives as long as it."""
+    """A stream on its own model."""
     limits = StreamLimits(capacity, max_step_tokens, frames_per_step)
     return OnnxModel(open_bundle(folder), limits).open_stream()

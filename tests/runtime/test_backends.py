@@ -1,4 +1,4 @@
-"""Which backend is chosen, why, and when choosing another one would be a silent failure."""
+"""Which backend is chosen and why, and when it must not be replaced silently."""
 
 import shutil
 
@@ -25,11 +25,10 @@ def choose(bundle, **choice):
 
 @pytest.fixture
 def machine(stand_in_bundle, monkeypatch):
-    """An RTX bundle on a machine with a stand-in GPU and TensorRT-RTX, without engines yet."""
+    """An RTX bundle on a machine with a stand-in GPU and TensorRT-RTX, without engines."""
     machine = stand_in_for(stand_in_bundle("rtx", "fp16"))
-    shutil.rmtree(
-        machine.bundle.folder / ENGINES_FOLDER, ignore_errors=True
-    )  # other tests build some
+    engines = machine.bundle.folder / ENGINES_FOLDER
+    shutil.rmtree(engines, ignore_errors=True)  # other tests build some
     monkeypatch.setattr(backends, "CudaDriver", lambda: CudaDriver(machine.cudart))
     monkeypatch.setattr("mod_edge.native.trt.load", lambda _compiler: machine.tensorrt)
     monkeypatch.setattr(
@@ -42,16 +41,16 @@ def test_a_cpu_bundle_runs_on_onnxruntime(tiny_bundle):
     name, reason = choose(tiny_bundle)
     assert name.startswith("onnx (onnxruntime")
     assert reason == "for target cpu"
-    assert choose(tiny_bundle, backend="onnx", device="cpu")[1] == "as asked"
+    assert choose(tiny_bundle, backend="onnx", device="cpu")[1] == "as requested"
 
 
-def test_a_bundle_without_engines_runs_on_the_cpu_and_says_how_to_build(bundle_for):
+def test_a_bundle_without_engines_runs_on_the_cpu_and_the_reason_has_the_build_command(bundle_for):
     name, reason = choose(bundle_for("rtx", "fp16"))
     assert "CPU" in name
     assert "no engines are built (mod-edge build" in reason
 
 
-def test_engines_without_a_gpu_run_on_the_cpu_and_say_so(machine, monkeypatch):
+def test_engines_without_a_gpu_fall_back_to_the_cpu_with_the_reason(machine, monkeypatch):
     machine.build()
 
     def no_driver():
@@ -63,7 +62,7 @@ def test_engines_without_a_gpu_run_on_the_cpu_and_say_so(machine, monkeypatch):
     assert reason == "engines are built, but no NVIDIA driver runs here"
 
 
-def test_engines_that_fit_are_taken(machine):
+def test_engines_that_fit_are_used(machine):
     machine.build()
     name, reason = choose(machine.bundle.folder)
     assert name.startswith("tensorrt (TensorRT-RTX")
@@ -84,7 +83,7 @@ def test_tensorrt_for_a_cpu_bundle_names_the_targets(tiny_bundle, machine):
     assert machine.cudart.num_live == 0
 
 
-def test_a_bf16_bundle_that_nothing_here_runs_says_both_reasons(bundle_for):
+def test_a_bf16_bundle_that_cannot_run_here_reports_both_reasons(bundle_for):
     with pytest.raises(BackendError, match=r"no engines are built.*on the CPU: .* is in bf16"):
         choose(bundle_for("rtx", "bf16"))
 
@@ -95,9 +94,9 @@ def test_a_bf16_bundle_that_nothing_here_runs_says_both_reasons(bundle_for):
         ({"backend": "trt"}, "wanted one of auto, tensorrt, onnx, torch"),
         ({"device": "gpu"}, "wanted one of auto, cpu, cuda"),
         ({"backend": "torch"}, "give --backend torch and --checkpoint CHECKPOINT together"),
-        ({"backend": "tensorrt", "device": "cuda"}, "leave --device out"),
+        ({"backend": "tensorrt", "device": "cuda"}, "omit --device"),
     ],
 )
-def test_a_choice_that_contradicts_itself_is_an_error(choice, says):
+def test_contradicting_choices_are_errors(choice, says):
     with pytest.raises(ConfigError, match=says):
         BackendChoice(**choice)

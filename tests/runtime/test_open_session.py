@@ -1,4 +1,4 @@
-"""Opening a session, its defaults and a window that its graphs may already have; and closing it."""
+"""Opening a session: defaults, graphs with a fixed window, and what closing closes."""
 
 import pytest
 
@@ -12,7 +12,7 @@ from mod_edge.runtime.session import Session, SessionOptions
 from tests.conftest import CAPACITY
 
 
-def test_graphs_with_a_window_in_them_are_run_with_that_one(bundle_for):
+def test_graphs_with_a_fixed_window_run_with_it(bundle_for):
     bundle = bundle_for("cuda", "fp32")
     with open_session(bundle, backend="onnx", max_new_tokens=40) as session:
         plan = session.plan
@@ -22,20 +22,13 @@ def test_graphs_with_a_window_in_them_are_run_with_that_one(bundle_for):
     assert plan.size_bytes == 2 * 3 * sum(CAPACITY) * heads_and_dims * 4  # 3 layers of each kind
 
 
-def test_such_a_window_may_be_too_small_for_the_profiles_replies(bundle_for):
-    says = r"148 in MoD layers\): .* take 205 \(197\); export with a larger --window, or run"
+def test_a_fixed_window_too_small_for_the_profiles_replies_is_an_error(bundle_for):
+    says = r"148 in MoD layers\): .* take 205 \(197\); export with a larger --window, or lower"
     with pytest.raises(ConfigError, match=says):
         open_session(bundle_for("cuda", "fp32"), backend="onnx")
 
 
-@pytest.mark.parametrize("asked", [{"window": "60s"}, {"kv_budget_mib": 3.0}])
-def test_another_window_for_such_graphs_is_refused(bundle_for, asked):
-    says = "made for a window of 260 tokens; run without --window and --kv-budget, or export again"
-    with pytest.raises(ConfigError, match=says):
-        open_session(bundle_for("cuda", "fp32"), backend="onnx", **asked)
-
-
-def test_a_profile_may_be_given_itself_by_name_or_by_path(tiny_bundle, tmp_path):
+def test_a_profile_can_be_an_object_a_name_or_a_path(tiny_bundle, tmp_path):
     path = tmp_path / "own.toml"
     path.write_text(
         'targets = ["cpu"]\nprecision = "fp32"\nwindow = "20s"\nmax_step_tokens = 64\n'

@@ -1,4 +1,4 @@
-"""Letterboxing, held against torch's antialiased bicubic on a frame with texture and edges."""
+"""Letterboxing, compared with torch's antialiased bicubic on a frame with texture and edges."""
 
 from pathlib import Path
 
@@ -15,12 +15,12 @@ torch = pytest.importorskip("torch")
 
 CLIP = Path(__file__).resolve().parent.parent / "data" / "box.mp4"
 
-# Mean and largest difference in levels of 255, measured with OpenCV 5.0.0 and 4.8.1 alike:
-# 0.77 and 16.5 at 384, 0.85 and 13.3 at 224. INTER_AREA gives 1.67 and 54, INTER_CUBIC and
+# Mean and largest difference in levels of 255, measured with both OpenCV 5.0.0 and 4.8.1:
+# 0.77 and 16.5 at 384, 0.85 and 13.3 at 224. INTER_AREA has 1.67 and 54, INTER_CUBIC and
 # INTER_LINEAR 9.4 and 215.
 MEAN_LEVELS = 1.0
 MAX_LEVELS = 24
-# Reductions by 2, 1.67, 1.15 and 1.04: at most 1.23 and 26; INTER_CUBIC gives 1.5 to 6.8 and 135.
+# Reductions by 2, 1.67, 1.15 and 1.04: at most 1.23 and 26; INTER_CUBIC has 1.5 to 6.8 and 135.
 MEAN_LEVELS_SMALL = 1.4
 MAX_LEVELS_SMALL = 30
 
@@ -57,7 +57,7 @@ def reference(frame, height, width, *, antialias=True):
 
 
 def boxed(frame, image_size):
-    out = np.full((image_size, image_size, 3), 77, np.uint8)  # what was there before must not show
+    out = np.full((image_size, image_size, 3), 77, np.uint8)  # old content must be overwritten
     letterbox(frame, out)
     return out
 
@@ -73,7 +73,7 @@ def full_hd():
 
 
 @pytest.mark.parametrize("image_size", [384, 224])
-def test_a_full_hd_frame_is_reduced_as_an_antialiased_bicubic_does(full_hd, image_size):
+def test_a_full_hd_frame_is_reduced_like_antialiased_bicubic(full_hd, image_size):
     height = image_size * 9 // 16
     top = (image_size - height) // 2
     theirs = reference(full_hd, height, image_size)
@@ -83,7 +83,7 @@ def test_a_full_hd_frame_is_reduced_as_an_antialiased_bicubic_does(full_hd, imag
 
 
 @pytest.mark.parametrize("method", [cv2.INTER_AREA, cv2.INTER_LINEAR, cv2.INTER_CUBIC])
-def test_no_single_resize_of_opencv_passes_for_an_antialiased_bicubic(full_hd, method):
+def test_no_single_opencv_resize_matches_antialiased_bicubic(full_hd, method):
     theirs = reference(full_hd, 216, 384)
     mean, largest = difference(
         cv2.resize(full_hd, (384, 216), interpolation=method)[..., ::-1], theirs
@@ -93,7 +93,7 @@ def test_no_single_resize_of_opencv_passes_for_an_antialiased_bicubic(full_hd, m
 
 
 @pytest.mark.parametrize("width", [768, 640, 440, 400])
-def test_a_frame_less_than_twice_as_large_is_antialiased_too(width):
+def test_a_frame_less_than_twice_as_large_is_also_antialiased(width):
     frame = textured_frame(width * 3 // 4, width)
     mean, largest = difference(boxed(frame, 384)[48:336], reference(frame, 288, 384))
     assert mean < MEAN_LEVELS_SMALL
@@ -132,15 +132,7 @@ def test_the_picture_is_centred_on_black(height, width, rows, columns):
     assert np.abs(boxed(image, 64).astype(int) - expected).max() <= 1
 
 
-def test_one_buffer_serves_cameras_that_change_their_size():
-    out = np.empty((64, 64, 3), np.uint8)
-    for height, width in [(90, 160), (160, 90), (48, 64)]:
-        frame = textured_frame(height, width)
-        letterbox(frame, out)
-        assert (out == boxed(frame, 64)).all()
-
-
-def test_one_frame_of_a_batch_is_written_and_its_neighbours_are_not():
+def test_letterboxing_one_frame_of_a_batch_leaves_its_neighbours_unchanged():
     batch = np.full((3, 32, 32, 3), 77, np.uint8)
     letterbox(np.full((20, 40, 3), 255, np.uint8), batch[1])
     assert (batch[[0, 2]] == 77).all()
@@ -158,7 +150,7 @@ def test_one_frame_of_a_batch_is_written_and_its_neighbours_are_not():
     ],
     ids=lambda image: f"{image.shape}-{image.dtype}",
 )
-def test_another_kind_of_image_is_refused_with_the_conversion_to_use(image):
+def test_an_image_of_another_shape_or_dtype_is_an_error_with_the_conversion_to_use(image):
     with pytest.raises(ShapeError, match=r"wanted \(H, W, 3\) uint8 in BGR.*cvtColor"):
         boxed(image, 16)
 
@@ -173,6 +165,6 @@ def test_another_kind_of_image_is_refused_with_the_conversion_to_use(image):
     ],
     ids=lambda out: f"{out.shape}-{out.dtype}-{out.strides}",
 )
-def test_another_kind_of_buffer_is_refused(out):
+def test_a_buffer_of_another_shape_or_dtype_is_an_error(out):
     with pytest.raises(ShapeError, match=r"wanted \(I, I, 3\) uint8"):
         letterbox(np.zeros((8, 8, 3), np.uint8), out)

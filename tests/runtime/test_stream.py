@@ -1,6 +1,7 @@
-"""Whole streams: ONNX Runtime against the reference, tokens and selections, rolls included."""
+"""Whole streams: ONNX Runtime compared with the reference, across rolls."""
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from mod_edge.runtime.loaded_model import WrappedStream
 from mod_edge.runtime.queries import Query
 from mod_edge.runtime.session import Session, SessionOptions
 from tests.runtime.recorder import Recorder
-from tests.runtime.streams import onnx_stream
+from tests.runtime.streams import onnx_stream, outcome
 
 pytestmark = pytest.mark.numeric
 
@@ -32,17 +33,17 @@ OPTIONS = {
 }
 
 # Largest logit difference of the two backends over the stream: measured 8e-5, logits up to 30.
-# The faults below give far more: no rebase of the sink, or a rebase by another count.
-# Tokens, decisions and selections are compared exactly, also of steps of other lengths, because
-# none is near a tie: the likeliest token leads the next by 4.3e-3 or more, silence is 0.040 or more
-# in log odds from the threshold, router logits differ by 4.9e-4 or more at the cut. Over the whole
-# stream float32 rounding moves router logits by 4.1e-5.
+# The faults below (no rebase of the sink, or by a wrong count) cause far more.
+# Tokens, decisions and selections are compared exactly, also between different step lengths,
+# because none is near a tie: the most likely token leads the next by at least 4.3e-3, silence is at
+# least 0.040 in log odds from the threshold, router logits differ by at least 4.9e-4 at the cut.
+# Over the whole stream float32 rounding changes router logits by 4.1e-5.
 ATOL_LOGITS = 1e-3
 FAULT_LOGITS = 0.1
 
 
 class Lockstep(Recorder):
-    """Runs a second stream on the same steps, whatever it answers, and keeps the differences."""
+    """Runs a second stream on the same steps and records the differences of logits."""
 
     def __init__(self, inner, shadow):
         super().__init__(inner)
@@ -89,14 +90,6 @@ def stream(session, clip, *, max_frames=None, queries=QUERIES):
         return list(session.stream(source, queries))
 
 
-def outcome(events):
-    """What must not depend on the backend: all but the times it took."""
-    decisions = [(event.index, event.decision) for event in events if isinstance(event, FrameEvent)]
-    replies = [event.token_ids for event in events if isinstance(event, ReplyEvent)]
-    rolls = [event.num_evicted for event in events if isinstance(event, RollEvent)]
-    return decisions, replies, rolls
-
-
 @pytest.fixture(scope="module")
 def reference(tiny_checkpoint):
     return Checkpoint(tiny_checkpoint).load_model()
@@ -113,7 +106,7 @@ def both(tiny_bundle, reference, clip):
     return results
 
 
-def test_both_backends_give_the_same_tokens_decisions_and_rolls(both):
+def test_both_backends_produce_the_same_tokens_decisions_and_rolls(both):
     assert outcome(both["onnx"][0]) == outcome(both["torch"][0])
     assert both["onnx"][1].steps == both["torch"][1].steps
 
@@ -124,7 +117,7 @@ def test_both_backends_select_the_same_tokens_in_every_layer_of_every_step(both)
     assert sum(len(kept) for step in ours for kept in step.values()) > 300
 
 
-def test_the_seeded_stream_holds_every_case(both):
+def test_the_seeded_stream_covers_every_case(both):
     events, recorder = both["onnx"]
     decisions = Counter(event.decision for event in events if isinstance(event, FrameEvent))
     assert decisions[Decision.SILENT] >= 10
@@ -138,7 +131,7 @@ def test_the_seeded_stream_holds_every_case(both):
 
 
 def rolls_within_a_reply(events):
-    """Rolls with tokens of one reply on either side."""
+    """The number of rolls between two tokens of one reply."""
     neighbours = zip(events, events[1:], events[2:], strict=False)
     return sum(
         isinstance(before, TextEvent)
@@ -149,8 +142,8 @@ def rolls_within_a_reply(events):
 
 
 @pytest.mark.parametrize("frames_per_step", [1, 3])
-def test_the_rolling_twin_agrees_across_rolls(tiny_bundle, reference, clip, frames_per_step):
-    """The twin keeps unrotated keys, and positions lowered by what was evicted."""
+def test_the_rolling_reference_agrees_across_rolls(tiny_bundle, reference, clip, frames_per_step):
+    """The reference keeps unrotated keys, and positions lowered by the evicted tokens."""
     session = make_session(
         tiny_bundle,
         lambda *args: Lockstep(on_onnx(*args), TorchModel(reference).open_stream()),
@@ -170,12 +163,10 @@ def rebase_by_mod_rows(eviction):
 
 
 @pytest.mark.parametrize("wrong_count", [no_rebase, rebase_by_mod_rows])
-def test_a_sink_rebased_by_another_count_is_far_off(tiny_bundle, reference, clip, wrong_count):
-    import dataclasses
-
+def test_a_sink_rebased_by_a_wrong_count_is_far_off(tiny_bundle, reference, clip, wrong_count):
     class Wrong(WrappedStream):
         def evict(self, eviction):
-            super().evict(dataclasses.replace(eviction, num_evicted=wrong_count(eviction)))
+            super().evict(replace(eviction, num_evicted=wrong_count(eviction)))
 
     session = make_session(
         tiny_bundle,
@@ -185,13 +176,13 @@ def test_a_sink_rebased_by_another_count_is_far_off(tiny_bundle, reference, clip
     assert max(session.state.differences) > FAULT_LOGITS
 
 
-def test_frames_fed_together_decide_as_frames_fed_one_by_one(tiny_bundle, clip):
+def test_frames_fed_together_decide_like_frames_fed_one_by_one(tiny_bundle, clip):
     outcomes = []
     for frames_per_step in (1, 2, 5):
         session = make_session(tiny_bundle, on_onnx, window="4096", frames_per_step=frames_per_step)
         outcomes.append(outcome(stream(session, clip, max_frames=60)))
     assert outcomes[0] == outcomes[1] == outcomes[2]
-    assert outcomes[0][2] == []  # a wider step rolls at other moments: only compare without
+    assert outcomes[0][2] == []  # no rolls, which depend on the step's length
 
 
 def test_a_prefill_longer_than_a_step_gives_the_same_reply(tiny_bundle, clip):
@@ -210,7 +201,7 @@ def test_without_a_standing_instruction_the_sink_is_the_system_prompt(tiny_bundl
     assert session.window.sink == (num_opening, num_opening)
 
 
-def test_a_standing_instruction_and_the_frame_before_it_are_never_evicted(tiny_bundle, clip):
+def test_the_standing_instruction_and_the_frame_before_it_are_never_evicted(tiny_bundle, clip):
     session = make_session(tiny_bundle, on_onnx)
     events = stream(session, clip, max_frames=60)
     assert any(isinstance(event, RollEvent) for event in events)

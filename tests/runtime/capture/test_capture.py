@@ -1,4 +1,4 @@
-"""Real files and a real served stream, in which every picture shows its own number."""
+"""Capture from real files and a local MJPEG server; every picture shows its own number."""
 
 import http.server
 import itertools
@@ -24,7 +24,7 @@ from mod_edge.runtime.capture.video_file import VideoFile
 CLIP = Path(__file__).resolve().parents[2] / "data" / "box.mp4"  # 457 frames, 29.97/s
 NTSC_FPS = 30000 / 1001
 VIDEO_CAPTURE = cv2.VideoCapture
-BLOCK = 16  # pixels a side of one bit: JPEG at 4:2:0 leaves it black or white
+BLOCK = 16  # side of one bit in pixels: JPEG at 4:2:0 keeps it black or white
 SIDE_BITS = 4
 TIMEOUT_S = 60
 
@@ -56,7 +56,7 @@ def numbers_and_times(path, **options):
 
 
 class CaptureWrapper:
-    """A cv2.VideoCapture behind another name: a subclass of it crashes the process."""
+    """Wraps a cv2.VideoCapture, because a subclass would crash the process."""
 
     def __init__(self, *arguments):
         self.capture = VIDEO_CAPTURE(*arguments)
@@ -68,17 +68,17 @@ class CaptureWrapper:
 # ---- files ----
 
 
-def test_29_97_frames_a_second_never_drift(tmp_path):
+def test_29_97_frames_per_second_never_drift(tmp_path):
     path = write_video(tmp_path / "ntsc.avi", fps=NTSC_FPS, num_frames=600)
     seen = numbers_and_times(path, fps=2)
-    # the first frame at or after each half second; at 29 a second, frame 580 would be the last
+    # the first frame at or after each half second; at 29 frames/s, frame 580 would be the last
     assert seen == [(int(np.ceil(k / 2 * NTSC_FPS - 1e-3)), k / 2) for k in range(40)]
 
 
 @pytest.mark.parametrize(
     ("name", "codec"), [("a.avi", "MJPG"), ("a.mkv", "MJPG"), ("a.mp4", "mp4v")]
 )
-def test_the_videos_own_rate_hands_out_every_frame_once(tmp_path, name, codec):
+def test_at_the_videos_own_rate_every_frame_is_returned_once(tmp_path, name, codec):
     path = write_video(tmp_path / name, fps=NTSC_FPS, num_frames=40, codec=codec)
     with VideoFile(path, fps=NTSC_FPS) as video:
         frames = list(video)
@@ -88,7 +88,9 @@ def test_the_videos_own_rate_hands_out_every_frame_once(tmp_path, name, codec):
 
 
 def test_timestamps_rounded_to_milliseconds_do_not_skip_a_frame(tmp_path):
-    path = write_video(tmp_path / "rounded.mkv", fps=30, num_frames=61)  # 0.333 s stands for 1/3 s
+    path = write_video(
+        tmp_path / "rounded.mkv", fps=30, num_frames=61
+    )  # 1/3 s is stored as 0.333 s
     assert [number for number, _ in numbers_and_times(path, fps=3)] == [0, 10, 20, 30, 40, 50, 60]
 
 
@@ -98,7 +100,7 @@ def test_a_video_slower_than_the_rate_repeats_frames_and_keeps_its_clock(tmp_pat
     assert seen == [(-(-2 * k // 5), k / 5) for k in range(11)]
 
 
-def test_only_the_frames_handed_out_are_converted(tmp_path, monkeypatch):
+def test_only_returned_frames_are_converted(tmp_path, monkeypatch):
     num_retrieved = itertools.count()
 
     class Counting(CaptureWrapper):
@@ -111,7 +113,7 @@ def test_only_the_frames_handed_out_are_converted(tmp_path, monkeypatch):
     assert len(numbers_and_times(path, fps=2)) == next(num_retrieved) == 6
 
 
-def test_the_clip_gives_two_frames_a_second_and_drops_none():
+def test_the_clip_yields_two_frames_per_second_and_drops_none():
     with VideoFile(CLIP, fps=2) as video:
         frames = list(video)
         assert [frame.time_s for frame in frames] == [k / 2 for k in range(31)]
@@ -120,14 +122,13 @@ def test_the_clip_gives_two_frames_a_second_and_drops_none():
 
 
 def test_max_frames_ends_without_a_warning(tmp_path):
-    with VideoFile(
-        write_video(tmp_path / "a.avi", fps=10, num_frames=50), fps=10, max_frames=3
-    ) as v:
-        assert [frame.index for frame in v] == [0, 1, 2]
-        assert v.warnings == []
+    path = write_video(tmp_path / "a.avi", fps=10, num_frames=50)
+    with VideoFile(path, fps=10, max_frames=3) as video:
+        assert [frame.index for frame in video] == [0, 1, 2]
+        assert video.warnings == []
 
 
-def test_a_truncated_recording_is_used_and_one_warning_says_how_much_is_missing(tmp_path):
+def test_a_truncated_recording_is_used_with_one_warning_about_the_missing_part(tmp_path):
     path = write_video(tmp_path / "cut.avi", fps=10, num_frames=50)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with VideoFile(path, fps=10) as video:
@@ -137,7 +138,7 @@ def test_a_truncated_recording_is_used_and_one_warning_says_how_much_is_missing(
     assert f"read {num_read} of 50 frames, {num_read / 10:.1f} s of 5.0 s" in warning
 
 
-def test_damage_in_the_middle_costs_only_the_damaged_frames(tmp_path, capfd):
+def test_damage_in_the_middle_loses_only_the_damaged_frames(tmp_path, capfd):
     damaged = bytearray(CLIP.read_bytes())
     start = len(damaged) * 2 // 5
     damaged[start : start + 20_000] = bytes(i * 7919 % 256 for i in range(20_000))
@@ -148,7 +149,7 @@ def test_damage_in_the_middle_costs_only_the_damaged_frames(tmp_path, capfd):
         (warning,) = video.warnings
     assert times_s == [k / 2 for k in range(31)]  # 13 when the first failed grab() was the end
     assert "is damaged" in warning
-    capfd.readouterr()  # FFmpeg's remarks on the damage
+    capfd.readouterr()  # discards FFmpeg's messages
 
 
 OPEN_EACH = """
@@ -164,14 +165,14 @@ for path in sys.argv[1:]:
 """
 
 
-def test_a_file_that_is_no_video_says_what_it_is_and_nothing_else_is_printed(tmp_path):
+def test_a_file_that_is_not_a_video_is_an_error_and_nothing_else_is_printed(tmp_path):
     text = tmp_path / "notes.mp4"
     text.write_text("not a video\n")
     headless = write_video(tmp_path / "headless.mp4", fps=10, num_frames=300, codec="mp4v")
     whole = headless.read_bytes()
-    headless.write_bytes(whole[: whole.index(b"moov")])  # the index, which stands at the end
-    # In a process of its own: FFmpeg's reasons are there unless something has silenced it, as the
-    # command line does, and what a process has told it first holds to the end.
+    headless.write_bytes(whole[: whole.index(b"moov")])  # cuts off the index at the end
+    # In its own process: FFmpeg must not have been silenced before, as the command line does, and
+    # its log level cannot be changed later.
     done = subprocess.run(
         [sys.executable, "-c", OPEN_EACH, str(text), str(headless)],
         capture_output=True,
@@ -186,7 +187,7 @@ def test_a_file_that_is_no_video_says_what_it_is_and_nothing_else_is_printed(tmp
     assert re.search(r"headless\.mp4 .*moov atom not found", of_headless)
 
 
-def test_what_is_not_a_readable_file_is_named(tmp_path):
+def test_paths_that_are_not_readable_files_are_errors(tmp_path):
     with pytest.raises(SourceError, match="there is no video file"):
         VideoFile(tmp_path / "missing.mp4", fps=2)
     with pytest.raises(SourceError, match="is a folder"):
@@ -201,8 +202,8 @@ def test_what_is_not_a_readable_file_is_named(tmp_path):
         VideoFile(pipe, fps=2)
 
 
-def test_a_file_that_the_system_refuses_to_read_gives_the_systems_reason():
-    unreadable = Path("/proc/self/mem")  # refuses root too, which a mode of 000 does not
+def test_a_read_error_of_the_system_is_reported_with_its_reason():
+    unreadable = Path("/proc/self/mem")  # unreadable for root too, unlike a file of mode 000
     if not unreadable.exists():
         pytest.skip("needs Linux's /proc")
     with pytest.raises(SourceError, match="cannot be read: Input/output error"):
@@ -210,7 +211,7 @@ def test_a_file_that_the_system_refuses_to_read_gives_the_systems_reason():
 
 
 @pytest.mark.parametrize("fps", [0.0, -1.0, float("nan"), float("inf")])
-def test_a_rate_that_is_not_positive_is_refused(fps):
+def test_a_rate_that_is_not_positive_is_an_error(fps):
     with pytest.raises(ConfigError, match="fps="):
         VideoFile(CLIP, fps=fps)
 
@@ -223,25 +224,24 @@ def times_of(positions_ms, header_fps=10.0):
     return [clock.advance(position_ms) for position_ms in positions_ms]
 
 
-def test_a_missing_timestamp_is_one_frame_after_the_one_before():
+def test_a_missing_timestamp_is_one_frame_after_the_previous_one():
     assert times_of([0, 0, 0, 0]) == pytest.approx([0.0, 0.1, 0.2, 0.3])
     assert times_of([0, 100, 0, 500]) == pytest.approx([0.0, 0.1, 0.2, 0.5])
 
 
-def test_a_first_frame_with_a_decoding_time_stands_at_zero():
-    assert times_of([67, 101, 67, 134]) == pytest.approx(
-        [0.0, 0.101, 0.101, 0.134]
-    )  # read by 4.8.1
+def test_a_first_frame_with_a_decoding_time_starts_at_zero():
+    positions_ms = [67, 101, 67, 134]  # from OpenCV 4.8.1
+    assert times_of(positions_ms) == pytest.approx([0.0, 0.101, 0.101, 0.134])
 
 
-def test_time_waits_while_damage_turns_timestamps_back():
+def test_time_waits_while_damaged_timestamps_jump_back():
     assert times_of([0, 28400, 22700, 28500]) == pytest.approx([0.0, 28.4, 28.4, 28.5])
 
 
-def test_joined_recordings_go_on_where_the_first_one_ended():
+def test_joined_recordings_continue_where_the_first_one_ended():
     times_s = times_of([*range(0, 5000, 100), *range(0, 5000, 100)])
     assert all(a <= b for a, b in itertools.pairwise(times_s))
-    assert 8.0 < times_s[-1] < 10.0  # the second one's first second tells that it is one
+    assert 8.0 < times_s[-1] < 10.0  # it takes one second of the second one to detect it
 
 
 def test_neither_timestamps_nor_a_frame_rate_is_an_error():
@@ -253,7 +253,7 @@ def test_neither_timestamps_nor_a_frame_rate_is_an_error():
 
 
 class MjpegServer(http.server.ThreadingHTTPServer):
-    """A camera with a web address: numbered pictures, as one endless multipart answer."""
+    """A network camera: numbered pictures in one endless multipart response."""
 
     daemon_threads = True
 
@@ -277,7 +277,7 @@ class MjpegServer(http.server.ThreadingHTTPServer):
 
 
 class MjpegHandler(http.server.BaseHTTPRequestHandler):
-    """Answers every address with the server's pictures."""
+    """Serves the server's pictures at every address."""
 
     def log_message(self, *arguments):
         pass
@@ -295,7 +295,7 @@ class MjpegHandler(http.server.BaseHTTPRequestHandler):
                 if camera.num_sent >= camera.burst:
                     camera.is_over.wait(1 / camera.fps)
         except ConnectionError:
-            pass  # the viewer left
+            pass  # the client has disconnected
 
     def send_picture(self, number):
         jpeg = cv2.imencode(".jpg", picture_of(number))[1].tobytes()
@@ -303,7 +303,7 @@ class MjpegHandler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(head.encode() + jpeg + b"\r\n")
 
 
-def test_a_slow_caller_gets_the_newest_frame_and_the_instants_missed_are_counted():
+def test_a_slow_caller_gets_the_newest_frame_and_missed_instants_are_counted():
     with MjpegServer() as camera, LiveCapture(camera.url, fps=20) as live:
         frames = [next(live)]
         for _ in range(3):
@@ -317,7 +317,7 @@ def test_a_slow_caller_gets_the_newest_frame_and_the_instants_missed_are_counted
         assert [frame.index for frame in frames] == [0, 1, 2, 3]
 
 
-def test_frames_come_on_the_grid_from_zero():
+def test_frame_times_lie_on_the_grid_from_zero():
     with MjpegServer() as camera, LiveCapture(camera.url, fps=10, max_frames=5) as live:
         started_s = time.monotonic()
         frames = list(live)
@@ -330,15 +330,15 @@ def test_frames_come_on_the_grid_from_zero():
         assert live.warnings == []
 
 
-def test_a_camera_slower_than_the_rate_never_shows_a_frame_twice():
+def test_a_camera_slower_than_the_rate_never_repeats_a_frame():
     with MjpegServer(fps=20) as camera, LiveCapture(camera.url, fps=200, max_frames=8) as live:
         numbers = [number_in(frame.image) for frame in live]
     assert all(a < b for a, b in itertools.pairwise(numbers))
 
 
-def test_frames_buffered_before_the_first_one_are_left_behind():
+def test_frames_buffered_before_the_first_one_are_discarded():
     with MjpegServer(burst=60) as camera, LiveCapture(camera.url, fps=10) as live:
-        assert number_in(next(live).image) >= 30  # 0 is what a plain read() gives
+        assert number_in(next(live).image) >= 30  # a plain read() returns picture 0
 
 
 def test_a_stream_that_its_server_closes_ends_with_a_warning():
@@ -409,7 +409,7 @@ def test_a_failure_in_the_reading_thread_reaches_the_caller(monkeypatch):
     assert isinstance(caught.value.__cause__, cv2.error)
 
 
-def test_closing_ends_the_thread_and_the_iteration():
+def test_close_ends_the_thread_and_the_iteration():
     with MjpegServer() as camera:
         with LiveCapture(camera.url, fps=10) as live:
             next(live)
@@ -417,7 +417,7 @@ def test_closing_ends_the_thread_and_the_iteration():
         assert list(live) == []
 
 
-def test_a_camera_that_is_not_there_is_an_error_that_says_what_to_check(capfd):
+def test_a_missing_camera_is_an_error_that_says_what_to_check(capfd):
     with pytest.raises(SourceError, match=r"camera 97 cannot be opened.*/dev/video.*group video"):
         LiveCapture(97, fps=2)
     assert capfd.readouterr() == ("", "")
@@ -429,6 +429,6 @@ def test_the_password_of_an_address_is_not_printed():
     assert "secret" not in str(caught.value)
 
 
-def test_a_wait_that_is_not_positive_is_refused():
+def test_a_stall_time_that_is_not_positive_is_an_error():
     with pytest.raises(ConfigError, match="stall_s=0: wanted more than 0 seconds"):
         replace(CAMERA, stall_s=0)

@@ -1,4 +1,4 @@
-"""Cameras and pipelines, with a made-up device where the real one would be."""
+"""Cameras and pipelines, on a fake device."""
 
 import re
 from typing import ClassVar
@@ -17,12 +17,12 @@ PIPELINE = "nvarguscamerasrc ! nvvidconv ! video/x-raw, format=BGRx ! videoconve
 
 
 class FakeCamera:
-    """A camera that knows some sizes and rates, and takes the nearest to what it is asked for."""
+    """A camera with some sizes and rates, which uses those nearest to the requested ones."""
 
     sizes = ((320, 240), (640, 480), (1280, 720))
     rates = (10.0, 30.0)
     opens_with = (cv2.CAP_V4L2,)
-    opened: ClassVar[list]  # the arguments of each opening; a test's own, by the fixture
+    opened: ClassVar[list]  # the arguments of each opening; set by the fixture
 
     def __init__(self, source, backend=cv2.CAP_ANY, parameters=()):
         self.opened.append((source, backend, tuple(parameters)))
@@ -55,7 +55,7 @@ class FakeCamera:
 
 @pytest.fixture
 def camera(monkeypatch):
-    """The class of the camera that OpenCV opens, to be changed."""
+    """The class of the camera that OpenCV opens; a test may change it."""
 
     class Changed(FakeCamera):
         opened: ClassVar[list] = []
@@ -65,14 +65,14 @@ def camera(monkeypatch):
 
 
 @pytest.mark.usefixtures("camera")
-def test_a_camera_gives_the_size_that_it_is_asked_for_and_nothing_is_said():
+def test_a_camera_with_the_requested_size_gives_no_warning():
     with open_source(None, 0, fps=2, wanted=Camera(640, 480, 30)) as live:
         assert next(live).image.shape == (480, 640, 3)
         assert live.warnings == []
 
 
 @pytest.mark.usefixtures("camera")
-def test_a_camera_that_nobody_asks_stays_as_it_is():
+def test_a_camera_without_a_requested_size_keeps_its_own():
     with LiveCapture(0, fps=2) as live:
         assert next(live).image.shape == (720, 1280, 3)
         assert live.warnings == []
@@ -86,24 +86,24 @@ def test_a_camera_that_nobody_asks_stays_as_it_is():
     ],
 )
 @pytest.mark.usefixtures("camera")
-def test_a_camera_that_gives_something_else_is_used_with_one_warning(wanted, given):
+def test_a_camera_with_another_size_or_rate_is_used_with_one_warning(wanted, given):
     with LiveCapture(3, fps=2, wanted=wanted) as live:
         next(live)
         (warning,) = live.warnings
     assert warning == (
-        f"camera 3 gives {given}, the profile asks for "
+        f"camera 3 delivers {given}, the profile asks for "
         f"{wanted.width} x {wanted.height} at {wanted.fps}"
     )
 
 
 @pytest.mark.parametrize("fps", [0.0, 29.97])
-def test_a_rate_that_is_not_told_or_rounded_is_no_reason_to_warn(camera, fps):
+def test_an_unknown_or_rounded_rate_gives_no_warning(camera, fps):
     camera.rates = (fps,)
     with LiveCapture(0, fps=2, wanted=Camera(640, 480, 30)) as live:
         assert live.warnings == []
 
 
-def test_cameras_are_opened_by_v4l2_or_else_by_whatever_opens_them(camera):
+def test_cameras_are_opened_with_v4l2_or_else_with_any_backend(camera):
     with LiveCapture(0, fps=2):
         assert camera.opened == [(0, cv2.CAP_V4L2, ())]
     camera.opens_with = (cv2.CAP_ANY,)
@@ -111,7 +111,7 @@ def test_cameras_are_opened_by_v4l2_or_else_by_whatever_opens_them(camera):
         assert camera.opened[1:] == [(1, cv2.CAP_V4L2, ()), (1, cv2.CAP_ANY, ())]
 
 
-def test_a_pipeline_goes_to_gstreamer_as_it_is_and_is_not_asked_for_a_size(camera):
+def test_a_pipeline_is_passed_to_gstreamer_unchanged_and_keeps_its_size(camera):
     camera.opens_with = (cv2.CAP_GSTREAMER,)
     with open_source(PIPELINE, None, fps=2, wanted=Camera(640, 480, 30)) as live:
         assert next(live).image.shape == (720, 1280, 3)
@@ -133,8 +133,8 @@ def test_a_pipeline_ends_in_an_appsink(source, expected):
     assert is_pipeline(source) is expected
 
 
-def test_a_pipeline_that_does_not_open_says_what_opencv_needs_and_no_password():
-    # real: PyPI's OpenCV has no GStreamer, and where it has, there is no such element
+def test_a_pipeline_that_does_not_open_is_an_error_without_the_password():
+    # uses the real OpenCV: PyPI's has no GStreamer, others do not have this element
     source = "nosuchsrc location=rtsp://me:secret@camera/1 ! appsink"
     says = "the GStreamer pipeline cannot be opened"
     with pytest.raises(SourceError, match=rf"{says}.*gst-launch-1\.0.*mod-edge doctor") as caught:

@@ -1,4 +1,4 @@
-"""The reference as a stream: what each of its layers holds while the window rolls."""
+"""The reference as a stream: the rows of each layer while the window rolls."""
 
 import numpy as np
 import pytest
@@ -39,7 +39,7 @@ def test_every_layer_holds_the_rows_of_its_geometry_while_the_window_rolls(
         for index, cache in enumerate(caches):
             rows = window.length.mod if index in config.mod_layers else window.length.dense
             assert len(cache.positions) == rows
-            # gaps where tokens were skipped, and the newest token is where the stream is
+            # ascending with gaps where tokens were skipped, up to the newest token
             assert (cache.positions.diff() > 0).all()
             assert cache.positions[-1] < window.num_tokens - window.num_evicted
     assert len(stepper.rolls) > 3

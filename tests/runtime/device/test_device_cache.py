@@ -1,4 +1,4 @@
-"""The cache on the device: rolls and rebases as `KvCache` does them in host memory."""
+"""The cache on the device, compared with `KvCache` in host memory."""
 
 import numpy as np
 import pytest
@@ -12,8 +12,8 @@ from tests.native.stand_in_driver import StandInCudart
 from tests.runtime.stand_in_model import MAX_STEP_TOKENS
 
 SINK = Rows(dense=14, mod=6)
-# Rows move bit by bit. The sink is turned by a graph here and by numpy there, in float32 both:
-# measured 0, keys up to 3. A rebase that forgets an eviction of 20 tokens is off by 6.
+# Rows move bit by bit. The sink is rotated by a graph here and by numpy there, both in float32:
+# measured 0, keys up to 3. A rebase that misses an eviction of 20 tokens is off by 6.
 ATOL_SINK = {"fp32": 1e-6, "fp16": 4e-3}
 BUNDLES = (("tensorrt-delta", "fp32"), ("rtx", "fp32"), ("rtx", "fp16"))
 
@@ -37,18 +37,18 @@ def stream(model):
 def filled(machine, stream):
     """The stream's cache and one in host memory with the same random rows everywhere."""
     lowering, cache = machine.bundle.lowering, stream._cache
-    twin = KvCache(machine.config, lowering, cache.capacity)
+    reference = KvCache(machine.config, lowering, cache.capacity)
     generator = np.random.default_rng(0)
-    for layer, host in zip(cache.layers, twin.layers, strict=True):
+    for layer, host in zip(cache.layers, reference.layers, strict=True):
         for address, buffer in ((layer.key, host.key), (layer.value, host.value)):
             buffer[:] = generator.normal(size=buffer.shape)
             machine.cudart.write(address, buffer)
-    return cache, twin
+    return cache, reference
 
 
-def buffers_of(machine, cache, twin):
+def buffers_of(machine, cache, reference):
     """(ours, theirs, number of sink rows) of every buffer."""
-    for layer, host in zip(cache.layers, twin.layers, strict=True):
+    for layer, host in zip(cache.layers, reference.layers, strict=True):
         rows = SINK.mod if layer.is_mod else SINK.dense
         for address, buffer in ((layer.key, host.key), (layer.value, host.value)):
             ours = machine.cudart.read(address, buffer.shape, buffer.dtype)
@@ -56,20 +56,20 @@ def buffers_of(machine, cache, twin):
 
 
 def evictions(capacity):
-    """One after another on a full cache: overlapping moves, moves past each other, none at all."""
+    """Evictions of a full cache: overlapping moves, moves that do not overlap, and none."""
     num_evicted = 0
     for dropped in (Rows(11, 3), Rows(120, 60), Rows(20, 0), capacity.minus(SINK)):
         num_evicted += dropped.dense
         yield Eviction(SINK, dropped, capacity, num_evicted)
 
 
-def test_evictions_leave_what_they_leave_in_host_memory(machine, model, stream):
-    cache, twin = filled(machine, stream)
+def test_evictions_equal_those_in_host_memory(machine, model, stream):
+    cache, reference = filled(machine, stream)
     atol = ATOL_SINK[machine.bundle.lowering.precision]
     for eviction in evictions(cache.capacity):
         cache.evict(eviction, model.rebase)
-        twin.evict(eviction)
-        for ours, theirs, sink in buffers_of(machine, cache, twin):
+        reference.evict(eviction)
+        for ours, theirs, sink in buffers_of(machine, cache, reference):
             axis = 0 if ours.ndim == 3 else 2
             first, rest = np.split(ours, [sink], axis)
             their_first, their_rest = np.split(theirs, [sink], axis)
@@ -77,22 +77,22 @@ def test_evictions_leave_what_they_leave_in_host_memory(machine, model, stream):
             np.testing.assert_allclose(first, their_first, rtol=0, atol=atol)
 
 
-def test_the_sink_is_always_turned_from_its_first_copy(machine, model, stream):
-    """After 200 evictions it is as after one of as many tokens."""
-    cache, twin = filled(machine, stream)
+def test_the_sink_is_always_rotated_from_its_first_copy(machine, model, stream):
+    """200 evictions equal one eviction of as many tokens."""
+    cache, reference = filled(machine, stream)
     first = Eviction(SINK, Rows(90, 50), cache.capacity, num_evicted=90)
     for number in range(1, 201):
         last = Eviction(SINK, Rows(90, 50), cache.capacity, num_evicted=90 * number)
         cache.evict(last, model.rebase)
-    twin.evict(first)  # keeps the first copy
-    twin.evict(last)
-    for ours, theirs, sink in buffers_of(machine, cache, twin):
+    reference.evict(first)  # keeps the first copy
+    reference.evict(last)
+    for ours, theirs, sink in buffers_of(machine, cache, reference):
         take = [slice(None)] * (0 if ours.ndim == 3 else 2) + [slice(sink)]
         atol = ATOL_SINK[machine.bundle.lowering.precision]
         np.testing.assert_allclose(ours[tuple(take)], theirs[tuple(take)], rtol=0, atol=atol)
 
 
-def test_an_eviction_waits_for_nothing_and_takes_memory_only_the_first_time(machine, model, stream):
+def test_an_eviction_does_not_wait_and_allocates_only_the_first_time(machine, model, stream):
     cache, _ = filled(machine, stream)
     for number in (1, 2):
         before = machine.cudart.calls.copy()
@@ -103,7 +103,7 @@ def test_an_eviction_waits_for_nothing_and_takes_memory_only_the_first_time(mach
         assert calls["cudaMemcpyAsync cudaMemcpyHostToDevice"] == 1
 
 
-def test_rows_move_in_pieces_no_longer_than_what_was_dropped(machine, model, stream):
+def test_rows_move_in_pieces_no_longer_than_the_dropped_rows(machine, model, stream):
     cache, _ = filled(machine, stream)
     cache.evict(Eviction(SINK, Rows(20, 10), cache.capacity, 20), model.rebase)
     before = machine.cudart.calls.copy()
@@ -117,16 +117,16 @@ def test_rows_move_in_pieces_no_longer_than_what_was_dropped(machine, model, str
     assert rows == wanted
 
 
-def test_an_empty_sink_is_left_alone(machine, model, stream):
-    cache, twin = filled(machine, stream)
+def test_an_empty_sink_is_not_rebased(machine, model, stream):
+    cache, reference = filled(machine, stream)
     eviction = Eviction(NO_ROWS, Rows(20, 10), cache.capacity, 20)
     cache.evict(eviction, model.rebase)
-    twin.evict(eviction)
-    for ours, theirs, _ in buffers_of(machine, cache, twin):
+    reference.evict(eviction)
+    for ours, theirs, _ in buffers_of(machine, cache, reference):
         np.testing.assert_array_equal(ours, theirs)
 
 
-def test_every_buffer_begins_as_zeros(machine, stream):
+def test_every_buffer_is_zeroed_at_the_start(machine, stream):
     for layer in stream._cache.layers:
         for address in (layer.key, layer.value):
             assert not machine.cudart.read(address, (layer.num_rows, 2 * 16), "float16").any()
@@ -150,7 +150,7 @@ def delta(make_config):
     driver.close()
 
 
-def test_a_bucket_holds_the_past_and_there_are_few_of_them(delta):
+def test_a_bucket_holds_the_past_and_there_are_few_buckets(delta):
     buckets = set()
     for dense in range(91):
         for mod in range(min(dense, 50) + 1):
@@ -164,6 +164,6 @@ def test_a_bucket_holds_the_past_and_there_are_few_of_them(delta):
     assert max(buckets) == delta.capacity
 
 
-def test_in_place_graphs_bind_no_bucket(make_machine):
+def test_in_place_graphs_have_no_buckets(make_machine):
     with make_machine("rtx", "fp16").open() as stream:
         assert stream._cache.bucket(Rows(3, 3)) is None

@@ -1,4 +1,4 @@
-"""Engines that fit are taken, all others refused with what differs and what to type."""
+"""Engines that fit are used; all others are an error with the difference and the build command."""
 
 import os
 import re
@@ -18,7 +18,7 @@ CAPACITY = Rows(260, 148)
 
 @pytest.fixture
 def machine(bundle_for, tmp_path):
-    """With a bundle of its own, without engines."""
+    """A machine with its own bundle, without engines."""
     return stand_in_for(linked_copy(bundle_for("rtx", "fp16"), tmp_path / "bundle"))
 
 
@@ -44,12 +44,12 @@ def command(machine, compute_capability="89"):
     )
 
 
-def test_engines_that_fit_are_taken(machine):
+def test_engines_that_fit_are_used(machine):
     built = machine.build()
     assert find(machine) == built
 
 
-def test_of_several_that_fit_the_last_built_are_taken(machine):
+def test_the_last_built_of_several_fitting_sets_is_used(machine):
     folders = []
     for number, level in enumerate((1, 5, 3)):
         built = machine.build(builder_optimization_level=level)
@@ -59,7 +59,7 @@ def test_of_several_that_fit_the_last_built_are_taken(machine):
     assert find(machine) == folders[1]
 
 
-def test_a_bundle_without_engines_says_how_to_build_them(machine):
+def test_a_bundle_without_engines_is_an_error_with_the_build_command(machine):
     assert refusal(machine) == (
         f"bundle {machine.bundle.folder} has no engines; build them with: "
         f"mod-edge build {machine.bundle.folder} --profile rtx-ada"
@@ -86,7 +86,9 @@ def test_a_bundle_without_engines_says_how_to_build_them(machine):
         ({"target": "tensorrt"}, "are for target tensorrt, here is target rtx"),
     ],
 )
-def test_engines_for_something_else_are_refused_with_what_differs(machine, changes, difference):
+def test_engines_for_something_else_are_an_error_that_says_what_differs(
+    machine, changes, difference
+):
     built = machine.build(**changes)
     assert refusal(machine) == (
         f"no engines of bundle {machine.bundle.folder} fit: {built.settings.folder} {difference}; "
@@ -94,16 +96,16 @@ def test_engines_for_something_else_are_refused_with_what_differs(machine, chang
     )
 
 
-def test_an_engine_of_another_export_is_refused(machine):
+def test_an_engine_from_another_export_is_an_error(machine):
     built = machine.build()
     stale = {**built.engines, "head": replace(built.engines["head"], key="0" * 64)}
     write_engine_manifest(replace(built, engines=stale), machine.bundle.folder)
     message = refusal(machine)
-    assert "are not whole: head was built from another export of the graph" in message
+    assert "are incomplete: head was built from another export of the graph" in message
     assert message.endswith(command(machine))
 
 
-def test_missing_and_damaged_engines_are_named_all_at_once(machine):
+def test_all_missing_and_damaged_engines_are_named_at_once(machine):
     built = machine.build()
     folder = machine.bundle.folder / built.settings.folder
     (folder / "vision.engine").unlink()
@@ -112,7 +114,7 @@ def test_missing_and_damaged_engines_are_named_all_at_once(machine):
     engines = {name: record for name, record in built.engines.items() if name != "layer-05"}
     write_engine_manifest(replace(built, engines=engines), machine.bundle.folder)
     message = refusal(machine)
-    found = re.findall(r"not whole: (\S+) (was not built|is \w+)", message)
+    found = re.findall(r"incomplete: (\S+) (was not built|is \w+)", message)
     assert found == [
         ("vision", "is missing"),
         ("layer-03", "is damaged"),
@@ -120,21 +122,22 @@ def test_missing_and_damaged_engines_are_named_all_at_once(machine):
     ]
 
 
-def test_engines_for_smaller_steps_are_refused_with_both_numbers(machine):
+def test_engines_for_smaller_steps_are_an_error_with_both_numbers(machine):
     machine.build(limits=StepLimits(40, 1, 2, CAPACITY))
     message = refusal(machine)
-    assert "take 40 tokens a step, wanted 64; take 2 frames a step, wanted 3" in message
-    assert message.endswith("run with less, or raise it in the profile and build again")
+    assert message.startswith(f"the engines in {machine.bundle.folder} are too small for this run")
+    assert "take 40 tokens per step, wanted 64; take 2 frames per step, wanted 3" in message
+    assert message.endswith("or rebuild with a larger profile")
     find(machine, max_step_tokens=40, frames_per_step=2)
 
 
-def test_engines_for_a_smaller_cache_are_refused(make_machine):
+def test_engines_for_a_smaller_cache_are_an_error(make_machine):
     machine = make_machine("tensorrt-delta", "fp32")
     message = refusal(machine, capacity=Rows(300, 132))
     assert "take a cache of 260 rows (132 in MoD layers), wanted 300 (132)" in message
 
 
-def test_others_beside_those_that_fit_do_not_matter(machine):
+def test_sets_that_do_not_fit_are_ignored_if_one_fits(machine):
     machine.build(compute_capability="120")
     built = machine.build()
     assert len(machine.bundle.engines) == 2

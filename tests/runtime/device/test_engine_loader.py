@@ -1,4 +1,4 @@
-"""Engines loaded: TensorRT-RTX's kernels kept from run to run, and a stand-in true to its API."""
+"""Loading engines: TensorRT-RTX's kernel cache, and a stand-in with the same API."""
 
 import inspect
 
@@ -18,7 +18,7 @@ from tests.runtime.stand_in_model import Feeder, linked_copy, stand_in_for
 
 @pytest.fixture
 def machine(bundle_for, tmp_path):
-    """With a bundle of its own: no kernels are kept from other tests."""
+    """A machine with its own bundle, without kernels from other tests."""
     machine = stand_in_for(linked_copy(bundle_for("rtx", "fp16"), tmp_path / "bundle"))
     machine.build()
     yield machine
@@ -30,16 +30,16 @@ def cache_path(machine):
 
 
 def run_once(machine, size=2):
-    """What a stream warned of, once a step was fed and its model closed."""
+    """Feed one step and close the model; returns the stream's warnings."""
     with machine.load() as model, model.open_stream() as stream:
         Feeder(stream, machine.config).feed((size,), [5] * size)
     return stream.warnings
 
 
-# ---- kernels from run to run ----
+# ---- the kernel cache ----
 
 
-def test_kernels_compiled_in_one_run_are_there_in_the_next(machine):
+def test_kernels_compiled_in_one_run_are_used_in_the_next(machine):
     assert run_once(machine) == []
     path = cache_path(machine)
     first = path.read_bytes()
@@ -49,53 +49,46 @@ def test_kernels_compiled_in_one_run_are_there_in_the_next(machine):
     assert not list(path.parent.glob("*.new"))
 
 
-def test_a_cache_without_news_is_not_written_again(machine):
+def test_an_unchanged_kernel_cache_is_not_written_again(machine):
     run_once(machine)
     before = cache_path(machine).stat().st_mtime_ns
     run_once(machine)
     assert cache_path(machine).stat().st_mtime_ns == before
 
 
-def test_another_drivers_cache_is_made_anew_and_told(machine):
+def test_another_drivers_kernel_cache_is_replaced_with_a_warning(machine):
     cache_path(machine).write_bytes(b"from another driver")
     (warning,) = run_once(machine)
-    assert warning.endswith("is of another driver or GPU: its kernels are compiled anew")
+    assert warning.endswith("is for another driver or GPU: kernels are compiled again")
     assert run_once(machine) == []
 
 
-def test_a_cache_that_cannot_be_written_is_told(machine):
-    in_the_way = cache_path(machine).with_name("runtime.cache.new")
-    in_the_way.mkdir()
+def test_a_kernel_cache_that_cannot_be_written_is_a_warning(machine):
+    obstacle = cache_path(machine).with_name("runtime.cache.new")
+    obstacle.mkdir()
     try:
         (warning,) = run_once(machine)
     finally:
-        in_the_way.rmdir()
-    assert warning.endswith("(Is a directory): every start compiles its kernels anew")
+        obstacle.rmdir()
+    assert warning.endswith("(Is a directory): every start compiles the kernels again")
 
 
-def test_tensorrt_has_no_such_cache(make_machine):
+def test_tensorrt_has_no_kernel_cache(make_machine):
     machine = make_machine("tensorrt-delta", "fp32")
     run_once(machine)
     assert not cache_path(machine).exists()
 
 
-# ---- what TensorRT says ----
+# ---- TensorRT's messages ----
 
 
-def test_what_tensorrt_warns_of_is_passed_on_once(machine, monkeypatch):
-    deserialize = stand_in_tensorrt.Runtime.deserialize_cuda_engine
-
-    def warns(self, data):
-        line = stand_in_tensorrt.LogLine(False, "Using an engine plan file across models of GPUs")
-        self._api.log.add(line)
-        return deserialize(self, data)
-
-    monkeypatch.setattr(stand_in_tensorrt.Runtime, "deserialize_cuda_engine", warns)
+def test_tensorrts_warnings_are_passed_on_once(machine):
+    machine.tensorrt.api.load_warning = "Using an engine plan file across models of GPUs"
     assert run_once(machine) == ["Using an engine plan file across models of GPUs"]
 
 
-def test_the_real_runtime_refuses_in_its_own_words(tmp_path, make_config):
-    """Its loading of engines needs a driver; that far it is the real one."""
+def test_the_real_runtimes_error_message_is_passed_on(tmp_path, make_config):
+    """Uses the real runtime, which fails to load an engine without a driver."""
     pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX")
     path = tmp_path / "rebase.engine"
     path.write_bytes(np.zeros(5000, np.uint8))
@@ -105,7 +98,7 @@ def test_the_real_runtime_refuses_in_its_own_words(tmp_path, make_config):
         loader.engine(path, signature, 1)
 
 
-def test_the_stand_in_has_tensorrts_own_classes_methods_and_numbers():
+def test_the_stand_in_has_tensorrts_classes_methods_and_enum_values():
     api = pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX")
     for name in (
         "Runtime",

@@ -1,6 +1,6 @@
-"""ONNX Runtime's graphs on a device: the CPU's provider stands for CUDA's, its memory for a GPU's.
+"""ONNX Runtime's graphs on a device, with the CPU provider and memory in place of CUDA's.
 
-Sessions run when the stand-in's stream gets to them, on what is bound when they were asked to.
+Sessions run when the stand-in's stream reaches them, with the bindings of the time of the call.
 """
 
 import numpy as np
@@ -16,13 +16,13 @@ from mod_edge.runtime.device.onnx_graph_set import OnnxGraphSet, ops_elsewhere
 from mod_edge.runtime.loaded_model import StreamLimits
 from tests.conftest import CAPACITY
 from tests.native.stand_in_driver import STREAM, StandInCudart
-from tests.runtime.device.test_trt_stream import outcome, run_stream
-from tests.runtime.streams import onnx_stream
+from tests.runtime.device.test_trt_stream import run_stream
+from tests.runtime.streams import onnx_stream, outcome
 
 LIMITS = StreamLimits(CAPACITY, max_step_tokens=64, frames_per_step=3)
 CPU = "CPUExecutionProvider"
-# The same graphs on the same numbers, but at other addresses, of which kernels make no promise:
-# measured 0, logits up to 30. A sink that is not rebased gives 9.9 and more.
+# The same graphs on the same values, but at other addresses, where kernels may round differently:
+# measured 0, logits up to 30. A sink that is not rebased differs by at least 9.9.
 ATOL_LOGITS = 1e-3
 
 
@@ -50,7 +50,7 @@ class DeferredSession:
 
 
 class RecordedBinding:
-    """What is bound, to be bound again when it runs; "cuda" is the host's memory here."""
+    """Records bindings, to bind them when the session runs; "cuda" is host memory here."""
 
     def __init__(self):
         self.calls, self.places = {}, {}
@@ -70,7 +70,7 @@ class RecordedBinding:
 
 @pytest.fixture
 def cudart(monkeypatch):
-    """The stand-in, on which CUDA's provider is the CPU's."""
+    """The stand-in driver, with the CPU provider in place of CUDA's."""
     cudart = StandInCudart()
     opened = onnx_graph_set._open
 
@@ -87,25 +87,25 @@ def loaded(bundle, cudart):
     return load_cuda_model(open_bundle(bundle), LIMITS, driver=CudaDriver(cudart))
 
 
-def test_the_stream_is_that_of_onnxruntime_on_the_cpu(bundle_for, cudart, clip):
+def test_the_stream_equals_onnxruntimes_on_the_cpu(bundle_for, cudart, clip):
     bundle = bundle_for("cuda", "fp32")
     with loaded(bundle, cudart) as model:
         assert "CUDA, Stand-in GPU, fp32" in model.name
         ours = run_stream(bundle, model.open_stream(), clip, max_frames=60)
     assert cudart.num_live == 0
     assert not ours.warnings
-    twin = onnx_stream(bundle, CAPACITY, max_step_tokens=64, frames_per_step=3)
-    theirs = run_stream(bundle, twin, clip, max_frames=60)
-    # No token is near a tie: the likeliest leads the next by 0.036 or more.
-    assert outcome(ours) == outcome(theirs)
-    assert len(outcome(ours)[2]) >= 3  # rolls
+    reference = onnx_stream(bundle, CAPACITY, max_step_tokens=64, frames_per_step=3)
+    theirs = run_stream(bundle, reference, clip, max_frames=60)
+    # No token is near a tie: the most likely leads the next by at least 0.036.
+    assert outcome(ours.events) == outcome(theirs.events)
+    assert len(outcome(ours.events)[2]) >= 3  # rolls
     assert ours.recorder.selections == theirs.recorder.selections
     all_logits = (ours.recorder.all_logits, theirs.recorder.all_logits)
     for our, their in zip(*all_logits, strict=True):
         np.testing.assert_allclose(our, their, rtol=0, atol=ATOL_LOGITS)
 
 
-def test_without_the_provider_it_is_an_error_with_what_to_do(bundle_for):
+def test_a_missing_provider_is_an_error_with_what_to_do(bundle_for):
     bundle = open_bundle(bundle_for("cuda", "fp32"))
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this onnxruntime has the provider")
@@ -115,7 +115,7 @@ def test_without_the_provider_it_is_an_error_with_what_to_do(bundle_for):
         OnnxGraphSet(0, bundle)
 
 
-def test_work_that_is_left_to_another_provider_is_found(bundle_for):
+def test_ops_on_another_provider_are_found(bundle_for):
     session = onnx_graph_set._open(bundle_for("cuda", "fp32") / "layers/01.onnx", CPU, {})
     assert ops_elsewhere(session, CPU) == []
     strays = ops_elsewhere(session, "CUDAExecutionProvider")
@@ -123,7 +123,7 @@ def test_work_that_is_left_to_another_provider_is_found(bundle_for):
     assert "Shape" not in strays
 
 
-def test_a_cpu_bundle_is_refused_with_the_target_to_export_for(tiny_bundle, cudart):
+def test_a_cpu_bundle_is_an_error_with_the_target_to_export_for(tiny_bundle, cudart):
     with pytest.raises(BackendError, match=r"is for target cpu in fp32.*--target cuda"):
         loaded(tiny_bundle, cudart)
     assert cudart.num_live == 0

@@ -1,4 +1,4 @@
-"""Steps as CUDA graphs: captured when they repeat, kept while in use, never without saying so."""
+"""Steps as CUDA graphs: captured when repeated, kept while in use, with a warning if refused."""
 
 import numpy as np
 import pytest
@@ -38,20 +38,20 @@ def test_the_second_step_of_a_shape_is_captured_and_the_third_launched(feeder):
     assert found == wanted
 
 
-def test_shapes_are_counted_one_by_one(feeder):
+def test_each_shape_is_counted_separately(feeder):
     side = feeder.config.vision_config.image_size
     embeds = feeder.stream.encode(np.zeros((2, side, side, 3), np.uint8))
     for pieces, ids, frames in (((1, FRAME), [5], embeds[:1]), ((1,), [6], None)):
         feeder.feed(pieces, ids, frames)
     assert counts(feeder) == (2, 0, 0, 0)
-    # The same rows of text and frames in another order: only row numbers differ, which are data.
+    # The same numbers of text rows and frames in another order: only the row numbers differ.
     feeder.feed((1, FRAME, 1), [5, 6], embeds[:1])
     feeder.feed((2, FRAME), [5, 6], embeds[:1])
     feeder.feed((FRAME, 2), [5, 6], embeds[1:])
     assert counts(feeder) == (3, 1, 1, 0)
 
 
-def test_launched_steps_give_what_steps_layer_by_layer_give(machine, monkeypatch):
+def test_launched_steps_equal_steps_run_layer_by_layer(machine, monkeypatch):
     results = []
     for has_room in (True, False):
         monkeypatch.setattr(step_chain.StepChain, "_make_room", lambda _self, has=has_room: has)
@@ -61,28 +61,28 @@ def test_launched_steps_give_what_steps_layer_by_layer_give(machine, monkeypatch
     np.testing.assert_array_equal(*results)
 
 
-def test_captured_contexts_wait_for_their_kernels_and_the_others_do_not(machine):
+def test_only_captured_contexts_wait_for_their_kernels(machine):
     feeder = Feeder(machine.open(), machine.config)
     strategy = DynamicShapesKernelSpecializationStrategy
     strategies = machine.tensorrt.api.strategies
-    # three graphs without layers, and three optimization profiles of every layer
+    # three graphs that are not layers, and three optimization profiles of every layer
     assert strategies == [strategy.LAZY] * (3 + 3 * NUM_LAYERS)
     for _ in range(2):
         feeder.feed((2,), [5, 6])
     assert strategies[3 + 3 * NUM_LAYERS :] == [strategy.EAGER] * NUM_LAYERS
 
 
-# ---- where a step cannot be captured ----
+# ---- steps that cannot be captured ----
 
 
 def refuse_in_cuda(machine):
     machine.cudart.failures["cudaStreamEndCapture"] = Error.cudaErrorStreamCaptureInvalidated
-    return "cudaStreamEndCapture gives cudaErrorStreamCaptureInvalidated"
+    return "cudaStreamEndCapture returned cudaErrorStreamCaptureInvalidated"
 
 
 def refuse_in_tensorrt(machine):
     machine.tensorrt.api.is_capturable = False
-    return "TensorRT says that it cannot be"
+    return "TensorRT does not allow it"
 
 
 def refuse_contexts(machine):
@@ -91,7 +91,7 @@ def refuse_contexts(machine):
 
 
 @pytest.mark.parametrize("refuse", [refuse_in_cuda, refuse_in_tensorrt, refuse_contexts])
-def test_a_step_that_cannot_be_captured_runs_layer_by_layer_and_is_told_once(
+def test_a_step_that_cannot_be_captured_runs_layer_by_layer_with_one_warning(
     machine, feeder, refuse
 ):
     ours = [feeder.feed((2,), [5, 6])]
@@ -105,7 +105,7 @@ def test_a_step_that_cannot_be_captured_runs_layer_by_layer_and_is_told_once(
     np.testing.assert_array_equal(ours, [healthy.feed((2,), [5, 6]) for _ in range(4)])
 
 
-# ---- how many graphs there are ----
+# ---- the number of graphs ----
 
 
 def feed_shapes(feeder, sizes):
@@ -114,7 +114,7 @@ def feed_shapes(feeder, sizes):
         feeder.feed((size,), [5] * size)
 
 
-def test_graphs_in_use_are_not_given_up(feeder):
+def test_graphs_in_use_are_kept(feeder):
     sizes = range(1, step_chain.MAX_GRAPHS + 2)
     feed_shapes(feeder, [size for size in sizes for _ in range(3)])
     assert counts(feeder)[1] == step_chain.MAX_GRAPHS
@@ -123,17 +123,17 @@ def test_graphs_in_use_are_not_given_up(feeder):
     assert feeder.stream.warnings == []
 
 
-def test_the_graph_that_was_idle_longest_is_given_up_for_a_new_one(machine, feeder, monkeypatch):
+def test_the_least_recently_used_graph_makes_room_for_a_new_one(machine, feeder, monkeypatch):
     monkeypatch.setattr(step_chain, "MAX_GRAPHS", 2)
     monkeypatch.setattr(step_chain, "MIN_IDLE_STEPS", 5)
     feed_shapes(feeder, [1, 1, 2, 2, 3, 3])
-    assert list(graphs_of(feeder)) == [1, 2]  # both were used a moment ago
+    assert list(graphs_of(feeder)) == [1, 2]  # both were used recently
     feed_shapes(feeder, [2, 2, 3])
     assert list(graphs_of(feeder)) == [2, 3]
     assert sum(graph.is_alive for graph in machine.cudart.graphs) == 2
 
 
-def test_a_graph_is_given_up_only_when_the_device_is_done_with_it(machine, feeder, monkeypatch):
+def test_a_graph_is_freed_only_when_the_device_has_finished_it(machine, feeder, monkeypatch):
     monkeypatch.setattr(step_chain, "MAX_GRAPHS", 1)
     monkeypatch.setattr(step_chain, "MIN_IDLE_STEPS", 1)
     for size in (1, 1, 2, 1, 2):

@@ -1,4 +1,4 @@
-"""What a step takes from the host: one block, the numbers of the CPU, in every precision."""
+"""The inputs that a step uploads: one block, the CPU's values, in every precision."""
 
 import numpy as np
 import pytest
@@ -14,8 +14,8 @@ from tests.native.stand_in_driver import StandInCudart
 pytestmark = pytest.mark.numeric
 
 MAX_STEP_TOKENS = 40
-# Measured 6e-8, float32's rounding of a cosine; one position off gives 0.8. Kernels for arrays of
-# another length or address may take another last bit.
+# Measured 6e-8, float32's rounding of a cosine; one position off differs by 0.8. Kernels for arrays
+# of another length or address may round the last bit differently.
 ATOL_ANGLE = 1.2e-7
 STORED = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}
 
@@ -26,7 +26,7 @@ def config(make_config):
 
 
 class Machine:
-    """Inputs on a stand-in GPU, over a random embedding table."""
+    """Inputs on a stand-in GPU with a random embedding table."""
 
     def __init__(self, config, folder, dtype):
         self.config, self.dtype = config, dtype
@@ -44,7 +44,7 @@ class Machine:
         return step_layout(pieces, self.config.frame_num_tokens, self.config.num_kept)
 
     def read(self, layout, *, is_mod):
-        """Every input of a layer by name, but for `hidden` and the cache."""
+        """Every input of a layer by name, without `hidden` and the cache."""
         shape = StepShape(layout.text_index.size, layout.num_frames, None)
         shapes = {
             "cos": ((layout.num_tokens, self.config.text_config.head_dim // 2), np.float32),
@@ -69,7 +69,7 @@ def machine(config, tmp_path):
     machine.driver.close()
 
 
-def test_every_input_arrives(machine, config):
+def test_every_input_is_uploaded(machine, config):
     layout = machine.layout((2, FRAME, 1))
     machine.inputs.write(layout, [5, 6, 7], position=1_000_000, past=Rows(33, 21))
     found = machine.read(layout, is_mod=True)
@@ -85,7 +85,7 @@ def test_every_input_arrives(machine, config):
     assert "text_index" not in dense
 
 
-def test_routing_is_sent_only_when_the_layout_changes(machine):
+def test_routing_is_uploaded_only_when_the_layout_changes(machine):
     layouts = [machine.layout(pieces) for pieces in ((1, FRAME), (FRAME, 1))]
     sizes = []
     for layout in (layouts[0], layouts[0], layouts[1], layouts[0]):
@@ -99,7 +99,7 @@ def test_routing_is_sent_only_when_the_layout_changes(machine):
 
 
 def test_a_block_is_not_written_before_the_device_has_read_it(machine):
-    """Three steps in a row that nobody waits for: each keeps its own numbers."""
+    """Three steps in a row without waiting: each has its own values."""
     layout = machine.layout((1,))
     hidden = [machine.driver.malloc(4096, "a test") for _ in range(3)]
     for number, address in enumerate(hidden):
@@ -112,7 +112,7 @@ def test_a_block_is_not_written_before_the_device_has_read_it(machine):
 
 
 @pytest.mark.parametrize("dtype", STORED)
-def test_text_and_frames_lie_in_stream_order(config, tmp_path, dtype):
+def test_text_and_frames_are_in_stream_order(config, tmp_path, dtype):
     machine = Machine(config, tmp_path, dtype)
     stored, width = STORED[dtype], config.text_config.hidden_size
     frames = np.random.default_rng(1).normal(size=(3, config.frame_num_tokens, width)) * 1000

@@ -1,7 +1,7 @@
 """Whole streams on engines and on ONNX Runtime: tokens, decisions, selections, rolls.
 
-The engines run in ONNX Runtime, too (see `stand_in_tensorrt`): what is compared is all that lies
-between them, which is `DeviceModel`'s and `DeviceStream`'s.
+The engines run in ONNX Runtime too (see `stand_in_tensorrt`): the tests compare everything between
+the graphs, which is the work of `DeviceModel` and `DeviceStream`.
 """
 
 from collections import Counter
@@ -16,12 +16,12 @@ from mod_edge.plan.kv_budget import plan_capacity, plan_window
 from mod_edge.plan.protocol import Decision
 from mod_edge.runtime.capture.video_file import VideoFile
 from mod_edge.runtime.device.device_cache import DeviceCache
-from mod_edge.runtime.events import FrameEvent, ReplyEvent, RollEvent
+from mod_edge.runtime.events import FrameEvent, RollEvent
 from mod_edge.runtime.queries import Query
 from mod_edge.runtime.session import Session, SessionOptions
 from tests.runtime.recorder import Recorder
 from tests.runtime.stand_in_model import FRAMES_PER_STEP, MAX_STEP_TOKENS, stand_in_for
-from tests.runtime.streams import onnx_stream
+from tests.runtime.streams import onnx_stream, outcome
 
 pytestmark = pytest.mark.numeric
 
@@ -35,26 +35,26 @@ OPTIONS = SessionOptions(
     evict_fraction=0.125,
 )
 TEXT_MINIMUM = 80
-# By bundle, the one that ONNX Runtime runs: the attribute that TensorRT wants of float32 Attention
-# is the only difference, and ONNX Runtime refuses it.
-TWINS = {
+# The bundle that ONNX Runtime runs for each bundle: the only difference is the attribute that
+# TensorRT requires of float32 Attention, which ONNX Runtime rejects.
+REFERENCES = {
     ("tensorrt-delta", "fp32"): ("tensorrt-delta", "fp32"),
     ("rtx", "fp32"): ("cuda", "fp32"),
     ("rtx", "fp16"): ("rtx", "fp16"),
 }
-# Largest difference of logits, which go up to 30. Buckets give `delta` other blocks to multiply:
-# measured 4e-5; `in_place` runs the very same graphs on the same shapes: measured 0. A sink that is
-# not rebased gives 9.9 and more.
+# Largest difference of logits, which go up to 30. With buckets `delta` multiplies other blocks:
+# measured 4e-5; `in_place` runs the same graphs on the same shapes: measured 0. A sink that is not
+# rebased differs by at least 9.9.
 # Tokens, decisions and selections are compared exactly, because none is near a tie: with buckets
-# the likeliest token leads the next by 4.3e-3 or more and silence is 0.040 or more in log odds from
-# the threshold; without them, 1.8e-3 and 0.070.
+# the most likely token leads the next by at least 4.3e-3 and silence is at least 0.040 in log odds
+# from the threshold; without them, 1.8e-3 and 0.070.
 ATOL_LOGITS = 1e-3
 FAULT_LOGITS = 1.0
 
 
 @dataclass
 class Stream:
-    """What a stream did."""
+    """The events, warnings and recorded calls of a stream."""
 
     recorder: Recorder
     events: list
@@ -62,7 +62,7 @@ class Stream:
 
 
 def run_stream(folder, state, clip, *, max_frames=None):
-    """The clip on `state`, which is closed."""
+    """Run the clip on `state` and close it."""
     bundle = open_bundle(folder)
     config, lowering = bundle.config, bundle.lowering
     if lowering.capacity is None:
@@ -88,34 +88,25 @@ def streams(bundle_for, stand_in_bundle, clip):
         machine.build()
         with machine.load() as model:
             ours = run_stream(machine.bundle.folder, model.open_stream(), clip)
-        twin = bundle_for(*TWINS[target, precision])
+        reference = bundle_for(*REFERENCES[target, precision])
         state = onnx_stream(
-            twin,
+            reference,
             machine.limits.capacity,
             max_step_tokens=MAX_STEP_TOKENS,
             frames_per_step=FRAMES_PER_STEP,
         )
-        return ours, run_stream(twin, state, clip)
+        return ours, run_stream(reference, state, clip)
 
     return run
 
 
-def outcome(stream):
-    """What must not depend on the backend: all but the times it took."""
-    events = stream.events
-    decisions = [(event.index, event.decision) for event in events if isinstance(event, FrameEvent)]
-    replies = [event.token_ids for event in events if isinstance(event, ReplyEvent)]
-    rolls = [event.num_evicted for event in events if isinstance(event, RollEvent)]
-    return decisions, replies, rolls
-
-
-every_bundle = pytest.mark.parametrize(("target", "precision"), TWINS)
+every_bundle = pytest.mark.parametrize(("target", "precision"), REFERENCES)
 
 
 @every_bundle
-def test_both_backends_give_the_same_tokens_decisions_and_rolls(streams, target, precision):
+def test_both_backends_produce_the_same_tokens_decisions_and_rolls(streams, target, precision):
     ours, theirs = streams(target, precision)
-    assert outcome(ours) == outcome(theirs)
+    assert outcome(ours.events) == outcome(theirs.events)
     assert ours.recorder.steps == theirs.recorder.steps
 
 
@@ -127,7 +118,7 @@ def test_both_backends_select_the_same_tokens_in_every_step(streams, target, pre
 
 
 def largest_difference(ours, theirs):
-    """Of the logits, up to where the streams part."""
+    """The largest difference of logits, up to the first step that differs."""
     ours, theirs = ours.recorder, theirs.recorder
     num_same = sum(our == their for our, their in zip(ours.steps, theirs.steps, strict=False))
     pairs = zip(ours.all_logits[:num_same], theirs.all_logits[:num_same], strict=False)
@@ -142,7 +133,9 @@ def test_logits_agree_to_rounding(streams, target, precision):
 
 
 @every_bundle
-def test_a_sink_not_rebased_shows(streams, make_machine, clip, monkeypatch, target, precision):
+def test_a_sink_that_is_not_rebased_is_far_off(
+    streams, make_machine, clip, monkeypatch, target, precision
+):
     monkeypatch.setattr(DeviceCache, "_rebase", lambda *_: None)
     machine = make_machine(target, precision)
     with machine.load() as model:
@@ -151,7 +144,7 @@ def test_a_sink_not_rebased_shows(streams, make_machine, clip, monkeypatch, targ
 
 
 @every_bundle
-def test_the_stream_holds_every_case(streams, target, precision):
+def test_the_stream_covers_every_case(streams, target, precision):
     ours, _ = streams(target, precision)
     decisions = Counter(event.decision for event in ours.events if isinstance(event, FrameEvent))
     assert min(decisions[Decision.SILENT], decisions[Decision.SPEAK]) >= 10
@@ -161,7 +154,7 @@ def test_the_stream_holds_every_case(streams, target, precision):
     assert set(num_frames) == {0, 1, 2, 3}
 
 
-def test_a_session_tells_what_its_stream_warns_of(make_machine, clip):
+def test_a_session_reports_its_streams_warnings(make_machine, clip):
     machine = make_machine("rtx", "fp16")
     machine.tensorrt.api.is_capturable = False
     with machine.load() as model:
