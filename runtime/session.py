@@ -59,7 +59,7 @@ class SessionOptions:
 
     def __post_init__(self) -> None:
         if not 0 <= self.threshold <= 1:
-            raise ConfigError(f"threshold={self.threshold}, wanted a probability from 0 to 1")
+            raise ConfigError(f"threshold={self.threshold}, wanted a probability, 0 to 1")
         for name in ("max_new_tokens", "frames_per_step", "max_step_tokens"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}, wanted at least 1")

@@ -66,9 +66,7 @@ def check_target(target: Path, *, is_ours: Callable[[Path], bool], force: bool) 
         ConfigError: `target` exists and `force` is not given, or it is something else.
     """
     if target.exists() and not force:
-        raise ConfigError(
-            f"{target} exists already; replace it with --force, or use another folder"
-        )
+        raise ConfigError(f"{target} exists already; use --force to replace it, or another folder")
     if target.exists() and not _is_replaceable(target, is_ours):
         raise ConfigError(
             f"{target} exists and was not made by this command, so --force does not replace it; "

@@ -71,7 +71,7 @@ def test_an_interrupted_block_leaves_the_old_folder_unchanged(tmp_path, target, 
 
 def test_an_existing_folder_is_not_replaced_without_force(tmp_path, target):
     with (
-        pytest.raises(ConfigError, match=r"bundle exists already; replace it with --force"),
+        pytest.raises(ConfigError, match=r"bundle exists already; use --force"),
         staged_folder(target, is_ours=has_old, force=False),
     ):
         pytest.fail("the block must not begin")

@@ -217,7 +217,7 @@ def test_export_json_has_the_parity_of_every_graph(tiny_checkpoint, no_tracing, 
         assert parity["max_relative_error"] < parity["allowed"]
     result = invoke("run", bundle, "--source", tmp_path / "any.mp4")
     assert result.exit_code == 1
-    assert "holds 2 of 6 layers" in result.stderr
+    assert "has 2 of 6 layers" in result.stderr
 
 
 @pytest.mark.slow  # traces in bf16: 30 s

@@ -88,7 +88,7 @@ def test_a_target_that_the_profile_does_not_list_is_refused_with_those_it_does()
     says = "for devices with tensorrt, tensorrt-delta, not for target 'rtx'"
     with pytest.raises(ConfigError, match=says):
         choose_target(NANO, "rtx")
-    with pytest.raises(ConfigError, match=r"called 'rtxx'; did you mean 'rtx'\?"):
+    with pytest.raises(ConfigError, match=r"unknown target 'rtxx'; did you mean 'rtx'\?"):
         choose_target(RTX, "rtxx")
 
 

@@ -48,7 +48,7 @@ def test_only_the_combinations_split_shows_held_out_combinations(data):
 def test_a_users_own_data_set_is_never_replaced(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "train.jsonl").touch()
-    with pytest.raises(ConfigError, match="nothing that this command makes"):
+    with pytest.raises(ConfigError, match="was not made by this command"):
         write_scenes(tmp_path / "mine", {"train": 1}, seed=0, force=True)
 
 

@@ -220,7 +220,7 @@ def test_force_replaces_golden_files_and_nothing_else(
     save = {"graph": "layer-01", "golden": folder}
     with pytest.raises(ConfigError, match="exists already; use --force"):
         verify_bundle(tiny_bundle, tiny_checkpoint, **save)
-    with pytest.raises(ConfigError, match="nothing that this command makes"):
+    with pytest.raises(ConfigError, match="was not made by this command"):
         verify_bundle(tiny_bundle, tiny_checkpoint, force=True, **save)
     (folder / "thesis.txt").unlink()
     for graph in ("layer-01", "layer-02"):
