@@ -91,16 +91,16 @@ class Protocol:
     def decide(self, logits: npt.NDArray[np.float32]) -> Decision:
         """The decision from the logits (V,) at a frame's last token."""
         silent_id, speak_id = self._config.frame_token_interval_id, self._config.stream_end_id
-        likeliest = int(logits.argmax())
-        if likeliest == silent_id and self._threshold > 0:
+        chosen = int(logits.argmax())
+        if chosen == silent_id and self._threshold > 0:
             probability = 1 / np.exp(logits - logits[silent_id]).sum(dtype=np.float64)
             if probability < self._threshold:
                 others = logits.copy()
                 others[silent_id] = -np.inf
-                likeliest = int(others.argmax())
-        if likeliest == speak_id:
+                chosen = int(others.argmax())
+        if chosen == speak_id:
             return Decision.SPEAK
-        return Decision.SILENT if likeliest == silent_id else Decision.UNDECIDED
+        return Decision.SILENT if chosen == silent_id else Decision.UNDECIDED
 
     def _encode(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
