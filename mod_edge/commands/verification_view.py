@@ -59,7 +59,10 @@ def print_failure(report: VerifyReport, reference_options: str) -> None:
         what = "every graph agrees with the reference, but the whole stream does not"
         hint = "--json lists the answers that differ"
     else:
-        what, hint = "no graph could be run here, nothing was compared", "--json gives the reasons"
+        what, hint = (
+            "no graph could be run here, so nothing was compared",
+            "--json gives the reasons",
+        )
     print_error(what)
     err.print()
     err.print("hint:", style="cyan", end=" ")

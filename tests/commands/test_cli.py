@@ -229,7 +229,7 @@ def test_export_with_build_leaves_engines_for_the_profiles_gpu(tiny_checkpoint, 
     assert result.stderr.splitlines()[0].endswith(
         "precision bf16, window 300 tokens (228 rows in MoD layers)"
     )
-    assert "5 built, 0 fresh" in result.stdout
+    assert "5 built, 0 up to date" in result.stdout
     (engines,) = read_engine_manifests(tmp_path / "bundle")
     assert (engines.settings.profile, engines.settings.compute_capability) == ("rtx-ampere", "86")
     assert engines.engines.keys() == {"vision", "layer-00", "layer-01", "head", "rebase"}

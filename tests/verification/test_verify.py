@@ -226,8 +226,8 @@ def test_json_is_one_document_with_every_number(recorded, copied, tiny_checkpoin
     [
         ((), "give one of --checkpoint"),
         (("--checkpoint", "ck", "--golden", "golden"), "give one of --checkpoint"),
-        (("--golden", "golden", "--source", "video.mp4"), "go with --checkpoint"),
-        (("--golden", "golden", "--save-golden", "new"), "go with --checkpoint"),
+        (("--golden", "golden", "--source", "video.mp4"), "need --checkpoint"),
+        (("--golden", "golden", "--save-golden", "new"), "need --checkpoint"),
     ],
 )
 def test_options_that_contradict_each_other_are_wrong_usage(options, says):
@@ -250,7 +250,7 @@ def test_a_report_in_which_nothing_was_run_is_not_ok(capsys):
     print_failure(report, "--golden g")
     printed = capsys.readouterr()
     assert "not run every graph, onnx CUDA: no CUDA here" in printed.out
-    assert "error: nothing could be run here" in printed.err
+    assert "error: no graph could be run here" in printed.err
 
 
 def test_a_stream_that_fails_alone_has_its_own_error(capsys):
@@ -259,5 +259,5 @@ def test_a_stream_that_fails_alone_has_its_own_error(capsys):
     assert not report.is_ok
     print_failure(report, "--checkpoint ck")
     printed = capsys.readouterr().err
-    assert "error: every graph agrees with the reference, the whole stream does not" in printed
+    assert "error: every graph agrees with the reference, but the whole stream does not" in printed
     assert "hint: mod-edge verify b --checkpoint ck --json" in printed
