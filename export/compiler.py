@@ -97,7 +97,13 @@ def compile_graph(
         faults = _network_faults(tensorrt, network, signature)
         if faults:
             raise _rejection(tensorrt, signature, "; ".join(faults))
-        config = builder_config(tensorrt, builder, settings)
+        config = builder_config(
+            tensorrt,
+            builder,
+            compute_capability=settings.compute_capability,
+            workspace_mib=settings.workspace_mib,
+            builder_optimization_level=settings.builder_optimization_level,
+        )
         set_timing_cache(tensorrt, config, timing_cache)
         _add_profiles(builder, config, signature, profiles)
         config.progress_monitor = progress_monitor(tensorrt.api, lambda: bool(pending))

@@ -12,6 +12,7 @@ A file imports only from its own floor or one below; its folder says which floor
 
 import ast
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -115,6 +116,18 @@ def test_every_file_imports_from_its_own_floor_or_below():
         return f"({floor}) imports {', '.join(above)}" if above else ""
 
     assert faults_in(SOURCES, fault_of) == []
+
+
+def test_folders_do_not_import_each_other_in_a_circle():
+    def folder_of(path):
+        folder = path.parent.relative_to(ROOT)
+        return "runtime" if folder.parts[0] == "runtime" else folder.as_posix()
+
+    imported = {folder_of(path): set() for path in SOURCES}
+    for path in set(SOURCES) - {COMMAND_ENTRY}:
+        ours = {folder_of(MODULES[name]) for name, _ in imports_of(path) if name in MODULES}
+        imported[folder_of(path)] |= ours - {folder_of(path)}
+    TopologicalSorter(imported).prepare()  # a CycleError shows the circle
 
 
 def test_only_functions_import_the_torch_model():

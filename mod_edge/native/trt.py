@@ -16,7 +16,6 @@ from functools import cache
 from importlib import import_module
 from typing import Any, NamedTuple
 
-from mod_edge.bundle.engine_manifest import EngineSettings
 from mod_edge.errors import BackendError
 from mod_edge.native.installed import install_command
 from mod_edge.plan.targets import KV_CACHE_UPDATE_VERSION, Target
@@ -204,12 +203,19 @@ def num_cache_updates(tensorrt: TensorRT, network: Any) -> int:
     return sum(network.get_layer(index).type == update for index in range(network.num_layers))
 
 
-def builder_config(tensorrt: TensorRT, builder: Any, settings: EngineSettings) -> Any:
-    """An `IBuilderConfig` for `settings`, without optimization profiles."""
+def builder_config(
+    tensorrt: TensorRT,
+    builder: Any,
+    *,
+    compute_capability: str,
+    workspace_mib: int,
+    builder_optimization_level: int,
+) -> Any:
+    """An `IBuilderConfig` without optimization profiles; the arguments: see `EngineSettings`."""
     api = tensorrt.api
     config = builder.create_builder_config()
-    config.set_memory_pool_limit(api.MemoryPoolType.WORKSPACE, settings.workspace_mib * 2**20)
-    config.builder_optimization_level = settings.builder_optimization_level
+    config.set_memory_pool_limit(api.MemoryPoolType.WORKSPACE, workspace_mib * 2**20)
+    config.builder_optimization_level = builder_optimization_level
     # A step's graphs run one after another in one stream that is captured as one CUDA graph.
     config.max_aux_streams = 0
     # With TF32's 10 bits of mantissa a router would keep other tokens than the reference does.
@@ -219,7 +225,7 @@ def builder_config(tensorrt: TensorRT, builder: Any, settings: EngineSettings) -
         config.set_flag(api.BuilderFlag.REQUIRE_USER_ALLOCATION)
     if tensorrt.is_rtx:
         config.num_compute_capabilities = 1
-        wanted = getattr(api.ComputeCapability, f"SM{settings.compute_capability}")
+        wanted = getattr(api.ComputeCapability, f"SM{compute_capability}")
         config.set_compute_capability(wanted, 0)
     return config
 

@@ -9,15 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from mod_edge.bundle.engine_manifest import EngineSettings
-from mod_edge.bundle.shape_ranges import StepLimits
 from mod_edge.errors import BackendError
 from mod_edge.native import trt
 from mod_edge.native.installed import install_command
-from mod_edge.plan.kv_window import Rows
 from mod_edge.plan.targets import TARGETS
-
-LIMITS = StepLimits(max_step_tokens=64, opt_frames=1, max_frames=1, capacity=Rows(64, 32))
 
 
 @pytest.fixture(scope="module")
@@ -29,12 +24,6 @@ def rtx():
 def stand_in(compiler, version, **api):
     """A TensorRT of that version whose module has `api`."""
     return trt.TensorRT(compiler, SimpleNamespace(**api), version, trt.Log(), None)
-
-
-def settings_for(tensorrt, compute_capability="89"):
-    return EngineSettings(
-        "rtx", tensorrt.compiler, tensorrt.version, compute_capability, "fp16", "x", LIMITS, 7, 2
-    )
 
 
 # ---- loading ----
@@ -172,7 +161,13 @@ def test_tensorrts_messages_are_collected(rtx, tmp_path):
 def test_rtx_is_configured_for_the_gpu_and_without_tf32(rtx, compute_capability):
     api = rtx.api
     builder = api.Builder(rtx.native_logger)
-    config = trt.builder_config(rtx, builder, settings_for(rtx, compute_capability))
+    config = trt.builder_config(
+        rtx,
+        builder,
+        compute_capability=compute_capability,
+        workspace_mib=7,
+        builder_optimization_level=2,
+    )
     assert config.num_compute_capabilities == 1
     assert config.get_compute_capability(0).name == f"SM{compute_capability}"
     assert not config.get_flag(api.BuilderFlag.TF32)
