@@ -1,7 +1,7 @@
 # Every target works in a fresh clone and creates .venv if needed.
 #
 #   make demo           export the bundled model, narrate unseen videos, stream a real one
-#   make test           all tests except slow and GPU tests, on WORKERS=2 cores
+#   make test           all tests except slow, GPU and qemu tests, on WORKERS=2 cores
 #   make test-all       all tests except GPU tests
 #   make test-portable  tests that depend on float kernels, with an older processor's kernels
 #   make check          lint, format, types

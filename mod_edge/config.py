@@ -296,8 +296,8 @@ def config_from_dict(data: dict[str, Any], origin: str = "config.json") -> Model
     """The checked config from a parsed config.json.
 
     Raises:
-        ConfigError: another model type; or unknown and missing fields, wrong types and values out
-            of range, all in one message.
+        ConfigError: another model type; or all unknown and missing fields and wrong types in one
+            message, and the values out of range of the sections that have none.
     """
     data = dict(data)
     model_type = data.pop("model_type", None)
@@ -341,8 +341,11 @@ def _require_one_of(name: str, got: str, known: tuple[str, ...]) -> None:
 
 
 def _require_positive(section: Any, name: str) -> None:
-    for field in dataclasses.fields(section):
-        value = getattr(section, field.name)
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            is_met = math.isfinite(value) and value > 0
-            _require(is_met, f"{name}.{field.name}", value, "above 0")
+    values = {field.name: getattr(section, field.name) for field in dataclasses.fields(section)}
+    faults = [
+        f"{name}.{field}={value!r}, wanted above 0"
+        for field, value in values.items()
+        if type(value) in (int, float) and not (math.isfinite(value) and value > 0)
+    ]
+    if faults:
+        raise ConfigError("; ".join(faults))

@@ -1,4 +1,4 @@
-"""Frozen dataclasses from a parsed JSON or TOML file; one error names every fault of the file.
+"""Frozen dataclasses from a parsed JSON or TOML file; one error names all wrong fields.
 
 The fields' names and annotations are the schema: `int`, `float`, `str` and `bool`, lists of them as
 `tuple[str, ...]` or `tuple[int, int]`, another dataclass, `dict[str, Any]` for a part that is read
@@ -67,8 +67,8 @@ def dataclass_from_dict(
         renamed: new names of fields from earlier versions.
 
     Raises:
-        ModEdgeError: an `error` that names every fault: unknown and missing fields, wrong types,
-            and values that the dataclasses reject.
+        ModEdgeError: an `error` that names all unknown and missing fields and wrong types, and
+            what the dataclasses reject whose own fields have none of these.
     """
     reading = _Reading(syntax, renamed)
     result: AnyDataclass = reading.dataclass(kind, data, "", given)
@@ -117,9 +117,9 @@ class _Reading:
             near = get_close_matches(name, known, n=1)
             hint = f", did you mean {near[0]!r}?" if near else f", known are {', '.join(known)}"
             if name in given:
-                hint = f": the file cannot set it, it is {given[name]!r}"
+                hint = f": it cannot be set here, it is always {given[name]!r}"
             elif name in self._renamed:
-                hint = f", it is {self._renamed[name]} now"
+                hint = f", renamed to {self._renamed[name]}"
             self.faults.append(f"unknown field {prefix + name!r}{hint}")
 
     def _value(self, wanted: Any, value: Any, name: str) -> Any:
@@ -155,7 +155,7 @@ class _Reading:
             example = '["..."]' if item is str else ""
         else:
             words = SCALARS[wanted][0]
-            if wanted is str and isinstance(value, int | float):
+            if wanted is str and self._syntax is TOML and type(value) in (int, float):
                 example = f'"{value}"'
         field = name.rpartition(".")[2]
         return words + (f", write {self._syntax.pair.format(field, example)}" if example else "")

@@ -2,7 +2,8 @@
 
 A `LoadedModel` holds a bundle's graphs, weights and scratch memory on a backend. A `StreamState`
 holds what belongs to one stream: its KV cache, the first copy of its sink's keys, and bindings to
-both. Any number of streams can take turns on one model, call by call, on one thread.
+both. Any number of streams can take turns on one model, step by step, on one thread. What a step
+computed is read before another stream's step.
 """
 
 from abc import ABC, abstractmethod
@@ -177,16 +178,33 @@ class LoadedModel(_Closing, ABC):
     name: str
     """Backend and device, for people."""
 
+    num_steps = 0
+    """Steps of all streams; the scratch memory has the results of the last one."""
+
     @abstractmethod
     def open_stream(self) -> StreamState:
         """A stream with an empty cache; close it before the model.
 
         Raises:
+            BackendError: the device cannot run another stream.
             CacheError: not enough memory for its cache.
         """
 
     def __enter__(self) -> "LoadedModel":
         return self
+
+
+def require_last_step(model: LoadedModel, step: int) -> None:
+    """Check that the scratch memory has the results of this step, as `num_steps` counts them.
+
+    Raises:
+        CacheError: another stream has stepped since.
+    """
+    if step != model.num_steps:
+        raise CacheError(
+            "another stream of this model has stepped since; read logits and kept tokens right "
+            "after the step"
+        )
 
 
 def require_room(layout: StepLayout, past: Rows, capacity: Rows, max_step_tokens: int) -> Rows:

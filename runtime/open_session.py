@@ -44,6 +44,7 @@ def open_session(
         BundleError: the bundle is missing, damaged or partial.
         ConfigError: settings contradict each other, or the window is too small.
         BackendError: the backend cannot run here.
+        CacheError: there is not enough memory for the window.
     """
     choice = BackendChoice(backend, device, None if checkpoint is None else Path(checkpoint))
     if not isinstance(bundle, Bundle):
@@ -76,8 +77,9 @@ def open_session(
     model, reason = load_model(bundle, limits, choice)
     with ExitStack() as release:
         release.callback(model.close)
+        state = release.enter_context(model.open_stream())
         session = Session(
-            model.open_stream(),
+            state,
             config,
             bundle.tokenizer,
             plan,

@@ -1,8 +1,8 @@
 """Queries to the model, each at a time of the stream."""
 
 import re
-import threading
 from bisect import insort
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -33,41 +33,36 @@ def parse_query(text: str) -> Query:
 
 
 class QueryQueue:
-    """Pending queries by time; any thread adds them, the stream's thread takes them."""
+    """Pending queries by time, for one thread; other threads only call `put`."""
 
     def __init__(self, queries: Iterable[Query] = ()) -> None:
-        self._lock = threading.Lock()
         self._waiting = sorted(queries, key=_time_s)
+        self._received = deque[Query]()  # append and popleft are atomic
 
     def put(self, query: Query) -> None:
-        """Add a query, after those of the same time."""
-        with self._lock:
-            insort(self._waiting, query, key=_time_s)
+        """Add a query from any thread; it waits for `receive`."""
+        self._received.append(query)
 
-    def next_s(self) -> float | None:
-        """The time of the first query; None if there is none."""
-        with self._lock:
-            return self._waiting[0].time_s if self._waiting else None
+    def receive(self) -> None:
+        """Sort in the queries that were put, each after those of the same time."""
+        while self._received:
+            insort(self._waiting, self._received.popleft(), key=_time_s)
 
     def is_due_at(self, time_s: float) -> bool:
         """Whether a query is due at or before `time_s`."""
-        next_s = self.next_s()
-        return next_s is not None and next_s <= time_s
+        return bool(self._waiting) and self._waiting[0].time_s <= time_s
 
     def is_due_before(self, time_s: float) -> bool:
         """Whether a query is due before `time_s`."""
-        next_s = self.next_s()
-        return next_s is not None and next_s < time_s
+        return bool(self._waiting) and self._waiting[0].time_s < time_s
 
     def take(self) -> Query:
         """Remove and return the first query."""
-        with self._lock:
-            return self._waiting.pop(0)
+        return self._waiting.pop(0)
 
-    def waiting(self) -> tuple[Query, ...]:
-        """The queries that were not taken, by time."""
-        with self._lock:
-            return tuple(self._waiting)
+    def waiting(self) -> list[Query]:
+        """The queries that were not taken, by time, also those not received yet."""
+        return sorted([*self._waiting, *self._received], key=_time_s)
 
 
 def _time_s(query: Query) -> float:

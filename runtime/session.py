@@ -167,7 +167,7 @@ class Session:
                 self._started_s = self._started_s or time.perf_counter()
                 yield from self._watch(batch, queue)
             end_s = self._time_s + 1 / self.config.stream_config.frame_fps
-            while self._num_frames and queue.is_due_at(end_s):
+            while self._num_frames and self._received().is_due_at(end_s):
                 yield from self._answer(queue.take())
         finally:
             self._is_streaming = False
@@ -176,8 +176,9 @@ class Session:
         """Ask the model a query while the stream runs, from any thread.
 
         Args:
-            query: a string is due at once, before the next frame; a `Query` at its own time, or at
-                once if that has passed.
+            query: a string is due at once, before the next step; a `Query` at its own time, or at
+                once if that has passed. Before the first frame, both wait for it; they never become
+                the standing instruction.
 
         Raises:
             ConfigError: the session is not streaming, or the query is empty or does not fit in the
@@ -235,13 +236,20 @@ class Session:
         )
         first = 0
         while first < len(batch):
-            while self._num_frames and queue.is_due_before(batch[first].time_s):
+            # What is asked before the first frame waits until then: the cache has no room for it
+            # as a standing instruction.
+            while self._num_frames and self._received().is_due_before(batch[first].time_s):
                 yield from self._answer(queue.take())
             last = first + 1
             # A query due before a frame is answered first, so that frame is not in this step.
             while last < len(batch) and not queue.is_due_before(batch[last].time_s):
                 last += 1
             first += yield from self._feed(seen[first:last], embeds[first:last], queue, costs)
+
+    def _received(self) -> QueryQueue:
+        """The queue with the queries that `ask` has put in since."""
+        self._queries.receive()
+        return self._queries
 
     def _feed(
         self, seen: list[SeenFrame], embeds: FrameEmbeds, queue: QueryQueue, costs: FrameCosts

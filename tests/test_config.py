@@ -63,6 +63,13 @@ def test_an_unknown_name_gets_the_nearest_known_one(document):
     assert "did you mean" not in message_of(document)
 
 
+def test_values_that_are_not_positive_are_all_named(document):
+    document["text_config"] |= {"hidden_size": -1, "vocab_size": 0}
+    message = message_of(document)
+    assert "text_config.hidden_size=-1, wanted above 0" in message
+    assert "text_config.vocab_size=0, wanted above 0" in message
+
+
 @pytest.mark.parametrize(
     ("section", "field", "value", "fault"),
     [

@@ -67,9 +67,11 @@ class VersionedJson(Generic[Content]):
                 return self.content_of(data)
         except BundleError:
             raise
+        except OSError as exc:
+            raise BundleError(f"{path} cannot be read: {exc.strerror or exc}") from exc
         except ModEdgeError as exc:
             raise BundleError(f"{path} is damaged ({exc}); {advice}") from exc
-        except (OSError, *SHAPE_ERRORS) as exc:
+        except SHAPE_ERRORS as exc:
             raise BundleError(f"{path} is damaged ({exc!r}); {advice}") from exc
         if isinstance(version, int) and version > self.version:
             advice = f"upgrade with: {install_command(options='-U')}; or {advice}"

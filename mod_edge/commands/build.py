@@ -1,6 +1,6 @@
 """`mod-edge build`."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,7 +14,9 @@ from mod_edge.commands.console import (
     reports_errors,
     si,
 )
-from mod_edge.export.engines import BuildReport
+
+if TYPE_CHECKING:
+    from mod_edge.export.engines import BuildReport
 
 
 @reports_errors
@@ -51,7 +53,7 @@ def build(
         print_build(report)
 
 
-def print_build(report: BuildReport) -> None:
+def print_build(report: "BuildReport") -> None:
     """Print how many engines were built, where and for which GPU; warnings go to stderr."""
     for graph in report.graphs:
         for warning in graph.warnings:

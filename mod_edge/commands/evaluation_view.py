@@ -33,9 +33,7 @@ def print_evaluation(evaluation: Evaluation, *, is_verbose: bool) -> None:
     out.print(f"\nfed the true dialogue, threshold {thresholds.teacher_forced:g}")
     rows = [(row.name, *_forced_cells(row.teacher_forced)) for row in evaluation.rows]
     print_table(("", *FORCED_COLUMNS), rows)
-    out.print(
-        f"\nleft to itself, threshold {thresholds.free_running:g}, tolerance {tolerance_s:g} s"
-    )
+    out.print(f"\nfree-running, threshold {thresholds.free_running:g}, tolerance {tolerance_s:g} s")
     rows = [(row.name, *_free_cells(row.free_running)) for row in evaluation.rows]
     print_table(("", *FREE_COLUMNS), rows)
     first = evaluation.rows[0]

@@ -22,7 +22,7 @@ def print_report(report: VerifyReport, *, is_verbose: bool) -> None:
     print_pairs(
         [
             ("reference", printable(report.reference)),
-            ("errors", "relative to the largest value of the row, in the reference"),
+            ("errors", "relative to the largest value in the reference's row"),
             ("steps", "; ".join(report.steps)),
         ]
     )

@@ -5,9 +5,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mod_edge.bundle.bundle import open_bundle
-from mod_edge.bundle.manifest import MANIFEST_FILE
-from mod_edge.config import ModelConfig
+from mod_edge.bundle.manifest import CONFIG_FILE, MANIFEST_FILE
+from mod_edge.config import ModelConfig, read_config
 from mod_edge.errors import CheckpointError
 from mod_edge.model.checkpoint import Checkpoint, tensor_shapes
 from mod_edge.model.presets import GEOMETRIES, preset_config
@@ -72,7 +71,7 @@ def _config_of_folder(path: Path) -> ModelConfig:
             f"{path} is neither a folder nor a preset; presets are {', '.join(GEOMETRIES)}"
         )
     if (path / MANIFEST_FILE).is_file():
-        return open_bundle(path).config
+        return read_config(path / CONFIG_FILE)
     return Checkpoint(path).config
 
 

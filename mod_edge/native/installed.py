@@ -77,13 +77,15 @@ def install_command(*extras: str, options: str = "") -> str:
 
 
 def _origin() -> dict[str, Any]:
-    """Pip's record of where mod-edge came from; empty if there is none."""
-    try:
-        text = metadata.distribution(OWN_PACKAGE).read_text("direct_url.json")
-    except metadata.PackageNotFoundError:
-        return {}
-    origin: dict[str, Any] = json.loads(text) if text else {}
-    return origin
+    """Pip's record of where mod-edge came from; empty if there is none.
+
+    In a checkout, setuptools' egg-info hides the installation that has the record.
+    """
+    for distribution in metadata.distributions(name=OWN_PACKAGE):
+        if text := distribution.read_text("direct_url.json"):
+            origin: dict[str, Any] = json.loads(text)
+            return origin
+    return {}
 
 
 def _module_version(module: str) -> str | None:

@@ -74,7 +74,7 @@ def plan_window(config: ModelConfig, window: str, text_minimum: int, *, dtype: s
         least = _capacity(config, 1, text_minimum).dense
         raise ConfigError(
             f"window={window} is too small: the sink, one frame and the longest reply take {least} "
-            "tokens; raise --window or lower --max-new-tokens"
+            "tokens; take a larger window or a smaller max_new_tokens"
         )
     planned = _capacity(config, num_frames, text_minimum)
     spare = num_tokens - planned.dense
@@ -95,7 +95,7 @@ def plan_capacity(config: ModelConfig, capacity: Rows, text_minimum: int, *, dty
         raise ConfigError(
             f"the bundle's cache has {capacity.dense} rows ({capacity.mod} in MoD layers): the "
             f"sink, one frame and the longest reply take {least.dense} ({least.mod}); export "
-            "with a larger --window, or lower --max-new-tokens"
+            "with a larger --window, or take a smaller max_new_tokens"
         )
     return _plan(config, capacity, num_frames, text_minimum, dtype)
 

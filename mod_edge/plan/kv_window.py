@@ -150,8 +150,8 @@ class KvWindow:
 
     def _too_small(self, needed: Rows) -> str:
         return (
-            f"the KV cache window is too small: {needed.dense} tokens more "
-            f"({needed.mod} rows in a MoD layer) do not fit beside a sink of {self.sink.dense} "
+            f"the KV cache window is too small: {needed.dense} more tokens "
+            f"({needed.mod} rows in a MoD layer) do not fit next to a sink of {self.sink.dense} "
             f"({self.sink.mod}) and the segment in progress, in {self.capacity.dense} "
             f"({self.capacity.mod}) rows; raise --window or --kv-budget, or lower "
             "--max-new-tokens"

@@ -117,8 +117,9 @@ class Lowering:
             )
         if self.weight_format not in target.weight_formats:
             raise ConfigError(
-                f"target {self.target} supports weights {', '.join(target.weight_formats)}, not "
-                f"{self.weight_format!r}; use one of these, or another target"
+                f"target {self.target} supports the weight format "
+                f"{', '.join(target.weight_formats)}, not {self.weight_format!r}; use one of "
+                "these, or another target"
             )
         if (self.capacity is not None) != (target.dialect == "in_place"):
             raise ConfigError(

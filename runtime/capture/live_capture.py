@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import NamedTuple, cast
 
-from mod_edge.errors import SourceError
+from mod_edge.errors import ConfigError, SourceError
 from mod_edge.profiles import Camera
 from mod_edge.runtime.capture.opencv import ask_camera, is_address, name_of, open_live
 from mod_edge.runtime.capture.source import (
@@ -60,7 +60,7 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
 
     Raises:
         SourceError: the source cannot be opened, or stopped delivering while iterating.
-        ConfigError: fps or max_frames is not positive.
+        ConfigError: fps or max_frames is not positive, or the policy is for files.
     """
 
     is_live = True
@@ -77,6 +77,11 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
         check_pace(fps, max_frames)
         if policy is None:
             policy = STREAM if is_address(source) else CAMERA
+        if not (policy.max_waiting and math.isfinite(policy.stall_s)):
+            raise ConfigError(
+                f"max_waiting={policy.max_waiting} and stall_s={policy.stall_s} for a live source, "
+                "wanted at least 1 waiting frame and a finite time"
+            )
         self.num_frames = 0
         self.num_dropped = 0
         self.warnings: list[str] = []

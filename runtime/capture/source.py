@@ -46,7 +46,7 @@ class CapturePolicy:
     is_finite: bool
 
     def __post_init__(self) -> None:
-        if not self.stall_s > 0 or (self.max_waiting and math.isinf(self.stall_s)):
+        if not self.stall_s > 0:
             raise ConfigError(f"stall_s={self.stall_s}: wanted more than 0 seconds")
         for name, least in (("max_waiting", 0), ("max_failed_reads", 1)):
             if getattr(self, name) < least:

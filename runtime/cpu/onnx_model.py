@@ -36,6 +36,7 @@ from mod_edge.runtime.loaded_model import (
     StreamLimits,
     StreamState,
     UInt8Array,
+    require_last_step,
     require_room,
 )
 
@@ -131,6 +132,7 @@ class OnnxStream(StreamState):
             (limits.frames_per_step, config.frame_num_tokens, text.hidden_size), dtype
         )
         self._layout: StepLayout | None = None
+        self._step = model.num_steps
         if self._is_in_place:
             self._bind_whole_cache()
 
@@ -161,10 +163,13 @@ class OnnxStream(StreamState):
         self._past_length[False][0], self._past_length[True][0] = past
         if not self._is_in_place:
             self._bind_views(past, added)
+        model.num_steps += 1
+        self._step = model.num_steps
         for layer in self._layers:
             layer.run()
 
     def logits(self, rows: Sequence[int]) -> Float32Array:
+        require_last_step(self._model, self._step)
         return self._model.logits(rows)
 
     def evict(self, eviction: Eviction) -> None:
@@ -172,6 +177,7 @@ class OnnxStream(StreamState):
 
     @property
     def kept(self) -> Mapping[int, Int64Array]:
+        require_last_step(self._model, self._step)
         num_frames = self._layout.num_frames if self._layout else 0
         return {index: kept[:num_frames] for index, kept in self._model.kept.items()}
 

@@ -34,6 +34,7 @@ from mod_edge.runtime.loaded_model import (
     StreamLimits,
     StreamState,
     UInt8Array,
+    require_last_step,
     require_room,
 )
 
@@ -192,6 +193,7 @@ class DeviceStream(StreamState):
         self.name = model.name
         self._model = model
         self._num_frames = 0
+        self._step = model.num_steps
         with ExitStack() as release:
             self._cache = DeviceCache(
                 driver,
@@ -231,12 +233,15 @@ class DeviceStream(StreamState):
         assert frame_embeds is None or isinstance(frame_embeds, DeviceFrames), "from encode"
         model.inputs.write(layout, token_ids, position=position, past=past)
         model.inputs.assemble(layout, frame_embeds, model.hidden[0])
+        model.num_steps += 1
+        self._step = model.num_steps
         bucket = self._cache.bucket(past)
         self._chain.run(StepShape(layout.text_index.size, layout.num_frames, bucket))
         self._cache.append(past, added)
         self._num_frames = layout.num_frames
 
     def logits(self, rows: Sequence[int]) -> Float32Array:
+        require_last_step(self._model, self._step)
         logits = self._model.logits(rows)
         self._chain.release_retired()
         return logits
@@ -246,6 +251,7 @@ class DeviceStream(StreamState):
 
     @property
     def kept(self) -> Mapping[int, Int64Array]:
+        require_last_step(self._model, self._step)
         return self._model.kept(self._num_frames)
 
     @property

@@ -31,12 +31,14 @@ def load_trt_model(
         BackendError: no TensorRT, no driver, no GPU, or no engine that fits; says what to do.
         CacheError: not enough memory on the GPU.
     """
-    if tensorrt is None:
-        tensorrt = load(bundle.target.compiler)
-    if driver is None:
-        driver = CudaDriver()
     with ExitStack() as release:
-        release.callback(driver.close)
+        if driver is not None:
+            release.callback(driver.close)
+        if tensorrt is None:
+            tensorrt = load(bundle.target.compiler)
+        if driver is None:
+            driver = CudaDriver()
+            release.callback(driver.close)
         engines = find_engines(
             bundle, limits, tensorrt=tensorrt, compute_capability=driver.compute_capability
         )

@@ -68,8 +68,12 @@ def test_a_document_of_another_shape_is_damaged(path, content):
 
 
 def test_a_missing_file_is_named(path):
-    assert "No such file" in refusal(path)
-    assert str(path) in refusal(path)
+    assert refusal(path) == f"{path} cannot be read: No such file or directory"
+
+
+def test_a_file_that_cannot_be_read_is_not_called_damaged(path):
+    path.mkdir()
+    assert refusal(path) == f"{path} cannot be read: Is a directory"
 
 
 def test_errors_of_the_content_are_reported(path):

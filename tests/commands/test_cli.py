@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import subprocess
 import sys
 
 import cv2
@@ -37,6 +38,14 @@ def events_of(result):
 
 def test_the_version_is_printed():
     assert succeeds("--version").stdout == f"mod-edge {__version__}\n"
+
+
+def test_the_commands_load_without_numpy_and_tokenizers_so_that_doctor_can_report_them():
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(('numpy', 'tokenizers', 'cv2', 'torch'))); "
+        "import mod_edge.commands.app, mod_edge.doctor.diagnosis"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

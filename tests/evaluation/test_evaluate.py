@@ -204,7 +204,7 @@ fed the true dialogue, threshold 0
 model           1.234    0.50 s    0.750           0.875
 always silent    2583         -        -               -
 
-left to itself, threshold 0.725, tolerance 1 s
+free-running, threshold 0.725, tolerance 1 s
                precision  recall     F1  moment F1    error  |error|  answers
 model              0.750   0.375  0.500      0.667  -0.12 s   0.25 s      2/5
 always silent          -   0.375  0.750      1.000        -   0.25 s        -

@@ -117,6 +117,15 @@ def origin(tmp_path, monkeypatch):
     return install
 
 
+def test_an_egg_info_without_a_record_does_not_hide_the_installation(origin, tmp_path, monkeypatch):
+    origin({"url": WHEEL, "archive_info": {}})
+    info = tmp_path / "checkout" / "mod_edge.egg-info"
+    info.mkdir(parents=True)
+    (info / "PKG-INFO").write_text("Metadata-Version: 2.1\nName: mod-edge\nVersion: 0.1.0\n")
+    monkeypatch.setattr(sys, "path", [str(info.parent), *sys.path])
+    assert install_command("cpu") == 'pip install "/srv/mod_edge-0.1.0-py3-none-any.whl[cpu]"'
+
+
 CHECKOUT = "file:///home/ann/mod%20edge"
 WHEEL = "file:///srv/mod_edge-0.1.0-py3-none-any.whl"
 REPOSITORY = "https://example.org/mod-edge.git"

@@ -130,7 +130,7 @@ class WindowMachine(RuleBasedStateMachine):
         has_room = fits(length.plus(needed), window.capacity)
         least = length.minus(reference.rows(evictable))
         if not fits(least.plus(needed), window.capacity):
-            with pytest.raises(CacheError, match=f"{needed.dense} tokens more"):
+            with pytest.raises(CacheError, match=f"{needed.dense} more tokens"):
                 window.make_room(needed, continues=continues)
             assert state_of(window) == before
             return
@@ -264,7 +264,7 @@ def test_the_segment_in_progress_stays_and_may_fill_the_window():
     window.append(Rows(27, 27), continues=True)
     assert window.length.dense == window.capacity.dense
     with pytest.raises(
-        CacheError, match=r"1 tokens more \(1 rows in a MoD layer\).*sink of 5 \(5\)"
+        CacheError, match=r"1 more tokens \(1 rows in a MoD layer\).*sink of 5 \(5\)"
     ):
         window.make_room(Rows(1, 1), continues=True)
     # once it has ended, it is dropped whole
@@ -274,6 +274,6 @@ def test_the_segment_in_progress_stays_and_may_fill_the_window():
 def test_an_open_sink_is_never_dropped():
     window = KvWindow(Rows(10, 10), evict_fraction=0.5)
     window.append(Rows(8, 8), continues=False)
-    with pytest.raises(CacheError, match="beside a sink of 8"):
+    with pytest.raises(CacheError, match="next to a sink of 8"):
         window.make_room(Rows(3, 3), continues=False)
     assert window.sink == window.length == Rows(8, 8)

@@ -55,7 +55,9 @@ def test_another_weight_format_is_written_and_read(monkeypatch):
 @pytest.mark.parametrize("name", TARGETS)
 def test_a_weight_format_that_the_target_does_not_support_is_an_error(name):
     capacity = Rows(32, 16) if TARGETS[name].dialect == "in_place" else None
-    with pytest.raises(ConfigError, match=f"target {name} supports weights as-dtype, not 'int8'"):
+    with pytest.raises(
+        ConfigError, match=f"target {name} supports the weight format as-dtype, not 'int8'"
+    ):
         Lowering(name, TARGETS[name].precisions[0], capacity, "int8")
     document = Lowering(name, TARGETS[name].precisions[0], capacity).to_json()
     with pytest.raises(ConfigError, match="not 'int4'; use one of these, or another target"):

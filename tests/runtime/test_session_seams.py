@@ -77,6 +77,40 @@ def test_a_question_from_another_thread_reaches_the_stream():
     assert sum(isinstance(event, ReplyEvent) for event in events) == 3
 
 
+def test_a_question_before_the_first_frame_waits_for_it_and_can_be_evicted():
+    session = silent_session([[WORD, EOS]])
+    pictures = Pictures(HALF_SECONDS)
+
+    class AskingPictures:
+        is_live, num_dropped, warnings = True, 0, ()
+
+        def __iter__(self):
+            session.ask("Already?")
+            yield from pictures
+
+    events = [event for event in session.stream(AskingPictures()) if not isinstance(event, str)]
+    assert [type(event).__name__ for event in events[:2]] == ["FrameEvent", "QueryEvent"]
+    assert events[0].decision is Decision.SILENT
+    assert session.window.sink.dense == session._standing_rows.dense
+
+
+def test_a_question_during_a_step_waits_for_the_next_one():
+    asked = []
+
+    class AskingStream(ScriptedStream):
+        def step(self, *args, **kwargs):
+            if not asked:
+                asked.append("Now?")
+                session._num_frames or session.ask("Now?")
+            super().step(*args, **kwargs)
+
+    session = silent_session([[WORD, EOS]], state=AskingStream, frames_per_step=3)
+    events = list(session.stream(Pictures(HALF_SECONDS)))
+    frames = [event for event in events if isinstance(event, FrameEvent)]
+    assert [frame.decision for frame in frames] == [Decision.SILENT] * len(HALF_SECONDS)
+    assert sum(isinstance(event, ReplyEvent) for event in events) == 1
+
+
 def test_a_question_may_have_a_time_of_its_own():
     session = silent_session([[WORD, EOS]])
     events = []
@@ -112,10 +146,12 @@ def test_queries_of_one_time_are_taken_in_the_order_in_which_they_were_put():
     queue = QueryQueue([Query("b", 2.0), Query("a", 1.0)])
     queue.put(Query("c", 2.0))
     queue.put(Query("first", 0.0))
+    assert not queue.is_due_at(0.0)
+    queue.receive()
     assert [query.text for query in queue.waiting()] == ["first", "a", "b", "c"]
     assert (queue.is_due_at(0.0), queue.is_due_before(0.0)) == (True, False)
     assert [queue.take().text for _ in range(4)] == ["first", "a", "b", "c"]
-    assert (queue.next_s(), queue.is_due_at(9.0), queue.is_due_before(9.0)) == (None, False, False)
+    assert (queue.is_due_at(9.0), queue.is_due_before(9.0)) == (False, False)
 
 
 # ---- frames to draw ----

@@ -2,6 +2,7 @@
 
 import http.server
 import itertools
+import math
 import os
 import re
 import subprocess
@@ -18,7 +19,7 @@ import pytest
 from mod_edge.errors import ConfigError, SourceError
 from mod_edge.runtime.capture.frame_clock import FrameClock
 from mod_edge.runtime.capture.live_capture import LiveCapture
-from mod_edge.runtime.capture.source import CAMERA, STREAM
+from mod_edge.runtime.capture.source import CAMERA, FILE, STREAM
 from mod_edge.runtime.capture.video_file import VideoFile
 
 CLIP = Path(__file__).resolve().parents[2] / "data" / "box.mp4"  # 457 frames, 29.97/s
@@ -432,3 +433,9 @@ def test_the_password_of_an_address_is_not_printed():
 def test_a_stall_time_that_is_not_positive_is_an_error():
     with pytest.raises(ConfigError, match="stall_s=0: wanted more than 0 seconds"):
         replace(CAMERA, stall_s=0)
+
+
+@pytest.mark.parametrize("policy", [FILE, replace(CAMERA, stall_s=math.inf)], ids=["file", "inf"])
+def test_a_policy_under_which_a_live_source_never_delivers_or_stalls_is_an_error(policy):
+    with pytest.raises(ConfigError, match="for a live source, wanted at least 1 waiting frame"):
+        LiveCapture("http://127.0.0.1:1/a", fps=2, policy=policy)
