@@ -103,7 +103,7 @@ def test_a_number_is_finite_and_not_a_bool(value):
 
 
 def test_examples_are_in_the_syntax_of_the_file():
-    assert faults_of({**WHOLE, "name": 5}) == ['name=5, wanted a string']
+    assert faults_of({**WHOLE, "name": 5}) == ["name=5, wanted a string"]
     fault = 'lens=5, wanted an object, write "lens": { "focal_length": ... }'
     assert faults_of({**WHOLE, "lens": 5}) == [fault]
 
