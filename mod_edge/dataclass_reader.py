@@ -119,7 +119,7 @@ class _Reading:
             if name in given:
                 hint = f": it cannot be set here, it is always {given[name]!r}"
             elif name in self._renamed:
-                hint = f", renamed to {self._renamed[name]}"
+                hint = f", use {self._renamed[name]}"
             self.faults.append(f"unknown field {prefix + name!r}{hint}")
 
     def _value(self, wanted: Any, value: Any, name: str) -> Any:

@@ -103,7 +103,7 @@ def test_all_faults_of_a_section_are_reported_at_once(recipe_of):
         ("learning_rate = nan", "learning_rate=nan, wanted a finite number"),
         ('auxiliary_loss = "motion"', "auxiliary_loss_weight=0.0, wanted above 0 with an auxil"),
         ("auxiliary_loss_weight = 1.0", "auxiliary_loss_weight=1.0, wanted above 0 with an au"),
-        ("watch_weight = 1.0", "'watch_weight', it is auxiliary_loss = \"motion\" and auxiliary_"),
+        ("watch_weight = 1.0", "'watch_weight', use auxiliary_loss = \"motion\" and auxiliary_"),
     ],
 )
 def test_values_out_of_range_are_refused(recipe_of, line, told):
