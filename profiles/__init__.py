@@ -104,7 +104,9 @@ class Profile:
             faults.append(
                 f"builder_optimization_level = {self.builder_optimization_level}: wanted 0 to 5"
             )
-        _raise_faults(f'profile "{self.name}"', faults + self._target_faults())
+        faults += self._target_faults()
+        if faults:
+            raise ConfigError(f'profile "{self.name}": {"; ".join(faults)}')
 
     def _target_faults(self) -> list[str]:
         listed = ", ".join(TARGETS)
@@ -172,8 +174,3 @@ def _profile_from_toml(text: str, *, name: str, source: str) -> Profile:
 
 def _is_window(window: str) -> bool:
     return bool(re.fullmatch(r"\d+(\.\d+)?s|\d+", window)) and float(window.rstrip("s")) > 0
-
-
-def _raise_faults(source: str, faults: list[str]) -> None:
-    if faults:
-        raise ConfigError(f"{source}: " + "; ".join(faults))

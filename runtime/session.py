@@ -158,17 +158,17 @@ class Session:
             raise ConfigError("this session has streamed already; open a new session")
         self._check_window(queries)
         self._source, self._has_details = source, details
-        self._queries = queue = QueryQueue(queries)
+        self._queries = QueryQueue(queries)
         frames_at_once = 1 if source.is_live else self.options.frames_per_step
         frames = iter(source)
         self._is_streaming = True
         try:
             while batch := list(islice(frames, frames_at_once)):
                 self._started_s = self._started_s or time.perf_counter()
-                yield from self._watch(batch, queue)
+                yield from self._watch(batch)
             end_s = self._time_s + 1 / self.config.stream_config.frame_fps
             while self._num_frames and self._received().is_due_at(end_s):
-                yield from self._answer(queue.take())
+                yield from self._answer(self._queries.take())
         finally:
             self._is_streaming = False
 
@@ -221,7 +221,7 @@ class Session:
             warnings=warnings,
         )
 
-    def _watch(self, batch: list[Frame], queue: QueryQueue) -> Iterator[Event]:
+    def _watch(self, batch: list[Frame]) -> Iterator[Event]:
         """Encode the batch's frames once and feed them in as few steps as decisions allow."""
         started = time.perf_counter()
         seen = [
@@ -239,12 +239,12 @@ class Session:
             # What is asked before the first frame waits until then: the cache has no room for it
             # as a standing instruction.
             while self._num_frames and self._received().is_due_before(batch[first].time_s):
-                yield from self._answer(queue.take())
+                yield from self._answer(self._queries.take())
             last = first + 1
             # A query due before a frame is answered first, so that frame is not in this step.
-            while last < len(batch) and not queue.is_due_before(batch[last].time_s):
+            while last < len(batch) and not self._queries.is_due_before(batch[last].time_s):
                 last += 1
-            first += yield from self._feed(seen[first:last], embeds[first:last], queue, costs)
+            first += yield from self._feed(seen[first:last], embeds[first:last], costs)
 
     def _received(self) -> QueryQueue:
         """The queue with the queries that `ask` has put in since."""
@@ -252,11 +252,11 @@ class Session:
         return self._queries
 
     def _feed(
-        self, seen: list[SeenFrame], embeds: FrameEmbeds, queue: QueryQueue, costs: FrameCosts
+        self, seen: list[SeenFrame], embeds: FrameEmbeds, costs: FrameCosts
     ) -> Generator[Event, None, int]:
         """Feed frames in one step; returns how many stand, the others are taken back."""
         started = time.perf_counter()
-        is_standing = queue.is_due_at(seen[0].frame.time_s)
+        is_standing = self._queries.is_due_at(seen[0].frame.time_s)
         logits = self._stepper.feed_frames(
             self._protocol.frame_prefix(),
             embeds,
@@ -264,7 +264,7 @@ class Session:
         )
         decisions: list[Decision] = []
         for each, row in zip(seen, logits, strict=True):
-            is_asked = queue.is_due_at(each.frame.time_s)
+            is_asked = self._queries.is_due_at(each.frame.time_s)
             decisions.append(Decision.ASKED if is_asked else self._protocol.decide(row))
             if decisions[-1] in (Decision.ASKED, Decision.SPEAK):
                 break
@@ -277,7 +277,7 @@ class Session:
         for each, decision, detail in zip(seen, decisions, details, strict=False):
             yield self._note_frame(each.frame, decision, costs, detail)
         if decisions[-1] is Decision.ASKED:
-            yield from self._answer(queue.take())
+            yield from self._answer(self._queries.take())
         elif decisions[-1] is Decision.SPEAK:
             yield from self._answer(None)
         return num_standing

@@ -7,7 +7,6 @@ geometry do not depend on the values of its weights.
 import hashlib
 import math
 from collections.abc import Callable, Mapping
-from difflib import get_close_matches
 from pathlib import Path
 
 import torch
@@ -22,7 +21,7 @@ from mod_edge.config import (
     TextConfig,
     VisionConfig,
 )
-from mod_edge.errors import ConfigError
+from mod_edge.errors import ConfigError, nearest_hint
 from mod_edge.model.checkpoint import is_checkpoint, tensor_shapes
 from mod_edge.model.checkpoint_writer import write_checkpoint
 from mod_edge.model.shipped import NAME as SHIPPED
@@ -101,8 +100,7 @@ def init_checkpoint(
     """
     if preset not in GEOMETRIES:
         known = (SHIPPED, *GEOMETRIES)
-        near = get_close_matches(preset, known, n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        hint = nearest_hint(preset, known)
         raise ConfigError(f"preset={preset!r}, wanted one of {', '.join(known)}{hint}")
     config = preset_config(preset)
     dtype: torch.dtype = getattr(torch, config.dtype)

@@ -4,6 +4,17 @@ from mod_edge.bundle.bundle import open_bundle
 from mod_edge.runtime.cpu.onnx_model import OnnxModel, OnnxStream
 from mod_edge.runtime.events import FrameEvent, ReplyEvent, RollEvent
 from mod_edge.runtime.loaded_model import StreamLimits
+from mod_edge.runtime.session import SessionOptions
+from tests.runtime.stand_in_model import FRAMES_PER_STEP, MAX_STEP_TOKENS
+
+OPTIONS = SessionOptions(
+    threshold=0.725,
+    max_new_tokens=12,
+    frames_per_step=FRAMES_PER_STEP,
+    max_step_tokens=MAX_STEP_TOKENS,
+    evict_fraction=0.125,
+)
+TEXT_MINIMUM = 80
 
 
 def outcome(events):

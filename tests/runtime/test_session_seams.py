@@ -78,30 +78,25 @@ def test_a_question_from_another_thread_reaches_the_stream():
 
 
 def test_a_question_before_the_first_frame_waits_for_it_and_can_be_evicted():
-    session = silent_session([[WORD, EOS]])
-    pictures = Pictures(HALF_SECONDS)
-
-    class AskingPictures:
-        is_live, num_dropped, warnings = True, 0, ()
-
+    class AskingPictures(Pictures):
         def __iter__(self):
             session.ask("Already?")
-            yield from pictures
+            yield from super().__iter__()
 
-    events = [event for event in session.stream(AskingPictures()) if not isinstance(event, str)]
+    session = silent_session([[WORD, EOS]])
+    events = list(session.stream(AskingPictures(HALF_SECONDS)))
     assert [type(event).__name__ for event in events[:2]] == ["FrameEvent", "QueryEvent"]
     assert events[0].decision is Decision.SILENT
     assert session.window.sink.dense == session._standing_rows.dense
 
 
 def test_a_question_during_a_step_waits_for_the_next_one():
-    asked = []
+    questions = ["Now?"]
 
     class AskingStream(ScriptedStream):
         def step(self, *args, **kwargs):
-            if not asked:
-                asked.append("Now?")
-                session._num_frames or session.ask("Now?")
+            if questions:
+                session.ask(questions.pop())
             super().step(*args, **kwargs)
 
     session = silent_session([[WORD, EOS]], state=AskingStream, frames_per_step=3)

@@ -24,7 +24,7 @@ from mod_edge.runtime.cpu.torch_model import TorchModel
 from mod_edge.runtime.events import FrameEvent, ReplyEvent, RollEvent
 from mod_edge.runtime.loaded_model import StreamLimits
 from mod_edge.runtime.queries import Query
-from mod_edge.runtime.session import Session, SessionOptions
+from mod_edge.runtime.session import Session
 from mod_edge.verification.sample_video import SampleVideo
 from tests.runtime.recorder import Recorder
 from tests.runtime.stand_in_model import (
@@ -33,17 +33,10 @@ from tests.runtime.stand_in_model import (
     MAX_STEP_TOKENS,
     Feeder,
 )
+from tests.runtime.streams import OPTIONS, TEXT_MINIMUM
 
 MEMORY_SCRIPT = Path(__file__).with_name("two_stream_memory.py")
 FPS = 2.0
-OPTIONS = SessionOptions(
-    threshold=0.725,
-    max_new_tokens=12,
-    frames_per_step=FRAMES_PER_STEP,
-    max_step_tokens=MAX_STEP_TOKENS,
-    evict_fraction=0.125,
-)
-TEXT_MINIMUM = 80
 # What a second stream may take of anonymous memory, in sizes of its cache. Measured: 1.001 for the
 # tiny geometry and 1.004 for the 135m; with weights of its own, 11.
 MAX_GROWTH = 1.2

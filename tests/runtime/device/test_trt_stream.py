@@ -18,23 +18,15 @@ from mod_edge.runtime.capture.video_file import VideoFile
 from mod_edge.runtime.device.device_cache import DeviceCache
 from mod_edge.runtime.events import FrameEvent, RollEvent
 from mod_edge.runtime.queries import Query
-from mod_edge.runtime.session import Session, SessionOptions
+from mod_edge.runtime.session import Session
 from tests.runtime.recorder import Recorder
 from tests.runtime.stand_in_model import FRAMES_PER_STEP, MAX_STEP_TOKENS, stand_in_for
-from tests.runtime.streams import onnx_stream, outcome
+from tests.runtime.streams import OPTIONS, TEXT_MINIMUM, onnx_stream, outcome
 
 pytestmark = pytest.mark.numeric
 
 FPS = 8  # 122 frames of the clip
 QUERIES = (Query("Please narrate the video in real time."), Query("What happens?", 7.0))
-OPTIONS = SessionOptions(
-    threshold=0.725,
-    max_new_tokens=12,
-    frames_per_step=FRAMES_PER_STEP,
-    max_step_tokens=MAX_STEP_TOKENS,
-    evict_fraction=0.125,
-)
-TEXT_MINIMUM = 80
 # The bundle that ONNX Runtime runs for each bundle: the only difference is the attribute that
 # TensorRT requires of float32 Attention, which ONNX Runtime rejects.
 REFERENCES = {
