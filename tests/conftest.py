@@ -3,6 +3,7 @@
 import functools
 import os
 import shutil
+import subprocess
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
@@ -45,6 +46,20 @@ def one_thread():
 def clip() -> Path:
     """15.2 s from a real webcam: 457 frames of 384 x 288 pixels at 29.97 frames/s."""
     return CLIP
+
+
+@pytest.fixture(scope="session")
+def ffmpeg() -> Callable[..., None]:
+    """`ffmpeg(*arguments)`: writes a file with FFmpeg; skips the test where it is missing."""
+    command = shutil.which("ffmpeg")
+    if command is None:
+        pytest.skip("needs the command ffmpeg; on Debian: apt-get install ffmpeg")
+
+    def run(*arguments: str | Path) -> None:
+        line = [command, "-hide_banner", "-loglevel", "error", "-nostdin", "-y", *arguments]
+        subprocess.run(line, check=True)
+
+    return run
 
 
 @pytest.fixture(scope="session")
