@@ -15,7 +15,7 @@ Format 2, one JSON object:
     tools                {package: version} that made it
 
 The model's config is config.json beside it, listed in `files`. Paths are relative, with forward
-slashes, and may not leave the folder.
+slashes, and may not leave the folder; links may lead to the Hugging Face Hub's cache.
 """
 
 import hashlib
@@ -177,11 +177,21 @@ DOCUMENT = VersionedJson(FORMAT_VERSION, frozenset({"checkpoint", "graphs"}), _m
 def _refuse_escape(folder: Path, name: str) -> None:
     relative, root = PurePosixPath(name), folder.resolve()
     try:
-        is_inside = not relative.is_absolute() and (root / relative).resolve().is_relative_to(root)
+        target = (root / relative).resolve()
+        is_inside = any(target.is_relative_to(allowed) for allowed in _content_folders(root))
     except (ValueError, OSError, RuntimeError):  # a null byte, a cycle of links
         is_inside = False
-    if not is_inside or "\\" in name:
+    if not is_inside or relative.is_absolute() or ".." in relative.parts or "\\" in name:
         raise BundleError(
             f"{folder / MANIFEST_FILE} names {name!r}, which is outside the bundle's folder; "
             "do not trust this bundle"
         )
+
+
+def _content_folders(root: Path) -> list[Path]:
+    """Folders that may hold a bundle's files: its own, and `blobs` in the Hugging Face Hub's cache.
+
+    The cache of a repository has the files in `blobs/` and links to them in `snapshots/REVISION/`.
+    """
+    caches = [each.parent for each in root.parents if each.name == "snapshots"]
+    return [root, *(cache / "blobs" for cache in caches)]

@@ -192,6 +192,41 @@ def test_a_link_to_a_bundle_can_be_read(bundle, tmp_path):
     check(tmp_path / "link")
 
 
+def laid_out_as_the_hub_cache(bundle, cache, name="."):
+    """The bundle as a repository in the Hugging Face Hub's cache, in the repository's `name`."""
+    blobs, folder = cache / "blobs", cache / "snapshots" / "0a1b2c" / name
+    blobs.mkdir(parents=True)
+    for path in [path for path in bundle.rglob("*") if path.is_file()]:
+        link = folder / path.relative_to(bundle)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        blob = blobs / file_sha256(path)
+        path.rename(blob)
+        link.symlink_to(os.path.relpath(blob, link.parent))
+    return folder
+
+
+@pytest.mark.parametrize("name", [".", "exported/cpu"])
+def test_a_bundle_in_the_hubs_cache_can_be_read(bundle, tmp_path, name):
+    check(laid_out_as_the_hub_cache(bundle, tmp_path / "models--owner--name", name))
+
+
+def test_a_link_out_of_the_hubs_cache_is_an_error(bundle, tmp_path):
+    folder = laid_out_as_the_hub_cache(bundle, tmp_path / "models--owner--name")
+    for outside in (tmp_path / "secret", tmp_path / "models--owner--name" / "refs"):
+        (folder / "vision.onnx").unlink()
+        (folder / "vision.onnx").symlink_to(outside)
+        with pytest.raises(BundleError, match="is outside the bundle's folder; do not trust"):
+            read_manifest(folder)
+
+
+def test_a_manifest_in_the_hubs_cache_may_not_name_the_blobs_themselves(bundle, tmp_path):
+    name = f"../../blobs/{file_sha256(bundle / 'vision.onnx')}"
+    change(bundle, files={name: {"sha256": "0" * 64, "size_bytes": 1}})
+    folder = laid_out_as_the_hub_cache(bundle, tmp_path / "models--owner--name")
+    with pytest.raises(BundleError, match="is outside the bundle's folder; do not trust"):
+        read_manifest(folder)
+
+
 def test_a_cycle_of_links_is_an_error(bundle):
     (bundle / "vision.onnx").unlink()
     os.symlink("vision.onnx", bundle / "vision.onnx")
