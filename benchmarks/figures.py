@@ -33,7 +33,7 @@ from mod_edge.commands.console import err, out, reports_errors
 from mod_edge.errors import ModEdgeError
 from mod_edge.model.checkpoint import Checkpoint
 from mod_edge.model.shipped import FOLDER
-from mod_edge.native.onnx_session import usable_cores
+from mod_edge.native.cpu_cores import usable_cores
 from mod_edge.runtime import VideoFile
 from mod_edge.toy_scenes.scene import COLOURS, SHAPES
 

@@ -129,6 +129,7 @@ class Summary(Event):
         fps: frames per second of wall time; a live source cannot exceed its own rate.
         letterbox_ms, vision_ms, decoder_ms: p50 and p95 of the newest `stats.CAPACITY` frames.
         num_tokens: tokens ever fed; num_evicted of them were evicted, in num_rolls rolls.
+        backend: what computed it, with its CPU threads.
         warnings: for the user, one sentence each.
     """
 
@@ -147,4 +148,5 @@ class Summary(Event):
     vision_ms: dict[str, float]
     decoder_ms: dict[str, float]
     cache_fill: float
+    backend: str = ""
     warnings: list[str] = field(default_factory=list)

@@ -218,6 +218,7 @@ class Session:
             vision_ms=self._vision_ms.percentiles(),
             decoder_ms=self._decoder_ms.percentiles(),
             cache_fill=round(self._cache_fill(), 4),
+            backend=self.backend,
             warnings=warnings,
         )
 

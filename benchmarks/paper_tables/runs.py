@@ -34,7 +34,7 @@ from mod_edge.errors import DataError
 from mod_edge.evaluation.evaluate import evaluate
 from mod_edge.evaluation.thresholds import adopt_threshold, choose_threshold
 from mod_edge.model.checkpoint import Checkpoint, is_checkpoint, tensor_shapes
-from mod_edge.native.onnx_session import usable_cores
+from mod_edge.native.cpu_cores import usable_cores
 from mod_edge.progress import OnStep
 from mod_edge.training.recipe import Recipe
 from mod_edge.training.resume_state import ResumeState, differences

@@ -1,6 +1,7 @@
 """Arguments that several commands share, and checks for the packages that a command needs."""
 
 import importlib.util
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,7 +10,9 @@ from typing import Annotated
 import typer
 
 from mod_edge.errors import BackendError
+from mod_edge.native.cpu_cores import cpu_cores
 from mod_edge.native.installed import install_command
+from mod_edge.native.onnx_session import set_num_threads
 
 BundleArgument = Annotated[Path, typer.Argument(help="Bundle folder.", show_default=True)]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
@@ -27,6 +30,10 @@ ClipsOption = Annotated[int | None, typer.Option(min=1, help="Evaluate only the 
 ToleranceOption = Annotated[
     float, typer.Option(min=0, help="Largest time error of a correct reply, in seconds.")
 ]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option(min=1, help="CPU threads; default: one per core that this process may use."),
+]
 NewCheckpointArgument = Annotated[Path, typer.Argument(help="Checkpoint folder to create.")]
 PhotographsOption = Annotated[
     Path | None, typer.Option(help="Video to crop photographic backgrounds from.")
@@ -37,6 +44,21 @@ PACKAGES_OF_EXTRA = {  # as imported
     "train": ("torch", "safetensors", "matplotlib"),
     "verify": ("polygraphy", "onnxruntime"),
 }
+
+
+def use_threads(count: int | None) -> None:
+    """Compute with `count` CPU threads, or without a count with one per usable core.
+
+    Call it before anything imports torch, which reads `OMP_NUM_THREADS` once. Without a count,
+    PyTorch keeps its own default, which heeds everything but a CPU quota.
+    """
+    if count is not None:
+        set_num_threads(count)
+        os.environ["OMP_NUM_THREADS"] = str(count)
+        return
+    cores = cpu_cores()
+    if cores.usable < cores.in_affinity:
+        os.environ.setdefault("OMP_NUM_THREADS", str(cores.usable))
 
 
 @contextmanager

@@ -39,10 +39,11 @@ def print_report(report: Report) -> None:
             f"of {si(machine.memory_total_bytes, 'B')}"
         )
     disk = "unknown" if machine.disk_free_bytes is None else si(machine.disk_free_bytes, "B")
+    quota = "" if machine.cpu_quota is None else f" (CPU quota {machine.cpu_quota:g})"
     rows = [
         ("machine", f"{machine.name}, {machine.architecture}, {machine.system}"),
         ("Jetson", machine.jetson_release or "no"),
-        ("cores", f"{machine.num_cores} usable"),
+        ("cores", f"{machine.num_cores} usable{quota}"),
         ("memory", memory),
         ("disk free here", disk),
         ("video", ", ".join(name for name, is_in in report.video_backends.items() if is_in)),

@@ -11,8 +11,10 @@ from mod_edge.commands.arguments import (
     DeviceOption,
     JsonOption,
     OptionalProfileOption,
+    ThreadsOption,
     ToleranceOption,
     explained_imports,
+    use_threads,
 )
 from mod_edge.commands.console import EXIT_ERROR, print_json, progress, reports_errors
 
@@ -33,6 +35,7 @@ def evaluate(
     ] = None,
     backend: Annotated[str, typer.Option(help="For a bundle: auto, tensorrt or onnx.")] = "auto",
     device: DeviceOption = "auto",
+    threads: ThreadsOption = None,
     profile: OptionalProfileOption = None,
     controls: Annotated[
         bool, typer.Option("--controls", help="Also evaluate on black video and shuffled frames.")
@@ -46,6 +49,7 @@ def evaluate(
     json: JsonOption = False,
 ) -> None:
     """Evaluate when a model speaks and what it says, next to baselines that see no video."""
+    use_threads(threads)
     with explained_imports():
         from mod_edge.commands.evaluation_view import print_evaluation, print_shortfall
         from mod_edge.evaluation.evaluate import evaluate as evaluate_model

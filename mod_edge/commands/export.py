@@ -9,7 +9,9 @@ from mod_edge.commands.arguments import (
     DEFAULT_BUNDLE,
     ForceOption,
     JsonOption,
+    ThreadsOption,
     require_extra,
+    use_threads,
 )
 from mod_edge.commands.build import print_build
 from mod_edge.commands.console import err, out, print_json, printable, progress, reports_errors, si
@@ -40,10 +42,12 @@ def export(
         str | None, typer.Option(help="Export only these decoder layers, such as 0-1 or 0,5.")
     ] = None,
     build: Annotated[bool, typer.Option("--build", help="Also build the engines.")] = False,
+    threads: ThreadsOption = None,
     force: ForceOption = False,
     json: JsonOption = False,
 ) -> None:
     """Export a checkpoint to a bundle of ONNX graphs, each checked against PyTorch."""
+    use_threads(threads)
     require_extra("export")
     from mod_edge.export.bundle_writer import export_bundle, parse_layers
     from mod_edge.export.lowering_choice import choose_lowering, require_compiler, summary

@@ -8,8 +8,10 @@ from mod_edge.commands.arguments import (
     ForceOption,
     NewCheckpointArgument,
     PhotographsOption,
+    ThreadsOption,
     explained_imports,
     require_extra,
+    use_threads,
 )
 from mod_edge.commands.console import out, printable, progress, reports_errors
 
@@ -21,9 +23,11 @@ def pretrain(
     steps: Annotated[
         int | None, typer.Option(min=1, help="Training steps; default: the bundled model's.")
     ] = None,
+    threads: ThreadsOption = None,
     force: ForceOption = False,
 ) -> None:
     """Pretrain a small vision tower on synthetic scenes, as for the bundled model."""
+    use_threads(threads)
     require_extra("train")
     with explained_imports():
         from mod_edge.toy_scenes.pretraining import PretrainingOptions

@@ -11,7 +11,9 @@ from mod_edge.commands.arguments import (
     BundleArgument,
     DeviceOption,
     OptionalProfileOption,
+    ThreadsOption,
     explained_imports,
+    use_threads,
 )
 from mod_edge.commands.console import reports_errors
 
@@ -51,6 +53,7 @@ def run(
     profile: OptionalProfileOption = None,
     backend: Annotated[str, typer.Option(help="Backend: auto, tensorrt, onnx or torch.")] = "auto",
     device: DeviceOption = "auto",
+    threads: ThreadsOption = None,
     checkpoint: Annotated[
         Path | None,
         typer.Option(help="Checkpoint the bundle was exported from, for --backend torch."),
@@ -62,6 +65,7 @@ def run(
     """Stream a video file or a camera through a bundle; Ctrl-C ends it with a summary."""
     if (source is None) == (camera is None):
         raise typer.BadParameter("give one of --source FILE and --camera NUMBER")
+    use_threads(threads)
     if not verbose:
         _quiet_decoders()
     with explained_imports():

@@ -8,8 +8,10 @@ import typer
 from mod_edge.commands.arguments import (
     ClipsOption,
     DataOption,
+    ThreadsOption,
     ToleranceOption,
     explained_imports,
+    use_threads,
 )
 from mod_edge.commands.console import out, print_table, printable, progress, reports_errors
 
@@ -23,8 +25,10 @@ def threshold(
         list[float] | None, typer.Option(min=0, max=1, help="Threshold to try (0-1). Repeatable.")
     ] = None,
     tolerance: ToleranceOption = 1.0,
+    threads: ThreadsOption = None,
 ) -> None:
     """Choose the speaking threshold on the validation split and store it in the checkpoint."""
+    use_threads(threads)
     with explained_imports():
         from mod_edge.data.clips import read_clips
         from mod_edge.evaluation.thresholds import (

@@ -9,8 +9,10 @@ from mod_edge.commands.arguments import (
     DataOption,
     ForceOption,
     JsonOption,
+    ThreadsOption,
     explained_imports,
     require_extra,
+    use_threads,
 )
 from mod_edge.commands.console import (
     out,
@@ -31,10 +33,12 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue an interrupted training.")
     ] = False,
+    threads: ThreadsOption = None,
     force: ForceOption = False,
     json: JsonOption = False,
 ) -> None:
     """Train a checkpoint on a data set; --resume continues an interrupted training."""
+    use_threads(threads)
     require_extra("train")
     with explained_imports():
         from mod_edge.toy_scenes.motion_loss import motion_loss

@@ -24,6 +24,7 @@ def print_report(report: VerifyReport, *, is_verbose: bool) -> None:
             ("reference", printable(report.reference)),
             ("errors", "relative to the largest value in the reference's row"),
             ("steps", "; ".join(report.steps)),
+            ("threads", f"{report.threads}"),
         ]
     )
     results: list[GraphResult | StreamResult] = [*report.graphs, *report.streams]

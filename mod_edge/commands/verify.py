@@ -10,7 +10,9 @@ from mod_edge.commands.arguments import (
     BundleArgument,
     ForceOption,
     JsonOption,
+    ThreadsOption,
     require_extra,
+    use_threads,
 )
 from mod_edge.commands.console import (
     EXIT_ERROR,
@@ -44,6 +46,7 @@ def verify(
         Path | None,
         typer.Option(help="Folder to create with the recorded reference, in Polygraphy's format."),
     ] = None,
+    threads: ThreadsOption = None,
     force: ForceOption = False,
     verbose: Annotated[
         bool, typer.Option("--verbose", help="Also print every step and the kept tokens.")
@@ -55,6 +58,7 @@ def verify(
         raise typer.BadParameter("give one of --checkpoint CHECKPOINT and --golden FOLDER")
     if golden is not None and (source is not None or save_golden is not None):
         raise typer.BadParameter("--source and --save-golden need --checkpoint")
+    use_threads(threads)
     if golden is None:
         require_extra("export")
     require_extra("verify")

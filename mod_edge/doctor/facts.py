@@ -18,8 +18,9 @@ from typing import TypeVar
 
 from mod_edge.errors import BackendError
 from mod_edge.native.captured_stderr import captured_stderr
+from mod_edge.native.cpu_cores import cpu_cores
 from mod_edge.native.gpu import Gpu, find_gpu
-from mod_edge.native.onnx_session import session_options, usable_cores
+from mod_edge.native.onnx_session import session_options
 from mod_edge.native.trt import load
 
 # All of these install the same module, `onnxruntime`.
@@ -85,7 +86,8 @@ class Machine:
     Attributes:
         name: board or processor.
         jetson_release: first line of /etc/nv_tegra_release; None if not a Jetson.
-        num_cores: cores that this process may use.
+        num_cores: cores that this process may use, limited by a container's quota.
+        cpu_quota: that quota, in cores; None if unlimited.
     """
 
     name: str
@@ -93,6 +95,7 @@ class Machine:
     system: str
     jetson_release: str | None
     num_cores: int
+    cpu_quota: float | None
     memory_total_bytes: int | None
     memory_available_bytes: int | None
     disk_free_bytes: int | None
@@ -139,7 +142,7 @@ def _last_line(text: str) -> str:
 
 def look_at_machine() -> Machine:
     """The computer, its memory and the free disk space in the current folder."""
-    memory = _memory_bytes()
+    memory, cores = _memory_bytes(), cpu_cores()
     try:
         disk_free_bytes = shutil.disk_usage(".").free
     except OSError:  # the current folder was deleted
@@ -149,7 +152,8 @@ def look_at_machine() -> Machine:
         architecture=platform.machine(),
         system=platform.platform(terse=True),
         jetson_release=_read(JETSON_RELEASE).partition("\n")[0] or None,
-        num_cores=usable_cores(),
+        num_cores=cores.usable,
+        cpu_quota=cores.quota,
         memory_total_bytes=memory.get("MemTotal"),
         memory_available_bytes=memory.get("MemAvailable"),
         disk_free_bytes=disk_free_bytes,

@@ -6,15 +6,38 @@ takes its options from here, and a program with other models must set
 `use_per_session_threads = False` on theirs.
 """
 
-import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
+
+from mod_edge.errors import ConfigError
+from mod_edge.native.cpu_cores import usable_cores
 
 if TYPE_CHECKING:
     import onnxruntime
 
 _has_pool = False
+_chosen_threads: int | None = None
 NUMPY_DTYPES = {"float": "float32", "double": "float64"}  # where ONNX Runtime's names differ
+
+
+def set_num_threads(count: int) -> None:
+    """Choose the size of the process's thread pool, before its first session.
+
+    Raises:
+        ConfigError: the pool has another size already.
+    """
+    global _chosen_threads
+    if _has_pool and count != num_threads():
+        raise ConfigError(
+            f"ONNX Runtime has {num_threads()} threads in this process already, wanted {count}; "
+            "set the number before the first bundle is opened"
+        )
+    _chosen_threads = count
+
+
+def num_threads() -> int:
+    """Threads of the pool: what `set_num_threads` chose, else one per usable core."""
+    return _chosen_threads or usable_cores()
 
 
 def session_options() -> "onnxruntime.SessionOptions":
@@ -24,7 +47,7 @@ def session_options() -> "onnxruntime.SessionOptions":
     global _has_pool
     if not _has_pool:
         try:
-            onnxruntime.set_global_thread_pool_sizes(usable_cores(), 1)
+            onnxruntime.set_global_thread_pool_sizes(num_threads(), 1)
         except Exception as exc:  # onnxruntime raises bare pybind exceptions
             if "already been created" not in str(exc):
                 raise
@@ -47,10 +70,3 @@ def _numpy_dtype(onnx_type: str) -> str:
     """The dtype in an ONNX type: float32 in "tensor(float)"."""
     name = onnx_type.removeprefix("tensor(").removesuffix(")")
     return NUMPY_DTYPES.get(name, name)
-
-
-def usable_cores() -> int:
-    """Cores that this process may use; a container may limit them."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

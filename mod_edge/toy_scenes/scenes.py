@@ -12,7 +12,7 @@ import cv2
 from mod_edge.bundle.staging import staged_folder
 from mod_edge.data.clips import Clip, Line, write_clips
 from mod_edge.errors import DataError
-from mod_edge.native.onnx_session import usable_cores
+from mod_edge.native.cpu_cores import usable_cores
 from mod_edge.progress import OnStep, not_shown
 from mod_edge.toy_scenes.questions import with_questions
 from mod_edge.toy_scenes.render import Renderer, photographs_of

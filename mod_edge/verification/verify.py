@@ -12,6 +12,7 @@ from typing import Any
 
 from mod_edge.bundle.bundle import Bundle, open_bundle
 from mod_edge.bundle.staging import staged_folder
+from mod_edge.native.onnx_session import num_threads
 from mod_edge.plan.targets import Lowering
 from mod_edge.progress import OnStep, not_shown
 from mod_edge.verification.golden import Golden, GoldenWriter, is_golden, require_numpy_dtypes
@@ -38,6 +39,7 @@ class VerifyReport:
         steps: kinds of the recorded steps of the layers, or of the only graph.
         graphs: results by graph and backend, in the order of a step.
         streams: results by backend.
+        threads: of ONNX Runtime, on the CPU.
     """
 
     bundle: str
@@ -46,6 +48,7 @@ class VerifyReport:
     steps: list[str]
     graphs: list[GraphResult]
     streams: list[StreamResult]
+    threads: int
 
     @property
     def bad_graphs(self) -> list[str]:
@@ -170,7 +173,13 @@ def _verify(
         on_step(STREAM, len(signatures), len(signatures) + 1)
         streams = _check_streams(bundle, reference)
     return VerifyReport(
-        str(bundle.folder), reference.name, bundle.lowering, list(kinds), graphs, streams
+        str(bundle.folder),
+        reference.name,
+        bundle.lowering,
+        list(kinds),
+        graphs,
+        streams,
+        num_threads(),
     )
 
 

@@ -16,7 +16,7 @@ import onnxruntime
 from mod_edge.bundle.bundle import Bundle
 from mod_edge.bundle.manifest import EMBEDDING_FILE
 from mod_edge.errors import BackendError
-from mod_edge.native.onnx_session import names_dtypes_dims, session_options
+from mod_edge.native.onnx_session import names_dtypes_dims, num_threads, session_options
 from mod_edge.plan.kv_window import Eviction, Rows
 from mod_edge.plan.layout import StepLayout
 from mod_edge.plan.rope import StepAngles
@@ -66,7 +66,8 @@ class OnnxModel(LoadedModel):
                 "--precision fp16 or fp32"
             )
         text, dtype = config.text_config, lowering.dtype
-        self.name = f"onnx (onnxruntime {onnxruntime.__version__}, CPU)"
+        threads = num_threads()
+        self.name = f"onnx (onnxruntime {onnxruntime.__version__}, CPU, threads {threads})"
         self.config, self.lowering, self.limits = config, lowering, limits
         self.embedding = read_embedding(folder / EMBEDDING_FILE, config, dtype)
         frames, tokens = limits.frames_per_step, limits.max_step_tokens

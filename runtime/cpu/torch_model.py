@@ -28,7 +28,8 @@ class TorchModel(LoadedModel):
     """The reference model in float32; needs the checkpoint, not a bundle."""
 
     def __init__(self, model: VideoLLM) -> None:
-        self.name = f"torch (reference, torch {torch.__version__}, CPU)"
+        threads = torch.get_num_threads()
+        self.name = f"torch (reference, torch {torch.__version__}, CPU, threads {threads})"
         self._model = model
 
     def open_stream(self) -> "TorchStream":

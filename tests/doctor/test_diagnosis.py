@@ -2,14 +2,17 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
 
 import pytest
 
+from mod_edge.commands.doctor import print_report
 from mod_edge.doctor import diagnosis as doctor
 from mod_edge.doctor import facts
+from mod_edge.native.cpu_cores import CpuCores
 from mod_edge.native.installed import install_command
 from mod_edge.runtime.capture import opencv as sources
 
@@ -178,6 +181,14 @@ def test_low_memory_is_a_warning_and_unknown_memory_is_none(installed, monkeypat
     machine = doctor.diagnose().machine
     assert machine.memory_total_bytes is None
     assert machine.memory_available_bytes is None
+
+
+def test_the_cores_that_a_quota_leaves_are_reported(installed, monkeypatch, capsys):
+    monkeypatch.setattr(facts, "cpu_cores", lambda: CpuCores(8, 1.5))
+    report = doctor.diagnose()
+    assert (report.machine.num_cores, report.machine.cpu_quota) == (2, 1.5)
+    print_report(report)
+    assert re.search(r"^cores +2 usable \(CPU quota 1\.5\)$", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_a_package_with_broken_metadata_counts_as_not_installed(monkeypatch, tmp_path):

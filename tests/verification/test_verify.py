@@ -240,7 +240,7 @@ def test_options_that_contradict_each_other_are_wrong_usage(options, says):
 
 
 def report_of(graphs=(), streams=()):
-    return VerifyReport("b", "torch", Lowering("cpu", "fp32"), [], list(graphs), list(streams))
+    return VerifyReport("b", "torch", Lowering("cpu", "fp32"), [], list(graphs), list(streams), 1)
 
 
 def test_a_report_in_which_nothing_was_run_is_not_ok(capsys):
