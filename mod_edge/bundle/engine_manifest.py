@@ -1,8 +1,9 @@
 """Manifests of a bundle's `engines/`: how each engine was built, and whether it is up to date.
 
     engines/<target>-<8 hex>/   one folder per `EngineSettings`; the hex is their key
-        manifest.json           format 1: {"format_version", "settings": `EngineSettings`,
-                                "engines": {graph name: `EngineRecord`}}
+        manifest.json           format 2: {"format_version", "settings": `EngineSettings`,
+                                "engines": {graph name: `EngineRecord`}, "sha256"}; format 1 has
+                                no sha256, see `versioned_json`
         *.engine                one per graph
         timing.cache            TensorRT's, kept between builds
         runtime.cache           TensorRT-RTX's, written by the first run on a device
@@ -28,7 +29,7 @@ from mod_edge.plan.kv_window import Rows
 from mod_edge.plan.signature import GraphSignature
 from mod_edge.profiles import profile_names
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 ENGINES_FOLDER = "engines"
 TIMING_CACHE_FILE = "timing.cache"
 RUNTIME_CACHE_FILE = "runtime.cache"

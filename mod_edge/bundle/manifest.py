@@ -1,8 +1,8 @@
 """The bundle's manifest.json: the files in the folder, with hashes to check them.
 
-Format 2, one JSON object:
+Format 3, one JSON object:
 
-    format_version       2
+    format_version       3
     checkpoint           {"fingerprint": sha256 over the checkpoint's files, "name": folder name}
     lowering             {"target", "precision", "capacity": [dense, mod] rows or null,
                          "weight_format"}; weight_format is omitted if weights have the precision's
@@ -13,7 +13,9 @@ Format 2, one JSON object:
                          {"max_relative_error", "allowed"} against PyTorch
     files                {path inside the bundle: {"sha256", "size_bytes"}}, without manifest.json
     tools                {package: version} that made it
+    sha256               see `versioned_json`
 
+Format 2, which can still be read, has no sha256: changes of such a manifest may go unnoticed.
 The model's config is config.json beside it, listed in `files`. Paths are relative, with forward
 slashes, and may not leave the folder; links may lead to the Hugging Face Hub's cache.
 """
@@ -27,7 +29,7 @@ from mod_edge.bundle.versioned_json import VersionedJson
 from mod_edge.errors import BundleError
 from mod_edge.plan.targets import Lowering, lowering_from_json
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST_FILE = "manifest.json"
 CONFIG_FILE = "config.json"
 TOKENIZER_FILE = "tokenizer.json"

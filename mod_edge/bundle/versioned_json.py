@@ -1,9 +1,15 @@
-"""JSON documents with a format version; only the current format can be read.
+"""JSON documents with a format version and a digest; a changed byte of one is an error.
 
 The manifests of a bundle, of its engines and of golden files are such documents: one object with
-`format_version`, the version of its other keys.
+
+    format_version       the version of its other keys
+    sha256               of the whole file, with zeros in place of these 64 digits
+
+The format before the current one has the same other keys and no sha256; it can still be read. A
+reader of any other format is not kept.
 """
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,8 +23,11 @@ from mod_edge.native.installed import install_command
 Content = TypeVar("Content")
 
 VERSION_KEY = "format_version"
-# Exceptions of a content parser that assumes the document's shape.
-SHAPE_ERRORS = (KeyError, TypeError, ValueError, AttributeError)
+DIGEST_KEY = "sha256"
+NO_DIGEST = "0" * 64
+# Exceptions of a content parser that assumes the document's shape; of the JSON parser too, whose
+# recursion is limited.
+SHAPE_ERRORS = (KeyError, TypeError, ValueError, AttributeError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -26,7 +35,7 @@ class VersionedJson(Generic[Content]):
     """One kind of document.
 
     Attributes:
-        version: the current format, and the only one that can be read.
+        version: the current format; documents of the one before have no digest.
         marks: keys that documents of this kind have in every format.
         content_of: makes the content from a parsed document without its version. It may assume the
             shape: `SHAPE_ERRORS` and ModEdgeErrors are reported as a damaged document; a
@@ -41,14 +50,15 @@ class VersionedJson(Generic[Content]):
         """Whether `path` is a document of this kind, in any format."""
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, *SHAPE_ERRORS):
             return False
         return isinstance(data, dict) and self.marks | {VERSION_KEY} <= data.keys()
 
     def write(self, path: Path, document: dict[str, Any]) -> None:
-        """Write `document` and the version to `path`, atomically."""
-        text = json.dumps({**document, VERSION_KEY: self.version}, indent=1) + "\n"
-        write_whole(path, text.encode())
+        """Write `document`, the version and the digest to `path`, atomically."""
+        whole = {**document, VERSION_KEY: self.version, DIGEST_KEY: NO_DIGEST}
+        content = (json.dumps(whole, indent=1) + "\n").encode()
+        write_whole(path, _with_digest(content, NO_DIGEST, _digest(content, NO_DIGEST)))
 
     def read(self, path: Path, *, advice: str) -> Content:
         """The content of the document at `path`.
@@ -58,12 +68,18 @@ class VersionedJson(Generic[Content]):
             advice: what to do if it cannot be used, as the end of a message.
 
         Raises:
-            BundleError: no file, not a JSON object, another format or another shape.
+            BundleError: no file, not a JSON object, another format or shape, or changed since it
+                was written.
         """
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            content = path.read_bytes()
+            data = json.loads(content.decode())
             version = data.pop(VERSION_KEY)
-            if version == self.version:
+            if version in (self.version, self.version - 1):
+                digest = data.pop(DIGEST_KEY, None)
+                # A digest in the older format: the version was changed.
+                if version == self.version or digest is not None:
+                    _check_digest(path, content, str(digest), advice)
                 return self.content_of(data)
         except BundleError:
             raise
@@ -76,5 +92,24 @@ class VersionedJson(Generic[Content]):
         if isinstance(version, int) and version > self.version:
             advice = f"upgrade with: {install_command(options='-U')}; or {advice}"
         raise BundleError(
-            f"{path} has format {version!r}, this mod-edge reads format {self.version}; {advice}"
+            f"{path} has format {version!r}, this mod-edge reads formats {self.version - 1} and "
+            f"{self.version}; {advice}"
         )
+
+
+def _check_digest(path: Path, content: bytes, digest: str, advice: str) -> None:
+    if _digest(content, digest) != digest:
+        raise BundleError(
+            f"{path} has changed since it was written (its sha256 differs); restore it, or {advice}"
+        )
+
+
+def _digest(content: bytes, digest: str) -> str:
+    """The sha256 of a document that contains `digest`."""
+    return hashlib.sha256(_with_digest(content, digest, NO_DIGEST)).hexdigest()
+
+
+def _with_digest(content: bytes, digest: str, other: str) -> bytes:
+    """The document with `other` in place of `digest`: its last occurrence, as the key is last."""
+    before, _, after = content.rpartition(digest.encode())
+    return before + other.encode() + after

@@ -1,6 +1,6 @@
 """Golden files: recorded inputs and the reference's outputs, for devices without PyTorch.
 
-    manifest.json                       format 1, see `GoldenManifest`
+    manifest.json                       format 2, see `GoldenManifest` and `versioned_json`
     layer-01/inputs.json, outputs.json  of every graph, for `polygraphy run` with --load-inputs
                                         and --load-outputs
     stream.npz                          the whole stream, see `trace_file`
@@ -39,7 +39,7 @@ from mod_edge.verification.recording import (
 from mod_edge.verification.reference import Reference
 from mod_edge.verification.trace_file import read_trace, write_trace
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 INPUTS_FILE, OUTPUTS_FILE, STREAM_FILE = "inputs.json", "outputs.json", "stream.npz"
 LEAST_MARGIN = 10 * TIED_LOGITS
 ADVICE = "save them again with: mod-edge verify BUNDLE --checkpoint CKPT --save-golden"

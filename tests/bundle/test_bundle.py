@@ -1,5 +1,6 @@
 """Opening a bundle: its checks, graphs, profile and window."""
 
+import random
 import re
 import shutil
 from dataclasses import replace
@@ -105,6 +106,22 @@ def test_a_changed_byte_of_a_large_file_is_found_if_every_file_is_hashed(copied,
     open_bundle(copied)
 
 
+def test_any_changed_byte_of_a_bundle_is_refused(copied):
+    add_engines(copied, CPU_FP32, "cpu")
+    assert len(open_bundle(copied, hash_all=True).engines) == 1
+    files = sorted(path for path in copied.rglob("*") if path.is_file())
+    generator = random.Random(0)
+    for path in [*files, *(copied.rglob("manifest.json"))] * 2:
+        written = path.read_bytes()
+        position, bits = generator.randrange(len(written)), generator.randrange(1, 256)
+        changed = bytearray(written)
+        changed[position] ^= bits
+        path.write_bytes(changed)
+        with pytest.raises(BundleError):
+            _ = open_bundle(copied, hash_all=True).engines
+        path.write_bytes(written)
+
+
 # ---- a part of a model ----
 
 
@@ -153,6 +170,17 @@ def bundle_of(folder, lowering):
 # ---- profile ----
 
 
+def add_engines(folder, lowering, profile):
+    """Write the manifest of engines, without any, into the bundle at `folder`."""
+    limits = step_limits(load_profile("cpu"), Rows(300, 180))
+    target, precision = lowering.target, lowering.precision
+    settings = EngineSettings(
+        target, "tensorrt_rtx", "1.7", "89", precision, profile, limits, 64, 3
+    )
+    (folder / settings.folder).mkdir(parents=True)
+    write_engine_manifest(EngineManifest(settings, {}), folder)
+
+
 @pytest.fixture
 def make_bundle(tmp_path):
     """`make_bundle(target, *profiles)`: without files, but with engines for these profiles."""
@@ -161,13 +189,7 @@ def make_bundle(tmp_path):
         capacity = Rows(300, 180) if TARGETS[target].dialect == "in_place" else None
         bundle = bundle_of(tmp_path, Lowering(target, TARGETS[target].precisions[0], capacity))
         for name in profiles:
-            limits = step_limits(load_profile("cpu"), Rows(300, 180))
-            precision = bundle.lowering.precision
-            settings = EngineSettings(
-                target, "tensorrt_rtx", "1.7", "89", precision, name, limits, 64, 3
-            )
-            (tmp_path / settings.folder).mkdir(parents=True)
-            write_engine_manifest(EngineManifest(settings, {}), tmp_path)
+            add_engines(tmp_path, bundle.lowering, name)
         return bundle
 
     return make

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from mod_edge.bundle.engine_manifest import (
+    DOCUMENT,
     EngineManifest,
     EngineRecord,
     EngineSettings,
@@ -62,7 +63,7 @@ def bundle(tmp_path):
 def change(bundle, **values):
     """The engine manifest in `bundle` with these top-level values; returns its path."""
     path = bundle / SETTINGS.folder / "manifest.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+    DOCUMENT.write(path, {**json.loads(path.read_text()), **values})
     return path
 
 
@@ -83,7 +84,6 @@ def test_without_a_build_there_are_no_engines(tmp_path):
 @pytest.mark.parametrize(
     ("values", "fault"),
     [
-        ({"format_version": 2}, "has format 2, this mod-edge reads format 1"),
         ({"settings": {}}, "is damaged"),
         ({"engines": {"head": {"file": "head.engine"}}}, "is damaged"),
         ({"engines": ["head"]}, "is damaged"),
@@ -94,6 +94,29 @@ def test_a_damaged_manifest_is_an_error_that_says_what_to_remove(bundle, values,
     with pytest.raises(BundleError, match=fault) as caught:
         read_engine_manifests(bundle)
     assert str(caught.value).endswith(f"remove {path.parent} and build again")
+
+
+@pytest.mark.parametrize(
+    ("version", "fault"),
+    [
+        ("3", "has format 3, this mod-edge reads formats 1 and 2"),
+        ("1", "has changed since it was written"),  # format 1 has no digest, this document has
+    ],
+)
+def test_a_manifest_of_another_version_says_what_to_remove(bundle, version, fault):
+    path = bundle / SETTINGS.folder / "manifest.json"
+    path.write_text(path.read_text().replace('version": 2', f'version": {version}'))
+    with pytest.raises(BundleError, match=fault) as caught:
+        read_engine_manifests(bundle)
+    assert str(caught.value).endswith(f"remove {path.parent} and build again")
+
+
+def test_engines_of_the_format_without_a_digest_are_read(bundle):
+    path = bundle / SETTINGS.folder / "manifest.json"
+    document = json.loads(path.read_text())
+    del document["sha256"]
+    path.write_text(json.dumps(document | {"format_version": 1}, indent=1) + "\n")
+    assert read_engine_manifests(bundle) == [ENGINES]
 
 
 @pytest.mark.parametrize("file", ["../head.engine", "/etc/passwd", "sub/head.engine"])

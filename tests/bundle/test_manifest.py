@@ -7,6 +7,7 @@ import pytest
 
 from mod_edge.bundle import manifest as manifest_module
 from mod_edge.bundle.manifest import (
+    DOCUMENT,
     FORMAT_VERSION,
     MANIFEST_FILE,
     GraphRecord,
@@ -51,8 +52,9 @@ def bundle(tmp_path):
 
 
 def change(bundle, **fields):
+    """Write other values into the manifest, as a program of ours would: with its digest."""
     path = bundle / MANIFEST_FILE
-    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+    DOCUMENT.write(path, {**json.loads(path.read_text()), **fields})
 
 
 def check(bundle, *, hash_all=True):
@@ -65,6 +67,23 @@ def test_a_written_manifest_reads_back_equal(bundle, tmp_path):
     write_manifest(manifest, tmp_path)
     assert read_manifest(tmp_path) == manifest
     assert (tmp_path / MANIFEST_FILE).read_bytes() == (bundle / MANIFEST_FILE).read_bytes()
+
+
+def test_a_bundle_of_the_format_without_a_digest_is_read(bundle):
+    path = bundle / MANIFEST_FILE
+    manifest, document = read_manifest(bundle), json.loads(path.read_text())
+    del document["sha256"]
+    path.write_text(json.dumps(document | {"format_version": 2}, indent=1) + "\n")
+    assert read_manifest(bundle) == manifest
+    check(bundle)
+
+
+def test_an_edited_manifest_is_an_error_with_what_to_do(bundle):
+    path = bundle / MANIFEST_FILE
+    path.write_text(path.read_text().replace('"torch": "2.13.0"', '"torch": "2.13.1"'))
+    says = r"has changed since it was written .* restore it, or export the checkpoint again"
+    with pytest.raises(BundleError, match=says):
+        read_manifest(bundle)
 
 
 def test_an_unchanged_bundle_passes(bundle):
@@ -130,8 +149,10 @@ def test_a_folder_without_a_manifest_is_an_error_with_the_export_command(tmp_pat
     ("version", "advice"), [(FORMAT_VERSION + 1, "upgrade"), (1, "export the checkpoint again")]
 )
 def test_another_format_is_an_error_with_what_to_do(bundle, version, advice):
-    change(bundle, format_version=version, something_new=1)
-    says = f"has format {version}, this mod-edge reads format 2; {advice}"
+    path = bundle / MANIFEST_FILE
+    document = json.loads(path.read_text()) | {"format_version": version, "something_new": 1}
+    path.write_text(json.dumps(document))
+    says = f"has format {version}, this mod-edge reads formats 2 and 3; {advice}"
     with pytest.raises(BundleError, match=says):
         read_manifest(bundle)
 

@@ -1,8 +1,11 @@
-"""Versioned JSON documents: read back as written, an error if damaged or of another format."""
+"""Versioned JSON documents: read back as written, an error if changed or of another format."""
 
+import hashlib
 import json
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mod_edge.bundle.versioned_json import VersionedJson
 from mod_edge.errors import BundleError, ConfigError
@@ -24,6 +27,11 @@ def path(tmp_path):
     return tmp_path / "names.json"
 
 
+@pytest.fixture(scope="module")
+def shared_folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("documents")
+
+
 def refusal(path):
     with pytest.raises(BundleError) as caught:
         DOCUMENT.read(path, advice="write it again")
@@ -33,8 +41,54 @@ def refusal(path):
 def test_a_written_document_is_read_without_its_version(path):
     DOCUMENT.write(path, {"names": ["a", "b"]})
     assert DOCUMENT.read(path, advice="") == ["A", "B"]
-    assert json.loads(path.read_text()) == {"names": ["a", "b"], "format_version": 3}
+    document = json.loads(path.read_text())
+    digest = document.pop("sha256")
+    assert document == {"names": ["a", "b"], "format_version": 3}
     assert path.read_text().endswith("}\n")
+    zeros = path.read_bytes().replace(digest.encode(), b"0" * 64)
+    assert digest == hashlib.sha256(zeros).hexdigest()
+
+
+@pytest.mark.parametrize("names", [["a", "b"], ["0" * 64], []])
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_any_changed_byte_of_a_document_is_refused(shared_folder, names, data):
+    path = shared_folder / "names.json"
+    DOCUMENT.write(path, {"names": names})
+    written = path.read_bytes()
+    position = data.draw(st.integers(0, len(written)), label="position")
+    size = data.draw(st.integers(0, 12), label="removed bytes")
+    inserted = data.draw(st.binary(max_size=3) | st.sampled_from([b" ", b"\n", b'"', b","]))
+    changed = written[:position] + inserted + written[position + size :]
+    path.write_bytes(changed)
+    if changed == written:
+        assert DOCUMENT.read(path, advice="") == [name.upper() for name in names]
+    else:
+        refusal(path)
+
+
+def test_an_edited_document_says_what_to_do(path):
+    DOCUMENT.write(path, {"names": ["a"]})
+    path.write_text(path.read_text().replace('"a"', '"b"'))
+    wanted = f"{path} has changed since it was written (its sha256 differs); restore it, or write "
+    assert refusal(path).startswith(wanted)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [('"format_version": 3', '"format_version": 2'), ('"sha256"', '"sha255"'), ("\n}", "\n\n}")],
+    ids=["version", "no digest", "whitespace"],
+)
+def test_a_change_that_keeps_the_content_is_refused_too(path, old, new):
+    DOCUMENT.write(path, {"names": ["a"]})
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+    assert "has changed since it was written" in refusal(path)
+
+
+def test_a_document_of_the_format_without_a_digest_is_read(path):
+    path.write_text('{"names": ["a"], "format_version": 2}')
+    assert DOCUMENT.read(path, advice="") == ["A"]
 
 
 def test_a_failed_write_leaves_the_old_document(path):
@@ -55,9 +109,11 @@ def test_a_failed_write_leaves_the_old_document(path):
         b"null",
         b"{}",
         b'{"names": []}',
-        b'{"format_version": 3}',
-        b'{"format_version": 3, "names": [1]}',
-        b'{"format_version": 3, "names": 1}',
+        b'{"format_version": 2}',
+        b'{"format_version": 2, "names": [1]}',
+        b'{"format_version": 2, "names": 1}',
+        b'{"format_version": 3, "names": [], "sha256": ""}',
+        b"[" * 100_000,
     ],
 )
 def test_a_document_of_another_shape_is_damaged(path, content):
@@ -83,16 +139,19 @@ def test_errors_of_the_content_are_reported(path):
     assert refusal(path) == "do not trust this document"
 
 
-@pytest.mark.parametrize("version", [0, 2, "3", None, [3]])
+@pytest.mark.parametrize("version", [0, 1, "3", None, [3]])
 def test_an_older_or_unknown_format_is_an_error_with_its_version(path, version):
     path.write_text(json.dumps({"format_version": version}))
-    wanted = f"{path} has format {version!r}, this mod-edge reads format 3; write it again"
+    wanted = f"{path} has format {version!r}, this mod-edge reads formats 2 and 3; write it again"
     assert refusal(path) == wanted
 
 
 def test_a_newer_format_says_to_upgrade(path):
     path.write_text('{"format_version": 4, "other": 1}')
-    assert "has format 4, this mod-edge reads format 3; upgrade with: pip install" in refusal(path)
+    assert (
+        "has format 4, this mod-edge reads formats 2 and 3; upgrade with: pip install"
+        in refusal(path)
+    )
     assert refusal(path).endswith("; or write it again")
 
 

@@ -21,7 +21,13 @@ from mod_edge.model.presets import preset_config
 from mod_edge.native.installed import install_command
 from mod_edge.plan.signature import bundle_signatures, layer_signature
 from mod_edge.plan.targets import CPU_FP32, Lowering
-from mod_edge.verification.golden import STREAM_FILE, Golden, GoldenWriter, require_numpy_dtypes
+from mod_edge.verification.golden import (
+    DOCUMENT,
+    STREAM_FILE,
+    Golden,
+    GoldenWriter,
+    require_numpy_dtypes,
+)
 from mod_edge.verification.recording import AFTER_ROLL
 from mod_edge.verification.stream_check import StreamResult
 from mod_edge.verification.verify import verify_bundle, verify_golden
@@ -106,7 +112,7 @@ def trust_again(folder):
     path = folder / MANIFEST_FILE
     document = json.loads(path.read_text())
     document["files"] = {name: vars(record_file(folder / name)) for name in document["files"]}
-    path.write_text(json.dumps(document))
+    DOCUMENT.write(path, document)
 
 
 # ---- Polygraphy alone ----
@@ -252,7 +258,7 @@ def changed(golden, tmp_path):
 def of_another_layer(folder):
     document = json.loads((folder / MANIFEST_FILE).read_text())
     document["graphs"]["layer-01"]["bundle_files"]["layers/01.data"] = "0" * 64
-    (folder / MANIFEST_FILE).write_text(json.dumps(document))
+    DOCUMENT.write(folder / MANIFEST_FILE, document)
 
 
 def with_a_changed_file(folder):
@@ -277,6 +283,11 @@ def without_a_manifest(folder):
     (folder / MANIFEST_FILE).unlink()
 
 
+def with_an_edited_manifest(folder):
+    path = folder / MANIFEST_FILE
+    path.write_text(path.read_text().replace("layer-00", "layer-09"))
+
+
 def with_a_manifest_of_something_else(folder):
     (folder / MANIFEST_FILE).write_text('{"format_version": 1, "graphs": {}, "reference": "x"}')
 
@@ -290,6 +301,7 @@ def with_a_manifest_of_something_else(folder):
         (with_a_shorter_list, "head is damaged"),
         (with_a_broken_stream, r"stream\.npz is damaged"),
         (without_a_manifest, "has no golden files; save"),
+        (with_an_edited_manifest, "has changed since it was written"),
         (with_a_manifest_of_something_else, "is damaged .*files"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
