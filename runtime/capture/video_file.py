@@ -27,8 +27,9 @@ HEADER_SLACK_RATIO = 0.02
 class VideoFile(AbstractContextManager["VideoFile"]):
     """The frames of a video file at `fps`, by timestamp; opened at once, closed by `with`.
 
-    A video slower than `fps` repeats its frames, to keep the stream's clock. Frames between two
-    instants are decoded, as codecs need, but not converted to images.
+    A video slower than `fps` repeats its frames, to keep the stream's clock, for at most
+    `FrameClock.max_frame_s`: longer gaps between two frames are skipped with a warning. Frames
+    between two instants are decoded, as codecs need, but not converted to images.
 
     Args:
         path: the file.
@@ -40,7 +41,8 @@ class VideoFile(AbstractContextManager["VideoFile"]):
         is_live: False.
         num_frames: returned so far.
         num_dropped: always 0.
-        warnings: sentences about a file that ended early or is damaged; complete at the end.
+        warnings: sentences about a file that ended early, is damaged or has gaps; complete at the
+            end.
 
     Raises:
         SourceError: the file does not exist or cannot be read as a video.
@@ -78,11 +80,15 @@ class VideoFile(AbstractContextManager["VideoFile"]):
         return self
 
     def __next__(self) -> Frame:
-        if self.num_frames == self._max_frames or not self._capture.isOpened():
+        if not self._capture.isOpened():
+            raise StopIteration
+        if self.num_frames == self._max_frames:
+            self._finish()
             raise StopIteration
         instant_s = self.num_frames / self._fps
         while self._clock.time_s < instant_s - ROUNDING_S or not self._retrieve():
             if not self._grab():
+                self._check_end()
                 self._finish()
                 raise StopIteration
         assert self._image is not None
@@ -112,26 +118,38 @@ class VideoFile(AbstractContextManager["VideoFile"]):
             self._image = cast(Image, image) if is_picture and image.size else None
         return self._image is not None
 
-    def _finish(self) -> None:
-        count = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
-        self.close()
+    def _check_end(self) -> None:
+        """Compare what was read with the header."""
         if self.num_frames == 0:
             raise SourceError(
                 f"{self._path} opens as a video but none of its frames can be decoded; "
                 "it may be truncated or need a codec that this OpenCV lacks"
             )
-        if self._num_damaged:
-            self.warnings.append(
-                f"{self._path} is damaged: {self._num_damaged} packets could not be decoded and "
-                "were skipped; times are still those of the video"
-            )
+        count = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
         if self._clock.step_s is None or count <= 0:
             return
-        read_s = self._clock.time_s + self._clock.step_s
+        read_s = self._clock.time_s + self._clock.skipped_s + self._clock.step_s
         header_s = count * self._clock.step_s
         slack_s = max(HEADER_SLACK_S, HEADER_SLACK_RATIO * header_s)
         if self._num_grabbed < count and read_s < header_s - slack_s:
             self.warnings.append(
                 f"{self._path} ended early: read {self._num_grabbed} of {count:.0f} frames, "
                 f"{read_s:.1f} s of {header_s:.1f} s; the file may be truncated"
+            )
+
+    def _finish(self) -> None:
+        """Close the file and add the warnings about what was read of it."""
+        self.close()
+        if self._num_damaged:
+            self.warnings.append(
+                f"{self._path} is damaged: {self._num_damaged} packets could not be decoded and "
+                "were skipped; times are still those of the video"
+            )
+        clock = self._clock
+        if clock.num_gaps:
+            gaps = "1 gap" if clock.num_gaps == 1 else f"{clock.num_gaps} gaps"
+            self.warnings.append(
+                f"{self._path} has {gaps} of more than {clock.max_frame_s:g} s between two frames, "
+                f"as joined recordings have: {clock.skipped_s:,.1f} s were skipped, and later "
+                "times are earlier than the video's by as much"
             )
