@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from mod_edge.config import StreamConfig
 from mod_edge.data.clips import Clip, Line
 from mod_edge.plan.protocol import Decision, Protocol
+from mod_edge.plan.tokenizer import text_ids
 
 ROUNDING_S = 1e-3  # a time of 4.5000001 s belongs to the frame at 4.5 s
 
@@ -137,8 +138,7 @@ class Script:
         """Prompt, reply and end token, which the runtime feeds with the next frame."""
         prompt = self._protocol.response_prompt(turn.query)
         words = f" {turn.reply}" if turn.reply else ""
-        ids = self._tokenizer.encode(words, add_special_tokens=False).ids
-        learned = [*ids, self._config.eos_token_id]
+        learned = [*text_ids(self._tokenizer, words), self._config.eos_token_id]
         self._protocol.note_reply([])
         return Text((*prompt, *learned), len(learned))
 

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from mod_edge.config import StreamConfig
+from mod_edge.plan.tokenizer import text_ids
 
 SYSTEM_END = "\n"
 STREAM_START = "\n["
@@ -103,8 +104,7 @@ class Protocol:
         return Decision.SILENT if chosen == silent_id else Decision.UNDECIDED
 
     def _encode(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
-        return ids
+        return text_ids(self._tokenizer, text)
 
 
 def text_minimum(config: StreamConfig, tokenizer: Tokenizer, max_new_tokens: int) -> int:

@@ -1,4 +1,9 @@
-"""Read a checkpoint's tokenizer.json and check it for the streaming protocol; make new ones."""
+"""Read a checkpoint's tokenizer.json and check it for the streaming protocol; make new ones.
+
+A tokenizer.json from elsewhere may truncate, pad or tokenize at random, as it did in its training,
+and matches control tokens in text. `prepared` undoes all of this: what people write is text, and
+the protocol's control tokens are numbers in config.json.
+"""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -8,7 +13,7 @@ from pathlib import Path
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from mod_edge.config import ModelConfig, StreamConfig
-from mod_edge.errors import CheckpointError
+from mod_edge.errors import CheckpointError, joined_faults
 
 BOS, EOS = "<|begin_of_text|>", "<|eot_id|>"
 INTERVAL, STREAM_END = ",", "]\n"
@@ -23,42 +28,71 @@ SPLIT_PATTERN = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 NUM_LEARNED_TOKENS = 480
+NUM_TOKENS_SHOWN = 5
 
 
 def read_tokenizer(path: Path, config: ModelConfig) -> Tokenizer:
-    """The tokenizer at `path`, checked against the config's protocol strings and ids.
+    """The tokenizer at `path`, prepared and checked against the config's protocol and vocabulary.
 
     Raises:
         CheckpointError: the file cannot be read, or (all faults at once) the silent or the speak
-            string is not the config's one token, or the vocabulary is larger than the model's.
+            string is not the config's one token, the text of a control token encodes to it, or a
+            token has no row in the embedding.
     """
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as exc:  # the library raises bare Exception for every fault
         raise CheckpointError(f"{path} cannot be read as a tokenizer.json: {exc}") from exc
     stream = config.stream_config
+    added = tokenizer.get_added_tokens_decoder()
+    # Fine-tuning tools add them without the mark "special" too, and then text matches them.
+    control_ids = {stream.bos_token_id, stream.eos_token_id} & added.keys()
+    unmarked = [added[token_id].content for token_id in control_ids if not added[token_id].special]
+    tokenizer.add_special_tokens(unmarked)
+    tokenizer = prepared(tokenizer)
     faults = []
     for name in ("frame_token_interval", "stream_end"):
         text, wanted = getattr(stream, name), [getattr(stream, f"{name}_id")]
-        ids = tokenizer.encode(text, add_special_tokens=False).ids
+        ids = text_ids(tokenizer, text)
         if ids != wanted:
             faults.append(f"{name} {text!r} is tokens {ids}, config.json wants {wanted}")
-    if tokenizer.get_vocab_size() > config.text_config.vocab_size:
-        faults.append(
-            f"it has {tokenizer.get_vocab_size()} tokens, "
-            f"vocab_size is {config.text_config.vocab_size}"
-        )
+    for token_id in sorted(control_ids):
+        if token_id in text_ids(tokenizer, added[token_id].content):
+            faults.append(f"the text {added[token_id].content!r} is control token {token_id}")
+    faults += _beyond_embedding(tokenizer, config.text_config.vocab_size)
     if faults:
         raise CheckpointError(f"{path} does not fit config.json: {'; '.join(faults)}")
     return tokenizer
 
 
+def prepared(tokenizer: Tokenizer) -> Tokenizer:
+    """`tokenizer`, changed so that it encodes whole texts, always the same, and as text alone.
+
+    Added tokens that are not special, such as runs of spaces, stay tokens of the text.
+    """
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    if isinstance(tokenizer.model, models.BPE):
+        tokenizer.model.dropout = None  # BPE dropout splits words at random
+    tokenizer.encode_special_tokens = True  # a property that no tokenizer.json holds
+    return tokenizer
+
+
+def text_ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    """The ids of `text` alone, without tokens that the tokenizer adds around a text.
+
+    Args:
+        tokenizer: prepared.
+        text: without lone surrogates.
+    """
+    ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+    return ids
+
+
 def stream_config_of(tokenizer: Tokenizer) -> StreamConfig:
     """The streaming protocol with this module's strings and their ids in `tokenizer`."""
-    bos, eos, interval, stream_end = (
-        tokenizer.encode(string, add_special_tokens=False).ids[0]
-        for string in (BOS, EOS, INTERVAL, STREAM_END)
-    )
+    bos, eos = tokenizer.token_to_id(BOS), tokenizer.token_to_id(EOS)
+    (interval,), (stream_end,) = (text_ids(tokenizer, text) for text in (INTERVAL, STREAM_END))
     return StreamConfig(SYSTEM_PROMPT, bos, eos, INTERVAL, interval, STREAM_END, stream_end)
 
 
@@ -68,7 +102,7 @@ def preset_tokenizer(vocab_size: int) -> Tokenizer:
 
 
 def tokenizer_of_corpus(corpus: Iterable[str], num_learned: int, vocab_size: int) -> Tokenizer:
-    """A byte-level BPE tokenizer that splits text as Llama 3's does.
+    """A prepared byte-level BPE tokenizer that splits text as Llama 3's does.
 
     Args:
         corpus: sentences; must include those of the streaming protocol, or its strings do not
@@ -96,7 +130,21 @@ def tokenizer_of_corpus(corpus: Iterable[str], num_learned: int, vocab_size: int
     vocabulary = document["model"]["vocab"]
     for token_id in range(len(vocabulary), vocab_size):
         vocabulary[f"Ġ<{token_id}>"] = token_id  # Ġ is byte-level BPE's space
-    return Tokenizer.from_str(json.dumps(document))
+    return prepared(Tokenizer.from_str(json.dumps(document)))
+
+
+def _beyond_embedding(tokenizer: Tokenizer, vocab_size: int) -> list[str]:
+    """The tokens without a row among the embedding's `vocab_size`, as one fault at most.
+
+    The number of tokens says nothing: ids may have holes, and rows may have no token.
+    """
+    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+    beyond = [(token_id, token) for token, token_id in vocabulary.items() if token_id >= vocab_size]
+    if not beyond:
+        return []
+    tokens = [f"{token!r} is {token_id}" for token_id, token in sorted(beyond)]
+    shown = joined_faults(tokens, NUM_TOKENS_SHOWN)
+    return [f"vocab_size is {vocab_size}, wanted ids below it for all tokens: {shown}"]
 
 
 def _narration() -> Iterator[str]:

@@ -1,5 +1,6 @@
 """Opening a bundle: its checks, graphs, profile and window."""
 
+import json
 import random
 import re
 import shutil
@@ -81,6 +82,17 @@ def test_a_tokenizer_of_another_protocol_is_an_error_wherever_the_bundle_is_open
     says = r"does not fit config\.json: .*stream_end.* is tokens .*; export the checkpoint again"
     for opens in (open_bundle, open_session):
         with pytest.raises(BundleError, match=says):
+            opens(copied)
+
+
+def test_a_token_without_a_row_is_an_error_wherever_the_bundle_is_opened(copied):
+    document = json.loads(TOKENIZER.to_str())
+    vocabulary = document["model"]["vocab"]
+    vocabulary["Ġ<9999>"] = vocabulary.pop("Ġ<500>") + 9499
+    (copied / TOKENIZER_FILE).write_text(json.dumps(document))
+    record_in_manifest(copied, TOKENIZER_FILE)
+    for opens in (open_bundle, open_session):
+        with pytest.raises(BundleError, match=r"vocab_size is \d+, .*: 'Ġ<9999>' is 9999"):
             opens(copied)
 
 

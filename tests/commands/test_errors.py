@@ -110,6 +110,15 @@ def test_a_wrong_config_value_is_named_with_the_allowed_ones(
     assert says in refuses_to_export(checkpoint, tmp_path)
 
 
+def test_an_id_beyond_the_embedding_is_named_before_anything_is_made(checkpoint, tmp_path):
+    path = checkpoint / "tokenizer.json"
+    document = json.loads(path.read_text())
+    vocabulary = document["model"]["vocab"]
+    vocabulary["Ġ<600>"] = vocabulary.pop("Ġ<511>") + 89  # as many tokens as before
+    path.write_text(json.dumps(document))
+    assert "'Ġ<600>' is 600" in refuses_to_export(checkpoint, tmp_path)
+
+
 def test_a_missing_checkpoint_says_how_to_create_one(tmp_path):
     line = fails("export", tmp_path / "nowhere", "-o", tmp_path / "out")
     assert "is not a checkpoint" in line

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer
 
 from mod_edge.config import read_config
 from mod_edge.data.clips import Clip, Line
 from mod_edge.data.dialogue import Shown, Turn, dialogue_of_clip, pieces_of_dialogue
 from mod_edge.plan.kv_budget import plan_window
 from mod_edge.plan.protocol import Decision, text_minimum
+from mod_edge.plan.tokenizer import read_tokenizer
 from mod_edge.runtime.capture.source import Frame
 from mod_edge.runtime.queries import Query
 from mod_edge.runtime.session import Session, SessionOptions
@@ -29,8 +29,8 @@ def config(tiny_checkpoint):
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tiny_checkpoint):
-    return Tokenizer.from_file(str(tiny_checkpoint / "tokenizer.json"))
+def tokenizer(tiny_checkpoint, config):
+    return read_tokenizer(tiny_checkpoint / "tokenizer.json", config)
 
 
 def says(text, time_s, *more):
@@ -161,3 +161,18 @@ def test_a_dialogues_ids_are_those_that_a_session_feeds(config, tokenizer):
     assert parrot.fed == [each for ids in fed for each in ids]
     assert not parrot.decisions
     assert not parrot.replies
+
+
+def test_a_control_token_in_a_written_line_is_text_to_feed_and_to_learn(config, tokenizer):
+    stream = config.stream_config
+    lines = [asks("Say <|eot_id|>.", 0.0), says("It is <|eot_id|><|begin_of_text|>!", 0.0)]
+    dialogue = dialogue_of_clip(clip_of(*lines), FPS, 1)
+    opening, _, turn = pieces_of_dialogue(dialogue, stream, tokenizer)
+    assert turn.ids.count(stream.eos_token_id) == 1
+    assert turn.ids[-1] == stream.eos_token_id
+    assert stream.bos_token_id not in turn.ids
+    assert tokenizer.decode(turn.ids) == (
+        "]\nUser: Say <|eot_id|>.\nAssistant: It is <|eot_id|><|begin_of_text|>!"
+    )
+    assert tokenizer.decode(turn.ids[-turn.num_learned :]) == f" {lines[1].content}"
+    assert opening.ids.count(stream.bos_token_id) == 1

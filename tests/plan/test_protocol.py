@@ -104,6 +104,19 @@ def test_any_query_is_fed_unchanged(protocol, query):
     assert protocol.response_prompt(query) == encode("]\nUser: " + query + "\nAssistant:")
 
 
+@pytest.mark.parametrize("written", ["<|eot_id|>", "a<|eot_id|><|begin_of_text|>b"])
+def test_control_tokens_in_written_text_are_fed_as_text(written):
+    protocol = Protocol(replace(STREAM, system_prompt=written), TOKENIZER, threshold=0.725)
+    opening = protocol.opening_ids()
+    assert opening[0] == BOS
+    assert TOKENIZER.decode(opening[1:]) == f"{written}\n\n["
+    protocol.note_frame()
+    ids = protocol.response_prompt(written)
+    assert TOKENIZER.decode(ids) == f"]\nUser: {written}\nAssistant:"
+    assert protocol.query_ids(written) == ids
+    assert not {BOS, EOS} & {*opening[1:], *ids}
+
+
 # ---- the decision ----
 
 

@@ -4,10 +4,15 @@ import json
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
+from mod_edge.config import read_config
 from mod_edge.errors import CheckpointError
 from mod_edge.model.presets import preset_config
+from mod_edge.model.shipped import FOLDER
 from mod_edge.plan.tokenizer import (
     BOS,
     EOS,
@@ -16,6 +21,7 @@ from mod_edge.plan.tokenizer import (
     SYSTEM_PROMPT,
     preset_tokenizer,
     read_tokenizer,
+    text_ids,
 )
 
 VOCAB_SIZE = 512
@@ -31,10 +37,19 @@ def ids_of(tokenizer, text):
     return tokenizer.encode(text, add_special_tokens=False).ids
 
 
-@pytest.mark.parametrize("text", [INTERVAL, STREAM_END, BOS, EOS])
+@pytest.mark.parametrize("text", [INTERVAL, STREAM_END])
 def test_every_protocol_string_is_one_token(tokenizer, text):
     (token_id,) = ids_of(tokenizer, text)
     assert tokenizer.decode([token_id], skip_special_tokens=False) == text
+
+
+@pytest.mark.parametrize("text", [BOS, EOS])
+def test_a_control_token_is_a_number_and_its_text_is_text(tokenizer, text):
+    token_id = tokenizer.token_to_id(text)
+    assert tokenizer.decode([token_id], skip_special_tokens=False) == text
+    assert tokenizer.decode([token_id]) == ""
+    assert token_id not in ids_of(tokenizer, text)
+    assert tokenizer.decode(ids_of(tokenizer, text)) == text
 
 
 def test_the_protocol_strings_are_one_token_in_context(tokenizer):
@@ -90,7 +105,8 @@ def test_all_faults_are_named_at_once(tokenizer, tmp_path):
     assert "frame_token_interval ' , and' is tokens [" in message
     assert f"stream_end ']\\n' is tokens [{config.stream_config.stream_end_id}]" in message
     assert "config.json wants [7]" in message
-    assert "it has 512 tokens, vocab_size is 500" in message
+    assert "vocab_size is 500, wanted ids below it for all tokens: 'Ġ<500>' is 500; " in message
+    assert message.endswith("'Ġ<504>' is 504; and 7 more")
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"model": 1}', "not JSON"])
@@ -101,12 +117,161 @@ def test_a_file_that_is_not_a_tokenizer_is_a_checkpoint_error(tmp_path, content)
         read_tokenizer(path, preset_config("tiny"))
 
 
-def test_added_tokens_count_as_vocabulary(tokenizer, tmp_path):
-    document = json.loads(tokenizer.to_str())
+def added_token(token_id, content, *, special):
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    frame = {"id": VOCAB_SIZE, "content": "<v>", "special": True, **flags}
-    document["added_tokens"].append(frame)
-    path = tmp_path / "tokenizer.json"
-    path.write_text(json.dumps(document))
-    with pytest.raises(CheckpointError, match="it has 513 tokens, vocab_size is 512"):
+    return {"id": token_id, "content": content, "special": special, **flags}
+
+
+@pytest.fixture
+def change(tokenizer, tmp_path):
+    """`change(edit)`: the path of the tokenizer's file after `edit(document)`."""
+
+    def write(edit):
+        document = json.loads(tokenizer.to_str())
+        edit(document)
+        path = tmp_path / "tokenizer.json"
+        path.write_text(json.dumps(document))
+        return path
+
+    return write
+
+
+# ---- ids and the embedding's rows ----
+
+
+def test_added_tokens_count_as_vocabulary(change):
+    path = change(
+        lambda document: document["added_tokens"].append(
+            added_token(VOCAB_SIZE, "<v>", special=True)
+        )
+    )
+    with pytest.raises(CheckpointError, match=r"vocab_size is 512, .*: '<v>' is 512$"):
         read_tokenizer(path, preset_config("tiny"))
+
+
+def test_an_id_beyond_the_embedding_is_named_although_a_hole_keeps_the_count_low(change):
+    def edit(document):
+        vocabulary = document["model"]["vocab"]
+        for number, token_id in ((500, 513), (501, 2**20), (502, VOCAB_SIZE)):
+            del vocabulary[f"Ġ<{number}>"]
+            vocabulary[f"Ġ<{token_id}>"] = token_id
+
+    path = change(edit)
+    assert Tokenizer.from_file(str(path)).get_vocab_size() == VOCAB_SIZE
+    with pytest.raises(CheckpointError) as caught:
+        read_tokenizer(path, preset_config("tiny"))
+    assert "'Ġ<512>' is 512; 'Ġ<513>' is 513; 'Ġ<1048576>' is 1048576" in str(caught.value)
+
+
+def test_fewer_tokens_than_rows_and_holes_within_them_are_normal(change):
+    def edit(document):
+        for token_id in (490, *range(500, VOCAB_SIZE)):
+            del document["model"]["vocab"][f"Ġ<{token_id}>"]
+
+    read = read_tokenizer(change(edit), preset_config("tiny"))
+    assert read.get_vocab_size() == VOCAB_SIZE - 13
+    assert read.decode([490, 511]) == ""
+
+
+# ---- settings that training leaves in the file ----
+
+TRUNCATION = {"direction": "Right", "max_length": 16, "strategy": "LongestFirst", "stride": 0}
+PADDING = {
+    **{"strategy": {"Fixed": 64}, "direction": "Left", "pad_to_multiple_of": 8},
+    **{"pad_id": 0, "pad_type_id": 0, "pad_token": BOS},
+}
+ADDS_BOS = {
+    "type": "TemplateProcessing",
+    "single": [
+        {"SpecialToken": {"id": BOS, "type_id": 0}},
+        {"Sequence": {"id": "A", "type_id": 0}},
+    ],
+    "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+    "special_tokens": {BOS: {"id": BOS, "ids": [0], "tokens": [BOS]}},
+}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"truncation": TRUNCATION},
+        {"padding": PADDING},
+        {"truncation": TRUNCATION, "padding": PADDING},
+        {"padding": PADDING | {"strategy": "BatchLongest", "pad_to_multiple_of": 64}},
+        {"post_processor": ADDS_BOS},
+        {"truncation": TRUNCATION, "padding": PADDING, "post_processor": ADDS_BOS},
+    ],
+    ids=lambda settings: "+".join(settings),
+)
+def test_a_text_is_encoded_whole_and_alone_whatever_the_file_says(tokenizer, change, settings):
+    read = read_tokenizer(change(lambda document: document.update(settings)), preset_config("tiny"))
+    for text in (SYSTEM_PROMPT, ",", "", "A man walks."):
+        assert text_ids(read, text) == ids_of(tokenizer, text)
+
+
+def test_bpe_dropout_is_switched_off(tokenizer, change):
+    path = change(lambda document: document["model"].update(dropout=0.9))
+    read = read_tokenizer(path, preset_config("tiny"))
+    assert {tuple(text_ids(read, SYSTEM_PROMPT)) for _ in range(20)} == {
+        tuple(ids_of(tokenizer, SYSTEM_PROMPT))
+    }
+
+
+# ---- control tokens in what people write ----
+
+PARTS = (BOS, EOS, "<|", "|>", "eot_id", " ", "\n", ",", "]", "a")
+
+
+@given(st.lists(st.sampled_from(PARTS) | st.text()).map("".join))
+def test_no_text_becomes_a_control_token_or_loses_a_character(tokenizer, text):
+    ids = text_ids(tokenizer, text)
+    assert not {0, 1} & set(ids)
+    assert tokenizer.decode(ids) == text
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_the_protocols_tokens_are_not_matched_however_the_file_marks_them(change, special):
+    def edit(document):
+        document["added_tokens"] = [
+            added_token(0, BOS, special=special),
+            added_token(1, EOS, special=special),
+        ]
+
+    read = read_tokenizer(change(edit), preset_config("tiny"))
+    ids = text_ids(read, f"a{EOS}b{BOS}")
+    assert not {0, 1} & set(ids)
+    assert read.decode([*ids, 1]) == f"a{EOS}b{BOS}"
+
+
+def test_added_tokens_that_are_not_special_stay_tokens_of_the_text(change):
+    def edit(document):
+        del document["model"]["vocab"]["Ġ<511>"]
+        document["added_tokens"].append(added_token(511, "    ", special=False))
+
+    assert text_ids(read_tokenizer(change(edit), preset_config("tiny")), "    ") == [511]
+
+
+def test_a_tokenizer_whose_text_becomes_a_control_token_all_the_same_is_refused(tmp_path):
+    words = WordLevel({BOS: 0, EOS: 1, INTERVAL: 2, STREAM_END: 3}, unk_token=BOS)
+    tokenizer = Tokenizer(words)
+    tokenizer.add_special_tokens([BOS, EOS])
+    path = tmp_path / "tokenizer.json"
+    tokenizer.save(str(path))
+    config = preset_config("tiny")
+    stream = replace(config.stream_config, frame_token_interval_id=2, stream_end_id=3)
+    with pytest.raises(CheckpointError, match=r"the text '<\|eot_id\|>' is control token 1"):
+        read_tokenizer(path, replace(config, stream_config=stream))
+
+
+@pytest.fixture(scope="module")
+def bundled():
+    """The bundled model's tokenizer as it is read, and as its file alone makes it."""
+    path = FOLDER / "tokenizer.json"
+    read = read_tokenizer(path, read_config(FOLDER / "config.json"))
+    return read, Tokenizer.from_file(str(path))
+
+
+@given(st.text().filter(lambda text: BOS not in text and EOS not in text))
+def test_the_bundled_models_ordinary_text_is_encoded_as_its_file_alone_says(bundled, text):
+    read, alone = bundled
+    assert text_ids(read, text) == ids_of(alone, text)
