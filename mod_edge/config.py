@@ -14,6 +14,7 @@ from typing import Any
 
 from mod_edge.dataclass_reader import JSON, dataclass_from_dict
 from mod_edge.errors import ConfigError, nearest_hint
+from mod_edge.unicode_text import lone_surrogate
 
 MODEL_TYPE = "videollm_mod"
 INSERTIONS = ("interleaved", "all", "interleaved_deep", "all_deep")
@@ -191,6 +192,10 @@ class StreamConfig:
     frame_fps: float = 2.0
 
     def __post_init__(self) -> None:
+        for name in ("system_prompt", "frame_token_interval", "stream_end"):
+            text = getattr(self, name)
+            fault = lone_surrogate(text)
+            _require(fault is None, f"stream_config.{name}", text, f"Unicode text, but {fault}")
         threshold = self.frame_token_interval_threshold
         _require(
             0 <= threshold <= 1,

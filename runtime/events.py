@@ -80,7 +80,10 @@ class QueryEvent(Event):
 
 @dataclass(frozen=True)
 class TextEvent(Event):
-    """One token of a reply; `text` is empty while a character is incomplete."""
+    """One token of a reply; `text` is empty while a character is incomplete.
+
+    If the reply ends within a character, one more event has what replaces it and the last token.
+    """
 
     kind = "text"
     text: str

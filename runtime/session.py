@@ -9,13 +9,13 @@ from itertools import islice
 
 import numpy as np
 from tokenizers import Tokenizer
-from tokenizers.decoders import DecodeStream
 
 from mod_edge.config import ModelConfig
 from mod_edge.errors import ConfigError
 from mod_edge.plan.kv_budget import KvPlan, rows_of
 from mod_edge.plan.kv_window import NO_ROWS, KvWindow, Rows
 from mod_edge.plan.protocol import Decision, Protocol
+from mod_edge.plan.reply_text import ReplyText
 from mod_edge.runtime.capture.source import Frame, Source
 from mod_edge.runtime.events import (
     Event,
@@ -329,7 +329,7 @@ class Session:
         logits = self._stepper.feed_text(prompt, continues=False)
         if self.window.sink_is_open:  # the standing instruction ends it
             self.window.close_sink()
-        decoder = DecodeStream(skip_special_tokens=True)
+        words = ReplyText(self._tokenizer)
         eos, ids = self.config.stream_config.eos_token_id, list[int]()
         token_id = int(logits.argmax())
         first_token_ms = 1000 * (time.perf_counter() - started)
@@ -337,12 +337,14 @@ class Session:
         while token_id != eos:
             ids.append(token_id)
             yield from self._take_rolls()
-            yield TextEvent(self._time_s, decoder.step(self._tokenizer, token_id) or "", token_id)
+            yield TextEvent(self._time_s, words.add(token_id), token_id)
             if len(ids) == self.options.max_new_tokens:
                 break
             started = time.perf_counter()
             token_id = int(self._stepper.feed_text([token_id], continues=True).argmax())
             tokens_ms += 1000 * (time.perf_counter() - started)
+        if rest := words.finish():
+            yield TextEvent(self._time_s, rest, ids[-1])
         is_cut = token_id != eos
         self._protocol.note_reply([token_id, eos] if is_cut else [eos])
         self._num_replies += 1
@@ -351,7 +353,7 @@ class Session:
         yield ReplyEvent(
             time_s=self._time_s,
             query=query.text if query else None,
-            text=self._tokenizer.decode(ids, skip_special_tokens=True).strip(),
+            text=words.text().strip(),
             token_ids=ids,
             is_cut=is_cut,
             first_token_ms=round(first_token_ms, 3),

@@ -207,6 +207,7 @@ class ScriptedStream(StreamState):
 
     name = "script"
     kept = {}  # noqa: RUF012 - never written
+    prompt = encode("\nAssistant:")[-2:]  # two tokens, whatever precedes them
 
     def __init__(self, decisions, replies):
         self.decisions, self.replies = decisions, replies
@@ -239,9 +240,8 @@ class ScriptedStream(StreamState):
             _, frame, place = stream[-1]
             assert place == CONFIG.frame_num_tokens - 1, "decisions are read at the last token"
             return self.decisions[frame]
-        prompt = encode("\nAssistant:")[-2:]  # two tokens, whatever precedes them
-        ends = [n for n in range(len(stream)) if stream[n - 2 : n] == prompt]
-        ends += [len(stream)] if stream[-2:] == prompt else []
+        ends = [n for n in range(len(stream)) if stream[n - 2 : n] == self.prompt]
+        ends += [len(stream)] if stream[-2:] == self.prompt else []
         return self.replies[len(ends) - 1][len(stream) - ends[-1]]
 
     def evict(self, eviction):
@@ -263,10 +263,10 @@ class Pictures:
             yield Frame(number, time_s, np.full((64, 64, 3), number, np.uint8))
 
 
-def session_of(state, *, frames_per_step, max_new_tokens):
+def session_of(state, *, frames_per_step, max_new_tokens, tokenizer=TOKENIZER):
     rows = Rows(100_000, 100_000)
     options = SessionOptions(0.725, max_new_tokens, frames_per_step, 256, 0.125)
-    return Session(state, CONFIG, TOKENIZER, KvPlan(rows, 0, 0.0, 0.0), options)
+    return Session(state, CONFIG, tokenizer, KvPlan(rows, 0, 0.0, 0.0), options)
 
 
 def published_stream(times, decisions, replies, queries, *, max_new_tokens):

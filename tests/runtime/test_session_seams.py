@@ -8,9 +8,11 @@ import pytest
 
 from mod_edge.errors import ConfigError
 from mod_edge.plan.protocol import Decision
+from mod_edge.plan.tokenizer import prepared, text_ids
 from mod_edge.runtime.capture.source import Frame
-from mod_edge.runtime.events import FrameEvent, QueryEvent, ReplyEvent
+from mod_edge.runtime.events import FrameEvent, QueryEvent, ReplyEvent, TextEvent
 from mod_edge.runtime.queries import Query, QueryQueue
+from tests.byte_fallback import byte_fallback_tokenizer, byte_token
 from tests.plan.test_protocol import (
     CONFIG,
     EOS,
@@ -45,6 +47,58 @@ class WidePictures(Pictures):
 def silent_session(replies=(), *, decisions=None, state=ScriptedStream, frames_per_step=1):
     stream = state(decisions or [SILENT] * len(HALF_SECONDS), list(replies))
     return session_of(stream, frames_per_step=frames_per_step, max_new_tokens=4)
+
+
+# ---- text ----
+
+BYTE_FALLBACK = prepared(byte_fallback_tokenizer())
+
+
+class ByteFallbackStream(ScriptedStream):
+    """Replies in tokens of the tokenizer with byte fallback."""
+
+    prompt = text_ids(BYTE_FALLBACK, "\nAssistant:")[-2:]
+
+
+def texts_of(replies, *, max_new_tokens):
+    """The text events and the replies of a stream with byte fallback, asked at every frame."""
+    session = session_of(
+        ByteFallbackStream([SILENT] * len(HALF_SECONDS), replies),
+        frames_per_step=1,
+        max_new_tokens=max_new_tokens,
+        tokenizer=BYTE_FALLBACK,
+    )
+    queries = [Query("What?", time_s) for time_s in HALF_SECONDS[: len(replies)]]
+    events = list(session.stream(Pictures(HALF_SECONDS), queries))
+    assert sum(isinstance(event, FrameEvent) for event in events) == len(HALF_SECONDS)
+    return [
+        [event for event in events if isinstance(event, kind) and event.time_s == query.time_s]
+        for query in queries
+        for kind in (TextEvent, ReplyEvent)
+    ]
+
+
+def test_no_bytes_of_a_reply_end_the_stream_and_its_pieces_are_its_text():
+    token = BYTE_FALLBACK.token_to_id
+    hello, man = token("▁Hello"), token("▁man")
+    bytes_of = {byte: token(byte_token(byte)) for byte in b"\n\xc3\xa9\xff"}
+    newline, start, end, wrong = bytes_of.values()
+    pieces, (reply,), broken_pieces, (broken,), cut_pieces, (cut,) = texts_of(
+        [
+            [hello, newline, start, end, man, EOS],
+            [hello, start, end, wrong, man, start, EOS],
+            [hello, newline, start, end, man, hello, start, end, EOS],
+        ],
+        max_new_tokens=7,
+    )
+    assert [event.text for event in pieces] == ["Hello", "\n", "", "é", " man"]
+    assert [event.token_id for event in pieces] == reply.token_ids
+    assert reply.text == "Hello\né man"
+    assert [event.text for event in broken_pieces] == ["Hello", "", "é", "", "� man", "", "�"]
+    assert [event.token_id for event in broken_pieces] == [*broken.token_ids, start]
+    assert broken.text == "Helloé� man�"
+    assert "".join(event.text for event in cut_pieces) == cut.text == "Hello\né man Hello�"
+    assert cut.is_cut
 
 
 # ---- questions while it streams ----
