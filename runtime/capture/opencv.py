@@ -43,6 +43,27 @@ def open_file(path: Path) -> cv2.VideoCapture:
     return capture
 
 
+def container_s(capture: cv2.VideoCapture, path: Path) -> float:
+    """Seconds of the whole open file, its sound included; 0 where it is not known.
+
+    OpenCV does not give the length, but FFmpeg's bit rate is the size divided by it.
+    """
+    rate_kbps = capture.get(cv2.CAP_PROP_BITRATE)
+    return path.stat().st_size * 8 / 1000 / rate_kbps if rate_kbps > 0 else 0.0
+
+
+def start_s(capture: cv2.VideoCapture) -> float:
+    """The video's start on the file's own clock in seconds; to be asked after the first grab().
+
+    0 before OpenCV 4.11, which does not give it.
+    """
+    fps = capture.get(cv2.CAP_PROP_FPS)
+    if not hasattr(cv2, "CAP_PROP_PTS") or fps <= 0:
+        return 0.0
+    file_s = capture.get(cv2.CAP_PROP_PTS) / fps
+    return max(0.0, file_s - capture.get(cv2.CAP_PROP_POS_MSEC) / 1000)
+
+
 def open_live(source: int | str, name: str, read_timeout_s: float) -> cv2.VideoCapture:
     """The camera or stream, opened.
 

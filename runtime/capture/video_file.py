@@ -14,7 +14,7 @@ import cv2
 
 from mod_edge.errors import SourceError
 from mod_edge.runtime.capture.frame_clock import FrameClock
-from mod_edge.runtime.capture.opencv import open_file
+from mod_edge.runtime.capture.opencv import container_s, open_file, start_s
 from mod_edge.runtime.capture.source import FILE, CapturePolicy, Frame, Image, check_pace
 
 ROUNDING_S = 0.001  # Matroska and FLV round timestamps to milliseconds
@@ -68,7 +68,9 @@ class VideoFile(AbstractContextManager["VideoFile"]):
         self._max_frames = max_frames
         self._policy = policy
         self._capture = open_file(self._path)
+        self._container_s = container_s(self._capture, self._path)
         self._clock = FrameClock(self._capture.get(cv2.CAP_PROP_FPS))
+        self._start_s = 0.0  # of the video on the file's own clock
         self._num_grabbed = 0
         self._num_damaged = 0
         self._image: Image | None = None  # of the frame last grabbed, once converted
@@ -106,6 +108,8 @@ class VideoFile(AbstractContextManager["VideoFile"]):
             if self._capture.grab():
                 self._image = None
                 self._num_grabbed += 1
+                if self._num_grabbed == 1:
+                    self._start_s = start_s(self._capture)
                 self._num_damaged += num_failed
                 self._clock.advance(self._capture.get(cv2.CAP_PROP_POS_MSEC))
                 return True
@@ -119,22 +123,35 @@ class VideoFile(AbstractContextManager["VideoFile"]):
         return self._image is not None
 
     def _check_end(self) -> None:
-        """Compare what was read with the header."""
+        """Compare what was read with what the file's header says."""
         if self.num_frames == 0:
             raise SourceError(
                 f"{self._path} opens as a video but none of its frames can be decoded; "
                 "it may be truncated or need a codec that this OpenCV lacks"
             )
-        count = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
-        if self._clock.step_s is None or count <= 0:
+        step_s = self._clock.step_s or 0.0
+        if self._num_grabbed == 1 and self._container_s > step_s + HEADER_SLACK_S:
+            self.warnings.append(
+                f"{self._path} gave one picture but lasts {self._container_s:.0f} s: its first "
+                "video track, the one that OpenCV reads, is probably a thumbnail; ffprobe lists "
+                "the tracks, and this takes the second one: ffmpeg -i VIDEO -map 0:v:1 "
+                "-c copy fixed.mp4"
+            )
             return
-        read_s = self._clock.time_s + self._clock.skipped_s + self._clock.step_s
-        header_s = count * self._clock.step_s
+        count = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
+        if not step_s or count <= 0:
+            return
+        read_s = self._clock.time_s + self._clock.skipped_s + step_s
+        header_s = count * step_s
+        # A count that is the container's length times the rate starts at the file's zero. One that
+        # is shorter than the start (mp4) is of the frames.
+        left_out_s = self._start_s if self._start_s < header_s else 0.0
         slack_s = max(HEADER_SLACK_S, HEADER_SLACK_RATIO * header_s)
-        if self._num_grabbed < count and read_s < header_s - slack_s:
+        if self._num_grabbed < count and left_out_s + read_s < header_s - slack_s:
             self.warnings.append(
                 f"{self._path} ended early: read {self._num_grabbed} of {count:.0f} frames, "
-                f"{read_s:.1f} s of {header_s:.1f} s; the file may be truncated"
+                f"{read_s:.1f} s of {header_s:.1f} s; the file may be truncated, or its sound "
+                "longer than its pictures"
             )
 
     def _finish(self) -> None:

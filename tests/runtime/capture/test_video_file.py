@@ -1,5 +1,8 @@
 """Video files as cameras, phones and recorders write them, made with FFmpeg."""
 
+import re
+
+import cv2
 import pytest
 
 from mod_edge.runtime.capture.video_file import VideoFile
@@ -17,6 +20,18 @@ def record(ffmpeg, tmp_path):
         return tmp_path / name
 
     return make
+
+
+def with_track(ffmpeg, video, extra, name, *options):
+    """A file beside `video` that holds the streams of `extra` before those of `video`."""
+    path = video.with_name(name)
+    ffmpeg("-i", video, "-i", extra, "-map", "1", "-map", "0", "-c", "copy", *options, path)
+    return path
+
+
+def sound(ffmpeg, folder, seconds):
+    ffmpeg("-f", "lavfi", "-i", f"sine=d={seconds}", "-c:a", "flac", folder / "sound.mkv")
+    return folder / "sound.mkv"
 
 
 def watch(path, fps=FPS):
@@ -76,3 +91,56 @@ def test_videos_of_a_tenth_to_two_thousand_frames_per_second_keep_their_times(
     times_s, _, warnings = watch(record(name, fps=fps, seconds=seconds))
     assert times_s == [k / FPS for k in range(round(last_s * FPS) + 1)]
     assert warnings == []
+
+
+@pytest.mark.parametrize("name", ["drone.mp4", "phone.mov", "drone.mkv"])
+def test_a_thumbnail_before_the_video_is_told_with_the_command_that_takes_the_video(
+    ffmpeg, record, name
+):
+    thumbnail = record("thumbnail.mkv", "-c:v", "mjpeg", "-frames:v", "1")
+    path = with_track(ffmpeg, record("video.mp4"), thumbnail, name)
+    times_s, _, (warning,) = watch(path)
+    assert times_s == [0.0]
+    assert f"{name} gave one picture but lasts 3 s" in warning
+    (options,) = re.findall(r"ffmpeg -i VIDEO (.*) fixed\.mp4", warning)
+    fixed = path.with_name("fixed.mp4")
+    ffmpeg("-i", path, *options.split(), fixed)
+    times_s, _, warnings = watch(fixed)
+    assert len(times_s) == 6
+    assert warnings == []
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.mp4", "a.mkv"])
+def test_a_file_of_one_picture_gives_it_without_a_warning(record, name):
+    codec = {"a.jpg": "mjpeg", "a.png": "png"}.get(name, "mpeg4")
+    times_s, _, warnings = watch(record(name, "-c:v", codec, "-frames:v", "1"))
+    assert times_s == [0.0]
+    assert warnings == []
+
+
+@pytest.mark.parametrize("name", ["late.mkv", "late.mp4", "late.ts", "late.webm"])
+def test_a_video_that_starts_at_two_hours_is_whole(record, name):
+    if name in ("late.mkv", "late.webm") and not hasattr(cv2, "CAP_PROP_PTS"):
+        pytest.skip("needs the start of a video, which OpenCV gives from 4.11")
+    codec = "libvpx" if name == "late.webm" else "mpeg4"
+    times_s, _, warnings = watch(record(name, "-c:v", codec, "-output_ts_offset", "7200"))
+    assert times_s == [0.0, 0.5, 1.0, 1.5, 2.0, 2.5]
+    assert warnings == []
+
+
+def test_a_late_recording_that_is_cut_off_is_still_told(record):
+    path = record("cut.mp4", "-output_ts_offset", "7200", "-movflags", "+faststart")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    _, _, warnings = watch(path)
+    assert any("ended early" in warning for warning in warnings)
+
+
+def test_sound_longer_than_the_pictures_is_not_called_a_truncated_file(ffmpeg, record, tmp_path):
+    video, long_sound = record("video.mp4"), sound(ffmpeg, tmp_path, 10)
+    times_s, _, warnings = watch(with_track(ffmpeg, video, long_sound, "a.mp4", "-strict", "-2"))
+    assert len(times_s) == 6
+    assert warnings == []
+    # Matroska has no frame count: only the length of the whole file is known
+    times_s, _, (warning,) = watch(with_track(ffmpeg, video, long_sound, "a.mkv"))
+    assert len(times_s) == 6
+    assert "3.0 s of 10.0 s; the file may be truncated, or its sound longer" in warning
