@@ -29,6 +29,7 @@ from mod_edge.native.trt import (
     timing_cache_bytes,
 )
 from mod_edge.plan.signature import GraphSignature, TensorSpec
+from mod_edge.stop_signals import stop_signals
 
 # The engine ignores an input that its network never reads. The parser accepts Attention's
 # nonpad_kv_seqlen without reading it; only this warning, at compilation, shows it.
@@ -212,7 +213,7 @@ def _add_profiles(
 
 @contextmanager
 def _deferred_signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM in a list while the block runs; raise the first one afterwards.
+    """Collect the stop signals in a list while the block runs; raise the first one afterwards.
 
     TensorRT swallows exceptions raised inside its callbacks, KeyboardInterrupt included: a Ctrl-C
     that is not deferred would be lost.
@@ -225,7 +226,7 @@ def _deferred_signals() -> Iterator[list[int]]:
     def defer(number: int, _frame: FrameType | None) -> None:
         pending.append(number)
 
-    previous = {number: signal.signal(number, defer) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, defer) for number in stop_signals()}
     try:
         yield pending
     finally:

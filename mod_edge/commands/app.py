@@ -1,6 +1,6 @@
 """The `mod-edge` application: its commands in the order that `--help` lists them."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,6 +15,7 @@ from mod_edge.commands.inspect import inspect
 from mod_edge.commands.pretrain import pretrain
 from mod_edge.commands.run import run
 from mod_edge.commands.scenes import scenes
+from mod_edge.commands.standard_streams import open_standard_streams
 from mod_edge.commands.targets import targets
 from mod_edge.commands.threshold import threshold
 from mod_edge.commands.train import train
@@ -25,7 +26,17 @@ EXIT_CODES = (
     "2 usage error; 130 interrupted by Ctrl-C."
 )
 
-app = typer.Typer(
+
+class Application(typer.Typer):
+    """The commands."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the command line, `--help` too, also where standard streams are closed."""
+        open_standard_streams()
+        return super().__call__(*args, **kwargs)
+
+
+app = Application(
     name="mod-edge",
     epilog=EXIT_CODES,
     no_args_is_help=True,

@@ -20,8 +20,10 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from mod_edge.commands.standard_streams import leave_closed_terminal
 from mod_edge.errors import ModEdgeError
 from mod_edge.progress import OnStep
+from mod_edge.stop_signals import stop_signals
 
 EXIT_ERROR = 1
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
@@ -38,12 +40,18 @@ Result = TypeVar("Result")
 def reports_errors(command: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
     """Wrap a command: it prints a mod-edge error as one line and exits with 1, without a traceback.
 
-    SIGTERM is handled like Ctrl-C, so that a stopped service cleans up too.
+    SIGTERM and SIGHUP are handled like Ctrl-C, so that a stopped service and a command whose
+    terminal is closed clean up too.
     """
 
     @functools.wraps(command)
     def run(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
-        previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        handlers = {signal.SIGTERM: signal.default_int_handler, signal.SIGHUP: _hang_up}
+        previous = {
+            number: signal.signal(number, handlers[number])
+            for number in stop_signals()
+            if number in handlers
+        }
         _escape_unencodable_characters()
         try:
             return command(*args, **kwargs)
@@ -58,9 +66,17 @@ def reports_errors(command: Callable[Parameters, Result]) -> Callable[Parameters
             err.print(printable(str(exc)) or "interrupted; no incomplete files were left")
             raise typer.Exit(EXIT_INTERRUPTED) from exc
         finally:
-            signal.signal(signal.SIGTERM, previous)
+            for number, handler in previous.items():
+                signal.signal(number, handler)
 
     return run
+
+
+def _hang_up(_number: int, _frame: object) -> None:
+    """Interrupt once: the kernel and the shell may both send it, the second while we clean up."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    leave_closed_terminal()
+    raise KeyboardInterrupt
 
 
 def _escape_unencodable_characters() -> None:

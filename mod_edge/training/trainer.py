@@ -17,6 +17,7 @@ from mod_edge.data.stream_metrics import mean, ratio
 from mod_edge.errors import DataError
 from mod_edge.model.video_llm import VideoLLM
 from mod_edge.progress import OnStep
+from mod_edge.stop_signals import stop_signals
 from mod_edge.training.auxiliary_loss import AuxiliaryLoss
 from mod_edge.training.batches import Batch, Batches
 from mod_edge.training.forward import BatchedDecoder
@@ -81,7 +82,7 @@ class Trainer:
 
         Raises:
             DataError: the loss or the gradient is not finite.
-            KeyboardInterrupt: stopped by Ctrl-C or SIGTERM, after the state was saved.
+            KeyboardInterrupt: stopped by a stop signal, after the state was saved.
         """
         settings = self._settings
         shown, shown_s = "begins", -math.inf
@@ -234,9 +235,12 @@ def shown_loss(loss: float | None) -> str:
 
 @contextmanager
 def postponed_interrupts() -> Iterator[Callable[[], bool]]:
-    """Yields whether Ctrl-C or SIGTERM was received; a second signal interrupts at once."""
+    """Yields whether a stop signal was received; a second one interrupts at once.
+
+    SIGHUP never does: a terminal that closes may send it twice, and it may follow SIGTERM.
+    """
     came = threading.Event()
-    signals = (signal.SIGINT, signal.SIGTERM)
+    signals = stop_signals()
     if threading.current_thread() is not threading.main_thread():  # only it may handle signals
         yield came.is_set
         return
@@ -245,7 +249,8 @@ def postponed_interrupts() -> Iterator[Callable[[], bool]]:
     def note(_number: int, _frame: object) -> None:
         came.set()
         for each in signals:
-            signal.signal(each, signal.default_int_handler)
+            if each is not signal.SIGHUP:
+                signal.signal(each, signal.default_int_handler)
 
     for each in signals:
         signal.signal(each, note)

@@ -9,10 +9,11 @@ from typer.testing import CliRunner
 from mod_edge.commands.app import app
 
 TIMEOUT_S = 120
-# A test run in the background ignores Ctrl-C, and its processes would inherit that.
+# A test run in the background ignores Ctrl-C, one under nohup SIGHUP; processes inherit that.
 START = (
-    "import signal\n"
+    "import signal, sys\n"
     "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    "signal.signal(signal.SIGHUP, getattr(signal, sys.argv.pop(1)))\n"
     "from mod_edge.commands.app import app\n"
     "app(prog_name='mod-edge')\n"
 )
@@ -37,10 +38,18 @@ def succeeds(*arguments):
     return result
 
 
-def start(*arguments, environment=()):
-    """A running process of `mod-edge` with its output piped."""
+def start(*arguments, environment=(), closed="", hang_up="SIG_DFL"):
+    """A running process of `mod-edge` with its output piped.
+
+    Args:
+        arguments: of the command.
+        environment: more variables.
+        closed: the standard streams to close, as in a shell: ">&- 2>&-".
+        hang_up: how it handles SIGHUP at first, "SIG_DFL" or "SIG_IGN".
+    """
+    python = [sys.executable, "-c", START, hang_up]
     return subprocess.Popen(
-        [sys.executable, "-c", START, *map(str, arguments)],
+        ["sh", "-c", f'exec "$@" {closed}', "sh", *python, *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

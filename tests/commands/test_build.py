@@ -102,7 +102,9 @@ def test_it_builds_where_neither_torch_nor_onnx_is_installed(built):
     assert done.returncode == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name
+)
 def test_a_signal_stops_a_build_and_keeps_the_finished_engines(built, number):
     shutil.rmtree(built / "engines")
     process = start("build", built, *FOR_ADA)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -251,8 +252,9 @@ def test_all_damaged_files_are_named(bundle, clip):
 def test_graphs_that_do_not_fit_the_bundles_config_are_not_run(bundle, clip, name, keys, value):
     """Even with a corrected hash: wrong dims would be read as addresses."""
     change_json(bundle / name, *keys, value=value)
-    record = manifest_module.record_file(bundle / name)
-    change_json(bundle / "manifest.json", "files", name, value=vars(record))
+    manifest = manifest_module.read_manifest(bundle)
+    files = manifest.files | {name: manifest_module.record_file(bundle / name)}
+    manifest_module.write_manifest(replace(manifest, files=files), bundle)
     assert "export the checkpoint again" in fails("run", bundle, "--source", clip)
 
 

@@ -2,6 +2,8 @@
 
 import json
 import signal
+import subprocess
+import sys
 
 import cv2
 import numpy as np
@@ -27,7 +29,10 @@ def long_video(tmp_path_factory):
 # ---- signals ----
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+STOP_SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS, ids=lambda number: number.name)
 def test_a_signal_ends_a_stream_with_its_summary_and_0(tiny_bundle, long_video, number):
     process = start("run", tiny_bundle, "--source", long_video, "--json", "--max-new-tokens", 4)
     first = process.stdout.readline()
@@ -45,6 +50,18 @@ def test_a_signal_ends_a_stream_with_its_summary_and_0(tiny_bundle, long_video, 
     assert 1 <= len(frames) < NUM_FRAMES
 
 
+def test_under_nohup_a_stream_outlives_its_terminal(tiny_bundle, long_video):
+    arguments = ("run", tiny_bundle, "--source", long_video, "--json", "--max-new-tokens", 4)
+    process = start(*arguments, hang_up="SIG_IGN")
+    process.stdout.readline()
+    process.send_signal(signal.SIGHUP)
+    more = [json.loads(process.stdout.readline()) for _ in range(200)]  # beyond what was buffered
+    assert "summary" not in [event["event"] for event in more]
+    process.send_signal(signal.SIGINT)
+    printed, _ = finish(process)
+    assert json.loads(printed.splitlines()[-1])["event"] == "summary"
+
+
 def test_ctrl_c_ends_a_plain_stream_with_its_summary_too(tiny_bundle, long_video):
     process = start("run", tiny_bundle, "--source", long_video, "--verbose")
     process.stdout.readline()
@@ -59,6 +76,7 @@ def test_ctrl_c_ends_a_plain_stream_with_its_summary_too(tiny_bundle, long_video
     ("number", "line"),
     [
         pytest.param(signal.SIGINT, "export: vision (0%)"),
+        pytest.param(signal.SIGHUP, "export: vision (0%)"),
         pytest.param(signal.SIGINT, "export: layer-00 (10%)", marks=pytest.mark.slow),
         pytest.param(signal.SIGTERM, "export: layer-00 (10%)", marks=pytest.mark.slow),
     ],
@@ -91,6 +109,69 @@ def test_a_closed_pipe_ends_the_run_without_a_traceback(tiny_bundle, long_video,
     assert process.returncode == 1
     assert "Traceback" not in errors
     assert "Exception ignored" not in errors
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])
+def test_a_stream_runs_without_standard_streams(tiny_bundle, clip, closed):
+    arguments = ("run", tiny_bundle, "--source", clip, "--max-frames", 2, "--json")
+    process = start(*arguments, closed=closed)
+    printed, errors = finish(process)
+    assert process.returncode == 0, errors
+    assert errors == ""
+    assert printed.count("summary") == (0 if ">&-" in closed.split() else 1)
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_exit_codes_and_errors_are_the_same_without_standard_streams(tmp_path, closed):
+    for arguments, code, message in (
+        (("--help",), 0, ""),
+        (("--version",), 0, ""),
+        (("targets",), 0, ""),
+        (("run", "--nonsense"), 2, "No such option"),
+        (("run", tmp_path / "nowhere", "--source", "a.mp4"), 1, "is not a bundle"),
+    ):
+        process = start(*arguments, closed=closed)
+        _, errors = finish(process)
+        assert process.returncode == code, errors
+        assert "Traceback" not in errors
+        if "2>&-" not in closed:
+            assert message in errors
+
+
+def test_a_file_never_gets_the_number_of_a_closed_standard_stream():
+    script = (
+        "import os, sys\n"
+        "from mod_edge.commands.standard_streams import open_standard_streams\n"
+        "open_standard_streams()\n"
+        "print('discarded', file=sys.stdout)\n"
+        "ok = os.open(os.devnull, os.O_RDONLY) > 2 and all(map(os.get_inheritable, range(3)))\n"
+        "sys.exit(0 if ok else 'not open')\n"
+    )
+    command = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", sys.executable, "-c", script]
+    assert subprocess.run(command, timeout=TIMEOUT_S, check=False).returncode == 0
+
+
+def test_output_for_a_closed_terminal_is_discarded_and_other_output_is_not():
+    script = (
+        "import errno, os, pty\n"
+        "from mod_edge.commands.standard_streams import leave_closed_terminal\n"
+        "terminal, shown = pty.openpty()\n"
+        "os.dup2(shown, 1)\n"
+        "leave_closed_terminal()\n"
+        "os.write(1, b'shown')\n"
+        "assert os.read(terminal, 9) == b'shown'\n"
+        "os.close(terminal)\n"
+        "try:\n"
+        "    os.write(1, b'lost')\n"
+        "except OSError as exc:\n"
+        "    assert exc.errno == errno.EIO\n"
+        "leave_closed_terminal()\n"
+        "os.write(1, b'discarded')\n"
+        "os.write(2, b'kept')\n"
+    )
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, timeout=TIMEOUT_S, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"kept")
 
 
 def test_a_terminal_that_lacks_a_character_shows_its_code(tiny_bundle, clip):

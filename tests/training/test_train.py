@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -159,16 +160,41 @@ def test_a_training_killed_while_writing_its_checkpoint_can_be_resumed(
     assert_same_training(output, uninterrupted)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@contextmanager
+def handled(number, handler):
+    """The signal's handler is `handler` in the block."""
+    before = signal.signal(number, handler)
+    try:
+        yield
+        assert signal.getsignal(number) is handler
+    finally:
+        signal.signal(number, before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_stopped_training_saves_its_state(uninterrupted, data, tmp_path, number):
     output = tmp_path / "model"
-    handler = signal.getsignal(number)
-    with pytest.raises(KeyboardInterrupt):
+    with handled(number, signal.default_int_handler), pytest.raises(KeyboardInterrupt):
         run(data, RECIPE, output, at_step(3, lambda: os.kill(os.getpid(), number)))
-    assert signal.getsignal(number) is handler
     assert torch.load(ResumeState(output).folder / "state.pt")["step"] == 3
     run(data, RECIPE, output, resume=True)
     assert_same_training(output, uninterrupted)
+
+
+def test_a_second_hang_up_does_not_lose_the_state(data, tmp_path):
+    def hang_up_twice():
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGHUP)
+
+    with handled(signal.SIGHUP, signal.SIG_DFL), pytest.raises(KeyboardInterrupt):
+        run(data, RECIPE, tmp_path / "model", at_step(3, hang_up_twice))
+    assert torch.load(ResumeState(tmp_path / "model").folder / "state.pt")["step"] == 3
+
+
+def test_an_ignored_hang_up_does_not_stop_a_training(data, tmp_path):
+    hang_up = at_step(3, lambda: os.kill(os.getpid(), signal.SIGHUP))
+    with handled(signal.SIGHUP, signal.SIG_IGN):
+        assert run(data, RECIPE, tmp_path / "model", hang_up).steps == SETTINGS.steps
 
 
 @pytest.mark.parametrize(
