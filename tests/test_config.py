@@ -90,6 +90,13 @@ def test_values_that_are_not_positive_are_all_named(document):
         ("vision_config", "patch_size", 60, "at least patch_size=60"),
         ("stream_config", "frame_fps", 0, "frame_fps=0, wanted above 0"),
         ("stream_config", "frame_token_interval_threshold", 1.5, "a probability, 0 to 1"),
+        (
+            "stream_config",
+            "system_prompt",
+            "a\ud800",
+            r"'a\\ud800', .* 2 is half a character, U\+D8",
+        ),
+        ("stream_config", "stream_end", "\udce9", r"stream_end='\\udce9', wanted Unicode text"),
         ("stream_config", "stream_end_id", 2, "silent and speak are the same"),
         ("stream_config", "eos_token_id", 67, r"0 to 66 \(vocab_size is 67\)"),
         ("stream_config", "bos_token_id", -1, "bos_token_id=-1, wanted 0 to 66"),

@@ -1,8 +1,9 @@
 """`mod-edge run`."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,6 +17,10 @@ from mod_edge.commands.arguments import (
     use_threads,
 )
 from mod_edge.commands.console import reports_errors
+from mod_edge.errors import ConfigError
+
+if TYPE_CHECKING:
+    from mod_edge.runtime.queries import Query
 
 
 @reports_errors
@@ -27,7 +32,10 @@ def run(
     camera: Annotated[int | None, typer.Option(min=0, help="Camera number.")] = None,
     query: Annotated[
         list[str] | None,
-        typer.Option(help='Instruction or question; "text@12.5" asks it at 12.5 s. Repeatable.'),
+        typer.Option(
+            help="Instruction or question. A number after the last @ is its time in seconds of "
+            'video, 0 if there is none: "text@12.5". Repeatable.'
+        ),
     ] = None,
     window: Annotated[
         str | None,
@@ -73,9 +81,8 @@ def run(
         from mod_edge.commands.stream_view import screen_view, show_stream
         from mod_edge.runtime.capture.open_source import open_source
         from mod_edge.runtime.open_session import open_session
-        from mod_edge.runtime.queries import parse_query
 
-    queries = [parse_query(text) for text in query or ()]
+    queries = _queries(query or ())
     opened = open_bundle(bundle, hash_all=check)
     settings = opened.profile(profile)
     session = open_session(
@@ -97,6 +104,15 @@ def run(
     ):
         view = screen_view(session, as_json=json, is_verbose=verbose)
         show_stream(session, frames, queries, [view])
+
+
+def _queries(texts: Sequence[str]) -> list["Query"]:
+    from mod_edge.runtime.queries import parse_query
+
+    try:
+        return [parse_query(text) for text in texts]
+    except ConfigError as exc:
+        raise typer.BadParameter(str(exc), param_hint="--query") from exc
 
 
 def _quiet_decoders() -> None:

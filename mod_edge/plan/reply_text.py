@@ -78,8 +78,9 @@ class ReplyText:
 def _byte_ids(tokenizer: Tokenizer) -> list[int]:
     """The ids of the 256 byte tokens; empty if the tokenizer has no byte fallback."""
     tokens = [f"<0x{byte:02X}>" for byte in range(256)]
-    ids = [tokenizer.token_to_id(token) for token in tokens]
-    # Without byte fallback in its decoder, a tokenizer may have these as ordinary tokens.
-    if None in ids or tokenizer.decode(ids[:1], skip_special_tokens=False) == tokens[0]:
+    ids = [token_id for token in tokens if (token_id := tokenizer.token_to_id(token)) is not None]
+    if len(ids) < len(tokens):
         return []
-    return ids
+    # Without byte fallback in its decoder, a tokenizer may have these as ordinary tokens.
+    is_text = tokenizer.decode(ids[:1], skip_special_tokens=False) == tokens[0]
+    return [] if is_text else ids

@@ -92,6 +92,8 @@ def text_ids(tokenizer: Tokenizer, text: str) -> list[int]:
 def stream_config_of(tokenizer: Tokenizer) -> StreamConfig:
     """The streaming protocol with this module's strings and their ids in `tokenizer`."""
     bos, eos = tokenizer.token_to_id(BOS), tokenizer.token_to_id(EOS)
+    assert bos is not None
+    assert eos is not None
     (interval,), (stream_end,) = (text_ids(tokenizer, text) for text in (INTERVAL, STREAM_END))
     return StreamConfig(SYSTEM_PROMPT, bos, eos, INTERVAL, interval, STREAM_END, stream_end)
 

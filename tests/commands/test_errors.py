@@ -1,6 +1,7 @@
 """Bad input: one line of error, exit code 1, no traceback, and nothing written or lost."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
 
@@ -9,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from mod_edge.bundle import manifest as manifest_module
 from mod_edge.config import MoDConfig
-from tests.commands.mod_edge_command import invoke, succeeds
+from tests.commands.mod_edge_command import finish, invoke, start, succeeds
 
 WEIGHTS = "model.safetensors"
 PROGRESS = ("export: ", "target ", "backend ", "window ")  # lines that may come before an error
@@ -288,7 +289,6 @@ def test_a_missing_video_a_folder_and_a_missing_camera_are_errors(tiny_bundle, t
         (("--window", "4096", "--kv-budget", "3"), "got both window and kv_budget"),
         (("--window", "260", "--query", "why " * 300), "has 260; raise --window or"),
         (("--window", "260", "--query", "why " * 300 + "@9"), "a reply to 'why why why"),
-        (("--query", "@5"), "a query is empty; write some text"),
         (("--threshold", "1.5"), "threshold=1.5, wanted a probability, 0 to 1"),
         (("--threshold", "nan"), "threshold=nan, wanted a probability, 0 to 1"),
         (("--max-frames", "0"), "max_frames=0: wanted at least 1"),
@@ -316,3 +316,36 @@ def test_the_reference_needs_the_bundles_own_checkpoint(tiny_bundle, checkpoint,
 def test_control_characters_of_a_path_never_reach_the_terminal(tmp_path, clip):
     line = fails("run", tmp_path / "a\x1b[31mb\n\x07c", "--source", clip)  # fails() checks
     assert "a [31mb  c is no" in line
+
+
+# ---- queries ----
+
+
+@pytest.mark.parametrize(
+    ("query", "says"),
+    [
+        ("x@-1", "ends with '@-1'"),
+        ("", "is empty"),
+        ("@5", "is empty"),
+        ("x\udce9", "byte 0xE9"),
+        ("x@1e999", "at inf"),
+    ],
+)
+def test_a_query_that_cannot_be_asked_is_a_usage_error_before_any_work(tmp_path, query, says):
+    arguments = ("run", tmp_path / "no bundle", "--source", "x.mp4", "--query", "fine@3")
+    result = invoke(*arguments, "--query", query)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert says in " ".join(result.stderr.replace("│", " ").split())
+    assert "--query" in result.stderr
+
+
+@pytest.mark.parametrize("written", [b"caf\xe9", "café".encode()], ids=["Latin-1", "UTF-8"])
+def test_a_query_in_an_encoding_other_than_the_locales_is_a_usage_error(tmp_path, written):
+    arguments = ("run", tmp_path / "no bundle", "--source", "x.mp4")
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": ""}
+    process = start(*arguments, "--query", os.fsdecode(written), environment=plain)
+    printed, said = finish(process)
+    assert (process.returncode, printed) == (2, "")
+    assert "character 4 is byte 0x" in " ".join(said.replace("|", " ").split())
+    assert "Traceback" not in said
