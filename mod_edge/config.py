@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mod_edge.dataclass_reader import JSON, dataclass_from_dict
+from mod_edge.document_parser import parse_json
 from mod_edge.errors import ConfigError, nearest_hint
 from mod_edge.unicode_text import lone_surrogate
 
@@ -323,7 +324,7 @@ def read_config(path: Path) -> ModelConfig:
         OSError: the file cannot be read.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = parse_json(path.read_text(encoding="utf-8"))
     except ValueError as exc:
         raise ConfigError(f"{path} is not valid JSON: {exc}") from exc
     if not isinstance(data, dict):

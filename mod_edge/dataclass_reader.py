@@ -14,11 +14,12 @@ from difflib import get_close_matches
 from types import MappingProxyType, NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-from mod_edge.errors import ModEdgeError
+from mod_edge.errors import ModEdgeError, shortened
 
 AnyDataclass = TypeVar("AnyDataclass")
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
+MAX_INT = 2**63 - 1  # numpy, PyTorch and ONNX hold sizes, counts and seeds in 64 bits
 # The words of messages for one value, and for several in a list.
 SCALARS = {
     bool: ("true or false", "true or false"),
@@ -135,7 +136,9 @@ class _Reading:
             return value
         if wanted in SCALARS and _is_a(value, wanted):
             return value
-        self.faults.append(f"{name}={value!r}, wanted {self._described(wanted, value, name)}")
+        self.faults.append(
+            f"{name}={shortened(value)}, wanted {self._described(wanted, value, name)}"
+        )
         return None
 
     def _described(self, wanted: Any, value: Any, name: str) -> str:
@@ -155,6 +158,8 @@ class _Reading:
             example = '["..."]' if item is str else ""
         else:
             words = SCALARS[wanted][0]
+            if wanted is type(value) is int:  # of the right type, so it is too large
+                words += " of at most 64 bits"
             if wanted is str and self._syntax is TOML and type(value) in (int, float):
                 example = f'"{value}"'
         field = name.rpartition(".")[2]
@@ -177,4 +182,6 @@ def _is_a(value: Any, wanted: type) -> bool:
     """Uses type(), not isinstance(), because a bool is an int in Python."""
     if wanted is float:
         return type(value) in (int, float) and abs(value) <= sys.float_info.max
+    if wanted is int:
+        return type(value) is int and abs(value) <= MAX_INT
     return type(value) is wanted

@@ -18,6 +18,8 @@ prints it without a traceback and exits with 1; a traceback always means a bug i
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
+MAX_SHOWN = 200  # characters of a value in a message: two lines of a terminal
+
 
 class ModEdgeError(Exception):
     """Base class of all errors that a user can fix; any other exception is a bug."""
@@ -63,6 +65,14 @@ def nearest_hint(name: str, known: Iterable[str]) -> str:
     """The nearest known name, as " (did you mean 'x'?)", or "" if none is near."""
     near = get_close_matches(name, known, n=1)
     return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def shortened(value: object) -> str:
+    """The value as Python writes it, without its middle if it would fill a message."""
+    text = repr(value)
+    if len(text) <= MAX_SHOWN:
+        return text
+    return f"{text[: MAX_SHOWN // 2]}...{text[-MAX_SHOWN // 2 :]}"
 
 
 def joined_faults(faults: Sequence[str], most: int) -> str:

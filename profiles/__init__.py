@@ -5,20 +5,14 @@ the package and are known by name; any other profile is given by its path.
 """
 
 import re
-import sys
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 from mod_edge.dataclass_reader import TOML, dataclass_from_dict
+from mod_edge.document_parser import parse_toml
 from mod_edge.errors import ConfigError, nearest_hint
 from mod_edge.plan.targets import DTYPES, TARGETS
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 BUILDER_LEVELS = range(6)  # TensorRT's optimization levels, 0 (fast build) to 5 (fast engine)
 
@@ -164,8 +158,8 @@ def profile_names() -> list[str]:
 
 def _profile_from_toml(text: str, *, name: str, source: str) -> Profile:
     try:
-        table: dict[str, Any] = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as exc:
+        table = parse_toml(text)
+    except ValueError as exc:
         raise ConfigError(f"{source} is not valid TOML: {exc}") from exc
     return dataclass_from_dict(
         Profile, table, source, syntax=TOML, error=ConfigError, given={"name": name}

@@ -133,6 +133,8 @@ def test_an_unknown_or_impossible_rope_scaling_is_rejected(document, changes, fa
     [
         (b"{", r"config\.json is not valid JSON"),
         (b"\xff\xfe{}", r"config\.json is not valid JSON"),
+        pytest.param(b"[" * 100_000, "nested in more than 64 levels", id="brackets"),
+        pytest.param(b"9" * 400, "999999999999... of more than 300 digits", id="digits"),
         (b"[1]", "contains a list, wanted one JSON object"),
     ],
 )

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mod_edge.dataclass_reader import JSON, TOML, dataclass_from_dict
-from mod_edge.errors import ConfigError, DataError
+from mod_edge.dataclass_reader import JSON, MAX_INT, TOML, dataclass_from_dict
+from mod_edge.errors import ConfigError, DataError, shortened
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ def faults_of(data, **more):
     return faults.split("; ")
 
 
+INTEGERS = st.integers(-MAX_INT, MAX_INT)
 WHOLE = {"name": "a", "count": 1, "lens": {"focal_length": 2}, "size": [3, 4]}
 LENSES = st.builds(
     Lens, st.floats(0, allow_infinity=False, allow_subnormal=False) | st.integers(0), st.booleans()
@@ -56,12 +57,12 @@ LENSES = st.builds(
 DEVICES = st.builds(
     Device,
     st.text(),
-    st.integers(),
+    INTEGERS,
     LENSES,
-    st.tuples(st.integers(), st.integers()),
+    st.tuples(INTEGERS, INTEGERS),
     st.lists(st.text()).map(tuple),
     st.none() | LENSES,
-    st.dictionaries(st.text(), st.integers()),
+    st.dictionaries(st.text(), INTEGERS),
 )
 
 
@@ -98,8 +99,21 @@ def test_a_value_of_the_wrong_type_is_named_with_the_wanted_one(name, value, fau
 
 @pytest.mark.parametrize("value", [True, "2", None, float("nan"), float("inf"), 10**400])
 def test_a_number_is_finite_and_not_a_bool(value):
-    fault = f"lens.focal_length={value!r}, wanted a finite number"
+    fault = f"lens.focal_length={shortened(value)}, wanted a finite number"
     assert faults_of({**WHOLE, "lens": {"focal_length": value}}) == [fault]
+
+
+@pytest.mark.parametrize("value", [MAX_INT + 1, -MAX_INT - 1, 10**30])
+def test_a_whole_number_fits_in_64_bits(value):
+    fault = f"count={value}, wanted a whole number of at most 64 bits"
+    assert faults_of({**WHOLE, "count": value}) == [fault]
+
+
+def test_a_long_value_is_shown_without_its_middle():
+    (fault,) = faults_of({**WHOLE, "count": ["word"] * 20_000})
+    assert fault.startswith("count=['word', 'word', ")
+    assert fault.endswith("'word', 'word'], wanted a whole number")
+    assert len(fault) < 250
 
 
 def test_examples_are_in_the_syntax_of_the_file():

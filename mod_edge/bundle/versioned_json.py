@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from mod_edge.bundle.staging import write_whole
+from mod_edge.document_parser import parse_json
 from mod_edge.errors import BundleError, ModEdgeError
 from mod_edge.native.installed import install_command
 
@@ -25,9 +26,8 @@ Content = TypeVar("Content")
 VERSION_KEY = "format_version"
 DIGEST_KEY = "sha256"
 NO_DIGEST = "0" * 64
-# Exceptions of a content parser that assumes the document's shape; of the JSON parser too, whose
-# recursion is limited.
-SHAPE_ERRORS = (KeyError, TypeError, ValueError, AttributeError, RecursionError)
+# Exceptions of a content parser that assumes the document's shape.
+SHAPE_ERRORS = (KeyError, TypeError, ValueError, AttributeError)
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ class VersionedJson(Generic[Content]):
     def is_at(self, path: Path) -> bool:
         """Whether `path` is a document of this kind, in any format."""
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, *SHAPE_ERRORS):
+            data = parse_json(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
             return False
         return isinstance(data, dict) and self.marks | {VERSION_KEY} <= data.keys()
 
@@ -73,7 +73,7 @@ class VersionedJson(Generic[Content]):
         """
         try:
             content = path.read_bytes()
-            data = json.loads(content.decode())
+            data = parse_json(content.decode())
             version = data.pop(VERSION_KEY)
             if version in (self.version, self.version - 1):
                 digest = data.pop(DIGEST_KEY, None)

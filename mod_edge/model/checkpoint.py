@@ -6,7 +6,6 @@ faults at once, before a single weight is read.
 """
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from mod_edge.bundle.manifest import CONFIG_FILE, MANIFEST_FILE, TOKENIZER_FILE, file_sha256
 from mod_edge.config import HEAD_WEIGHT, ModelConfig, read_config
+from mod_edge.document_parser import parse_json
 from mod_edge.errors import BundleError, CheckpointError, ConfigError, joined_faults
 from mod_edge.model.video_llm import VideoLLM
 from mod_edge.plan.tokenizer import read_tokenizer
@@ -153,7 +153,7 @@ def _weight_files(path: Path) -> list[Path]:
         files = [path / WEIGHTS_FILE]
     else:
         try:
-            names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+            names = parse_json(index.read_text(encoding="utf-8"))["weight_map"].values()
             files = [path / name for name in sorted(set(names))]
         except (ValueError, KeyError, TypeError, AttributeError) as exc:
             raise CheckpointError(

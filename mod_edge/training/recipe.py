@@ -18,7 +18,6 @@ trained.
 """
 
 import dataclasses
-import sys
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -27,13 +26,9 @@ from typing import Any, TypeVar
 from mod_edge.bundle.manifest import CONFIG_FILE
 from mod_edge.config import ModelConfig, config_from_dict, config_to_dict, read_config
 from mod_edge.dataclass_reader import TOML, dataclass_from_dict
+from mod_edge.document_parser import parse_toml
 from mod_edge.errors import DataError
 from mod_edge.model.presets import GEOMETRIES, preset_config
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 DTYPES = ("float32", "bfloat16")
 DEVICES = ("auto", "cpu", "cuda")
@@ -170,7 +165,7 @@ def read_recipe(path: Path) -> Recipe:
         ConfigError: the model's config is invalid.
     """
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        data = parse_toml(path.read_text(encoding="utf-8"))
     except OSError as exc:
         raise DataError(f"the recipe {path} cannot be read: {exc.strerror}") from exc
     except ValueError as exc:

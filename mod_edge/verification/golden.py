@@ -22,7 +22,7 @@ from polygraphy.json import load_json, save_json
 from polygraphy.logger import G_LOGGER
 
 from mod_edge.bundle.manifest import MANIFEST_FILE, FileRecord, Manifest, record_file
-from mod_edge.bundle.versioned_json import VersionedJson
+from mod_edge.bundle.versioned_json import SHAPE_ERRORS, VersionedJson
 from mod_edge.errors import BundleError, ConfigError
 from mod_edge.plan.parity import TIED_LOGITS, cut_margin
 from mod_edge.plan.signature import GraphSignature
@@ -42,6 +42,8 @@ from mod_edge.verification.trace_file import read_trace, write_trace
 FORMAT_VERSION = 2
 INPUTS_FILE, OUTPUTS_FILE, STREAM_FILE = "inputs.json", "outputs.json", "stream.npz"
 LEAST_MARGIN = 10 * TIED_LOGITS
+# Polygraphy's reader assumes the shape of its files, and recurses.
+LOADING_ERRORS = (PolygraphyException, OSError, IndexError, RecursionError, *SHAPE_ERRORS)
 ADVICE = "save them again with: mod-edge verify BUNDLE --checkpoint CKPT --save-golden"
 
 
@@ -165,7 +167,7 @@ class Golden(Reference):
                 for kind, feed in zip(entry["steps"], feeds, strict=True)
             )
             outputs = [dict(each.items()) for each in results[0][1]]
-        except (PolygraphyException, OSError, ValueError, KeyError, IndexError, TypeError) as exc:
+        except LOADING_ERRORS as exc:
             raise BundleError(f"{folder} is damaged ({exc}); {ADVICE}") from exc
         return GraphRecording(signature, self._bundle.lowering, steps, partial(_saved, outputs))
 

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from mod_edge.bundle.versioned_json import SHAPE_ERRORS
+from mod_edge.document_parser import parse_json
 from mod_edge.errors import BundleError
 from mod_edge.plan.kv_window import Eviction, Rows
 from mod_edge.verification.recording import (
@@ -49,14 +51,14 @@ def read_trace(path: Path) -> StreamTrace:
     try:
         # Opened here, because numpy does not close a file that is not an archive.
         with path.open("rb") as file, np.load(file) as arrays:
-            document = json.loads(str(arrays["calls"]))
+            document = parse_json(str(arrays["calls"]))
             names = _names_by_number(arrays.files)
             calls = [
                 _call_from_json(call, {key: arrays[name] for key, name in names.get(number, ())})
                 for number, call in enumerate(document.pop("calls"))
             ]
         return StreamTrace(calls=tuple(calls), capacity=Rows(*document.pop("capacity")), **document)
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as exc:
+    except (OSError, *SHAPE_ERRORS, zipfile.BadZipFile) as exc:
         raise BundleError(
             f"{path} is damaged ({exc!r}); save or copy the golden files again"
         ) from exc

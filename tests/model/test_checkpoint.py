@@ -195,7 +195,11 @@ def test_an_index_that_names_a_file_outside_the_folder_is_refused(sharded, name)
 
 @pytest.mark.parametrize(
     "content",
-    ["", "[]", "{}", '{"weight_map": 1}', '{"weight_map": {"a": 1}}', '{"weight_map": {"a": []}}'],
+    [
+        *("", "[]", "{}", '{"weight_map": 1}', '{"weight_map": {"a": 1}}'),
+        '{"weight_map": {"a": []}}',
+        pytest.param("[" * 100_000, id="brackets"),
+    ],
 )
 def test_a_damaged_index_is_a_checkpoint_error(sharded, content):
     many, _ = sharded

@@ -109,7 +109,14 @@ def test_all_faults_are_named_at_once(tokenizer, tmp_path):
     assert message.endswith("'Ġ<504>' is 504; and 7 more")
 
 
-@pytest.mark.parametrize("content", ["", "{}", '{"model": 1}', "not JSON"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("", "{}", '{"model": 1}', "not JSON"),
+        pytest.param('{"version": "1.0", "normalizer": ' + "[" * 100_000, id="brackets"),
+        pytest.param('{"version": "1.0", "truncation": ' + "9" * 400 + "}", id="digits"),
+    ],
+)
 def test_a_file_that_is_not_a_tokenizer_is_a_checkpoint_error(tmp_path, content):
     path = tmp_path / "tokenizer.json"
     path.write_text(content)

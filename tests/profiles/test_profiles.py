@@ -144,6 +144,18 @@ def test_broken_toml_is_a_config_error_with_the_line(tmp_path):
         load_profile(path)
 
 
+@pytest.mark.parametrize(
+    ("value", "fault"),
+    [("[" * 100_000, "nested in more than 64 levels"), ("9" * 400, "of more than 300 digits")],
+    ids=["brackets", "digits"],
+)
+def test_toml_beyond_reason_is_a_config_error(tmp_path, value, fault):
+    path = tmp_path / "broken.toml"
+    path.write_text(f"window = {value}\n")
+    with pytest.raises(ConfigError, match=rf"broken\.toml is not valid TOML: .*{fault}"):
+        load_profile(path)
+
+
 # ---- values ----
 
 

@@ -131,6 +131,12 @@ def test_files_that_are_not_recipes_are_refused(tmp_path):
     path.write_text("[model")
     with pytest.raises(DataError, match="not valid TOML"):
         read_recipe(path)
+    path.write_text(f"model = {'[' * 100_000}")
+    with pytest.raises(DataError, match=r"recipe\.toml .* nested in more than 64 levels"):
+        read_recipe(path)
+    path.write_text(f"steps = {'9' * 400}")
+    with pytest.raises(DataError, match=r"recipe\.toml .* of more than 300 digits"):
+        read_recipe(path)
     path.write_text("[model]\ninit = 'tiny'\n[trian]")
     with pytest.raises(DataError, match=r"'trian', did you mean 'train'\?; missing field 'train'"):
         read_recipe(path)

@@ -274,6 +274,11 @@ def with_a_shorter_list(folder):
     trust_again(folder)
 
 
+def with_nested_brackets(folder):
+    (folder / "head" / "inputs.json").write_text("[" * 100_000)
+    trust_again(folder)
+
+
 def with_a_broken_stream(folder):
     (folder / STREAM_FILE).write_bytes(b"PK\3\4 no archive")
     trust_again(folder)
@@ -299,6 +304,7 @@ def with_a_manifest_of_something_else(folder):
         (with_a_changed_file, r"is damaged: head/inputs\.json missing or changed"),
         (without_a_file, r"is damaged: stream\.npz missing or changed"),
         (with_a_shorter_list, "head is damaged"),
+        (with_nested_brackets, "head is damaged"),
         (with_a_broken_stream, r"stream\.npz is damaged"),
         (without_a_manifest, "has no golden files; save"),
         (with_an_edited_manifest, "has changed since it was written"),
