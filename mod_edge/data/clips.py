@@ -16,6 +16,7 @@ A line has the format of the published streaming data (VideoLLM-online's `conver
 words that it must contain to count as right; without them all words must match.
 """
 
+import codecs
 import json
 import math
 from collections.abc import Iterable
@@ -24,11 +25,17 @@ from pathlib import Path
 from typing import Any
 
 from mod_edge.data.stream_metrics import is_same
-from mod_edge.errors import DataError, joined_faults
+from mod_edge.document_parser import parse_json
+from mod_edge.errors import DataError, joined_faults, shortened
 
 ROLES = ("user", "assistant")
 NUM_FAULTS_SHOWN = 8
 DURATION_SLACK_S = 1.0
+# Far above any video and any reply of the published data, so a larger value is a slip. Evaluation
+# plans a window for the longest clip and lets a model write twice the longest reply; training pads
+# every batch to its longest text, whose attention takes memory by the square.
+MAX_DURATION_S = 24 * 3600.0
+MAX_TEXT_CHARS = 8000  # about four pages of a book
 
 
 @dataclass(frozen=True)
@@ -84,19 +91,19 @@ def read_clips(folder: Path, split: str, *, needs_videos: bool = True) -> list[C
     """
     path = split_file(folder, split)
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
+        lines = path.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")
     except FileNotFoundError as exc:
         raise DataError(
             f"{folder} has no {path.name}, the file of split {split!r}; its format is in the "
             "docstring of mod_edge/data/clips.py"
         ) from exc
-    except (OSError, UnicodeDecodeError) as exc:
-        raise DataError(f"{path} cannot be read: {exc}") from exc
+    except OSError as exc:
+        raise DataError(f"{path} cannot be read: {exc.strerror}; check the path") from exc
     clips, faults = [], []
     for number, line in enumerate(lines, start=1):
         if line.strip():
             try:
-                clips.append(_clip_from_json(line, folder, needs_video=needs_videos))
+                clips.append(_clip_from_json(_decoded(line), folder, needs_video=needs_videos))
             except (KeyError, TypeError, ValueError) as exc:
                 what = f"has no {exc}" if isinstance(exc, KeyError) else str(exc)
                 faults.append(f"line {number}: {what}")
@@ -115,8 +122,15 @@ def write_clips(folder: Path, split: str, clips: Iterable[Clip]) -> None:
             file.write(json.dumps(_clip_to_json(clip, folder)) + "\n")
 
 
+def _decoded(line: bytes) -> str:
+    try:
+        return line.decode()
+    except UnicodeDecodeError as exc:
+        raise ValueError(f"byte {exc.start + 1} is not UTF-8; save the file as UTF-8") from exc
+
+
 def _clip_from_json(line: str, folder: Path, *, needs_video: bool) -> Clip:
-    data = json.loads(line)
+    data = parse_json(line)
     if not isinstance(data, dict):
         raise ValueError(f"got a {type(data).__name__}, wanted an object")
     duration_s = _seconds(data["duration"], "duration")
@@ -126,12 +140,23 @@ def _clip_from_json(line: str, folder: Path, *, needs_video: bool) -> Clip:
     times = [each.time_s for each in conversation]
     if times != sorted(times):
         raise ValueError("the conversation is not in order of time")
-    video = folder / str(data["video"])
-    if Path(data["video"]).is_absolute() or ".." in Path(data["video"]).parts:
-        raise ValueError(f"video={data['video']!r}, wanted a path inside the data set's folder")
-    if needs_video and not video.is_file():
+    uid = str(data["video_uid"])
+    _check_text(uid, "video_uid")
+    video = _video_path(data["video"], folder, is_needed=needs_video)
+    return Clip(uid, video, duration_s, conversation)
+
+
+def _video_path(name: Any, folder: Path, *, is_needed: bool) -> Path:
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise ValueError(f"video={shortened(name)}, wanted a path inside the data set's folder")
+    video = folder / name
+    try:
+        is_missing = is_needed and not video.is_file()
+    except OSError as exc:  # a name that is too long, a folder that may not be entered
+        raise ValueError(f"video={shortened(name)} cannot be read: {exc.strerror}") from exc
+    if is_missing:
         raise ValueError(f"there is no video {video}")
-    return Clip(str(data["video_uid"]), video, duration_s, conversation)
+    return video
 
 
 def _line_from_json(data: Any, duration_s: float) -> Line:
@@ -139,19 +164,23 @@ def _line_from_json(data: Any, duration_s: float) -> Line:
         raise ValueError(f"conversation contains a {type(data).__name__}, wanted objects")
     role, content, time_s = data["role"], data["content"], _seconds(data["time"], "time")
     if role not in ROLES:
-        raise ValueError(f"role={role!r}, wanted one of {', '.join(ROLES)}")
+        raise ValueError(f"role={shortened(role)}, wanted one of {', '.join(ROLES)}")
     if not isinstance(content, str) or not content.strip():
-        raise ValueError(f"content={content!r}, wanted text")
+        raise ValueError(f"content={shortened(content)}, wanted text")
+    _check_text(content, "content")
     if time_s > duration_s:
         raise ValueError(f"time={time_s} is after the video's end, {duration_s} s")
     kind, keys = data.get("kind", ""), data.get("keys", [])
     if not isinstance(kind, str):
-        raise ValueError(f"kind={kind!r}, wanted a word")
+        raise ValueError(f"kind={shortened(kind)}, wanted a word")
+    _check_text(kind, "kind")
     is_list = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
     if not is_list or not all(any(map(str.isalnum, key)) for key in keys):
-        raise ValueError(f"keys={keys!r}, wanted a list of words")
+        raise ValueError(f"keys={shortened(keys)}, wanted a list of words")
     if not is_same(content, content, keys):
-        raise ValueError(f"keys={keys!r}, wanted words of {content!r} in their order")
+        raise ValueError(
+            f"keys={shortened(keys)}, wanted words of {shortened(content)} in their order"
+        )
     return Line(role, content, time_s, kind, tuple(keys))
 
 
@@ -173,5 +202,25 @@ def _clip_to_json(clip: Clip, folder: Path) -> dict[str, Any]:
 def _seconds(value: Any, name: str) -> float:
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not is_number or not math.isfinite(value) or value < 0:
-        raise ValueError(f"{name}={value!r}, wanted seconds")
+        raise ValueError(f"{name}={shortened(value)}, wanted seconds")
+    if value > MAX_DURATION_S:
+        raise ValueError(
+            f"{name}={shortened(value)}, wanted at most {MAX_DURATION_S:.0f} seconds, a day"
+        )
     return float(value)
+
+
+def _check_text(text: str, name: str) -> None:
+    if len(text) > MAX_TEXT_CHARS:
+        raise ValueError(
+            f"{name}={shortened(text)} has {len(text)} characters, wanted at most {MAX_TEXT_CHARS}"
+        )
+    try:
+        text.encode()
+    except (
+        UnicodeEncodeError
+    ) as exc:  # JSON can escape one half of a pair, Unicode has no such text
+        raise ValueError(
+            f"{name}={shortened(text)} has {text[exc.start]!r}, half of a surrogate pair; wanted "
+            "whole characters"
+        ) from exc

@@ -8,6 +8,7 @@ loss), and each reply's tokens with the end token (LM loss). The ids come from t
 """
 
 import math
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -101,13 +102,13 @@ def dialogue_of_clip(clip: Clip, fps: float, num_frames: int) -> Dialogue:
 
 def _exchanges(clip: Clip, fps: float) -> Iterator[tuple[float, str | None, Line | None]]:
     """Time, query (if any) and reply, which is None for a query without an answer at its frame."""
-    lines = list(clip.conversation)
+    lines = deque(clip.conversation)
     while lines:
-        line = lines.pop(0)
+        line = lines.popleft()
         if line.role == "assistant":
             yield line.time_s, None, line
         elif lines and lines[0].role == "assistant" and lines[0].time_s - line.time_s < 1 / fps:
-            yield line.time_s, line.content, lines.pop(0)
+            yield line.time_s, line.content, lines.popleft()
         else:
             yield line.time_s, line.content, None
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from mod_edge.data.clips import Clip, Line, read_clips, write_clips
+from mod_edge.data.clips import MAX_TEXT_CHARS, Clip, Line, read_clips, write_clips
 from mod_edge.errors import DataError
 
 
@@ -81,12 +81,66 @@ def test_an_empty_split_is_refused(tmp_path):
         ({"conversation": [said(keys=["!"])]}, "wanted a list of words"),
         ({"conversation": [said(keys=["nobody"])]}, "'nobody'.*wanted words of '.*' in their ord"),
         ({"conversation": [said(kind=None)]}, "kind=None, wanted a word"),
+        ({"video": f"{'v' * 5000}.mp4"}, "line 1: video='vvv.*vvv.mp4' cannot be read: File name"),
+        ({"duration": 1e7}, "line 1: duration=10000000.0, wanted at most 86400 seconds, a day"),
+        ({"duration": 1e300}, r"line 1: duration=1e\+300, wanted at most 86400 seconds"),
+        ({"duration": 10**299}, r"line 1: duration=1000+\.\.\.0+, wanted at most 86400 seconds"),
+        (
+            {"duration": 10**399},
+            r"line 1: it has the number 100000000000\.\.\. of more than 300 dig",
+        ),
+        ({"duration": float("inf")}, "line 1: duration=inf, wanted seconds"),
+        ({"conversation": [said(time=1e7)]}, "line 1: time=10000000.0, wanted at most 86400"),
+        (
+            {"conversation": [said(content="ball " * 20_000)]},
+            "line 1: content='ball ball .* has 100000 characters, wanted at most 8000",
+        ),
+        ({"conversation": [said(kind="x" * 9000)]}, "line 1: kind='x.* has 9000 characters"),
+        ({"video_uid": "x" * 9000}, "line 1: video_uid='x.* has 9000 characters"),
+        (
+            {"conversation": [said(content="a ball \ud83d is")]},
+            r"line 1: content='a ball \\ud83d is' has '\\ud83d', half of a surrogate pair",
+        ),
+        (
+            {"conversation": [said(role="user", content="\udc00?")]},
+            r"line 1: content='\\udc00\?' has '\\udc00', half of a surrogate pair",
+        ),
+        ({"video_uid": "a\ud83d"}, r"line 1: video_uid='a\\ud83d' has '\\ud83d', half of a surr"),
+        ({"conversation": [said(kind="\ud83d")]}, r"line 1: kind='\\ud83d' has '\\ud83d', half of"),
     ],
+    ids=lambda value: value[:40] if isinstance(value, str) else "",
 )
 def test_a_faulty_line_is_named_by_its_number(tmp_path, changes, message):
     write_line(tmp_path, **changes)
     with pytest.raises(DataError, match=message):
         read_clips(tmp_path, "train")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b"[" * 100_000, "line 2: its brackets are nested in more than 64 levels"),
+        (b'{"video_uid": ' + b"7" * 5000 + b"}", "line 2: it has a number of more than 300 digits"),
+        ('{"video_uid": "caf\xe9"}'.encode("latin-1"), "line 2: byte 19 is not UTF-8; save"),
+        ("{}".encode("utf-16"), "line 2: byte 1 is not UTF-8; save the file as UTF-8"),
+    ],
+    ids=["brackets", "digits", "latin-1", "utf-16"],
+)
+def test_a_line_that_cannot_be_parsed_is_named_by_its_number(tmp_path, line, message):
+    write_line(tmp_path)
+    with (tmp_path / "train.jsonl").open("ab") as file:
+        file.write(line + b"\n")
+    with pytest.raises(DataError, match=message):
+        read_clips(tmp_path, "train")
+
+
+def test_whole_characters_and_long_replies_are_read(tmp_path):
+    texts = ["\U0001f600 and \ud83d\ude00 are one", "x" * MAX_TEXT_CHARS]
+    write_line(tmp_path, conversation=[said(content=text) for text in texts])
+    (clip,) = read_clips(tmp_path, "train")
+    smile, long = (line.content for line in clip.conversation)
+    assert smile == "\U0001f600 and \U0001f600 are one"
+    assert long == texts[1]
 
 
 def test_many_faults_are_reported_at_once_and_counted(tmp_path):
