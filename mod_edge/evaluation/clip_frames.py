@@ -3,10 +3,12 @@
 import zlib
 from collections.abc import Iterator
 
+import cv2
 import numpy as np
 
 from mod_edge.config import ModelConfig
-from mod_edge.data.clips import Clip
+from mod_edge.data.clips import DURATION_SLACK_S, Clip
+from mod_edge.runtime.capture.opencv import open_file
 from mod_edge.runtime.capture.source import Frame
 from mod_edge.runtime.capture.video_file import VideoFile
 from mod_edge.runtime.loaded_model import UInt8Array
@@ -53,6 +55,30 @@ def read_clip_frames(clip: Clip, config: ModelConfig) -> ClipFrames:
             frames.append(np.zeros((side, side, 3), np.uint8))
             letterbox(frame.image, frames[-1])
     return ClipFrames(np.stack(frames), stream.frame_fps, video.warnings)
+
+
+def num_clip_frames(clip: Clip, fps: float) -> int:
+    """The most frames that `read_clip_frames` can return at `fps`.
+
+    The video is decoded to count them only where its header does not confirm the duration in its
+    line, so that a wrong duration costs no memory and no time.
+
+    Raises:
+        SourceError: the video cannot be read.
+    """
+    most_frames = clip.most_frames(fps)
+    if _header_duration_s(clip) >= clip.duration_s - DURATION_SLACK_S:
+        return most_frames
+    with VideoFile(clip.video, fps=fps, max_frames=most_frames) as video:
+        return sum(1 for _frame in video)
+
+
+def _header_duration_s(clip: Clip) -> float:
+    """The video's length according to its header; 0 where that does not tell."""
+    capture = open_file(clip.video)
+    fps, count = capture.get(cv2.CAP_PROP_FPS), capture.get(cv2.CAP_PROP_FRAME_COUNT)
+    capture.release()
+    return count / fps if fps > 0 else 0.0
 
 
 def seed_of(clip: Clip) -> int:

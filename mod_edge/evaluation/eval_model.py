@@ -13,6 +13,7 @@ from mod_edge.config import ModelConfig
 from mod_edge.data.clips import Clip
 from mod_edge.data.dialogue import Text, dialogue_of_clip, pieces_of_dialogue
 from mod_edge.errors import BackendError, ConfigError
+from mod_edge.evaluation.clip_frames import num_clip_frames
 from mod_edge.evaluation.frame_memory import FrameMemory, KnownFrames
 from mod_edge.native.installed import install_command
 from mod_edge.plan.kv_budget import plan_capacity, rows_of
@@ -67,6 +68,7 @@ class EvalModel(AbstractContextManager["EvalModel"]):
         """Plan a window that holds each of the clips, and load the model.
 
         Raises:
+            SourceError: a clip's video cannot be read.
             ConfigError: the graphs' fixed window is too small for a clip.
             BackendError: the model cannot run here.
         """
@@ -203,7 +205,7 @@ class _Needs:
         self.dialogue = roomy = NO_ROWS
         longest_reply = self.num_frames = 1
         for clip in clips:
-            num_frames = clip.most_frames(stream.frame_fps)
+            num_frames = num_clip_frames(clip, stream.frame_fps)
             self.num_frames = max(self.num_frames, num_frames)
             dialogue = dialogue_of_clip(clip, stream.frame_fps, num_frames)
             pieces = pieces_of_dialogue(dialogue, stream, tokenizer)

@@ -104,13 +104,13 @@ def evaluate(
     """
     _check(max_clips, tolerance_s, threshold)
     clips = read_clips(data, split)[:max_clips]
+    baseline_from = TRAIN_SPLIT if split_file(data, TRAIN_SPLIT).is_file() else split
+    baseline_clips = read_clips(data, baseline_from, needs_videos=False)
     opened = open_model(model, backend=backend, device=device, profile=profile)
     fps = opened.config.stream_config.frame_fps
     thresholds = _thresholds(opened.config.stream_config, threshold)
-    baseline_from = TRAIN_SPLIT if split_file(data, TRAIN_SPLIT).is_file() else split
     majority = majority_of(
-        dialogue_of_clip(clip, fps, clip.most_frames(fps))
-        for clip in read_clips(data, baseline_from, needs_videos=False)
+        dialogue_of_clip(clip, fps, clip.most_frames(fps)) for clip in baseline_clips
     )
     with EvalModel(opened, clips) as loaded:
         eval_run = EvalRun(loaded, thresholds, tolerance_s, controls=controls)

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from mod_edge.data.clips import Clip
-from mod_edge.evaluation.clip_frames import read_clip_frames, seed_of
+from mod_edge.data.clips import MAX_DURATION_S, Clip
+from mod_edge.evaluation.clip_frames import num_clip_frames, read_clip_frames, seed_of
 from mod_edge.runtime.capture.video_file import VideoFile
 from mod_edge.runtime.preprocess import letterbox
 
@@ -34,6 +34,13 @@ def test_a_clip_ends_at_the_duration_of_its_line(frames):
 @pytest.mark.parametrize(("duration_s", "count"), [(0.0, 1), (0.4, 1), (0.5, 2), (30.0, 61)])
 def test_the_last_frame_is_not_after_the_end(tmp_path, duration_s, count):
     assert Clip("x", tmp_path, duration_s, ()).most_frames(fps=2.0) == count
+
+
+def test_the_frames_of_a_clip_are_counted_where_its_header_contradicts_the_line(clip):
+    """The webcam's video is 15.2 s long."""
+    assert num_clip_frames(Clip("box", clip, 5.9, ()), fps=2.0) == 12
+    assert num_clip_frames(Clip("box", clip, 16.0, ()), fps=2.0) == 33  # within the slack
+    assert num_clip_frames(Clip("box", clip, MAX_DURATION_S, ()), fps=2.0) == 31
 
 
 def test_a_seed_depends_only_on_the_clips_uid(clips):

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from mod_edge.data.clips import MAX_DURATION_S
 from mod_edge.errors import ConfigError
 from mod_edge.evaluation.eval_model import EvalModel
 from mod_edge.evaluation.free_running import run_free
@@ -38,6 +39,16 @@ def test_frames_per_step_are_limited_by_tokens_profile_and_longest_clip(tiny_sou
     ):
         with EvalModel(source, shown) as model:
             assert model.limits.frames_per_step == limit
+
+
+def test_the_window_is_planned_for_the_frames_in_the_video(tiny_source, clips):
+    """A line may state a day for a video of five seconds."""
+    capacities = []
+    for duration_s in (4.6, MAX_DURATION_S):  # 10 frames each
+        stated = [replace(clip, duration_s=duration_s) for clip in clips]
+        with EvalModel(tiny_source, stated) as model:
+            capacities.append(model.limits.capacity)
+    assert capacities[0] == capacities[1]
 
 
 def test_weights_are_loaded_once_for_all_streams_even_after_a_roll(

@@ -9,7 +9,7 @@ import pytest
 
 from mod_edge.commands.console import out
 from mod_edge.commands.evaluation_view import print_evaluation
-from mod_edge.errors import ConfigError
+from mod_edge.errors import ConfigError, DataError
 from mod_edge.evaluation.eval_run import Row, Thresholds
 from mod_edge.evaluation.evaluate import Evaluation, evaluate
 from mod_edge.evaluation.free_running import EventKind, score
@@ -102,6 +102,14 @@ def test_baselines_use_the_training_split_if_there_is_one(tiny_checkpoint, data,
     (copy / "train.jsonl").write_text(json.dumps(line))
     found = evaluate(tiny_checkpoint, copy, max_clips=1)
     assert (found.baseline_from, found.most_frequent) == ("train", "A dog barks.")
+
+
+def test_a_fault_in_the_training_split_is_named_before_the_model_is_opened(data, tmp_path):
+    copy = shutil.copytree(data, tmp_path / "data")
+    line = json.loads((data / "test.jsonl").read_text().splitlines()[0])
+    (copy / "train.jsonl").write_text(json.dumps(line | {"duration": 1e300}))
+    with pytest.raises(DataError, match=r"train\.jsonl: line 1: duration=1e\+300"):
+        evaluate(tmp_path / "no model", copy)
 
 
 @pytest.mark.parametrize(
