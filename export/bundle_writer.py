@@ -29,6 +29,7 @@ from mod_edge.export.lower import lower_file
 from mod_edge.export.step_io import reference_module
 from mod_edge.export.trace import Topology, raw_array, rounded, trace, write_graph
 from mod_edge.model.checkpoint import Checkpoint
+from mod_edge.native.native_path import native_path
 from mod_edge.plan.graph_kind import GraphKind
 from mod_edge.plan.signature import GraphSignature, bundle_signatures
 from mod_edge.plan.targets import CPU_FP32, Lowering
@@ -63,7 +64,7 @@ def export_bundle(
     Raises:
         ExportError: an unknown layer, a graph that fails its check, or a target that contains the
             checkpoint.
-        ConfigError: `target` exists and `force` is not given.
+        ConfigError: `target` exists and `force` is not given, or its path is not UTF-8.
     """
     config = checkpoint.config
     indices = _checked_layers(config, layers)
@@ -71,6 +72,7 @@ def export_bundle(
         raise ExportError(
             f"{target} would replace the checkpoint {checkpoint.path}; choose another folder"
         )
+    native_path(target)  # before the work: the graphs are checked where they are written
     signatures = bundle_signatures(config, lowering, indices)
     total = len(signatures) + 2
     with staged_folder(target, is_ours=is_bundle, force=force, carried=(ENGINES_FOLDER,)) as folder:

@@ -21,6 +21,7 @@ from mod_edge.export.random_step import random_step
 from mod_edge.export.step_io import Arrays
 from mod_edge.export.widen import write_widened
 from mod_edge.model.layers import MoDDecoderLayer
+from mod_edge.native.native_path import native_path
 from mod_edge.native.onnx_session import session_options
 from mod_edge.plan.layout import FRAME, step_layout
 from mod_edge.plan.parity import TIED_LOGITS, selection_gap
@@ -48,7 +49,7 @@ def check_structure(
     Raises:
         ExportError: names every fault.
     """
-    onnx.checker.check_model(str(path))
+    onnx.checker.check_model(native_path(path))
     graph = onnx.load(str(path), load_external_data=False).graph
     ops = {node.op_type for node in graph.node}
     used = {name for node in graph.node for name in node.input}
@@ -139,7 +140,9 @@ def _session(path: Path, lowering: Lowering) -> Iterator[onnxruntime.InferenceSe
         options = session_options()
         # Prepacking copies all weights, for speed that does not matter in a few runs.
         options.add_session_config_entry("session.disable_prepacking", "1")
-        yield onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        yield onnxruntime.InferenceSession(
+            native_path(path), options, providers=["CPUExecutionProvider"]
+        )
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ from typing import Any
 from mod_edge.bundle.engine_manifest import EngineSettings
 from mod_edge.bundle.shape_ranges import OptimizationProfiles
 from mod_edge.errors import BackendError, ExportError
+from mod_edge.native.native_path import native_path
 from mod_edge.native.trt import (
     DATA_TYPES,
     LogLine,
@@ -93,7 +94,7 @@ def compile_graph(
         network = builder.create_network(network_flags(tensorrt))
         # Kept in a variable because it owns the weights, which the build needs.
         parser = tensorrt.api.OnnxParser(network, tensorrt.native_logger)
-        if not parser.parse_from_file(str(path)):
+        if not parser.parse_from_file(native_path(path)):
             raise _rejection(tensorrt, signature, _parser_errors(parser) or _first_error(lines))
         faults = _network_faults(tensorrt, network, signature)
         if faults:

@@ -167,7 +167,11 @@ def print_pairs(rows: list[tuple[str, str]]) -> None:
 
 
 def printable(text: str) -> str:
-    """`text` on one line, control characters replaced: a reply must not move the cursor."""
+    """`text` on one line, control characters replaced: a reply must not move the cursor.
+
+    Bytes of a path that are not UTF-8 become escape codes.
+    """
+    text = text.encode(errors="backslashreplace").decode()
     return "".join(char if char.isprintable() else " " for char in text)
 
 

@@ -40,7 +40,7 @@ def read_tokenizer(path: Path, config: ModelConfig) -> Tokenizer:
             token has no row in the embedding.
     """
     try:
-        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_buffer(path.read_bytes())
     except Exception as exc:  # the library raises bare Exception for every fault
         raise CheckpointError(f"{path} cannot be read as a tokenizer.json: {exc}") from exc
     stream = config.stream_config

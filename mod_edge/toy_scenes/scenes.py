@@ -3,8 +3,10 @@
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import cv2
@@ -13,6 +15,8 @@ from mod_edge.bundle.staging import staged_folder
 from mod_edge.data.clips import Clip, Line, write_clips
 from mod_edge.errors import DataError
 from mod_edge.native.cpu_cores import usable_cores
+from mod_edge.native.native_path import native_path
+from mod_edge.native.worker_death import death_of
 from mod_edge.progress import OnStep, not_shown
 from mod_edge.toy_scenes.questions import with_questions
 from mod_edge.toy_scenes.render import Renderer, photographs_of
@@ -74,12 +78,14 @@ def write_scenes(
         on_step: progress callback.
 
     Raises:
-        ConfigError: `folder` exists and `force` is not set, or it is not such a data set.
-        DataError: `counts` has no clips, or OpenCV cannot write videos.
+        ConfigError: `folder` exists and `force` is not set, it is not such a data set, or its path
+            is not UTF-8.
+        DataError: `counts` has no clips, OpenCV cannot write videos, or a process died.
     """
     total, done = sum(counts.values()), 0
     if not total:
         raise DataError("the data set would have no clips; set the number of at least one split")
+    native_path(folder)  # here its name is the user's, not that of the folder being written
     with (
         staged_folder(folder, is_ours=is_scene_data_set, force=force) as staging,
         # Not forked: OpenCV's threads do not survive a fork.
@@ -89,15 +95,21 @@ def write_scenes(
         facts = {"seed": seed, "duration_s": duration_s, "clips": dict(counts)}
         (staging / MARKER_FILE).write_text(json.dumps(facts) + "\n", encoding="utf-8")
         for split in SPLITS:
-            pending: list[Future[Clip]] = [
-                pool.submit(_write_clip, staging, split, number, seed, photographs, duration_s)
-                for number in range(counts.get(split.name, 0))
-            ]
+            pending: list[Future[Clip]] = []
+            workers: list[BaseProcess] = []
             try:
+                pending += [
+                    pool.submit(_write_clip, staging, split, number, seed, photographs, duration_s)
+                    for number in range(counts.get(split.name, 0))
+                ]
+                workers += active_children()
                 for clip in as_completed(pending):
                     clip.result()
                     done += 1
                     on_step(split.name, done, total)
+            except BrokenProcessPool as exc:
+                pool.shutdown()  # waits, so that every worker has its exit code
+                raise DataError(f"a process that draws clips died: {death_of(workers)}") from exc
             except BaseException:  # also Ctrl-C: else all queued clips would be drawn first
                 pool.shutdown(cancel_futures=True)
                 raise
@@ -168,9 +180,10 @@ def write_video(path: Path, renderer: Renderer, duration_s: float) -> None:
 
     Raises:
         DataError: this OpenCV has no MPEG-4 encoder.
+        ConfigError: the path is not UTF-8.
     """
     fourcc = cv2.VideoWriter.fourcc(*"mp4v")
-    writer = cv2.VideoWriter(str(path), fourcc, VIDEO_FPS, (VIDEO_SIZE, VIDEO_SIZE))
+    writer = cv2.VideoWriter(native_path(path), fourcc, VIDEO_FPS, (VIDEO_SIZE, VIDEO_SIZE))
     if not writer.isOpened():
         raise DataError(
             f"{path} cannot be written: this OpenCV has no MPEG-4 encoder; install opencv-python"

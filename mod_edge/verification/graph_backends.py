@@ -17,6 +17,7 @@ from polygraphy.backend.onnxrt import OnnxrtRunner
 from polygraphy.common import TensorMetadata
 
 from mod_edge.errors import BackendError
+from mod_edge.native.native_path import native_path
 from mod_edge.native.onnx_session import names_dtypes_dims, session_options
 from mod_edge.plan.signature import GraphSignature, TensorSpec
 from mod_edge.plan.targets import TARGETS, Lowering
@@ -154,11 +155,11 @@ class OnnxGraphRunner(OnnxrtRunner):  # type: ignore[misc] # Polygraphy ships no
     def _session(self, folder: Path) -> Any:
         options = session_options()
         options.log_severity_level = 4  # errors are raised; do not print them as well
-        model: str | bytes = str(self._path)
+        model: str | bytes = native_path(self._path)
         if self._rewriting == WIDENED:
             from mod_edge.export.widen import write_widened
 
-            model = str(write_widened(self._path, folder))
+            model = native_path(write_widened(self._path, folder))
         elif self._rewriting == UNMARKED:
             import onnx
 

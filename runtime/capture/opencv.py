@@ -8,6 +8,7 @@ import cv2
 
 from mod_edge.errors import SourceError
 from mod_edge.native.captured_stderr import captured_stderr
+from mod_edge.native.native_path import is_utf8
 from mod_edge.profiles import Camera
 
 OPEN_TIMEOUT_S = 10.0
@@ -27,13 +28,17 @@ def open_file(path: Path) -> cv2.VideoCapture:
             raise SourceError(f"{path} is not a regular file; for a camera give its number")
         with path.open("rb") as file:
             head = file.read(8)
-    except FileNotFoundError as exc:
+    except (FileNotFoundError, ValueError) as exc:  # ValueError: no file can have such a name
         raise SourceError(f"there is no video file {path}; check the path") from exc
     except OSError as exc:
         raise SourceError(f"{path} cannot be read: {exc.strerror}; check its permissions") from exc
     if not head:
         raise SourceError(f"{path} is empty (0 bytes); copy or record it again")
-    capture, reason = _open_quietly(str(path))
+    if is_utf8(path):
+        capture, reason = _open_quietly(str(path))
+    else:
+        with path.open("rb") as file:  # OpenCV crashes the process at such a name
+            capture, reason = _open_quietly(f"/dev/fd/{file.fileno()}")
     if not capture.isOpened():
         raise SourceError(
             f"{path} cannot be read as a video{reason}: {size_bytes} bytes, first {head!r}; "
@@ -75,6 +80,8 @@ def open_live(source: int | str, name: str, read_timeout_s: float) -> cv2.VideoC
     Raises:
         SourceError: it cannot be opened; the message says what to check.
     """
+    if isinstance(source, str) and not is_utf8(source):  # OpenCV crashes the process at it
+        raise SourceError(f"{name} has bytes that are not UTF-8; write them as %XX, as in %E9")
     if is_pipeline(source):
         capture, reason = _open_quietly(source, cv2.CAP_GSTREAMER)
         advice = (

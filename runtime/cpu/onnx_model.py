@@ -16,6 +16,7 @@ import onnxruntime
 from mod_edge.bundle.bundle import Bundle
 from mod_edge.bundle.manifest import EMBEDDING_FILE
 from mod_edge.errors import BackendError
+from mod_edge.native.native_path import native_path
 from mod_edge.native.onnx_session import names_dtypes_dims, num_threads, session_options
 from mod_edge.plan.kv_window import Eviction, Rows
 from mod_edge.plan.layout import StepLayout
@@ -221,12 +222,13 @@ class _Graph:
 
     def __init__(self, folder: Path, signature: GraphSignature) -> None:
         path = folder / signature.file
+        name = native_path(path)
         options = session_options()
         # Memory patterns are kept per shape: as the past grows, that is one per step, without end.
         options.enable_mem_pattern = False
         options.log_severity_level = 4  # errors are raised, and would be printed as well
         try:
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=[PROVIDER])
+            self._session = onnxruntime.InferenceSession(name, options, providers=[PROVIDER])
         except Exception as exc:  # onnxruntime raises bare pybind exceptions of many types
             raise BackendError(
                 f"onnxruntime cannot load {path}: {exc}; export the checkpoint again"

@@ -15,6 +15,7 @@ from mod_edge.bundle.bundle import Bundle
 from mod_edge.errors import BackendError
 from mod_edge.native.captured_stderr import captured_stderr
 from mod_edge.native.installed import install_command
+from mod_edge.native.native_path import native_path
 from mod_edge.native.onnx_session import session_options
 from mod_edge.plan.signature import GraphSignature
 
@@ -127,13 +128,14 @@ def _open(path: Path, provider: str, provider_options: dict[str, str]) -> Any:
             f"this onnxruntime has {', '.join(available)}, wanted {provider}; install it with: "
             f"pip uninstall -y onnxruntime, {install_command('gpu')}; or use --device cpu"
         )
+    name = native_path(path)
     options = session_options()
     options.enable_mem_pattern = False  # kept for every shape seen
     options.add_session_config_entry(RECORD_ASSIGNMENT, "1")
     with captured_stderr() as captured:
         try:
             session = onnxruntime.InferenceSession(
-                str(path), options, providers=[(provider, provider_options)]
+                name, options, providers=[(provider, provider_options)]
             )
         except Exception as exc:  # onnxruntime raises bare pybind exceptions of many types
             raise BackendError(

@@ -1,5 +1,9 @@
 """The data set of synthetic scenes."""
 
+import os
+import signal
+from multiprocessing import active_children
+
 import pytest
 
 from mod_edge.data.clips import read_clips
@@ -50,6 +54,23 @@ def test_a_users_own_data_set_is_never_replaced(tmp_path):
     (tmp_path / "mine" / "train.jsonl").touch()
     with pytest.raises(ConfigError, match="was not made by this command"):
         write_scenes(tmp_path / "mine", {"train": 1}, seed=0, force=True)
+
+
+def test_a_folder_whose_name_is_not_utf_8_is_refused_with_its_name(tmp_path):
+    folder = tmp_path / os.fsdecode(b"sc\xe9nes")
+    with pytest.raises(ConfigError, match=r"sc\\udce9nes' is not UTF-8.*rename"):
+        write_scenes(folder, {"train": 1}, seed=0, force=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_process_that_is_killed_is_one_error_with_the_signal(tmp_path):
+    def kill_one(name, done, total):
+        if done == 1:
+            os.kill(active_children()[0].pid, signal.SIGKILL)
+
+    with pytest.raises(DataError, match="draws clips died: SIGKILL, usually out of memory"):
+        write_scenes(tmp_path / "data", {"train": 40}, seed=3, force=False, on_step=kill_one)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_data_set_without_clips_is_refused(tmp_path):

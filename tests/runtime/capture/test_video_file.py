@@ -1,10 +1,13 @@
 """Video files as cameras, phones and recorders write them, made with FFmpeg."""
 
+import os
 import re
 
 import cv2
 import pytest
 
+from mod_edge.errors import SourceError
+from mod_edge.runtime.capture.opencv import open_live
 from mod_edge.runtime.capture.video_file import VideoFile
 
 FPS = 2
@@ -144,3 +147,21 @@ def test_sound_longer_than_the_pictures_is_not_called_a_truncated_file(ffmpeg, r
     times_s, _, (warning,) = watch(with_track(ffmpeg, video, long_sound, "a.mkv"))
     assert len(times_s) == 6
     assert "3.0 s of 10.0 s; the file may be truncated, or its sound longer" in warning
+
+
+def test_a_name_that_is_not_utf_8_is_read_like_any_other(record, tmp_path):
+    path = tmp_path / os.fsdecode(b"caf\xe9.mp4")
+    record("plain.mp4").rename(path)
+    times_s, _, warnings = watch(path)
+    assert len(times_s) == 6
+    assert warnings == []
+
+
+def test_a_name_that_no_file_can_have_is_an_error():
+    with pytest.raises(SourceError, match="there is no video file"):
+        VideoFile("caf\ud800.mp4", fps=FPS)
+
+
+def test_an_address_that_is_not_utf_8_is_an_error_without_the_password():
+    with pytest.raises(SourceError, match=r"rtsp://\*\*\*@host/.* has bytes that are not UTF-8"):
+        open_live(os.fsdecode(b"rtsp://me:secret@host/\xe9"), "rtsp://***@host/\udce9", 1.0)
