@@ -10,6 +10,8 @@ the tokens. Held-out combinations are never shown.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing import active_children
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import cv2
@@ -21,9 +23,12 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy,
 from torch.utils.data import DataLoader, IterableDataset
 
 from mod_edge.config import ModelConfig
+from mod_edge.errors import DataError
 from mod_edge.model.vision import PIXEL_MAX, PIXEL_MEAN, FrameEncoder, pooling_matrix
+from mod_edge.native.worker_death import death_of
+from mod_edge.runtime.capture.video_file import VideoFile
 from mod_edge.runtime.preprocess import letterbox
-from mod_edge.toy_scenes.render import Image, Renderer, photographs_of
+from mod_edge.toy_scenes.render import PHOTOGRAPH_FPS, Image, Renderer, photographs_of
 from mod_edge.toy_scenes.scene import COLOURS, SHAPES, Look
 from mod_edge.toy_scenes.scene_generator import write_scene
 from mod_edge.toy_scenes.scenes import VIDEO_SIZE
@@ -46,6 +51,7 @@ WHERE_GAINS, USUAL_SIDE = (4.0, 4.0, 20.0), 0.2
 NUM_EVEN_BATCHES = 20  # batches over which the outputs are normalized
 DEVIATION, PATCH_DEVIATION = 0.02, 0.05  # of initial weights; larger for pixels, a smaller input
 JPEG_QUALITY = (50, 95)  # pictures are compressed like the frames of a video
+DEATH_S = 1.0  # its connections break before a dying process has its exit code
 
 Maps = npt.NDArray[np.float32]
 
@@ -86,7 +92,36 @@ def pretrain_vision(
 
     `photographs` is a video to cut backgrounds from; `on_step` is called with each step's number,
     from 1, and its loss.
+
+    Raises:
+        SourceError: the photographs cannot be read.
+        DataError: the process that draws the pictures died.
     """
+    if photographs:  # here: an error of the process that draws is told with its whole traceback
+        VideoFile(photographs, fps=PHOTOGRAPH_FPS).close()
+    workers: list[BaseProcess] = []
+    try:
+        _train(encoder, config, options, photographs, on_step, workers)
+    except Exception:  # PyTorch reports a dead worker at any line, as errors of many types
+        for worker in workers:
+            worker.join(DEATH_S)
+        if not any(worker.exitcode for worker in workers):
+            raise
+    else:
+        return
+    # Outside `except`, whose traceback keeps the loader: it would report its worker again.
+    raise DataError(f"the process that draws pictures died: {death_of(workers)}")
+
+
+def _train(
+    encoder: FrameEncoder,
+    config: ModelConfig,
+    options: PretrainingOptions,
+    photographs: Path | None,
+    on_step: Callable[[int, float], None],
+    workers: list[BaseProcess],
+) -> None:
+    """Train; appends the processes that draw pictures to `workers`."""
     torch.manual_seed(options.seed)
     vision = encoder.vision_model.requires_grad_(requires_grad=True)
     _initialise(vision)
@@ -110,6 +145,7 @@ def pretrain_vision(
             multiprocessing_context="spawn",  # OpenCV's threads do not survive a fork
         )
     )
+    workers += active_children()
     dtype = getattr(torch, options.dtype)
     for step in range(1, options.steps + 1):
         batch = next(pictures)

@@ -1,10 +1,15 @@
 """The probes' targets, and that the vision tower learns them."""
 
+import os
+import signal
+from multiprocessing import active_children
+
 import cv2
 import numpy as np
 import pytest
 import torch
 
+from mod_edge.errors import DataError, SourceError
 from mod_edge.model.vision import pooling_matrix
 from mod_edge.toy_scenes.pretraining import (
     COVER_GAIN,
@@ -113,6 +118,29 @@ def test_the_vision_tower_learns(config):
     pretrain_vision(model, config, options, on_step=lambda _step, loss: losses.append(loss))
     assert np.median(losses[-10:]) < 0.8 * np.median(losses[:5])
     assert torch.equal(model.connector[0].weight, before)
+
+
+def test_a_process_that_is_killed_is_one_error_with_the_signal(config):
+    def kill(step, loss):
+        if step == 1:
+            os.kill(active_children()[0].pid, signal.SIGKILL)
+
+    options = PretrainingOptions(steps=1000, batch_pictures=8, dtype="float32")
+    with pytest.raises(DataError, match="pictures died: SIGKILL, usually out of memory"):
+        pretrain_vision(initial_model(config, None, 0), config, options, on_step=kill)
+
+
+def test_photographs_that_cannot_be_read_are_one_line_before_the_work(config, tmp_path):
+    options = PretrainingOptions(steps=1)
+    with pytest.raises(SourceError, match="there is no video file") as caught:
+        pretrain_vision(
+            initial_model(config, None, 0),
+            config,
+            options,
+            photographs=tmp_path / "no.mp4",
+            on_step=lambda _step, _loss: None,
+        )
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["]\n", ",", " ball", " enters", " yellow", "Assistant"])
