@@ -11,7 +11,7 @@ from mod_edge.commands.app import app
 from mod_edge.model.checkpoint import tensor_shapes
 from mod_edge.model.presets import preset_config
 from mod_edge.profiles import profile_names
-from mod_edge.runtime.capture.opencv import is_pipeline
+from mod_edge.runtime.capture.source_name import is_pipeline
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs" / "jetson.md").read_text()
 JOINED = PAGE.replace("\\\n", "")

@@ -27,9 +27,12 @@ if TYPE_CHECKING:
 def run(
     bundle: BundleArgument = DEFAULT_BUNDLE,
     source: Annotated[
-        str | None, typer.Option(help="Video file, stream URL or GStreamer pipeline.")
+        str | None,
+        typer.Option(help="Video file, stream URL, camera number or GStreamer pipeline."),
     ] = None,
-    camera: Annotated[int | None, typer.Option(min=0, help="Camera number.")] = None,
+    camera: Annotated[
+        int | None, typer.Option(min=0, max=255, help="Camera number; short for --source NUMBER.")
+    ] = None,
     query: Annotated[
         list[str] | None,
         typer.Option(
@@ -80,9 +83,11 @@ def run(
         from mod_edge.bundle.bundle import open_bundle
         from mod_edge.commands.stream_view import screen_view, show_stream
         from mod_edge.runtime.capture.open_source import open_source
+        from mod_edge.runtime.capture.source_name import parse_source
         from mod_edge.runtime.open_session import open_session
 
     queries = _queries(query or ())
+    chosen = parse_source(str(camera) if source is None else source)
     opened = open_bundle(bundle, hash_all=check)
     settings = opened.profile(profile)
     session = open_session(
@@ -100,7 +105,7 @@ def run(
     fps, wanted = session.config.stream_config.frame_fps, settings.camera
     with (
         session,
-        open_source(source, camera, fps=fps, max_frames=max_frames, wanted=wanted) as frames,
+        open_source(chosen, fps=fps, max_frames=max_frames, wanted=wanted) as frames,
     ):
         view = screen_view(session, as_json=json, is_verbose=verbose)
         show_stream(session, frames, queries, [view])

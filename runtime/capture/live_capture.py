@@ -14,7 +14,7 @@ from typing import NamedTuple, cast
 
 from mod_edge.errors import ConfigError, SourceError
 from mod_edge.profiles import Camera
-from mod_edge.runtime.capture.opencv import ask_camera, is_address, name_of, open_live
+from mod_edge.runtime.capture.opencv import ask_camera, open_live
 from mod_edge.runtime.capture.source import (
     CAMERA,
     STREAM,
@@ -23,6 +23,7 @@ from mod_edge.runtime.capture.source import (
     Image,
     check_pace,
 )
+from mod_edge.runtime.capture.source_name import is_address, name_of
 
 # The frames that FFmpeg read to probe a stream (3 of MJPEG, up to seconds of RTSP) arrive at once
 # and are old: discard what arrives in this time before the first frame is returned.

@@ -10,6 +10,7 @@ from mod_edge.errors import SourceError
 from mod_edge.native.captured_stderr import captured_stderr
 from mod_edge.native.native_path import is_utf8
 from mod_edge.profiles import Camera
+from mod_edge.runtime.capture.source_name import is_address, is_pipeline
 
 OPEN_TIMEOUT_S = 10.0
 
@@ -34,8 +35,10 @@ def open_file(path: Path) -> cv2.VideoCapture:
         raise SourceError(f"{path} cannot be read: {exc.strerror}; check its permissions") from exc
     if not head:
         raise SourceError(f"{path} is empty (0 bytes); copy or record it again")
-    if is_utf8(path):
-        capture, reason = _open_quietly(str(path))
+    # FFmpeg would read what is before a colon (cam:1.mp4) as a protocol, but not in a whole path
+    whole = path.absolute()
+    if is_utf8(whole):
+        capture, reason = _open_quietly(str(whole))
     else:
         with path.open("rb") as file:  # OpenCV crashes the process at such a name
             capture, reason = _open_quietly(f"/dev/fd/{file.fileno()}")
@@ -142,29 +145,6 @@ def can_open_camera(number: int) -> bool:
     is_open = capture.isOpened()
     capture.release()
     return is_open
-
-
-def is_address(source: int | str) -> bool:
-    """Whether the source is a stream's address, not a device."""
-    return isinstance(source, str) and "://" in source
-
-
-def is_pipeline(source: int | str) -> bool:
-    """Whether the source is a GStreamer pipeline that ends in an appsink."""
-    return isinstance(source, str) and "!" in source and "appsink" in source
-
-
-def name_of(source: int | str) -> str:
-    """The source's name in messages."""
-    if isinstance(source, int):
-        return f"camera {source}"
-    # a pipeline may hold a password anywhere
-    return "the GStreamer pipeline" if is_pipeline(source) else without_password(source)
-
-
-def without_password(address: str) -> str:
-    """The address without credentials: rtsp://user:secret@host becomes rtsp://***@host."""
-    return re.sub(r"//[^/]*@", "//***@", address)
 
 
 def _open_quietly(*arguments: Any) -> tuple[cv2.VideoCapture, str]:

@@ -11,7 +11,7 @@ from mod_edge.errors import SourceError
 from mod_edge.profiles import Camera
 from mod_edge.runtime.capture.live_capture import LiveCapture
 from mod_edge.runtime.capture.open_source import open_source
-from mod_edge.runtime.capture.opencv import is_pipeline, name_of
+from mod_edge.runtime.capture.source_name import is_pipeline, name_of
 
 PIPELINE = "nvarguscamerasrc ! nvvidconv ! video/x-raw, format=BGRx ! videoconvert ! appsink"
 
@@ -66,7 +66,7 @@ def camera(monkeypatch):
 
 @pytest.mark.usefixtures("camera")
 def test_a_camera_with_the_requested_size_gives_no_warning():
-    with open_source(None, 0, fps=2, wanted=Camera(640, 480, 30)) as live:
+    with open_source(0, fps=2, wanted=Camera(640, 480, 30)) as live:
         assert next(live).image.shape == (480, 640, 3)
         assert live.warnings == []
 
@@ -113,7 +113,7 @@ def test_cameras_are_opened_with_v4l2_or_else_with_any_backend(camera):
 
 def test_a_pipeline_is_passed_to_gstreamer_unchanged_and_keeps_its_size(camera):
     camera.opens_with = (cv2.CAP_GSTREAMER,)
-    with open_source(PIPELINE, None, fps=2, wanted=Camera(640, 480, 30)) as live:
+    with open_source(PIPELINE, fps=2, wanted=Camera(640, 480, 30)) as live:
         assert next(live).image.shape == (720, 1280, 3)
         assert live.is_live
     assert camera.opened == [(PIPELINE, cv2.CAP_GSTREAMER, ())]
