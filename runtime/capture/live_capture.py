@@ -16,18 +16,19 @@ from mod_edge.errors import ConfigError, SourceError
 from mod_edge.profiles import Camera
 from mod_edge.runtime.capture.opencv import ask_camera, open_live
 from mod_edge.runtime.capture.source import (
-    CAMERA,
-    STREAM,
+    LIVE,
     CapturePolicy,
     Frame,
     Image,
     check_pace,
+    stall_error,
 )
-from mod_edge.runtime.capture.source_name import is_address, name_of
+from mod_edge.runtime.capture.source_name import is_address, is_pipeline, name_of
 
 # The frames that FFmpeg read to probe a stream (3 of MJPEG, up to seconds of RTSP) arrive at once
 # and are old: discard what arrives in this time before the first frame is returned.
 SETTLE_S = 0.25
+RETRY_S = 0.02  # between failed reads: without it a core is busy until the source counts as ended
 JOIN_MARGIN_S = 1.0
 
 
@@ -49,18 +50,16 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
         source: camera number, stream address (rtsp://, http://) or GStreamer pipeline.
         fps: frames/s of the grid, on time.monotonic().
         max_frames: end after this many frames.
-        policy: which frames are queued and when the source has stalled or ended; default: `STREAM`
-            for an address, `CAMERA` otherwise.
+        policy: which frames are queued and when the source has stalled or ended.
         wanted: picture size and rate to request from a camera; None keeps its settings.
 
     Attributes:
         is_live: True.
         num_frames: returned so far.
         num_dropped: grid instants that passed while the caller was busy, so far.
-        warnings: sentences about a camera that uses other settings, or a stream that ended.
 
     Raises:
-        SourceError: the source cannot be opened, or stopped delivering while iterating.
+        SourceError: the source cannot be opened; while iterating, it stalled or ended.
         ConfigError: fps or max_frames is not positive, or the policy is for files.
     """
 
@@ -72,12 +71,10 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
         *,
         fps: float,
         max_frames: int | None = None,
-        policy: CapturePolicy | None = None,
+        policy: CapturePolicy = LIVE,
         wanted: Camera | None = None,
     ) -> None:
         check_pace(fps, max_frames)
-        if policy is None:
-            policy = STREAM if is_address(source) else CAMERA
         if not (policy.max_waiting and math.isfinite(policy.stall_s)):
             raise ConfigError(
                 f"max_waiting={policy.max_waiting} and stall_s={policy.stall_s} for a live source, "
@@ -85,18 +82,21 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
             )
         self.num_frames = 0
         self.num_dropped = 0
-        self.warnings: list[str] = []
+        self._warnings: list[str] = []
+        self._source = source
         self._name = name_of(source)
         self._policy = policy
         self._fps = fps
         self._max_frames = max_frames
         self._capture = open_live(source, self._name, policy.stall_s)
         if wanted is not None and isinstance(source, int):
-            self.warnings += ask_camera(self._capture, self._name, wanted)
+            self._warnings += ask_camera(self._capture, self._name, wanted)
 
-        self._changed = threading.Condition()  # guards these five, which both threads use
+        self._changed = threading.Condition()  # guards these seven, which both threads use
         self._waiting: deque[Arrival] = deque(maxlen=policy.max_waiting)
         self._num_arrived = 0
+        self._num_failed = 0  # reads in a row
+        self._num_skipped = 0  # failed reads between pictures
         self._arrived_s = time.monotonic()
         self._has_ended = False
         self._failure: SourceError | None = None
@@ -127,6 +127,16 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
                 raise StopIteration
             return self._take_first()
 
+    @property
+    def warnings(self) -> list[str]:
+        """Sentences about other settings, bad pictures and the end of the source, so far."""
+        if not self._num_skipped:
+            return self._warnings
+        is_one = self._num_skipped == 1
+        reads, were = ("1 read", "was") if is_one else (f"{self._num_skipped} reads", "were")
+        skipped = f"{self._name}: {reads} gave no picture and {were} skipped"
+        return [*self._warnings, skipped]
+
     def close(self) -> None:
         """Stop reading and wait for the thread, at most as long as for a frame."""
         self._is_closing = True
@@ -136,23 +146,8 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
     def _read(self) -> None:
         """Queue frames until the source ends, fails or is closed; the thread's body."""
         failure: SourceError | None = None
-        num_failed = 0  # in a row
         try:
-            while not self._is_closing:
-                asked_s = time.monotonic()
-                is_picture, image = self._capture.read()
-                if not is_picture or image.size == 0:
-                    num_failed += 1
-                    if num_failed < self._policy.max_failed_reads:
-                        continue
-                    failure = self._reason_to_stop(time.monotonic() - asked_s)
-                    break
-                num_failed = 0
-                with self._changed:
-                    self._num_arrived += 1
-                    self._arrived_s = time.monotonic()
-                    self._waiting.append(Arrival(cast(Image, image), self._arrived_s))
-                    self._changed.notify_all()
+            failure = self._queue_frames()
         except Exception as exc:  # raised again in the caller's thread, by _finish()
             failure = SourceError(f"{self._name} cannot be read any more: {exc}")
             failure.__cause__ = exc
@@ -163,22 +158,55 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
                 self._has_ended = True
                 self._changed.notify_all()
 
-    def _reason_to_stop(self, waited_s: float) -> SourceError | None:
-        """None for a stream that its server closed."""
-        if waited_s >= 0.9 * self._policy.stall_s:
-            return self._stalled(waited_s)
+    def _queue_frames(self) -> SourceError | None:
+        """Queue frames until no more come; returns why, None if that is no failure."""
+        while not self._is_closing:
+            is_picture, image = self._capture.read()
+            now_s = time.monotonic()
+            # Before the picture is looked at: one that a timed-out read() brings was held back by
+            # the decoder and is as old as the silence.
+            if now_s - self._arrived_s >= self._policy.stall_s:
+                return self._stalled(now_s)
+            if is_picture and image.size:
+                self._queue(Arrival(cast(Image, image), now_s))
+                continue
+            self._num_failed += 1
+            if self._num_failed == self._policy.max_failed_reads:
+                return self._ended()
+            time.sleep(RETRY_S)
+        return None
+
+    def _queue(self, arrival: Arrival) -> None:
+        with self._changed:
+            self._num_arrived += 1
+            self._num_skipped += self._num_failed
+            self._num_failed = 0
+            self._arrived_s = arrival.time_s
+            self._waiting.append(arrival)
+            self._changed.notify_all()
+
+    def _ended(self) -> SourceError | None:
+        """None for a source that may end by itself."""
         if self._policy.is_finite and self._num_arrived:
             return None
+        if is_address(self._source):
+            advice = "check its server, then run again; if it is a recording, download it first"
+        elif is_pipeline(self._source):
+            advice = "try it with gst-launch-1.0, then run again"
+        else:
+            advice = "check its cable and power, and that no other program took it, then run again"
         return SourceError(
-            f"{self._name} stopped delivering after {self._num_arrived} frames; check its cable "
-            "and power, and that no other program took it, then run again"
+            f"{self._name} ended after {self._num_arrived} frames ({self._num_failed} reads in a "
+            f"row failed), but a live source has no end of its own; {advice}"
         )
 
-    def _stalled(self, silent_s: float) -> SourceError:
-        return SourceError(
-            f"{self._name} delivered no frame for {silent_s:.1f} s (allowed: "
-            f"{self._policy.stall_s:g} s) after {self._num_arrived} frames; check that it is "
-            "powered and reachable, then run again"
+    def _stalled(self, now_s: float) -> SourceError:
+        return stall_error(
+            self._name,
+            now_s - self._arrived_s,
+            self._policy,
+            num_frames=self._num_arrived,
+            num_failed=self._num_failed,
         )
 
     def _wait_for_first_frame(self) -> None:
@@ -207,7 +235,7 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
             now_s = time.monotonic()
             left_s = max(self._arrived_s, since_s) + self._policy.stall_s - now_s
             if left_s <= 0:
-                raise self._stalled(now_s - self._arrived_s)
+                raise self._stalled(now_s)
             self._changed.wait(left_s)
         return True
 
@@ -226,6 +254,6 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
         if not self._is_finished:
             self._is_finished = True
             lasted_s = self._arrived_s - self._start_s
-            self.warnings.append(
+            self._warnings.append(
                 f"{self._name} ended after {max(lasted_s, 0):.1f} s; {self.num_frames} frames used"
             )

@@ -1,5 +1,6 @@
 """Open a video file, camera or stream with OpenCV; errors give the reason, nothing is printed."""
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,8 @@ def open_live(source: int | str, name: str, read_timeout_s: float) -> cv2.VideoC
     Args:
         source: camera number, device path, stream address or GStreamer pipeline.
         name: used in messages.
-        read_timeout_s: after which read() of a silent stream fails; devices have their own.
+        read_timeout_s: after which read() returns from a silent stream, also with a picture that
+            the decoder held back; devices have their own.
 
     Raises:
         SourceError: it cannot be opened; the message says what to check.
@@ -96,7 +98,7 @@ def open_live(source: int | str, name: str, read_timeout_s: float) -> cv2.VideoC
             cv2.CAP_PROP_OPEN_TIMEOUT_MSEC,
             round(OPEN_TIMEOUT_S * 1000),
             cv2.CAP_PROP_READ_TIMEOUT_MSEC,  # FFmpeg's default of 30 s would delay close()
-            max(1, round(read_timeout_s * 1000)),
+            math.ceil(read_timeout_s * 1000),
         ]
         capture, reason = _open_quietly(source, cv2.CAP_ANY, limits)
         advice = "check the address, user and password, and that the server answers from here"

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from mod_edge.errors import ConfigError
+from mod_edge.errors import ConfigError, SourceError
 
 Image = NDArray[np.uint8]
 
@@ -35,8 +35,10 @@ class CapturePolicy:
     Attributes:
         max_waiting: length of the queue for a slow reader, which drops its oldest frames; 0 reads
             the source on demand and drops none.
-        stall_s: longest wait for a frame before the source counts as stalled, in seconds.
-        max_failed_reads: failed reads in a row after which the source has ended.
+        stall_s: longest wait for a picture before the source counts as stalled, in seconds; a stall
+            is an error.
+        max_failed_reads: failed reads in a row after which the source has ended. OpenCV does not
+            tell a picture that it cannot decode from the end.
         is_finite: whether it may end by itself; otherwise its end is an error.
     """
 
@@ -56,8 +58,9 @@ class CapturePolicy:
 # grab() fails at a damaged packet as it does at the end of the file. 1000 failures at the end take
 # 1-20 ms; a minute of H.264 with 7 % overwritten gives 544 of its 600 frames instead of 226.
 FILE = CapturePolicy(max_waiting=0, stall_s=math.inf, max_failed_reads=1000, is_finite=True)
-CAMERA = CapturePolicy(max_waiting=1, stall_s=5.0, max_failed_reads=1, is_finite=False)
-STREAM = CapturePolicy(max_waiting=1, stall_s=5.0, max_failed_reads=1, is_finite=True)
+# A camera, a stream or a pipeline. A bad picture costs one or two failed reads; after a server has
+# closed the connection reads fail at once, and the 50 take a second.
+LIVE = CapturePolicy(max_waiting=1, stall_s=5.0, max_failed_reads=50, is_finite=False)
 
 
 class Source(Protocol):
@@ -66,12 +69,15 @@ class Source(Protocol):
     Attributes:
         is_live: whether frames arrive in real time.
         num_dropped: frames dropped so far because the caller was too slow.
-        warnings: for the user, one sentence each; complete at the end.
     """
 
     is_live: bool
     num_dropped: int
-    warnings: list[str]
+
+    @property
+    def warnings(self) -> list[str]:
+        """For the user, one sentence each; complete at the end."""
+        ...
 
     def __iter__(self) -> Iterator[Frame]:
         """The frames, in the order of their times.
@@ -80,6 +86,20 @@ class Source(Protocol):
             SourceError: the source failed or stalled while iterating.
         """
         ...
+
+
+def stall_error(
+    name: str, silent_s: float, policy: CapturePolicy, *, num_frames: int, num_failed: int = 0
+) -> SourceError:
+    """The error of a source whose last picture came `silent_s` seconds ago.
+
+    `num_frames` came before, and `num_failed` reads have failed since.
+    """
+    failed = f", {num_failed} reads failed" if num_failed else ""
+    return SourceError(
+        f"{name} delivered no frame for {silent_s:.1f} s (allowed: {policy.stall_s:g} s{failed}) "
+        f"after {num_frames} frames; check that it is powered and reachable, then run again"
+    )
 
 
 def check_pace(fps: float, max_frames: int | None) -> None:

@@ -1,15 +1,10 @@
-"""Capture from real files and a local MJPEG server; every picture shows its own number."""
+"""Capture from real files; every picture shows its own number."""
 
-import http.server
 import itertools
-import math
 import os
 import re
 import subprocess
 import sys
-import threading
-import time
-from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -18,42 +13,18 @@ import pytest
 
 from mod_edge.errors import ConfigError, SourceError
 from mod_edge.runtime.capture.frame_clock import FrameClock
-from mod_edge.runtime.capture.live_capture import LiveCapture
-from mod_edge.runtime.capture.source import CAMERA, FILE, STREAM
 from mod_edge.runtime.capture.video_file import VideoFile
+from tests.runtime.capture.numbered_video import number_in, seen_in, write_video
 
 CLIP = Path(__file__).resolve().parents[2] / "data" / "box.mp4"  # 457 frames, 29.97/s
 NTSC_FPS = 30000 / 1001
 VIDEO_CAPTURE = cv2.VideoCapture
-BLOCK = 16  # side of one bit in pixels: JPEG at 4:2:0 keeps it black or white
-SIDE_BITS = 4
 TIMEOUT_S = 60
-
-
-def picture_of(number):
-    """(64, 64, 3) uint8 showing the number's 16 bits as black and white blocks."""
-    bits = [(number >> bit) & 1 for bit in range(SIDE_BITS**2)]
-    blocks = np.array(bits, dtype=np.uint8).reshape(SIDE_BITS, SIDE_BITS) * 255
-    return np.repeat(np.kron(blocks, np.ones((BLOCK, BLOCK), np.uint8))[..., None], 3, axis=2)
-
-
-def number_in(image):
-    means = image.reshape(SIDE_BITS, BLOCK, SIDE_BITS, BLOCK, 3).mean(axis=(1, 3, 4))
-    return sum(1 << bit for bit, mean in enumerate(means.flat) if mean > 127)
-
-
-def write_video(path, *, fps, num_frames, codec="MJPG"):
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*codec), fps, (64, 64))
-    assert writer.isOpened()
-    for number in range(num_frames):
-        writer.write(picture_of(number))
-    writer.release()
-    return path
 
 
 def numbers_and_times(path, **options):
     with VideoFile(path, **options) as video:
-        return [(number_in(frame.image), frame.time_s) for frame in video]
+        return seen_in(video)
 
 
 class CaptureWrapper:
@@ -248,194 +219,3 @@ def test_joined_recordings_continue_where_the_first_one_ended():
 def test_neither_timestamps_nor_a_frame_rate_is_an_error():
     with pytest.raises(SourceError, match="neither timestamps nor a frame rate"):
         times_of([0, 0], header_fps=90_000.0)
-
-
-# ---- live ----
-
-
-class MjpegServer(http.server.ThreadingHTTPServer):
-    """A network camera: numbered pictures in one endless multipart response."""
-
-    daemon_threads = True
-
-    def __init__(self, fps=40.0, burst=0):
-        super().__init__(("127.0.0.1", 0), MjpegHandler)
-        self.url = f"http://127.0.0.1:{self.server_port}/camera.mjpg"
-        self.fps = fps
-        self.burst = burst  # pictures sent at once, before the rate holds
-        self.num_sent = 0
-        self.is_silent = threading.Event()
-        self.is_over = threading.Event()
-
-    def __enter__(self):
-        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
-        return super().__enter__()
-
-    def __exit__(self, *exc_info):
-        self.is_over.set()
-        self.shutdown()
-        super().__exit__(*exc_info)
-
-
-class MjpegHandler(http.server.BaseHTTPRequestHandler):
-    """Serves the server's pictures at every address."""
-
-    def log_message(self, *arguments):
-        pass
-
-    def do_GET(self):
-        camera = self.server
-        self.send_response(200)
-        self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=picture")
-        self.end_headers()
-        try:
-            while not camera.is_over.is_set():
-                if not camera.is_silent.is_set():
-                    self.send_picture(camera.num_sent)
-                    camera.num_sent += 1
-                if camera.num_sent >= camera.burst:
-                    camera.is_over.wait(1 / camera.fps)
-        except ConnectionError:
-            pass  # the client has disconnected
-
-    def send_picture(self, number):
-        jpeg = cv2.imencode(".jpg", picture_of(number))[1].tobytes()
-        head = f"--picture\r\nContent-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n\r\n"
-        self.wfile.write(head.encode() + jpeg + b"\r\n")
-
-
-def test_a_slow_caller_gets_the_newest_frame_and_missed_instants_are_counted():
-    with MjpegServer() as camera, LiveCapture(camera.url, fps=20) as live:
-        frames = [next(live)]
-        for _ in range(3):
-            num_sent_before = camera.num_sent
-            time.sleep(0.3)  # six instants
-            frames.append(next(live))
-            assert number_in(frames[-1].image) >= num_sent_before  # sent while the caller was busy
-        instants = [round(frame.time_s * 20) for frame in frames]
-        assert live.is_live
-        assert live.num_dropped == instants[-1] - 3 >= 15 - 3
-        assert [frame.index for frame in frames] == [0, 1, 2, 3]
-
-
-def test_frame_times_lie_on_the_grid_from_zero():
-    with MjpegServer() as camera, LiveCapture(camera.url, fps=10, max_frames=5) as live:
-        started_s = time.monotonic()
-        frames = list(live)
-        lasted_s = time.monotonic() - started_s
-        instants = [frame.time_s * 10 for frame in frames]
-        assert instants == pytest.approx([round(instant) for instant in instants])
-        assert instants[0] == 0
-        assert all(a < b for a, b in itertools.pairwise(instants))
-        assert lasted_s >= frames[-1].time_s
-        assert live.warnings == []
-
-
-def test_a_camera_slower_than_the_rate_never_repeats_a_frame():
-    with MjpegServer(fps=20) as camera, LiveCapture(camera.url, fps=200, max_frames=8) as live:
-        numbers = [number_in(frame.image) for frame in live]
-    assert all(a < b for a, b in itertools.pairwise(numbers))
-
-
-def test_frames_buffered_before_the_first_one_are_discarded():
-    with MjpegServer(burst=60) as camera, LiveCapture(camera.url, fps=10) as live:
-        assert number_in(next(live).image) >= 30  # a plain read() returns picture 0
-
-
-def test_a_stream_that_its_server_closes_ends_with_a_warning():
-    with MjpegServer() as camera, LiveCapture(camera.url, fps=20) as live:
-        next(live)
-        camera.is_over.set()
-        list(live)
-        (warning,) = live.warnings
-    assert re.search(rf"ended after \d\.\d s; {live.num_frames} frames used", warning)
-
-
-def test_a_silent_stream_is_an_error_within_the_timeout():
-    with (
-        MjpegServer() as camera,
-        LiveCapture(camera.url, fps=20, policy=replace(STREAM, stall_s=0.4)) as live,
-    ):
-        next(live)
-        camera.is_silent.set()
-        started_s = time.monotonic()
-        with pytest.raises(
-            SourceError, match=r"delivered no frame for 0\.\d s \(allowed: 0\.4 s\)"
-        ):
-            list(live)
-        assert time.monotonic() - started_s < 2.0
-
-
-def test_a_policy_lets_frames_wait_for_a_slow_caller():
-    policy = replace(STREAM, max_waiting=4)
-    with MjpegServer() as camera, LiveCapture(camera.url, fps=200, policy=policy) as live:
-        next(live)
-        time.sleep(0.4)  # 16 more come in, 4 of them may wait
-        waiting = [number_in(next(live).image) for _ in range(4)]
-    assert waiting == list(range(waiting[0], waiting[0] + 4))
-
-
-@pytest.mark.parametrize(("allowed", "num_frames"), [(3, 6), (2, 2)])
-def test_a_policy_says_how_many_failed_reads_end_a_source(monkeypatch, allowed, num_frames):
-    class Flaky(CaptureWrapper):
-        """Fails twice in a row after two pictures, and for good after six."""
-
-        num_read = 0
-
-        def read(self):
-            self.num_read += 1
-            if self.num_read in (3, 4) or self.num_read > 8:
-                return False, None
-            time.sleep(0.02)
-            return True, picture_of(self.num_read)
-
-    monkeypatch.setattr(cv2, "VideoCapture", Flaky)
-    policy = replace(STREAM, max_waiting=9, max_failed_reads=allowed)
-    with MjpegServer() as camera, LiveCapture(camera.url, fps=500, policy=policy) as live:
-        assert len(list(live)) == num_frames
-
-
-def test_a_failure_in_the_reading_thread_reaches_the_caller(monkeypatch):
-    class Broken(CaptureWrapper):
-        def read(self):
-            raise cv2.error("unplugged")
-
-    monkeypatch.setattr(cv2, "VideoCapture", Broken)
-    with (
-        MjpegServer() as camera,
-        LiveCapture(camera.url, fps=10) as live,
-        pytest.raises(SourceError, match="unplugged") as caught,
-    ):
-        next(live)
-    assert isinstance(caught.value.__cause__, cv2.error)
-
-
-def test_close_ends_the_thread_and_the_iteration():
-    with MjpegServer() as camera:
-        with LiveCapture(camera.url, fps=10) as live:
-            next(live)
-        assert "mod-edge capture" not in {thread.name for thread in threading.enumerate()}
-        assert list(live) == []
-
-
-def test_a_missing_camera_is_an_error_that_says_what_to_check(capfd):
-    with pytest.raises(SourceError, match=r"camera 97 cannot be opened.*/dev/video.*group video"):
-        LiveCapture(97, fps=2)
-    assert capfd.readouterr() == ("", "")
-
-
-def test_the_password_of_an_address_is_not_printed():
-    with pytest.raises(SourceError, match=r"rtsp://\*\*\*@127\.0\.0\.1:1/a cannot") as caught:
-        LiveCapture("rtsp://me:secret@127.0.0.1:1/a", fps=2)
-    assert "secret" not in str(caught.value)
-
-
-def test_a_stall_time_that_is_not_positive_is_an_error():
-    with pytest.raises(ConfigError, match="stall_s=0: wanted more than 0 seconds"):
-        replace(CAMERA, stall_s=0)
-
-
-@pytest.mark.parametrize("policy", [FILE, replace(CAMERA, stall_s=math.inf)], ids=["file", "inf"])
-def test_a_policy_under_which_a_live_source_never_delivers_or_stalls_is_an_error(policy):
-    with pytest.raises(ConfigError, match="for a live source, wanted at least 1 waiting frame"):
-        LiveCapture("http://127.0.0.1:1/a", fps=2, policy=policy)

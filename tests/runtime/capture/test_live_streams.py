@@ -1,0 +1,97 @@
+"""RTSP and UDP streams that stall, end or pause, served by other processes."""
+
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mod_edge.errors import SourceError
+from mod_edge.runtime.capture.live_capture import LiveCapture
+from mod_edge.runtime.capture.open_source import open_source
+from mod_edge.runtime.capture.source import LIVE
+from tests.runtime.capture import rtsp_camera
+
+DEBIAN_PYTHON = Path("/usr/bin/python3")  # its packages hold GStreamer's bindings
+POLICY = replace(LIVE, stall_s=1.0)
+
+pytestmark = pytest.mark.live
+
+
+@pytest.fixture
+def rtsp():
+    """The process of an RTSP camera, and its address."""
+    if not DEBIAN_PYTHON.exists():
+        pytest.skip(f"needs {DEBIAN_PYTHON}; on Debian: apt-get install {rtsp_camera.PACKAGES}")
+    command = [DEBIAN_PYTHON, rtsp_camera.__file__]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        port = process.stdout.readline().strip()
+        if not port and process.wait() == rtsp_camera.MISSING:
+            pytest.skip(f"needs GStreamer; on Debian: apt-get install {rtsp_camera.PACKAGES}")
+        yield process, f"rtsp://127.0.0.1:{port}/camera"
+        process.kill()
+
+
+@pytest.fixture
+def udp(ffmpeg):
+    """The process of an FFmpeg that sends 25 pictures a second, and its address."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"udp://127.0.0.1:{probe.getsockname()[1]}"
+    pictures = ("-re", "-f", "lavfi", "-i", "testsrc=s=64x48:r=25")
+    command = [shutil.which("ffmpeg"), "-loglevel", "error", "-nostdin", *pictures]
+    command += ["-c:v", "mpeg2video", "-g", "5", "-f", "mpegts", address]
+    with subprocess.Popen(command) as process:
+        yield process, address
+        process.kill()
+
+
+def test_an_rtsp_server_that_hangs_is_a_stall_and_no_old_picture_is_returned(rtsp):
+    process, address = rtsp
+    returned_s = []
+    with LiveCapture(address, fps=25, policy=POLICY) as live:
+        next(live)
+        process.send_signal(signal.SIGSTOP)
+        stopped_s = time.monotonic()
+        with pytest.raises(SourceError, match=r"delivered no frame for \d\.\d s \(allowed: 1 s"):
+            returned_s.extend(time.monotonic() for _ in live)
+    # OpenCV returns two pictures after the time-out, the second one two time-outs old
+    assert all(each - stopped_s < POLICY.stall_s for each in returned_s)
+
+
+def test_an_rtsp_server_that_dies_is_an_error_that_says_so(rtsp):
+    process, address = rtsp
+    with LiveCapture(address, fps=25, policy=replace(LIVE, stall_s=2.5)) as live:
+        next(live)
+        process.kill()
+        with pytest.raises(SourceError, match=r"camera ended after \d+ frames .*check its server"):
+            list(live)
+
+
+def test_an_rtsp_server_that_pauses_is_waited_for(rtsp):
+    process, address = rtsp
+    with LiveCapture(address, fps=25, policy=replace(LIVE, stall_s=2.5)) as live:
+        next(live)
+        process.send_signal(signal.SIGSTOP)
+        threading.Timer(0.8, process.send_signal, [signal.SIGCONT]).start()
+        assert max(next(live).time_s for _ in range(40)) > 0.8
+
+
+def test_a_udp_sender_that_stops_is_a_stall(udp):
+    process, address = udp
+    with LiveCapture(address, fps=25, policy=POLICY) as live:
+        next(live)
+        process.kill()
+        with pytest.raises(SourceError, match=r"delivered no frame for \d\.\d s \(allowed: 1 s"):
+            list(live)
+
+
+def test_rtsp_and_udp_are_live(rtsp, udp):
+    for _, address in (rtsp, udp):
+        with open_source(address, fps=2) as frames:
+            assert frames.is_live
