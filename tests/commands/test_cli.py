@@ -71,6 +71,7 @@ def test_every_command_explains_its_options_and_exit_codes(command):
         ("run", "bundle"),
         ("run", "bundle", "--source", "a.mp4", "--camera", "0"),
         ("run", "bundle", "--camera", "-1"),
+        ("run", "bundle", "--camera", "256"),
     ],
     ids=" ".join,
 )

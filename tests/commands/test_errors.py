@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from mod_edge.bundle import manifest as manifest_module
 from mod_edge.config import MoDConfig
 from tests.commands.mod_edge_command import finish, invoke, start, succeeds
+from tests.runtime.capture.mjpeg_camera import MjpegServer
 
 WEIGHTS = "model.safetensors"
 PROGRESS = ("export: ", "target ", "backend ", "window ")  # lines that may come before an error
@@ -209,6 +211,26 @@ def test_an_unwritable_place_is_an_error(tiny_checkpoint, tmp_path):
     (tmp_path / "file").write_text("no folder")
     assert "cannot be written" in fails("init", "tiny", tmp_path / "file" / "new")
     assert "cannot be written" in fails("export", tiny_checkpoint, "-o", tmp_path / "file" / "new")
+
+
+# ---- sources ----
+
+
+def test_a_source_that_names_nothing_is_an_error_before_the_bundle_is_read(tmp_path):
+    nowhere = tmp_path / "nowhere"
+    assert "camera 300 is outside 0..255" in fails("run", nowhere, "--source", "300")
+    assert "the source has no name" in fails("run", nowhere, "--source", " ")
+
+
+@pytest.mark.live
+def test_a_stream_that_ends_by_itself_is_an_error_after_the_summary(tiny_bundle):
+    with MjpegServer(num_pictures=20) as camera:
+        result = invoke("run", tiny_bundle, "--source", camera.url)
+    assert result.exit_code == 1
+    assert result.stdout.splitlines()[-1].startswith("cache")
+    assert re.search(
+        r"^error: http.* ended after 20 frames .* check its server", result.stderr, re.M
+    )
 
 
 # ---- bundles ----

@@ -1,6 +1,7 @@
 """A network camera that sends numbered pictures over HTTP."""
 
 import http.server
+import math
 import threading
 
 import cv2
@@ -9,16 +10,17 @@ from tests.runtime.capture.numbered_video import picture_of
 
 
 class MjpegServer(http.server.ThreadingHTTPServer):
-    """A network camera: numbered pictures in one endless multipart response."""
+    """A network camera: numbered pictures in one multipart response, without an end by default."""
 
     daemon_threads = True
 
-    def __init__(self, fps=40.0, burst=0, bad=None):
+    def __init__(self, fps=40.0, burst=0, bad=None, num_pictures=math.inf):
         super().__init__(("127.0.0.1", 0), MjpegHandler)
         self.url = f"http://127.0.0.1:{self.server_port}/camera.mjpg"
         self.fps = fps
         self.burst = burst  # pictures sent at once, before the rate holds
         self.bad = bad or {}  # what is sent instead of a picture, by its number
+        self.num_pictures = num_pictures
         self.num_sent = 0
         self.is_silent = threading.Event()
         self.is_over = threading.Event()
@@ -45,7 +47,7 @@ class MjpegHandler(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=picture")
         self.end_headers()
         try:
-            while not camera.is_over.is_set():
+            while not camera.is_over.is_set() and camera.num_sent < camera.num_pictures:
                 if not camera.is_silent.is_set():
                     self.send_picture(camera.num_sent)
                     camera.num_sent += 1
