@@ -22,6 +22,11 @@ from mod_edge.errors import ConfigError
 if TYPE_CHECKING:
     from mod_edge.runtime.queries import Query
 
+# OpenCV's default, and that FFmpeg may use a connection again. Otherwise it asks web servers to
+# close it, and FFmpeg 8 sends its next request over it all the same if the answer does not say that
+# it will be closed: an mp4 with its index at the end then has no frames.
+FFMPEG_OPTIONS = "rtsp_transport;tcp|multiple_requests;1"
+
 
 @reports_errors
 def run(
@@ -77,6 +82,7 @@ def run(
     if (source is None) == (camera is None):
         raise typer.BadParameter("give one of --source FILE and --camera NUMBER")
     use_threads(threads)
+    os.environ.setdefault("OPENCV_FFMPEG_CAPTURE_OPTIONS", FFMPEG_OPTIONS)
     if not verbose:
         _quiet_decoders()
     with explained_imports():

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import NamedTuple, cast
 
+import cv2
+
 from mod_edge.errors import ConfigError, SourceError
 from mod_edge.profiles import Camera
 from mod_edge.runtime.capture.opencv import ask_camera, open_live
@@ -52,6 +54,7 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
         max_frames: end after this many frames.
         policy: which frames are queued and when the source has stalled or ended.
         wanted: picture size and rate to request from a camera; None keeps its settings.
+        opened: the source, already opened by `open_live`; None opens it.
 
     Attributes:
         is_live: True.
@@ -73,6 +76,7 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
         max_frames: int | None = None,
         policy: CapturePolicy = LIVE,
         wanted: Camera | None = None,
+        opened: cv2.VideoCapture | None = None,
     ) -> None:
         check_pace(fps, max_frames)
         if not (policy.max_waiting and math.isfinite(policy.stall_s)):
@@ -88,7 +92,9 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
         self._policy = policy
         self._fps = fps
         self._max_frames = max_frames
-        self._capture = open_live(source, self._name, policy.stall_s)
+        if opened is None:
+            opened = open_live(source, self._name, policy.stall_s)
+        self._capture = opened
         if wanted is not None and isinstance(source, int):
             self._warnings += ask_camera(self._capture, self._name, wanted)
 

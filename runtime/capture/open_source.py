@@ -1,10 +1,12 @@
-"""Open the source that a user names: a file, a stream, a pipeline or a camera."""
+"""Open the source that a user names: a file, a recording, a stream, a pipeline or a camera."""
 
 from pathlib import Path
 
 from mod_edge.profiles import Camera
 from mod_edge.runtime.capture.live_capture import LiveCapture
-from mod_edge.runtime.capture.source_name import parse_source
+from mod_edge.runtime.capture.opencv import is_recording, open_live
+from mod_edge.runtime.capture.source import LIVE, RECORDING
+from mod_edge.runtime.capture.source_name import is_address, name_of, parse_source
 from mod_edge.runtime.capture.video_file import VideoFile
 
 
@@ -15,7 +17,7 @@ def open_source(
     max_frames: int | None = None,
     wanted: Camera | None = None,
 ) -> VideoFile | LiveCapture:
-    """The frames of a source: of a file all, of a live source the newest.
+    """The frames of a source: of a file or a recording all, of a live source the newest.
 
     Args:
         source: camera number, path of a video file, or a text as `parse_source` reads it.
@@ -31,4 +33,11 @@ def open_source(
         source = parse_source(source)
     if isinstance(source, Path):
         return VideoFile(source, fps=fps, max_frames=max_frames)
+    if is_address(source):
+        opened = open_live(source, name_of(source), LIVE.stall_s)
+        if is_recording(opened):
+            return VideoFile(
+                source, fps=fps, max_frames=max_frames, policy=RECORDING, opened=opened
+            )
+        return LiveCapture(source, fps=fps, max_frames=max_frames, opened=opened)
     return LiveCapture(source, fps=fps, max_frames=max_frames, wanted=wanted)

@@ -118,6 +118,15 @@ def open_live(source: int | str, name: str, read_timeout_s: float) -> cv2.VideoC
     return capture
 
 
+def is_recording(capture: cv2.VideoCapture) -> bool:
+    """Whether an opened address has an end: its length is known, so it is not live.
+
+    The header of most files has it, the playlist of a complete HLS video, the description of an
+    RTSP recording. Where the length is unknown, OpenCV gives a large negative number of frames.
+    """
+    return capture.get(cv2.CAP_PROP_FRAME_COUNT) > 0
+
+
 def ask_camera(capture: cv2.VideoCapture, name: str, wanted: Camera) -> list[str]:
     """Request a picture size and frame rate; returns a warning if the camera uses others."""
     capture.set(cv2.CAP_PROP_FRAME_WIDTH, wanted.width)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -61,6 +61,8 @@ FILE = CapturePolicy(max_waiting=0, stall_s=math.inf, max_failed_reads=1000, is_
 # A camera, a stream or a pipeline. A bad picture costs one or two failed reads; after a server has
 # closed the connection reads fail at once, and the 50 take a second.
 LIVE = CapturePolicy(max_waiting=1, stall_s=5.0, max_failed_reads=50, is_finite=False)
+# A file that a server sends.
+RECORDING = replace(FILE, stall_s=LIVE.stall_s)
 
 
 class Source(Protocol):

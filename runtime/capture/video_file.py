@@ -4,7 +4,9 @@ Each grid instant k / fps gets the first frame at or after it, so 29.97 frames/s
 nothing is dropped.
 """
 
+import math
 import os
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -15,7 +17,15 @@ import cv2
 from mod_edge.errors import SourceError
 from mod_edge.runtime.capture.frame_clock import FrameClock
 from mod_edge.runtime.capture.opencv import container_s, open_file, start_s
-from mod_edge.runtime.capture.source import FILE, CapturePolicy, Frame, Image, check_pace
+from mod_edge.runtime.capture.source import (
+    FILE,
+    CapturePolicy,
+    Frame,
+    Image,
+    check_pace,
+    stall_error,
+)
+from mod_edge.runtime.capture.source_name import name_of
 
 ROUNDING_S = 0.001  # Matroska and FLV round timestamps to milliseconds
 # A header's frame count is often duration x rate: rounded, or the length of the audio, and an
@@ -32,10 +42,11 @@ class VideoFile(AbstractContextManager["VideoFile"]):
     between two instants are decoded, as codecs need, but not converted to images.
 
     Args:
-        path: the file.
+        path: the file, or the address that `opened` reads.
         fps: frames/s of the grid.
         max_frames: end after this many frames.
-        policy: when the file has ended.
+        policy: when the file has stalled or ended.
+        opened: a recording that `open_source` has opened by its address; None opens the file.
 
     Attributes:
         is_live: False.
@@ -45,7 +56,8 @@ class VideoFile(AbstractContextManager["VideoFile"]):
             end.
 
     Raises:
-        SourceError: the file does not exist or cannot be read as a video.
+        SourceError: the file does not exist or cannot be read as a video; while iterating, a
+            recording stalled or ended early.
         ConfigError: fps or max_frames is not positive.
     """
 
@@ -59,16 +71,17 @@ class VideoFile(AbstractContextManager["VideoFile"]):
         fps: float,
         max_frames: int | None = None,
         policy: CapturePolicy = FILE,
+        opened: cv2.VideoCapture | None = None,
     ) -> None:
         check_pace(fps, max_frames)
         self.num_frames = 0
         self.warnings: list[str] = []
-        self._path = Path(path)
+        self._path = path if opened is None else name_of(str(path))  # as messages name it
         self._fps = fps
         self._max_frames = max_frames
         self._policy = policy
-        self._capture = open_file(self._path)
-        self._container_s = container_s(self._capture, self._path)
+        self._capture = open_file(Path(path)) if opened is None else opened
+        self._container_s = container_s(self._capture, Path(path)) if opened is None else 0.0
         self._clock = FrameClock(self._capture.get(cv2.CAP_PROP_FPS))
         self._start_s = 0.0  # of the video on the file's own clock
         self._num_grabbed = 0
@@ -105,7 +118,14 @@ class VideoFile(AbstractContextManager["VideoFile"]):
     def _grab(self) -> bool:
         """Step to the next frame that can be decoded; False at the end."""
         for num_failed in range(self._policy.max_failed_reads):
-            if self._capture.grab():
+            asked_s = time.monotonic()
+            is_grabbed = self._capture.grab()
+            waited_s = time.monotonic() - asked_s
+            if waited_s >= self._policy.stall_s:
+                raise stall_error(
+                    str(self._path), waited_s, self._policy, num_frames=self._num_grabbed
+                )
+            if is_grabbed:
                 self._image = None
                 self._num_grabbed += 1
                 if self._num_grabbed == 1:
@@ -148,10 +168,17 @@ class VideoFile(AbstractContextManager["VideoFile"]):
         left_out_s = self._start_s if self._start_s < header_s else 0.0
         slack_s = max(HEADER_SLACK_S, HEADER_SLACK_RATIO * header_s)
         if self._num_grabbed < count and left_out_s + read_s < header_s - slack_s:
-            self.warnings.append(
+            early = (
                 f"{self._path} ended early: read {self._num_grabbed} of {count:.0f} frames, "
-                f"{read_s:.1f} s of {header_s:.1f} s; the file may be truncated, or its sound "
-                "longer than its pictures"
+                f"{read_s:.1f} s of {header_s:.1f} s"
+            )
+            if math.isfinite(self._policy.stall_s):  # more likely the connection than the file
+                raise SourceError(
+                    f"{early}; the connection was lost, or its sound is longer than its pictures: "
+                    "download it and run again"
+                )
+            self.warnings.append(
+                f"{early}; the file may be truncated, or its sound longer than its pictures"
             )
 
     def _finish(self) -> None:

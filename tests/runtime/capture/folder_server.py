@@ -1,0 +1,63 @@
+"""A web server for the files of a folder, with Range, that may stop in the middle."""
+
+import contextlib
+import http.server
+import threading
+import urllib.parse
+
+
+class FolderServer(http.server.ThreadingHTTPServer):
+    """Serves a folder's files.
+
+    Args:
+        folder: of the files.
+        protocol: with HTTP/1.1 a connection is closed where the client asks for it, and the answer
+            does not say so.
+        limit: of every file only this many bytes are sent; None sends all.
+        holds: whether the connection stays open after `limit` bytes.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, folder, *, protocol="HTTP/1.0", limit=None, holds=False):
+        handler = type("Handler", (FileHandler,), {"protocol_version": protocol})
+        super().__init__(("127.0.0.1", 0), handler)
+        self.address = f"127.0.0.1:{self.server_port}"
+        self.folder = folder
+        self.limit = limit
+        self.holds = holds
+        self.is_over = threading.Event()
+
+    def __enter__(self):
+        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
+        return super().__enter__()
+
+    def __exit__(self, *exc_info):
+        self.is_over.set()
+        self.shutdown()
+        super().__exit__(*exc_info)
+
+
+class FileHandler(http.server.BaseHTTPRequestHandler):
+    """Answers with the file, or the part of it that Range asks for."""
+
+    def log_message(self, *arguments):
+        pass
+
+    def handle(self):
+        with contextlib.suppress(ConnectionError):  # the client has disconnected
+            super().handle()
+
+    def do_GET(self):
+        whole = (self.server.folder / urllib.parse.unquote(self.path[1:])).read_bytes()
+        first, _, last = self.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")
+        begin, end = int(first), int(last) + 1 if last else len(whole)
+        self.send_response(206)
+        self.send_header("Accept-Ranges", "bytes")
+        self.send_header("Content-Range", f"bytes {begin}-{end - 1}/{len(whole)}")
+        self.send_header("Content-Length", str(end - begin))
+        self.end_headers()
+        self.wfile.write(whole[begin : min(end, self.server.limit or end)])
+        self.wfile.flush()
+        if self.server.holds:
+            self.server.is_over.wait()
