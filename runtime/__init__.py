@@ -9,6 +9,7 @@ with open_session("bundle", window="120s") as session, VideoFile("clip.mp4", fps
 """
 
 from mod_edge.runtime.capture.live_capture import LiveCapture
+from mod_edge.runtime.capture.open_source import open_source
 from mod_edge.runtime.capture.source import Frame
 from mod_edge.runtime.capture.video_file import VideoFile
 from mod_edge.runtime.events import (
@@ -40,4 +41,5 @@ __all__ = [
     "TextEvent",
     "VideoFile",
     "open_session",
+    "open_source",
 ]

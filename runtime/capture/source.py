@@ -32,6 +32,9 @@ class Frame:
 class CapturePolicy:
     """Which frames a source drops, and when it has stalled or ended.
 
+    A stall, and the end of a source that is not finite, raise `SourceError` while iterating: the
+    source was lost and may be opened again. The end of a finite source ends the iteration.
+
     Attributes:
         max_waiting: length of the queue for a slow reader, which drops its oldest frames; 0 reads
             the source on demand and drops none.
