@@ -1,6 +1,7 @@
 """Open a video file, camera or stream with OpenCV; errors give the reason, nothing is printed."""
 
 import math
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -36,10 +37,9 @@ def open_file(path: Path) -> cv2.VideoCapture:
         raise SourceError(f"{path} cannot be read: {exc.strerror}; check its permissions") from exc
     if not head:
         raise SourceError(f"{path} is empty (0 bytes); copy or record it again")
-    # FFmpeg would read what is before a colon (cam:1.mp4) as a protocol, but not in a whole path
-    whole = path.absolute()
-    if is_utf8(whole):
-        capture, reason = _open_quietly(str(whole))
+    if is_utf8(path):
+        # FFmpeg would read what is before a colon (cam:1.mp4) as a protocol, but not after ./
+        capture, reason = _open_quietly(os.path.join(os.curdir, path))
     else:
         with path.open("rb") as file:  # OpenCV crashes the process at such a name
             capture, reason = _open_quietly(f"/dev/fd/{file.fileno()}")
