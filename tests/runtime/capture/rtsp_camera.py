@@ -8,7 +8,7 @@ import sys
 MISSING = 77
 PACKAGES = (
     "python3-gi gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-base gstreamer1.0-plugins-good "
-    "gstreamer1.0-plugins-bad gstreamer1.0-plugins-ugly"
+    "gstreamer1.0-plugins-ugly"
 )
 ELEMENTS = "videotestsrc ! video/x-raw,width=64,height=48,framerate=25/1 ! x264enc ! rtph264pay"
 
