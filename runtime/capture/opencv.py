@@ -4,7 +4,7 @@ import math
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import cv2
 
@@ -12,13 +12,15 @@ from mod_edge.errors import SourceError
 from mod_edge.native.captured_stderr import captured_stderr
 from mod_edge.native.native_path import is_utf8
 from mod_edge.profiles import Camera
+from mod_edge.runtime.capture.source import Image
 from mod_edge.runtime.capture.source_name import is_address, is_pipeline
 
 OPEN_TIMEOUT_S = 10.0
+MAX_PIXEL_ASPECT = 4.0  # anamorphic video has 0.9 to 2; beyond it a header is damaged
 
 
 def open_file(path: Path) -> cv2.VideoCapture:
-    """The file, opened as a video.
+    """The file, opened as a video; its pictures come upright.
 
     Raises:
         SourceError: it is missing, not a regular file, unreadable, empty, or not a video.
@@ -49,6 +51,7 @@ def open_file(path: Path) -> cv2.VideoCapture:
             f"wanted a whole mp4, mkv, webm or avi file that OpenCV {cv2.__version__} can decode; "
             "rewrite it with: ffmpeg -i VIDEO -c:v libx264 fixed.mp4"
         )
+    capture.set(cv2.CAP_PROP_ORIENTATION_AUTO, 1)  # the default, but not of OpenCV 4.11
     return capture
 
 
@@ -71,6 +74,29 @@ def start_s(capture: cv2.VideoCapture) -> float:
         return 0.0
     file_s = capture.get(cv2.CAP_PROP_PTS) / fps
     return max(0.0, file_s - capture.get(cv2.CAP_PROP_POS_MSEC) / 1000)
+
+
+def pixel_aspect(capture: cv2.VideoCapture) -> float:
+    """Width of a pixel divided by its height in the upright picture; 1 where it is not known."""
+    width, height = capture.get(cv2.CAP_PROP_SAR_NUM), capture.get(cv2.CAP_PROP_SAR_DEN)
+    if not (
+        width > 0 and height > 0 and 1 / MAX_PIXEL_ASPECT <= width / height <= MAX_PIXEL_ASPECT
+    ):
+        return 1.0
+    is_on_its_side = capture.get(cv2.CAP_PROP_ORIENTATION_META) % 180 == 90
+    return height / width if is_on_its_side else width / height
+
+
+def with_square_pixels(image: Image, aspect: float) -> Image:
+    """The picture stretched along one side, so that it has the shape that people see.
+
+    Args:
+        image: (H, W, 3) uint8.
+        aspect: width of a pixel divided by its height.
+    """
+    height, width = image.shape[:2]
+    size = (round(width * aspect), height) if aspect > 1 else (width, round(height / aspect))
+    return image if size == (width, height) else cast(Image, cv2.resize(image, size))
 
 
 def open_live(source: int | str, name: str, read_timeout_s: float) -> cv2.VideoCapture:

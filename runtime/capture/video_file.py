@@ -16,7 +16,13 @@ import cv2
 
 from mod_edge.errors import SourceError
 from mod_edge.runtime.capture.frame_clock import FrameClock
-from mod_edge.runtime.capture.opencv import container_s, open_file, start_s
+from mod_edge.runtime.capture.opencv import (
+    container_s,
+    open_file,
+    pixel_aspect,
+    start_s,
+    with_square_pixels,
+)
 from mod_edge.runtime.capture.source import (
     FILE,
     CapturePolicy,
@@ -83,6 +89,7 @@ class VideoFile(AbstractContextManager["VideoFile"]):
         self._capture = open_file(Path(path)) if opened is None else opened
         self._container_s = container_s(self._capture, Path(path)) if opened is None else 0.0
         self._clock = FrameClock(self._capture.get(cv2.CAP_PROP_FPS))
+        self._pixel_aspect = pixel_aspect(self._capture)
         self._start_s = 0.0  # of the video on the file's own clock
         self._num_grabbed = 0
         self._num_damaged = 0
@@ -139,7 +146,8 @@ class VideoFile(AbstractContextManager["VideoFile"]):
         """Convert the frame last grabbed, if that is not done yet; False if it has no picture."""
         if self._image is None:
             is_picture, image = self._capture.retrieve()
-            self._image = cast(Image, image) if is_picture and image.size else None
+            if is_picture and image.size:
+                self._image = with_square_pixels(cast(Image, image), self._pixel_aspect)
         return self._image is not None
 
     def _check_end(self) -> None:

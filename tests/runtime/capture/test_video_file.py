@@ -2,6 +2,7 @@
 
 import os
 import re
+import struct
 
 import cv2
 import pytest
@@ -35,6 +36,17 @@ def with_track(ffmpeg, video, extra, name, *options):
 def sound(ffmpeg, folder, seconds):
     ffmpeg("-f", "lavfi", "-i", f"sine=d={seconds}", "-c:a", "flac", folder / "sound.mkv")
     return folder / "sound.mkv"
+
+
+def turned(path, name):
+    """A copy of an mp4 file whose pictures players turn by 90 degrees, as phones write them."""
+    content = bytearray(path.read_bytes())
+    start = content.index(b"tkhd") + 44  # of the matrix, in a box of version 0
+    content[start : start + 36] = struct.pack(
+        ">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 48 << 16, 0, 1 << 30
+    )
+    path.with_name(name).write_bytes(content)
+    return path.with_name(name)
 
 
 def watch(path, fps=FPS):
@@ -165,3 +177,28 @@ def test_a_name_that_no_file_can_have_is_an_error():
 def test_an_address_that_is_not_utf_8_is_an_error_without_the_password():
     with pytest.raises(SourceError, match=r"rtsp://\*\*\*@host/.* has bytes that are not UTF-8"):
         open_live(os.fsdecode(b"rtsp://me:secret@host/\xe9"), "rtsp://***@host/\udce9", 1.0)
+
+
+def test_a_video_with_a_rotation_flag_gives_upright_pictures(record):
+    _, (first, *_), _ = watch(turned(record("flat.mp4"), "phone.mp4"))
+    assert first.shape == (64, 48, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "aspect", "shape"),
+    [
+        ("wide.mp4", "2/1", (48, 128, 3)),
+        ("wide.mkv", "2/1", (48, 128, 3)),
+        ("tall.mp4", "1/2", (96, 64, 3)),
+        ("square.mp4", "1/1", (48, 64, 3)),
+        ("damaged.mp4", "1/90", (48, 64, 3)),
+    ],
+)
+def test_pixels_that_are_not_square_are_stretched_to_what_people_see(record, name, aspect, shape):
+    _, (first, *_), _ = watch(record(name, "-vf", f"setsar={aspect}", "-strict", "-1"))
+    assert first.shape == shape
+
+
+def test_pixels_that_are_not_square_are_stretched_before_the_picture_is_turned(record):
+    _, (first, *_), _ = watch(turned(record("wide.mp4", "-vf", "setsar=2/1"), "phone.mp4"))
+    assert first.shape == (128, 48, 3)
