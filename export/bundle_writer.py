@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from mod_edge.bundle.engine_manifest import ENGINES_FOLDER
 from mod_edge.bundle.manifest import (
+    BUNDLE,
     CONFIG_FILE,
     EMBEDDING_FILE,
     TOKENIZER_FILE,
     GraphRecord,
     Manifest,
-    is_bundle,
     record_file,
     write_manifest,
 )
@@ -75,7 +75,7 @@ def export_bundle(
     native_path(target)  # before the work: the graphs are checked where they are written
     signatures = bundle_signatures(config, lowering, indices)
     total = len(signatures) + 2
-    with staged_folder(target, is_ours=is_bundle, force=force, carried=(ENGINES_FOLDER,)) as folder:
+    with staged_folder(target, kind=BUNDLE, force=force, carried=(ENGINES_FOLDER,)) as folder:
         (folder / "layers").mkdir()
         graphs: dict[str, GraphRecord] = {}
         topologies: dict[GraphKind, Topology] = {}

@@ -21,10 +21,12 @@ slashes, and may not leave the folder; links may lead to the Hugging Face Hub's 
 """
 
 import hashlib
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from mod_edge.bundle.staging import FolderKind
 from mod_edge.bundle.versioned_json import VersionedJson
 from mod_edge.errors import BundleError
 from mod_edge.plan.targets import Lowering, lowering_from_json
@@ -174,6 +176,14 @@ def _manifest_of(data: dict[str, Any]) -> Manifest:
 
 
 DOCUMENT = VersionedJson(FORMAT_VERSION, frozenset({"checkpoint", "graphs"}), _manifest_of)
+BUNDLE = FolderKind(
+    MANIFEST_FILE,
+    is_bundle,
+    re.compile(
+        r"(manifest|config|tokenizer)\.json|embedding\.npy|(vision|head|rebase)\.(onnx|data)"
+        r"|layers/\d+\.(onnx|data)|engines/.*"
+    ),
+)
 
 
 def _refuse_escape(folder: Path, name: str) -> None:

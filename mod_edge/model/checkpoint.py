@@ -6,6 +6,7 @@ faults at once, before a single weight is read.
 """
 
 import hashlib
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mod_edge.bundle.manifest import CONFIG_FILE, MANIFEST_FILE, TOKENIZER_FILE, file_sha256
+from mod_edge.bundle.staging import FolderKind
 from mod_edge.config import HEAD_WEIGHT, ModelConfig, read_config
 from mod_edge.document_parser import parse_json
 from mod_edge.errors import BundleError, CheckpointError, ConfigError, joined_faults
@@ -42,6 +44,16 @@ def is_checkpoint(folder: Path) -> bool:
     except (OSError, ConfigError):
         return False
     return True
+
+
+CHECKPOINT = FolderKind(
+    CONFIG_FILE,
+    is_checkpoint,
+    re.compile(
+        r"(config|tokenizer|training)\.json|model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
+        r"|MODEL_CARD\.md|loss\.png"
+    ),
+)
 
 
 class Checkpoint:

@@ -22,7 +22,7 @@ from mod_edge.config import (
     VisionConfig,
 )
 from mod_edge.errors import ConfigError, nearest_hint
-from mod_edge.model.checkpoint import is_checkpoint, tensor_shapes
+from mod_edge.model.checkpoint import CHECKPOINT, tensor_shapes
 from mod_edge.model.checkpoint_writer import write_checkpoint
 from mod_edge.model.shipped import NAME as SHIPPED
 from mod_edge.plan.tokenizer import preset_tokenizer, stream_config_of
@@ -112,7 +112,7 @@ def init_checkpoint(
         done += nbytes
         on_progress("weights", done, total)
 
-    with staged_folder(folder, is_ours=is_checkpoint, force=force) as staging:
+    with staged_folder(folder, kind=CHECKPOINT, force=force) as staging:
         write_random_checkpoint(config, staging, seed, on_bytes=on_bytes)
     return total
 

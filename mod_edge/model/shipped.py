@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mod_edge.bundle.manifest import CONFIG_FILE, TOKENIZER_FILE
 from mod_edge.bundle.staging import staged_folder
-from mod_edge.model.checkpoint import WEIGHTS_FILE, is_checkpoint
+from mod_edge.model.checkpoint import CHECKPOINT, WEIGHTS_FILE
 
 NAME = "narrator"
 CARD_FILE = "MODEL_CARD.md"
@@ -22,7 +22,7 @@ def copy_shipped(folder: Path, *, force: bool) -> int:
     Raises:
         ConfigError: `folder` exists and `force` is not given, or it is not a checkpoint.
     """
-    with staged_folder(folder, is_ours=is_checkpoint, force=force) as staging:
+    with staged_folder(folder, kind=CHECKPOINT, force=force) as staging:
         for name in FILES:
             shutil.copyfile(FOLDER / name, staging / name)
     return (FOLDER / WEIGHTS_FILE).stat().st_size

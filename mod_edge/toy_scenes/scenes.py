@@ -1,6 +1,7 @@
 """Writes a data set of synthetic scenes: mp4 files and JSONL, in the format of `data.clips`."""
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import cv2
 
-from mod_edge.bundle.staging import staged_folder
+from mod_edge.bundle.staging import FolderKind, staged_folder
 from mod_edge.data.clips import Clip, Line, write_clips
 from mod_edge.errors import DataError
 from mod_edge.native.cpu_cores import usable_cores
@@ -87,7 +88,7 @@ def write_scenes(
         raise DataError("the data set would have no clips; set the number of at least one split")
     native_path(folder)  # here its name is the user's, not that of the folder being written
     with (
-        staged_folder(folder, is_ours=is_scene_data_set, force=force) as staging,
+        staged_folder(folder, kind=SCENE_DATA_SET, force=force) as staging,
         # Not forked: OpenCV's threads do not survive a fork.
         ProcessPoolExecutor(usable_cores(), mp_context=get_context("spawn")) as pool,
     ):
@@ -120,6 +121,15 @@ def write_scenes(
 def is_scene_data_set(folder: Path) -> bool:
     """Whether `write_scenes` wrote the data set `folder`; other data sets have no such file."""
     return (folder / MARKER_FILE).is_file()
+
+
+_SPLIT = "|".join(split.name for split in SPLITS)
+SCENE_DATA_SET = FolderKind(
+    MARKER_FILE,
+    is_scene_data_set,
+    # with the features that training caches there
+    re.compile(rf"scenes\.json|({_SPLIT})\.jsonl|videos/({_SPLIT})-\d+\.mp4|\.features/.*"),
+)
 
 
 def scenes_of_clips(folder: Path, clips: Iterable[Clip]) -> Iterator[Scene]:

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 
 from mod_edge.bundle.staging import staged_folder
 from mod_edge.config import MoDConfig, ModelConfig, TextConfig, VisionConfig
-from mod_edge.model.checkpoint import is_checkpoint
+from mod_edge.model.checkpoint import CHECKPOINT
 from mod_edge.plan.tokenizer import INTERVAL, SYSTEM_PROMPT, stream_config_of, tokenizer_of_corpus
 from mod_edge.progress import OnStep
 from mod_edge.toy_scenes.pretraining import PretrainingOptions, pretrain_vision
@@ -74,6 +74,6 @@ def write_base(
             mean = sum(losses[-STEPS_SHOWN:]) / STEPS_SHOWN
             on_step(f"step {step}, loss {mean:.3f}", step, options.steps)
 
-    with staged_folder(folder, is_ours=is_checkpoint, force=force) as staging:
+    with staged_folder(folder, kind=CHECKPOINT, force=force) as staging:
         pretrain_vision(model, config, options, photographs=photographs, on_step=note)
         save_model(model, tokenizer, staging)

@@ -18,6 +18,7 @@ place in the same batch, no matter where the computation was stopped and resumed
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -28,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from mod_edge.bundle.staging import staged_folder
+from mod_edge.bundle.staging import FolderKind, staged_folder
 from mod_edge.data.clips import NUM_FAULTS_SHOWN, Clip
 from mod_edge.errors import DataError, SourceError, joined_faults
 from mod_edge.model.video_llm import VideoLLM
@@ -40,6 +41,11 @@ from mod_edge.runtime.preprocess import letterbox
 FOLDER = ".features"
 FRAMES_FILE, COUNTS_FILE = "frames.f16", "num_frames.txt"
 PARTIAL_SUFFIX = ".partial"
+FEATURES = FolderKind(  # never replaced: computing them again gives the same
+    COUNTS_FILE,
+    lambda _folder: False,
+    re.compile(f"{re.escape(FRAMES_FILE)}|{re.escape(COUNTS_FILE)}"),
+)
 # Small, because a clip's last batch is filled up: 61 frames (half a minute) take 64. On two cores
 # the shipped tower takes 1.1 to 1.6 ms per frame in batches of 16, and 1.7 to 3.5 ms in batches of
 # 64.
@@ -96,7 +102,7 @@ def frame_features(
         _check_videos(clips, on_step)
         try:
             with (
-                staged_folder(target, is_ours=lambda _folder: False, force=False) as staging,
+                staged_folder(target, kind=FEATURES, force=False) as staging,
                 _kept_if_stopped(staging, target.with_name(target.name + PARTIAL_SUFFIX)),
             ):
                 _compute(staging, clips, model, device, on_step)

@@ -23,7 +23,7 @@ from mod_edge.bundle.manifest import TOKENIZER_FILE, file_sha256
 from mod_edge.bundle.staging import check_target, staged_folder
 from mod_edge.data.clips import read_clips, split_file
 from mod_edge.errors import BackendError, DataError
-from mod_edge.model.checkpoint import Checkpoint, is_checkpoint
+from mod_edge.model.checkpoint import CHECKPOINT, Checkpoint
 from mod_edge.model.checkpoint_writer import write_checkpoint
 from mod_edge.model.video_llm import VideoLLM
 from mod_edge.plan.tokenizer import preset_tokenizer, read_tokenizer
@@ -98,10 +98,10 @@ def train(
 
     Raises:
         ModEdgeError: recipe, data, folders or device are not usable.
-        KeyboardInterrupt: stopped by Ctrl-C or SIGTERM; the state is saved for `resume`.
+        KeyboardInterrupt: stopped by a stop signal; the state is saved for `resume`.
     """
     output = output.resolve()
-    check_target(output, is_ours=is_checkpoint, force=force)
+    check_target(output, kind=CHECKPOINT, force=force)
     require_matplotlib()
     clips = read_clips(data, SPLIT)
     # Check before features are computed, which can take hours.
@@ -147,7 +147,7 @@ def train(
         time_s=round(trainer.time_s, 3),
         num_short_clips=num_short,
     )
-    with staged_folder(output, is_ours=is_checkpoint, force=force) as folder:
+    with staged_folder(output, kind=CHECKPOINT, force=force) as folder:
         save_model(model, tokenizer, folder)
         _write_training(folder, recipe, data, trainer, report)
     resume_state.remove()

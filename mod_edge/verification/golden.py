@@ -9,6 +9,7 @@ Steps in which a kept and a dropped token have almost the same router logit are 
 could be kept, and only the running reference can follow the other selection.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -22,6 +23,7 @@ from polygraphy.json import load_json, save_json
 from polygraphy.logger import G_LOGGER
 
 from mod_edge.bundle.manifest import MANIFEST_FILE, FileRecord, Manifest, record_file
+from mod_edge.bundle.staging import FolderKind
 from mod_edge.bundle.versioned_json import SHAPE_ERRORS, VersionedJson
 from mod_edge.errors import BundleError, ConfigError
 from mod_edge.plan.parity import TIED_LOGITS, cut_margin
@@ -229,6 +231,11 @@ def _manifest_of(data: dict[str, Any]) -> GoldenManifest:
 
 
 DOCUMENT = VersionedJson(FORMAT_VERSION, frozenset({"reference", "graphs"}), _manifest_of)
+GOLDEN = FolderKind(
+    MANIFEST_FILE,
+    is_golden,
+    re.compile(r"manifest\.json|stream\.npz|(vision|head|rebase|layer-\d+)/(in|out)puts\.json"),
+)
 
 
 def _check_files(folder: Path, manifest: GoldenManifest) -> None:

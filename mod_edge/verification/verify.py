@@ -15,7 +15,8 @@ from mod_edge.bundle.staging import staged_folder
 from mod_edge.native.onnx_session import num_threads
 from mod_edge.plan.targets import Lowering
 from mod_edge.progress import OnStep, not_shown
-from mod_edge.verification.golden import Golden, GoldenWriter, is_golden, require_numpy_dtypes
+from mod_edge.runtime.capture.opencv import open_file
+from mod_edge.verification.golden import GOLDEN, Golden, GoldenWriter, require_numpy_dtypes
 from mod_edge.verification.graph_backends import GraphBackend, NotRun, graph_backends
 from mod_edge.verification.graph_check import GraphResult, check_graph
 from mod_edge.verification.graph_evaluator import evaluator_backend
@@ -104,6 +105,8 @@ def verify_bundle(
         ConfigError: no such graph, a video that is too short, or `golden` exists.
         SourceError: the video cannot be read.
     """
+    if source is not None:
+        open_file(source).release()  # its errors, before the model is loaded
     bundle = open_bundle(folder, hash_all=True)
     bundle.signatures(graph)
     from mod_edge.verification.torch_reference import TorchReference
@@ -111,7 +114,7 @@ def verify_bundle(
     if golden is None:
         on_step("reference", 0, 1)
         return _verify(bundle, TorchReference(bundle, checkpoint, source), graph, None, on_step)
-    with staged_folder(golden, is_ours=is_golden, force=force) as staging:
+    with staged_folder(golden, kind=GOLDEN, force=force) as staging:
         require_numpy_dtypes(bundle.lowering)
         on_step("reference", 0, 1)
         reference = TorchReference(bundle, checkpoint, source)

@@ -7,7 +7,7 @@ import onnx
 import pytest
 from safetensors.torch import load_file, save_file
 
-from mod_edge.bundle.manifest import MANIFEST_FILE, check_files, read_manifest
+from mod_edge.bundle.manifest import BUNDLE, MANIFEST_FILE, check_files, read_manifest
 from mod_edge.config import INSERTIONS, read_config
 from mod_edge.errors import BundleError, ConfigError, ExportError
 from mod_edge.export import bundle_writer as bundle_module
@@ -17,9 +17,10 @@ from mod_edge.export.step_io import reference_module
 from mod_edge.export.trace import trace, write_graph
 from mod_edge.model.checkpoint import Checkpoint, tensor_shapes
 from mod_edge.model.presets import random_tensor
-from mod_edge.plan.signature import layer_signature
-from mod_edge.plan.targets import CPU_FP32
+from mod_edge.plan.signature import bundle_signatures, layer_signature
+from mod_edge.plan.targets import CPU_FP32, Lowering
 from mod_edge.runtime.open_session import open_session
+from tests.conftest import CAPACITY
 
 pytestmark = pytest.mark.numeric
 
@@ -41,6 +42,21 @@ def test_the_manifest_lists_every_file_and_every_file_is_as_listed(tiny_bundle):
     manifest = read_manifest(tiny_bundle)
     assert set(manifest.files) == names_in(tiny_bundle) - {"manifest.json"}
     check_files(tiny_bundle, manifest, hash_all=True)
+
+
+def test_every_file_of_a_bundle_is_known_as_the_exporters(tiny_bundle, tiny_config):
+    assert BUNDLE.foreign_files(tiny_bundle) == []
+    for signature in bundle_signatures(tiny_config, Lowering("rtx", "fp16", CAPACITY)):
+        assert all(map(BUNDLE.files.fullmatch, signature.files)), signature.files
+
+
+def test_force_never_deletes_files_of_the_user(tiny_bundle, tiny_checkpoint, no_tracing, tmp_path):
+    old = shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    (old / "layers" / "notes.txt").write_text("which layers to look at")
+    before = names_in(tmp_path)
+    with pytest.raises(ConfigError, match=r"delete: layers/notes\.txt; move them away"):
+        export_bundle(Checkpoint(tiny_checkpoint), old, force=True)
+    assert names_in(tmp_path) == before
 
 
 def test_the_manifest_says_what_the_bundle_is(tiny_bundle, tiny_checkpoint, tiny_config):

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from mod_edge.model import checkpoint_writer
-from mod_edge.model.checkpoint import INDEX_FILE, WEIGHTS_FILE, Checkpoint
+from mod_edge.model.checkpoint import CHECKPOINT, INDEX_FILE, WEIGHTS_FILE, Checkpoint
 from mod_edge.model.checkpoint_writer import write_checkpoint
 from mod_edge.model.presets import preset_config
 from mod_edge.plan.tokenizer import preset_tokenizer
@@ -40,6 +40,7 @@ def test_the_library_reads_shards_and_their_index(tensors, tmp_path, monkeypatch
         shard = load_file(path)
         assert {index["weight_map"][name] for name in shard} == {path.name}
         found |= shard
+    assert CHECKPOINT.foreign_files(tmp_path) == []
     assert found.keys() == tensors.keys()
     assert all(torch.equal(found[name], tensors[name]) for name in found)
     size_bytes = sum(tensor.nbytes for tensor in found.values())

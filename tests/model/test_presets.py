@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from mod_edge.errors import ConfigError
-from mod_edge.model.checkpoint import WEIGHTS_FILE, Checkpoint, tensor_shapes
+from mod_edge.model.checkpoint import CHECKPOINT, WEIGHTS_FILE, Checkpoint, tensor_shapes
 from mod_edge.model.presets import (
     GEOMETRIES,
     init_checkpoint,
@@ -113,6 +113,14 @@ def test_init_writes_the_presets_checkpoint_and_reports_progress(written, tmp_pa
 def test_init_replaces_a_folder_only_by_force(tmp_path):
     with pytest.raises(ConfigError, match="exists already; use --force"):
         init_checkpoint("tiny", tmp_path)
+
+
+def test_init_never_deletes_files_of_the_user(tmp_path):
+    init_checkpoint("tiny", tmp_path, force=True)
+    assert CHECKPOINT.foreign_files(tmp_path) == []
+    (tmp_path / "README.md").write_text("where it is from")
+    with pytest.raises(ConfigError, match=r"delete: README\.md; move them away"):
+        init_checkpoint("tiny", tmp_path, force=True)
 
 
 def test_an_interrupted_init_leaves_nothing(tmp_path):

@@ -7,7 +7,7 @@ from mod_edge.errors import ConfigError
 from mod_edge.evaluation.evaluate import evaluate
 from mod_edge.export.bundle_writer import export_bundle
 from mod_edge.export.engines import build_engines
-from mod_edge.model.checkpoint import Checkpoint
+from mod_edge.model.checkpoint import CHECKPOINT, Checkpoint
 from mod_edge.model.shipped import FILES, FOLDER, copy_shipped
 from mod_edge.plan.kv_budget import plan_window
 from mod_edge.plan.targets import Lowering
@@ -38,6 +38,7 @@ def test_it_has_the_config_and_tokenizer_that_training_uses():
 def test_init_writes_it(tmp_path):
     copy_shipped(tmp_path / "ck", force=False)
     assert Checkpoint(tmp_path / "ck").fingerprint() == Checkpoint(FOLDER).fingerprint()
+    assert CHECKPOINT.foreign_files(tmp_path / "ck") == []
     with pytest.raises(ConfigError, match="exists already"):
         copy_shipped(tmp_path / "ck", force=False)
 

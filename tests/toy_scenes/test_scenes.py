@@ -1,6 +1,7 @@
 """The data set of synthetic scenes."""
 
 import os
+import shutil
 import signal
 from multiprocessing import active_children
 
@@ -10,7 +11,7 @@ from mod_edge.data.clips import read_clips
 from mod_edge.errors import ConfigError, DataError
 from mod_edge.runtime.capture.video_file import VideoFile
 from mod_edge.toy_scenes.scene import HELD_OUT
-from mod_edge.toy_scenes.scenes import write_scenes
+from mod_edge.toy_scenes.scenes import SCENE_DATA_SET, write_scenes
 
 DURATION_S = 8.0
 
@@ -31,6 +32,7 @@ def test_the_requested_splits_are_written(data):
         "videos",
     ]
     assert [clip.uid for clip in read_clips(data, "train")] == ["train-000000", "train-000001"]
+    assert SCENE_DATA_SET.foreign_files(data) == []
 
 
 def test_videos_can_be_read_and_have_the_right_length(data):
@@ -71,6 +73,15 @@ def test_a_process_that_is_killed_is_one_error_with_the_signal(tmp_path):
     with pytest.raises(DataError, match="draws clips died: SIGKILL, usually out of memory"):
         write_scenes(tmp_path / "data", {"train": 40}, seed=3, force=False, on_step=kill_one)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_users_video_in_a_data_set_is_never_deleted(data, tmp_path):
+    copied = shutil.copytree(data, tmp_path / "data")
+    (copied / "videos" / "holiday.mp4").touch()
+    (copied / ".features").mkdir()  # what training caches is no such file
+    (copied / ".features" / "frames.f16").touch()
+    with pytest.raises(ConfigError, match=r"delete: videos/holiday\.mp4; move them away"):
+        write_scenes(copied, {"train": 1}, seed=0, force=True)
 
 
 def test_a_data_set_without_clips_is_refused(tmp_path):

@@ -12,7 +12,7 @@ import torch
 
 from mod_edge.config import MoDConfig, TextConfig, VisionConfig
 from mod_edge.errors import ConfigError, DataError
-from mod_edge.model.checkpoint import Checkpoint
+from mod_edge.model.checkpoint import CHECKPOINT, Checkpoint
 from mod_edge.model.presets import preset_config
 from mod_edge.training import train as train_module
 from mod_edge.training.initial_weights import initial_model
@@ -114,6 +114,7 @@ def test_the_loss_falls_on_a_handful_of_clips(data, tmp_path):
 
 def test_the_output_is_a_checkpoint_with_a_training_record(uninterrupted):
     assert Checkpoint(uninterrupted).load_model().config == SMALL
+    assert CHECKPOINT.foreign_files(uninterrupted) == []
     record = json.loads((uninterrupted / "training.json").read_text())
     assert record["recipe"]["train"]["steps"] == len(record["losses"]["lm"]) == 6
     assert {"mod_edge", "torch", "python"} <= record["versions"].keys()
