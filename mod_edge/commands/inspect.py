@@ -1,10 +1,12 @@
 """`mod-edge inspect`."""
 
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
-from mod_edge.commands.arguments import JsonOption, require_extra
+from mod_edge.bundle.manifest import MANIFEST_FILE
+from mod_edge.commands.arguments import JsonOption, explained_imports, require_extra
 from mod_edge.commands.console import (
     out,
     print_json,
@@ -14,11 +16,9 @@ from mod_edge.commands.console import (
     reports_errors,
     si,
 )
-from mod_edge.config import MoDConfig
+from mod_edge.config import MoDConfig, ModelConfig
 from mod_edge.plan.costs import Comparison
-
-if TYPE_CHECKING:
-    from mod_edge.model.inspection import Inspection
+from mod_edge.plan.inspection import Inspection, inspection_of
 
 
 @reports_errors
@@ -31,17 +31,26 @@ def inspect(
     json: JsonOption = False,
 ) -> None:
     """Show a model's layers, parameters and cost per frame, next to the full-computation model."""
-    require_extra("export")
-    from mod_edge.model.inspection import inspect as inspect_target
-
-    inspection = inspect_target(target, frames)
+    inspection = inspection_of(target, _config_of(target), frames)
     if json:
         print_json(inspection.to_json())
     else:
         print_inspection(inspection)
 
 
-def print_inspection(inspection: "Inspection") -> None:
+def _config_of(target: str) -> ModelConfig:
+    """A bundle's config needs no PyTorch, which a device does not have."""
+    if (Path(target) / MANIFEST_FILE).is_file():
+        with explained_imports():
+            from mod_edge.bundle.bundle import open_bundle
+        return open_bundle(target).config
+    require_extra("export")
+    with explained_imports():
+        from mod_edge.model.inspection import config_of
+    return config_of(target)
+
+
+def print_inspection(inspection: Inspection) -> None:
     """Print layers, parameters and costs, each cost next to the full-computation model's."""
     config = inspection.config
     text, vision = config.text_config, config.vision_config

@@ -89,11 +89,14 @@ def run(
         from mod_edge.bundle.bundle import open_bundle
         from mod_edge.commands.stream_view import screen_view, show_stream
         from mod_edge.runtime.capture.open_source import open_source
+        from mod_edge.runtime.capture.opencv import open_file
         from mod_edge.runtime.capture.source_name import parse_source
         from mod_edge.runtime.open_session import open_session
 
     queries = _queries(query or ())
     chosen = parse_source(str(camera) if source is None else source)
+    if isinstance(chosen, Path):
+        open_file(chosen).release()  # its errors, before gigabytes are loaded
     opened = open_bundle(bundle, hash_all=check)
     settings = opened.profile(profile)
     session = open_session(

@@ -2,7 +2,6 @@
 
 import os
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +24,8 @@ def captured_stderr() -> Iterator[CapturedStderr]:
     Output of other threads is captured too while the block runs: keep it short.
     """
     captured = CapturedStderr()
-    with _REDIRECTING, tempfile.TemporaryFile() as sink:
+    # In memory: a device's file system may be read-only. A pipe would block what it cannot hold.
+    with _REDIRECTING, os.fdopen(os.memfd_create("stderr"), "w+b") as sink:
         try:
             saved = os.dup(2)
         except OSError:  # a process without standard error has nothing to capture

@@ -7,7 +7,7 @@ runs only for decisions and replies); vision is counted separately.
 
 from dataclasses import dataclass, replace
 
-from mod_edge.config import ModelConfig
+from mod_edge.config import ModelConfig, VisionConfig
 from mod_edge.plan.targets import ITEM_BYTES
 
 # The paper profiles 600 frames: five minutes at 2 frames/s.
@@ -57,6 +57,35 @@ def layer_parameters(config: ModelConfig) -> int:
     width = text.num_attention_heads * text.head_dim
     attention = text.hidden_size * (2 * width + 2 * kv_width)
     return attention + 3 * text.hidden_size * text.intermediate_size
+
+
+def num_parameters(config: ModelConfig) -> dict[str, int]:
+    """Weights by part and in total; a tied head is counted once, as embedding."""
+    text, size = config.text_config, config.text_config.hidden_size
+    routers = len(config.mod_layers) * (size + 1) if config.has_router else 0
+    counts = {
+        "vision": _vision_parameters(config.vision_config),
+        "connector": _linear(config.vision_config.hidden_size, size) + _linear(size, size),
+        "embedding": text.vocab_size * size,
+        "decoder": text.num_hidden_layers * (layer_parameters(config) + 2 * size) + routers + size,
+        "head": 0 if text.tie_word_embeddings else text.vocab_size * size,
+    }
+    return counts | {"total": sum(counts.values())}
+
+
+def _vision_parameters(vision: VisionConfig) -> int:
+    """Of the SigLIP tower with its pooling head; every linear layer and norm has a bias."""
+    size = vision.hidden_size
+    norm = 2 * size
+    mlp = _linear(size, vision.intermediate_size) + _linear(vision.intermediate_size, size)
+    embeddings = _linear(3 * vision.patch_size**2, size) + vision.num_patches * size
+    layer = 2 * norm + 4 * _linear(size, size) + mlp
+    head = size + 4 * _linear(size, size) + norm + mlp
+    return embeddings + vision.num_hidden_layers * layer + norm + head
+
+
+def _linear(num_inputs: int, num_outputs: int) -> int:
+    return num_inputs * num_outputs + num_outputs
 
 
 def vision_flops(config: ModelConfig) -> float:

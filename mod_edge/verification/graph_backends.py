@@ -5,6 +5,7 @@ No PyTorch here: a device that compares a bundle with golden files has none.
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -138,10 +139,9 @@ class OnnxGraphRunner(OnnxrtRunner):  # type: ignore[misc] # Polygraphy ships no
 
     def activate_impl(self) -> None:
         """Open the session, and check its inputs and outputs against the signature."""
-        with TemporaryDirectory() as folder:
+        with ExitStack() as temporary:
             try:
-                # On Linux the weights stay mapped after their file is removed.
-                self.sess = self._session(Path(folder))
+                self.sess = self._session(temporary)
             except Exception as exc:  # onnxruntime raises bare pybind exceptions of many types
                 raise BackendError(f"it does not load: {exc}") from exc
         found = self.sess.get_providers()[0]
@@ -152,14 +152,17 @@ class OnnxGraphRunner(OnnxrtRunner):  # type: ignore[misc] # Polygraphy ships no
         if faults:
             raise BackendError("; ".join(faults))
 
-    def _session(self, folder: Path) -> Any:
+    def _session(self, temporary: ExitStack) -> Any:
         options = session_options()
         options.log_severity_level = 4  # errors are raised; do not print them as well
         model: str | bytes = native_path(self._path)
         if self._rewriting == WIDENED:
             from mod_edge.export.widen import write_widened
 
-            model = native_path(write_widened(self._path, folder))
+            # Only here: a device may have no folder for temporary files. On Linux the weights stay
+            # mapped after their file is removed.
+            folder = temporary.enter_context(TemporaryDirectory())
+            model = native_path(write_widened(self._path, Path(folder)))
         elif self._rewriting == UNMARKED:
             import onnx
 

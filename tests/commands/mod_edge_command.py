@@ -14,13 +14,19 @@ START = (
     "import signal, sys\n"
     "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     "signal.signal(signal.SIGHUP, getattr(signal, sys.argv.pop(1)))\n"
+    "from mod_edge.commands import console\n"
     "from mod_edge.commands.app import app\n"
+    "console.SECONDS_PER_LINE = 0\n"  # a line of progress for every step
     "app(prog_name='mod-edge')\n"
 )
-WITHOUT = (  # a Python without these packages
-    "import sys\n"
-    "for name in sys.argv.pop(1).split(','):\n"
+WITHOUT = (  # a Python without these packages, and perhaps without a temporary folder
+    "import sys, tempfile\n"
+    "for name in filter(None, sys.argv.pop(1).split(',')):\n"
     "    sys.modules[name] = None\n"
+    "def fails():\n"
+    "    raise FileNotFoundError(2, 'No usable temporary directory found')\n"
+    "if sys.argv.pop(1) == 'False':\n"
+    "    tempfile.gettempdir = fails\n"
     "from mod_edge.commands.app import app\n"
     "app(prog_name='mod-edge')\n"
 )
@@ -66,10 +72,20 @@ def finish(process):
             process.kill()
 
 
-def run_without(packages, *arguments):
-    """The finished process of `mod-edge` in a Python that cannot import `packages`."""
+def run_without(packages, *arguments, has_temporary=True):
+    """The finished process of `mod-edge` in a Python that cannot import `packages`.
+
+    Without `has_temporary` there is no folder for temporary files, as on a read-only file system.
+    """
     return subprocess.run(
-        [sys.executable, "-c", WITHOUT, ",".join(packages), *map(str, arguments)],
+        [
+            sys.executable,
+            "-c",
+            WITHOUT,
+            ",".join(packages),
+            str(has_temporary),
+            *map(str, arguments),
+        ],
         capture_output=True,
         text=True,
         timeout=TIMEOUT_S,

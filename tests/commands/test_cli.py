@@ -217,7 +217,7 @@ def test_export_prints_what_it_wrote_and_the_largest_error(tiny_checkpoint, no_t
     check_files(bundle, read_manifest(bundle), hash_all=True)
 
 
-def test_export_json_has_the_parity_of_every_graph(tiny_checkpoint, no_tracing, tmp_path):
+def test_export_json_has_the_parity_of_every_graph(tiny_checkpoint, no_tracing, clip, tmp_path):
     bundle = tmp_path / "bundle"
     result = succeeds("export", tiny_checkpoint, "-o", bundle, "--layers", "0-1", "--json")
     document = json.loads(result.stdout)
@@ -225,7 +225,7 @@ def test_export_json_has_the_parity_of_every_graph(tiny_checkpoint, no_tracing, 
     assert document["parity"].keys() == {"vision", "layer-00", "layer-01", "head"}
     for parity in document["parity"].values():
         assert parity["max_relative_error"] < parity["allowed"]
-    result = invoke("run", bundle, "--source", tmp_path / "any.mp4")
+    result = invoke("run", bundle, "--source", clip)
     assert result.exit_code == 1
     assert "has 2 of 6 layers" in result.stderr
 

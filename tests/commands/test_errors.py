@@ -9,8 +9,10 @@ from dataclasses import replace
 import pytest
 from safetensors.torch import load_file, save_file
 
+from mod_edge.bundle import bundle as bundle_module
 from mod_edge.bundle import manifest as manifest_module
 from mod_edge.config import MoDConfig
+from mod_edge.verification import verify as verify_module
 from tests.commands.mod_edge_command import finish, invoke, start, succeeds
 from tests.runtime.capture.mjpeg_camera import MjpegServer
 
@@ -292,6 +294,16 @@ def test_a_file_that_is_not_a_video_is_named(tiny_bundle, tmp_path, content, say
     path = tmp_path / "words.mp4"
     path.write_bytes(content)
     assert says in fails("run", tiny_bundle, "--source", path)
+
+
+def test_a_missing_video_is_found_before_the_bundle_is_read(tiny_checkpoint, tmp_path, monkeypatch):
+    for module in (bundle_module, verify_module):
+        monkeypatch.setattr(module, "open_bundle", lambda *_, **__: pytest.fail("was read"))
+    options = ("--source", tmp_path / "a.mp4")
+    assert "there is no video file" in fails("run", tmp_path, *options)
+    assert "there is no video file" in fails(
+        "verify", tmp_path, "--checkpoint", tiny_checkpoint, *options
+    )
 
 
 def test_a_missing_video_a_folder_and_a_missing_camera_are_errors(tiny_bundle, tmp_path):

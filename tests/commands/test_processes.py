@@ -1,6 +1,7 @@
 """Real processes: signals, closed pipes, and machines without the exporter's packages."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 
 from mod_edge.commands.arguments import PACKAGES_OF_EXTRA
 from mod_edge.native.installed import install_command
-from tests.commands.mod_edge_command import TIMEOUT_S, finish, run_without, start
+from tests.commands.mod_edge_command import TIMEOUT_S, finish, run_without, start, succeeds
 
 NUM_FRAMES = 4000  # at the model's frame rate; all of them would take half a minute
 
@@ -122,13 +123,13 @@ def test_a_stream_runs_without_standard_streams(tiny_bundle, clip, closed):
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
-def test_exit_codes_and_errors_are_the_same_without_standard_streams(tmp_path, closed):
+def test_exit_codes_and_errors_are_the_same_without_standard_streams(tmp_path, clip, closed):
     for arguments, code, message in (
         (("--help",), 0, ""),
         (("--version",), 0, ""),
         (("targets",), 0, ""),
         (("run", "--nonsense"), 2, "No such option"),
-        (("run", tmp_path / "nowhere", "--source", "a.mp4"), 1, "is not a bundle"),
+        (("run", tmp_path / "nowhere", "--source", clip), 1, "is not a bundle"),
     ):
         process = start(*arguments, closed=closed)
         _, errors = finish(process)
@@ -212,6 +213,36 @@ def test_without_the_exporters_packages_a_bundle_runs(tiny_bundle, clip):
     result = run_without(packages, *arguments)
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout.splitlines()[-1])["num_frames"] == 3
+
+
+def test_without_the_exporters_packages_a_bundle_is_inspected(tiny_bundle):
+    result = run_without(PACKAGES_OF_EXTRA["export"], "inspect", tiny_bundle)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == succeeds("inspect", tiny_bundle).stdout
+
+
+def test_inspect_finds_a_changed_file_of_a_bundle(tiny_bundle, tmp_path):
+    bundle = shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    config = bundle / "config.json"
+    config.write_text(config.read_text().replace('"keep_ratio": 0.2', '"keep_ratio": 0.3'))
+    result = run_without(["torch"], "inspect", bundle)
+    assert result.returncode == 1
+    assert "config.json has changed since it was exported" in result.stderr
+
+
+# ---- without a folder for temporary files ----
+
+
+@pytest.mark.parametrize("command", ["run", "inspect", "doctor", "targets"])
+def test_a_device_needs_no_folder_for_temporary_files(tiny_bundle, clip, command):
+    arguments = {
+        "run": (tiny_bundle, "--source", clip, "--max-frames", 2),
+        "inspect": (tiny_bundle,),
+    }
+    result = run_without([], command, *arguments.get(command, ()), has_temporary=False)
+    assert "emporary" not in result.stderr
+    assert command == "doctor" or result.returncode == 0, result.stderr
+    assert result.stdout
 
 
 def test_without_torch_the_reference_backend_names_the_pip_command(tiny_bundle, clip):

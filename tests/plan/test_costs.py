@@ -10,8 +10,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from mod_edge.config import MoDConfig
 from mod_edge.model.layers import DecoderLayer
 from mod_edge.model.presets import GEOMETRIES, preset_config
+from mod_edge.model.video_llm import VideoLLM
 from mod_edge.model.vision import FrameEncoder
-from mod_edge.plan.costs import PAPER_NUM_FRAMES, compare_with_full, layer_parameters, vision_flops
+from mod_edge.plan.costs import (
+    PAPER_NUM_FRAMES,
+    compare_with_full,
+    layer_parameters,
+    num_parameters,
+    vision_flops,
+)
 
 PRINTED = 5e-4  # the table's figures have three digits
 
@@ -120,3 +127,26 @@ def test_layer_parameters_equal_a_real_layers(name):
     assert layer_parameters(config) == sum(math.prod(weight.shape) for weight in matrices)
     num_norms = 2 * config.text_config.hidden_size
     assert sum(w.numel() for w in layer.parameters()) == layer_parameters(config) + num_norms
+
+
+@pytest.mark.parametrize("name", GEOMETRIES)
+@pytest.mark.parametrize("mod", [None, MoDConfig(), MoDConfig("all", selection="uniform")])
+def test_parameters_are_counted_as_the_model_has_them(name, mod):
+    config = replace(preset_config(name), mod_config=mod)
+    counts = num_parameters(config)
+    with torch.device("meta"):
+        model = VideoLLM(config)
+    tied = config.text_config.tie_word_embeddings
+    head = 0 if tied else sum(tensor.numel() for tensor in model.lm_head.parameters())
+    total = sum(tensor.numel() for tensor in model.parameters())
+    vision = sum(tensor.numel() for tensor in model.vision_model.parameters())
+    connector = sum(tensor.numel() for tensor in model.connector.parameters())
+    embedding = model.model.embed_tokens.weight.numel()
+    assert counts == {
+        "vision": vision,
+        "connector": connector,
+        "embedding": embedding,
+        "decoder": sum(tensor.numel() for tensor in model.model.parameters()) - embedding,
+        "head": head,
+        "total": total,
+    }

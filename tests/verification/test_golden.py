@@ -23,6 +23,7 @@ from mod_edge.plan.signature import bundle_signatures, layer_signature
 from mod_edge.plan.targets import CPU_FP32, Lowering
 from mod_edge.verification.golden import (
     DOCUMENT,
+    GOLDEN,
     STREAM_FILE,
     Golden,
     GoldenWriter,
@@ -75,6 +76,12 @@ def test_the_command_needs_neither_torch_nor_onnx(tiny_bundle, golden):
     result = run_without(packages, "verify", tiny_bundle, "--golden", golden, "--json")
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["ok"] is True
+
+
+def test_the_command_needs_no_folder_for_temporary_files(tiny_bundle, golden):
+    options = ("--golden", golden, "--graph", "layer-01")
+    done = run_without(["torch", "onnx"], "verify", tiny_bundle, *options, has_temporary=False)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(
@@ -199,6 +206,7 @@ def test_verify_saves_golden_files(recorded, tiny_bundle, tiny_checkpoint, tmp_p
     assert result.exit_code == 0, result.output
     assert f"wrote {folder}" in result.stdout
     assert {path.name for path in folder.iterdir()} == {*GRAPHS, MANIFEST_FILE, STREAM_FILE}
+    assert GOLDEN.foreign_files(folder) == []
     assert verify_golden(tiny_bundle, folder).is_ok
 
 
@@ -232,6 +240,9 @@ def test_force_replaces_golden_files_and_nothing_else(
     for graph in ("layer-01", "layer-02"):
         verify_bundle(tiny_bundle, tiny_checkpoint, graph=graph, golden=folder, force=True)
     assert {path.name for path in folder.iterdir()} == {"layer-02", MANIFEST_FILE}
+    (folder / "thesis.txt").write_text("years of work")
+    with pytest.raises(ConfigError, match=r"delete: thesis\.txt; move them away"):
+        verify_bundle(tiny_bundle, tiny_checkpoint, force=True, **save)
 
 
 def test_bfloat16_is_refused():
