@@ -1,7 +1,7 @@
 """Output of the commands: results on stdout, progress and errors on stderr.
 
 A terminal gets progress bars, colours and a live view, anything else plain lines. rich honours
-NO_COLOR.
+NO_COLOR, and FORCE_COLOR for colours in plain lines.
 """
 
 import functools
@@ -19,6 +19,7 @@ from typing import Any, ParamSpec, TypeVar
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 from mod_edge.commands.standard_streams import leave_closed_terminal
 from mod_edge.errors import ModEdgeError
@@ -27,7 +28,7 @@ from mod_edge.stop_signals import stop_signals
 
 EXIT_ERROR = 1
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
-SECONDS_PER_LINE = 20.0  # without a progress bar, a long part prints a line this often
+SECONDS_PER_LINE = 20.0  # without a progress bar, progress is a line at most this often
 
 # No markup, no emoji: a folder may be named "a[/b]" or ":car:".
 out = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
@@ -86,26 +87,32 @@ def _escape_unencodable_characters() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+def can_redraw(console: Console) -> bool:
+    """Whether it is a terminal with a cursor; FORCE_COLOR gives a pipe colours, but no cursor."""
+    return console.file.isatty() and console.is_terminal and not console.is_dumb_terminal
+
+
 @contextmanager
 def progress(title: str) -> Iterator[OnStep]:
     """Show the progress of a long command: yields the function to call at each step.
 
-    Without a terminal it prints one line per part, and one every `SECONDS_PER_LINE` in a long part.
+    Without a terminal it prints a line for the first step, then one every `SECONDS_PER_LINE`.
     """
-    if not err.is_terminal:
-        shown, shown_s = "", -math.inf
+    if not can_redraw(err):
+        shown_s = -math.inf
 
         def line(name: str, done: float, total: float) -> None:
-            nonlocal shown, shown_s
+            nonlocal shown_s
             now_s = time.monotonic()
-            if name != shown or now_s - shown_s >= SECONDS_PER_LINE:
-                shown, shown_s = name, now_s
+            if now_s - shown_s >= SECONDS_PER_LINE:
+                shown_s = now_s
                 err.print(f"{title}: {name} ({100 * done / total:.0f}%)")
 
         yield line
         return
     columns = (
-        TextColumn("{task.description}"),
+        # Wrapped where the terminal is narrow: cut, it would lose digits of a loss.
+        TextColumn("{task.description}", table_column=Column()),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f}%"),
         TimeRemainingColumn(),

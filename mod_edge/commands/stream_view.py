@@ -8,7 +8,15 @@ from rich.console import Group
 from rich.live import Live
 from rich.text import Text
 
-from mod_edge.commands.console import err, out, print_json, print_pairs, print_warning, printable
+from mod_edge.commands.console import (
+    can_redraw,
+    err,
+    out,
+    print_json,
+    print_pairs,
+    print_warning,
+    printable,
+)
 from mod_edge.errors import ModEdgeError
 from mod_edge.plan.protocol import Decision
 from mod_edge.runtime.capture.source import Source
@@ -64,7 +72,7 @@ def screen_view(session: Session, *, as_json: bool, is_verbose: bool) -> "Stream
     """The view for stdout: JSON lines if `as_json`, else live on a terminal or plain lines."""
     if as_json:
         return JsonView(session)
-    if out.is_terminal:
+    if can_redraw(out):
         return LiveView(session, is_verbose=is_verbose)
     return PlainView(session, is_verbose=is_verbose)
 

@@ -164,6 +164,19 @@ def test_a_live_view_draws_speech_above_the_status(session, monkeypatch):
     assert "cache  50%  dropped 4" in status
 
 
+@pytest.mark.parametrize("columns", [40, 60, 72, 80, 120])
+def test_the_status_of_a_narrow_terminal_is_wrapped_between_its_numbers(
+    session, monkeypatch, columns
+):
+    monkeypatch.setattr(stream_view, "err", Console(file=io.StringIO()))
+    view = stream_view.LiveView(session, is_verbose=False)
+    console = Console(file=io.StringIO(), width=columns, color_system=None)
+    console.print(view._render())
+    wide = Console(file=io.StringIO(), width=500, color_system=None)
+    wide.print(view._render())
+    assert console.file.getvalue().split() == wide.file.getvalue().split()
+
+
 # ---- endings ----
 
 
