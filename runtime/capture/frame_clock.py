@@ -27,6 +27,7 @@ class FrameClock:
     Attributes:
         step_s: seconds of one frame according to the header; None where it has no frame rate.
         time_s: of the frame last grabbed; -inf before the first.
+        interval_s: between the last two frames; `step_s` or 0 before the second.
         max_frame_s: longest time between two frames that is not a gap.
         num_gaps: gaps so far.
         skipped_s: seconds left out at the gaps so far.
@@ -40,7 +41,7 @@ class FrameClock:
         self.num_gaps = 0
         self.skipped_s = 0.0
         self._offset_s = 0.0
-        self._interval_s = self.step_s or 0.0  # between the last two frames
+        self.interval_s = self.step_s or 0.0
         self._is_before_zero = True  # until the first positive timestamp
         self._behind_since_s = math.inf  # the first timestamp of those that jumped back
         self._last_gap_s = 0.0
@@ -62,7 +63,7 @@ class FrameClock:
         time_s = position_ms / 1000 + self._offset_s
         if position_ms <= 0 or not math.isfinite(position_ms):
             self.time_s = self._next_s()
-            if self._is_before_zero and -math.inf < position_ms < 0:
+            if self._is_before_zero and -1000 * self.max_frame_s <= position_ms < 0:
                 self._offset_s = self.time_s - position_ms / 1000
             return self.time_s
         self._is_before_zero = False
@@ -77,17 +78,17 @@ class FrameClock:
         return self.time_s
 
     def _follow(self, time_s: float) -> None:
-        self._interval_s = time_s - self.time_s
+        self.interval_s = time_s - self.time_s
         self.time_s = time_s
         self._behind_since_s = math.inf
 
     def _skip_gap(self, time_s: float) -> None:
         """Let the frame follow the previous one at the usual interval."""
-        self._last_gap_s = time_s - self.time_s - self._interval_s
+        self._last_gap_s = time_s - self.time_s - self.interval_s
         self.num_gaps += 1
         self.skipped_s += self._last_gap_s
         self._offset_s -= self._last_gap_s
-        self._follow(self.time_s + self._interval_s)
+        self._follow(self.time_s + self.interval_s)
 
     def _undo_gap(self, time_s: float) -> None:
         """Return to the clock before the last gap, which was one damaged timestamp."""

@@ -64,6 +64,12 @@ def container_s(capture: cv2.VideoCapture, path: Path) -> float:
     return path.stat().st_size * 8 / 1000 / rate_kbps if rate_kbps > 0 else 0.0
 
 
+def codec_of(capture: cv2.VideoCapture) -> str:
+    """The four letters of the video's codec, such as avc1 or av01."""
+    code = int(capture.get(cv2.CAP_PROP_FOURCC)) & 0xFFFFFFFF
+    return code.to_bytes(4, "little").decode("latin-1")
+
+
 def start_s(capture: cv2.VideoCapture) -> float:
     """The video's start on the file's own clock in seconds; to be asked after the first grab().
 

@@ -15,8 +15,10 @@ from typing import cast
 import cv2
 
 from mod_edge.errors import SourceError
+from mod_edge.runtime.capture.file_header import HEADER_BYTES, states_rate
 from mod_edge.runtime.capture.frame_clock import FrameClock
 from mod_edge.runtime.capture.opencv import (
+    codec_of,
     container_s,
     open_file,
     pixel_aspect,
@@ -86,8 +88,13 @@ class VideoFile(AbstractContextManager["VideoFile"]):
         self._fps = fps
         self._max_frames = max_frames
         self._policy = policy
-        self._capture = open_file(Path(path)) if opened is None else opened
-        self._container_s = container_s(self._capture, Path(path)) if opened is None else 0.0
+        self._container_s, self._states_rate = 0.0, True  # as far as is known of an address
+        if opened is None:
+            opened = open_file(Path(path))
+            self._container_s = container_s(opened, Path(path))
+            with Path(path).open("rb") as file:
+                self._states_rate = states_rate(file.read(HEADER_BYTES))
+        self._capture = opened
         self._clock = FrameClock(self._capture.get(cv2.CAP_PROP_FPS))
         self._pixel_aspect = pixel_aspect(self._capture)
         self._start_s = 0.0  # of the video on the file's own clock
@@ -154,8 +161,9 @@ class VideoFile(AbstractContextManager["VideoFile"]):
         """Compare what was read with what the file's header says."""
         if self.num_frames == 0:
             raise SourceError(
-                f"{self._path} opens as a video but none of its frames can be decoded; "
-                "it may be truncated or need a codec that this OpenCV lacks"
+                f"{self._path} opens as a video but none of its frames can be decoded "
+                f"(codec {codec_of(self._capture)}); it may be truncated or need a codec that "
+                "this OpenCV lacks; rewrite it with: ffmpeg -i VIDEO -c:v libx264 fixed.mp4"
             )
         step_s = self._clock.step_s or 0.0
         if self._num_grabbed == 1 and self._container_s > step_s + HEADER_SLACK_S:
@@ -169,7 +177,8 @@ class VideoFile(AbstractContextManager["VideoFile"]):
         count = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
         if not step_s or count <= 0:
             return
-        read_s = self._clock.time_s + self._clock.skipped_s + step_s
+        last_s = max(step_s, self._clock.interval_s)  # FFmpeg guesses too high a rate of slow files
+        read_s = self._clock.time_s + self._clock.skipped_s + last_s
         header_s = count * step_s
         # A count that is the container's length times the rate starts at the file's zero. One that
         # is shorter than the start (mp4) is of the frames.
@@ -198,6 +207,12 @@ class VideoFile(AbstractContextManager["VideoFile"]):
                 "were skipped; times are still those of the video"
             )
         clock = self._clock
+        if self._num_grabbed > 1 and clock.step_s and not self._states_rate:
+            self.warnings.append(
+                f"{self._path} has neither timestamps nor a frame rate: "
+                f"{1 / clock.step_s:g} frames/s were assumed; if it was recorded at FPS frames/s, "
+                "rewrite it with: ffmpeg -r FPS -i VIDEO -c:v libx264 fixed.mp4"
+            )
         if clock.num_gaps:
             gaps = "1 gap" if clock.num_gaps == 1 else f"{clock.num_gaps} gaps"
             self.warnings.append(

@@ -202,3 +202,64 @@ def test_pixels_that_are_not_square_are_stretched_to_what_people_see(record, nam
 def test_pixels_that_are_not_square_are_stretched_before_the_picture_is_turned(record):
     _, (first, *_), _ = watch(turned(record("wide.mp4", "-vf", "setsar=2/1"), "phone.mp4"))
     assert first.shape == (128, 48, 3)
+
+
+def without_rate(path):
+    """The AVI file after its main header and its video's header have lost their rates."""
+    content = bytearray(path.read_bytes())
+    struct.pack_into("<I", content, content.index(b"avih") + 8, 0)
+    struct.pack_into("<II", content, content.index(b"vids") + 20, 0, 0)
+    path.write_bytes(content)
+    return path
+
+
+RAW = {"raw.h264": "libx264", "raw.hevc": "libx265", "raw.mjpeg": "mjpeg", "rateless.avi": "mjpeg"}
+
+
+@pytest.mark.parametrize("name", RAW)
+def test_a_rate_that_is_assumed_is_told_with_the_command_that_sets_it(ffmpeg, record, name):
+    quiet = ("-x265-params", "log-level=none") if name == "raw.hevc" else ()
+    path = record(name, "-c:v", RAW[name], "-pix_fmt", "yuvj420p", *quiet)
+    if name == "rateless.avi":
+        without_rate(path)
+    _, _, (warning,) = watch(path)
+    assert re.search(r"neither timestamps nor a frame rate: \d+ frames/s were assumed", warning)
+    (before, after) = re.findall(r"ffmpeg (.*) -i VIDEO (.*) fixed\.mp4", warning)[0]
+    fixed = path.with_name("fixed.mp4")
+    ffmpeg(*before.replace("FPS", "10").split(), "-i", path, *after.split(), fixed)
+    times_s, _, warnings = watch(fixed)
+    assert times_s == [0.0, 0.5, 1.0, 1.5, 2.0, 2.5]
+    assert warnings == []
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("a.avi", ()),
+        ("a.m4v", ("-f", "m4v")),
+        ("a.mpg", ("-c:v", "mpeg2video")),
+        ("piped.asf", ("-f", "asf", "-c:v", "wmv2")),
+        ("piped.webm", ("-f", "webm", "-c:v", "libvpx")),
+        ("piped.mkv", ("-f", "matroska")),
+        ("fragmented.mp4", ("-movflags", "frag_keyframe+empty_moov")),
+        ("a.gif", ("-c:v", "gif")),
+    ],
+)
+def test_files_with_timestamps_or_a_rate_are_read_by_them(record, name, options):
+    output = options
+    if name.startswith("piped"):  # the writer cannot go back to fill in the length
+        output = (*options, "-seekable", "0")
+    times_s, _, warnings = watch(record(name, *output, fps=25))
+    assert times_s == [0.0, 0.5, 1.0, 1.5, 2.0, 2.5]
+    assert warnings == []
+
+
+def test_a_video_that_cannot_be_decoded_is_an_error_with_its_codec_and_what_to_do(record):
+    path = record("a.mp4")
+    content = bytearray(path.read_bytes())
+    start, end = content.index(b"mdat") + 4, content.index(b"moov") - 4
+    content[start:end] = bytes(end - start)
+    path.write_bytes(content)
+    says = r"none of its frames can be decoded \(codec \w{4}\).*ffmpeg -i VIDEO -c:v libx264"
+    with pytest.raises(SourceError, match=says):
+        watch(path)
