@@ -89,7 +89,7 @@ def _escape_unencodable_characters() -> None:
 
 def can_redraw(console: Console) -> bool:
     """Whether it is a terminal with a cursor; FORCE_COLOR gives a pipe colours, but no cursor."""
-    return console.file.isatty() and console.is_terminal and not console.is_dumb_terminal
+    return console.file.isatty() and console.is_interactive
 
 
 @contextmanager
