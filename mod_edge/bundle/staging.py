@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mod_edge.bundle.disk_full import names_target
 from mod_edge.bundle.mount_points import has_mount_point
 from mod_edge.errors import ConfigError, joined_faults
 
@@ -72,8 +73,9 @@ def staged_folder(
     staging = _new_staging(target)
     content, replaced = staging / "new", staging / "old"
     try:
-        content.mkdir()
-        yield content
+        with names_target(target):
+            content.mkdir()
+            yield content
         if target.exists():  # files may have come during the block
             _refuse_foreign_files(target, kind, staging.name)
         if staging.parent == target:
@@ -105,7 +107,7 @@ def write_whole(path: Path, data: Any) -> None:
     """Write a buffer of bytes to a file atomically."""
     staging = path.with_name(f"{path.name}.new")
     try:
-        with staging.open("wb") as file:
+        with names_target(path), staging.open("wb") as file:
             file.write(data)
         staging.replace(path)
     finally:

@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
+from mod_edge.bundle.disk_full import DISK_FULL, full_disk_line
 from mod_edge.commands.standard_streams import leave_closed_terminal
 from mod_edge.errors import ModEdgeError
 from mod_edge.progress import OnStep
@@ -61,7 +62,8 @@ def reports_errors(command: Callable[Parameters, Result]) -> Callable[Parameters
             raise typer.Exit(EXIT_ERROR) from exc
         # An OSError (disk full, permission denied) names its file.
         except (ModEdgeError, OSError) as exc:
-            print_error(str(exc))
+            is_full = isinstance(exc, OSError) and exc.errno in DISK_FULL
+            print_error(full_disk_line(exc) if is_full else str(exc))
             raise typer.Exit(EXIT_ERROR) from exc
         except KeyboardInterrupt as exc:
             err.print(printable(str(exc)) or "interrupted; no incomplete files were left")

@@ -33,6 +33,10 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue an interrupted training.")
     ] = False,
+    features: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the vision features; default: .features in the data set's."),
+    ] = None,
     threads: ThreadsOption = None,
     force: ForceOption = False,
     json: JsonOption = False,
@@ -57,6 +61,7 @@ def train(
                 resume=resume,
                 force=force,
                 on_step=show,
+                features=features,
                 auxiliary_losses={"motion": motion_loss},
             )
     except KeyboardInterrupt as exc:

@@ -1,10 +1,11 @@
 """The frozen vision tower's outputs for a data set's frames, computed once and cached on disk.
 
-    DIR/.features/<key>/frames.f16        (frames of all clips, N, Dv) float16, without a header
-    DIR/.features/<key>/num_frames.txt    frames per clip, one number per line, in the split's order
+    <key>/frames.f16        (frames of all clips, N, Dv) float16, without a header
+    <key>/num_frames.txt    frames per clip, one number per line, in the split's order
 
-They are computed in a temporary folder. After Ctrl-C or a full disk it becomes `<key>.partial`, and
-the next call continues from there.
+The folder of a key is in `.features/` of the data set, or in a folder that the user names. It is
+computed in a temporary one. After Ctrl-C or a full disk that becomes `<key>.partial`, and the next
+call continues from there.
 
 The key is a hash of everything that the numbers depend on: the tower's weights and config, the
 frame rate, the videos' names, sizes and modification times, and the batch size. Frames are read,
@@ -24,11 +25,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from mod_edge.bundle.disk_full import DISK_FULL
 from mod_edge.bundle.staging import FolderKind, staged_folder
 from mod_edge.data.clips import NUM_FAULTS_SHOWN, Clip
 from mod_edge.errors import DataError, SourceError, joined_faults
@@ -38,7 +41,7 @@ from mod_edge.runtime.capture.opencv import open_file
 from mod_edge.runtime.capture.video_file import VideoFile
 from mod_edge.runtime.preprocess import letterbox
 
-FOLDER = ".features"
+FEATURES_FOLDER = ".features"
 FRAMES_FILE, COUNTS_FILE = "frames.f16", "num_frames.txt"
 PARTIAL_SUFFIX = ".partial"
 FEATURES = FolderKind(  # never replaced: computing them again gives the same
@@ -82,8 +85,10 @@ def frame_features(
     model: VideoLLM,
     device: torch.device,
     on_step: OnStep,
+    *,
+    store: Path,
 ) -> FrameFeatures:
-    """The features of the clips' frames, from the cache in `folder` or computed into it.
+    """The features of the clips' frames, from the cache in `store` or computed into it.
 
     Args:
         folder: the data set.
@@ -91,14 +96,16 @@ def frame_features(
         model: its vision tower, in float32 on `device`, and its config are used.
         device: encodes the frames.
         on_step: progress callback.
+        store: the folder of the cache.
 
     Raises:
         SourceError: videos cannot be read; names several at once, before any frame is encoded.
-        DataError: an output exceeds the range of float16.
+        DataError: an output exceeds the range of float16, or `store` cannot be written.
         KeyboardInterrupt: Ctrl-C; finished clips are kept for the next call.
     """
-    target = folder / FOLDER / _key(folder, clips, model)
+    target = store / _key(folder, clips, model)
     if not target.is_dir():
+        _check_writable(store)
         _check_videos(clips, on_step)
         try:
             with (
@@ -114,6 +121,22 @@ def frame_features(
     shape = (num_frames.sum(), config.frame_num_tokens, config.vision_config.hidden_size)
     return FrameFeatures(
         np.memmap(target / FRAMES_FILE, np.float16, mode="r", shape=shape), num_frames
+    )
+
+
+def _check_writable(store: Path) -> None:
+    try:
+        store.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=store).close()
+    except OSError as exc:
+        raise _cannot_write(store, exc) from exc
+
+
+def _cannot_write(store: Path, exc: OSError) -> DataError:
+    space = "free some space, or " if exc.errno in DISK_FULL else ""
+    return DataError(
+        f"the vision features cannot be written to {store}: {exc.strerror}; {space}keep them in "
+        "another folder with --features DIR"
     )
 
 
@@ -139,9 +162,11 @@ def _kept_if_stopped(staging: Path, partial: Path) -> Iterator[None]:
         partial.rename(staging)
     try:
         yield
-    except (KeyboardInterrupt, OSError):
+    except (KeyboardInterrupt, OSError) as exc:
         with suppress(OSError):  # another training run has left one
             staging.rename(partial)
+        if isinstance(exc, OSError) and exc.errno in DISK_FULL:
+            raise _cannot_write(partial.parent, exc) from exc
         raise
 
 

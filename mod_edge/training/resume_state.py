@@ -1,12 +1,14 @@
 """An unfinished training run on disk: `OUTPUT.partial/`, from which `--resume` continues.
 
 One file, `state.pt`, replaced atomically, holds the trained weights, the optimizer, the losses so
-far and the run's identity: recipe and data, which must not change.
+far and the run's identity: recipe and data, which must not change. The folder is locked while a run
+writes its output.
 """
 
 import os
 import shutil
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -15,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mod_edge.bundle.folder_lock import locked_folder
 from mod_edge.errors import DataError
 
 STATE_FILE = "state.pt"
@@ -53,30 +56,52 @@ class ResumeState:
 
     def __init__(self, output: Path) -> None:
         """The state of the training run that writes the folder `output`."""
+        self._output = output
+        self._has_begun = False
         self.folder = output.with_name(output.name + SUFFIX)
 
-    def begin(self, *, resume: bool, force: bool) -> None:
-        """Make the folder; with `resume`, check that it exists.
+    @contextmanager
+    def locked(self, *, resume: bool) -> Iterator[None]:
+        """Make the folder and hold its lock; with `resume`, check first that it exists.
 
         Raises:
-            DataError: `resume` without the folder; an unfinished run that is neither resumed nor
-                started over (`force`); or the folder holds something else.
+            DataError: `resume` without the folder.
+            ConfigError: another training run writes the same output, or the folder cannot be made.
         """
         if resume and not self.folder.is_dir():
             raise DataError(f"there is no {self.folder} to resume from; omit --resume")
-        if not resume and self.folder.exists():
-            if not force and (self.folder / STATE_FILE).exists():
-                raise DataError(
-                    f"{self.folder} holds an unfinished training run; continue it with --resume or "
-                    "start over with --force"
-                )
-            if {path.name for path in self.folder.iterdir()} - {STATE_FILE, WRITTEN_FILE}:
-                raise DataError(
-                    f"{self.folder} holds more than an unfinished training run, so --force does "
-                    "not remove it; remove it yourself or choose another output"
-                )
-            self.remove()
-        self.folder.mkdir(parents=True, exist_ok=True)
+        with locked_folder(self.folder, self._output):
+            try:
+                yield
+            finally:
+                if not self._has_begun:
+                    with suppress(OSError):  # holds an earlier run's state
+                        self.folder.rmdir()
+
+    def begin(self, *, resume: bool, force: bool) -> None:
+        """Start the locked folder over, unless `resume` continues what it holds.
+
+        Raises:
+            DataError: an unfinished run that is neither resumed nor started over (`force`), or the
+                folder holds something else.
+        """
+        if not resume:
+            self._start_over(force=force)
+        self._has_begun = True
+
+    def _start_over(self, *, force: bool) -> None:
+        if not force and (self.folder / STATE_FILE).exists():
+            raise DataError(
+                f"{self.folder} holds an unfinished training run; continue it with --resume or "
+                "start over with --force"
+            )
+        if {path.name for path in self.folder.iterdir()} - {STATE_FILE, WRITTEN_FILE}:
+            raise DataError(
+                f"{self.folder} holds more than an unfinished training run, so --force does "
+                "not remove it; remove it yourself or choose another output"
+            )
+        for name in (STATE_FILE, WRITTEN_FILE):
+            (self.folder / name).unlink(missing_ok=True)
 
     def save(self, state: TrainingState) -> None:
         """Replace the saved state atomically: a kill leaves either the old or the new one.

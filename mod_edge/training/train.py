@@ -30,7 +30,7 @@ from mod_edge.plan.tokenizer import preset_tokenizer, read_tokenizer
 from mod_edge.progress import OnStep
 from mod_edge.training.auxiliary_loss import AuxiliaryLossMaker
 from mod_edge.training.batches import Batches, check_fills_a_batch, streams_of_clips
-from mod_edge.training.features import frame_features
+from mod_edge.training.features import FEATURES_FOLDER, frame_features
 from mod_edge.training.initial_weights import initial_model
 from mod_edge.training.plot import plot_losses, require_matplotlib
 from mod_edge.training.recipe import NO_AUXILIARY_LOSS, Recipe
@@ -81,11 +81,13 @@ def train(
     resume: bool,
     force: bool,
     on_step: OnStep,
+    features: Path | None = None,
     auxiliary_losses: Mapping[str, AuxiliaryLossMaker] = MappingProxyType({}),
 ) -> TrainingReport:
     """Train on the training split of `data` and write the checkpoint `output`.
 
-    The state is saved in `OUTPUT.partial/`, which is removed once `output` is complete.
+    The state is saved in `OUTPUT.partial/`, which is removed once `output` is complete. Until
+    then it is locked, so that no other training run writes the same output.
 
     Args:
         data: a data set's folder (`clips`).
@@ -94,14 +96,44 @@ def train(
         resume: continue an unfinished run.
         force: replace `output` if it exists, and start an unfinished run over unless `resume`.
         on_step: progress callback.
+        features: folder for the vision features; None keeps them in `data`.
         auxiliary_losses: the available ones, by their names in a recipe.
 
     Raises:
-        ModEdgeError: recipe, data, folders or device are not usable.
+        ModEdgeError: recipe, data, folders or device are not usable, or another training run writes
+            `output`.
         KeyboardInterrupt: stopped by a stop signal; the state is saved for `resume`.
     """
     output = output.resolve()
-    check_target(output, kind=CHECKPOINT, force=force)
+    resume_state = ResumeState(output)
+    with resume_state.locked(resume=resume):
+        check_target(output, kind=CHECKPOINT, force=force)
+        return _train(
+            data,
+            recipe,
+            output,
+            resume_state,
+            resume=resume,
+            force=force,
+            on_step=on_step,
+            features_folder=features or data / FEATURES_FOLDER,
+            auxiliary_losses=auxiliary_losses,
+        )
+
+
+def _train(
+    data: Path,
+    recipe: Recipe,
+    output: Path,
+    resume_state: ResumeState,
+    *,
+    resume: bool,
+    force: bool,
+    on_step: OnStep,
+    features_folder: Path,
+    auxiliary_losses: Mapping[str, AuxiliaryLossMaker],
+) -> TrainingReport:
+    """See `train`; `resume_state` is locked."""
     require_matplotlib()
     clips = read_clips(data, SPLIT)
     # Check before features are computed, which can take hours.
@@ -117,10 +149,9 @@ def train(
         "init": base.fingerprint() if base else recipe.init,
         "data": file_sha256(split_file(data, SPLIT)),
     }
-    resume_state = ResumeState(output)
     resume_state.begin(resume=resume, force=force)
     state = resume_state.load(identity)  # raises before features are computed
-    features = frame_features(data, clips, model, device, on_step)
+    features = frame_features(data, clips, model, device, on_step, store=features_folder)
     num_frames = features.num_frames.tolist()
     auxiliary = None
     if make_auxiliary is not None:

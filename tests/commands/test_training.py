@@ -86,7 +86,7 @@ def test_train_prints_its_result_in_one_line(reads_recipe, stand_in):
         "LM loss 0.250, stream loss 0.062; 61 s\n"
     )
     assert json.loads(succeeds(*arguments, "--json").stdout) == REPORT.to_json()
-    succeeds(*arguments, "--resume", "--force")
+    succeeds(*arguments, "--resume", "--force", "--features", "cache")
     for call in calls:
         assert call.pop("on_step")
         assert call.pop("resume") == call.pop("force") == (call is calls[-1])
@@ -94,6 +94,7 @@ def test_train_prints_its_result_in_one_line(reads_recipe, stand_in):
             "data": Path("data"),
             "recipe": f"{RECIPE} in mine.toml",
             "output": Path("out"),
+            "features": Path("cache") if call is calls[-1] else None,
             "auxiliary_losses": {"motion": motion_loss},
         }
 

@@ -1,5 +1,6 @@
 """Vision features on disk equal the runtime's and are computed once."""
 
+import errno
 import shutil
 from dataclasses import replace
 
@@ -11,7 +12,7 @@ import torch
 from mod_edge.errors import DataError, SourceError
 from mod_edge.runtime.capture.video_file import VideoFile
 from mod_edge.runtime.preprocess import letterbox
-from mod_edge.training.features import frame_features
+from mod_edge.training import features as features_module
 from tests.training.toy_data import write_toy_data
 
 pytestmark = pytest.mark.numeric
@@ -22,6 +23,12 @@ RTOL_FP16 = 2e-3  # relative to the largest; measured 2.6e-4
 
 def no_step(*_):
     pass
+
+
+def frame_features(folder, clips, model, device, on_step):
+    """The features, cached where `train` keeps them by default."""
+    store = folder / features_module.FEATURES_FOLDER
+    return features_module.frame_features(folder, clips, model, device, on_step, store=store)
 
 
 @pytest.fixture
@@ -128,6 +135,39 @@ def test_a_stopped_computation_continues_to_the_same_numbers(
     assert features.num_frames.tolist() == [9, 9, 9]
     assert np.array_equal(features.tokens, whole)  # the same batches in the same process
     assert [path.name for path in store.parent.iterdir()] == [store.name]
+
+
+@pytest.mark.usefixtures("batches_of_four")
+def test_a_full_disk_names_the_folder_and_the_option_and_keeps_the_finished_clips(
+    clips, model, tmp_path, monkeypatch
+):
+    frame_tokens, encoded = model.frame_tokens, []
+
+    def encode(pixels):
+        encoded.append(len(pixels))
+        if len(encoded) == 5:  # in the second clip
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return frame_tokens(pixels)
+
+    monkeypatch.setattr(model, "frame_tokens", encode)
+    store = tmp_path / "data" / ".features"
+    says = rf"cannot be written to {store}: No space left .*free some space, or .*--features DIR"
+    with pytest.raises(DataError, match=says):
+        frame_features(tmp_path / "data", clips, model, CPU, no_step)
+    (partial,) = store.iterdir()
+    assert (partial / "num_frames.txt").read_text() == "9\n"
+    assert frame_features(tmp_path / "data", clips, model, CPU, no_step).num_frames.sum() == 27
+
+
+def test_a_place_that_cannot_be_written_is_named_before_any_video_is_read(
+    clips, model, tmp_path, monkeypatch
+):
+    def is_read_only(**_options):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(features_module, "TemporaryFile", is_read_only)
+    with pytest.raises(DataError, match=r"Read-only file system; keep them in another folder"):
+        frame_features(tmp_path / "data", clips, model, CPU, lambda *_: pytest.fail("it began"))
 
 
 class Batched:

@@ -253,6 +253,37 @@ def test_another_recipe_or_other_data_cannot_be_resumed(cut, data, tmp_path):
         run(tmp_path / "other", RECIPE, cut, resume=True)
 
 
+def test_a_second_training_of_the_same_output_is_refused_at_once(data, tmp_path, uninterrupted):
+    output, num_refused = tmp_path / "model", []
+
+    def train_too():
+        for options in ({}, {"force": True}, {"resume": True}):
+            with pytest.raises(ConfigError, match=r"another process is writing .*model .*partial"):
+                run(data, RECIPE, output, lambda *_: pytest.fail("it started"), **options)
+            num_refused.append(1)
+
+    run(data, RECIPE, output, at_step(3, train_too))
+    assert len(num_refused) == 3
+    assert_same_training(output, uninterrupted)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_features_are_kept_in_the_folder_that_is_named(tmp_path):
+    write_toy_data(tmp_path / "data", num_clips=3)
+    (tmp_path / "data" / ".features").touch()  # a file, so that no folder can be made there
+    recipe = replace(RECIPE, train=replace(SETTINGS, steps=1))
+    with pytest.raises(
+        DataError, match=r"features cannot be written to .*\.features: .*--features"
+    ):
+        run(tmp_path / "data", recipe, tmp_path / "model")
+    options = {"resume": False, "force": False, "features": tmp_path / "kept" / "here"}
+    train_module.train(
+        tmp_path / "data", recipe, tmp_path / "model", on_step=lambda *_: None, **options
+    )
+    (kept,) = (tmp_path / "kept" / "here").iterdir()
+    assert {path.name for path in kept.iterdir()} == {"frames.f16", "num_frames.txt"}
+
+
 def test_resume_without_an_unfinished_training_is_an_error(data, tmp_path):
     with pytest.raises(DataError, match=r"no .*model\.partial to resume from"):
         run(data, RECIPE, tmp_path / "model", resume=True)
