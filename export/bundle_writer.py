@@ -149,11 +149,13 @@ def graph_weights(
 def _write_embedding(checkpoint: Checkpoint, dtype: torch.dtype, path: Path) -> None:
     table = checkpoint.tensor(EMBEDDING_WEIGHT)
     storage = raw_array(torch.empty(0, dtype=dtype)).dtype
-    array = np.lib.format.open_memmap(path, "w+", storage, tuple(table.shape))
-    for start in range(0, len(table), EMBEDDING_CHUNK_ROWS):
-        chunk = table[start : start + EMBEDDING_CHUNK_ROWS]
-        array[start : start + len(chunk)] = raw_array(rounded(EMBEDDING_WEIGHT, chunk, dtype))
-    array.flush()
+    header = {"descr": storage.str, "fortran_order": False, "shape": tuple(table.shape)}
+    with path.open("wb") as file:  # a memory map would crash the process where the disk is full
+        np.lib.format.write_array_header_1_0(file, header)
+        for start in range(0, len(table), EMBEDDING_CHUNK_ROWS):
+            chunk = table[start : start + EMBEDDING_CHUNK_ROWS]
+            rows = raw_array(rounded(EMBEDDING_WEIGHT, chunk, dtype))
+            file.write(np.ascontiguousarray(rows).data)
 
 
 def _checked_layers(config: ModelConfig, layers: Sequence[int] | None) -> tuple[int, ...]:

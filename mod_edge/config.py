@@ -332,9 +332,14 @@ def read_config(path: Path) -> ModelConfig:
     return config_from_dict(data, str(path))
 
 
+def config_text(config: ModelConfig) -> str:
+    """The text of config.json, with a final newline."""
+    return json.dumps(config_to_dict(config), indent=2) + "\n"
+
+
 def write_config(config: ModelConfig, path: Path) -> None:
-    """Write `config` as JSON with a final newline."""
-    path.write_text(json.dumps(config_to_dict(config), indent=2) + "\n", encoding="utf-8")
+    """Write `config` as JSON."""
+    path.write_text(config_text(config), encoding="utf-8")
 
 
 def _require(is_met: bool, name: str, got: object, wanted: str) -> None:

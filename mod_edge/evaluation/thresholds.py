@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mod_edge.bundle.manifest import CONFIG_FILE, is_bundle
-from mod_edge.config import read_config, write_config
+from mod_edge.bundle.staging import write_whole
+from mod_edge.config import config_text, read_config
 from mod_edge.data.clips import Clip
 from mod_edge.data.dialogue import Dialogue, dialogue_of_clip
 from mod_edge.errors import ConfigError
@@ -76,6 +77,5 @@ def adopt_threshold(checkpoint: Path, threshold: float) -> None:
     """Write `threshold` into the checkpoint's config."""
     config = read_config(checkpoint / CONFIG_FILE)
     stream = replace(config.stream_config, frame_token_interval_threshold=threshold)
-    written = checkpoint / f"{CONFIG_FILE}.new"
-    write_config(replace(config, stream_config=stream), written)
-    written.replace(checkpoint / CONFIG_FILE)
+    text = config_text(replace(config, stream_config=stream))
+    write_whole(checkpoint / CONFIG_FILE, text.encode())

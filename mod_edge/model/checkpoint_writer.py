@@ -42,7 +42,8 @@ def write_checkpoint(
         on_bytes: called with the size of every tensor as it is written.
     """
     write_config(config, folder / CONFIG_FILE)
-    tokenizer.save(str(folder / TOKENIZER_FILE), pretty=False)
+    # Not `tokenizer.save`, which raises a bare Exception where the disk is full.
+    (folder / TOKENIZER_FILE).write_text(tokenizer.to_str(), encoding="utf-8")
     dtype: torch.dtype = getattr(torch, config.dtype)
     shapes = tensor_shapes(config)
     shards = _shards(shapes, dtype.itemsize)

@@ -1,24 +1,31 @@
 """Writes a data set of synthetic scenes: mp4 files and JSONL, in the format of `data.clips`."""
 
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from multiprocessing import active_children, get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any
 
 import cv2
 
 from mod_edge.bundle.staging import FolderKind, staged_folder
-from mod_edge.data.clips import Clip, Line, write_clips
-from mod_edge.errors import DataError
+from mod_edge.data.clips import MAX_DURATION_S, Clip, Line, write_clips
+from mod_edge.dataclass_reader import JSON, dataclass_from_dict
+from mod_edge.document_parser import parse_json
+from mod_edge.errors import DataError, SourceError
+from mod_edge.native.captured_stderr import captured_stderr
 from mod_edge.native.cpu_cores import usable_cores
 from mod_edge.native.native_path import native_path
 from mod_edge.native.worker_death import death_of
 from mod_edge.progress import OnStep, not_shown
+from mod_edge.runtime.capture.opencv import open_file
 from mod_edge.toy_scenes.questions import with_questions
 from mod_edge.toy_scenes.render import Renderer, photographs_of
 from mod_edge.toy_scenes.scene import Scene
@@ -28,6 +35,7 @@ MARKER_FILE = "scenes.json"
 VIDEO_SIZE = 128  # pixels
 VIDEO_FPS = 4.0
 DURATION_S = 30.0
+PROBE_BYTES = 2**20  # more than a clip of some minutes, 50 kB for half a minute
 
 
 @dataclass(frozen=True)
@@ -45,6 +53,30 @@ class Split:
     first_seed: int
     held_out: bool = False
     more_questions: bool = False
+
+
+@dataclass(frozen=True)
+class SceneFacts:
+    """The marker file: from it and a clip's uid, the clip's scene is generated again.
+
+    Attributes:
+        seed: of the data set.
+        duration_s: length of each clip, in seconds.
+        clips: number of clips, by the name of their split.
+    """
+
+    seed: int
+    duration_s: float
+    clips: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise DataError(f"seed={self.seed}, wanted 0 or more")
+        if not 0 < self.duration_s <= MAX_DURATION_S:
+            raise DataError(
+                f"duration_s={self.duration_s}, wanted more than 0 and at most "
+                f"{MAX_DURATION_S:.0f} seconds, a day"
+            )
 
 
 # Scene seeds of two splits, or of data sets with another --seed, never overlap.
@@ -81,20 +113,23 @@ def write_scenes(
     Raises:
         ConfigError: `folder` exists and `force` is not set, it is not such a data set, or its path
             is not UTF-8.
-        DataError: `counts` has no clips, OpenCV cannot write videos, or a process died.
+        DataError: `counts` has no clips, a value is out of range, OpenCV cannot write videos, or a
+            process died.
+        OSError: the disk is full.
     """
     total, done = sum(counts.values()), 0
     if not total:
         raise DataError("the data set would have no clips; set the number of at least one split")
     native_path(folder)  # here its name is the user's, not that of the folder being written
+    facts = SceneFacts(seed, duration_s, dict(counts))
     with (
         staged_folder(folder, kind=SCENE_DATA_SET, force=force) as staging,
         # Not forked: OpenCV's threads do not survive a fork.
         ProcessPoolExecutor(usable_cores(), mp_context=get_context("spawn")) as pool,
     ):
         (staging / "videos").mkdir()
-        facts = {"seed": seed, "duration_s": duration_s, "clips": dict(counts)}
-        (staging / MARKER_FILE).write_text(json.dumps(facts) + "\n", encoding="utf-8")
+        text = json.dumps(asdict(facts)) + "\n"
+        (staging / MARKER_FILE).write_text(text, encoding="utf-8")
         for split in SPLITS:
             pending: list[Future[Clip]] = []
             workers: list[BaseProcess] = []
@@ -136,14 +171,15 @@ def scenes_of_clips(folder: Path, clips: Iterable[Clip]) -> Iterator[Scene]:
     """The scenes of clips of the data set `folder`, generated again from their seeds.
 
     Raises:
-        DataError: `write_scenes` did not write the data set or one of the clips.
+        DataError: `write_scenes` did not write the data set or one of the clips, or its marker file
+            is damaged.
     """
     if not is_scene_data_set(folder):
         raise DataError(
             f"{folder} has no {MARKER_FILE}, so it was not written by mod-edge scenes and its "
             'objects are unknown; train without auxiliary_loss = "motion"'
         )
-    facts = json.loads((folder / MARKER_FILE).read_text(encoding="utf-8"))
+    facts = _read_facts(folder / MARKER_FILE)
     splits = {split.name: split for split in SPLITS}
     for clip in clips:
         name, _, number = clip.uid.rpartition("-")
@@ -153,8 +189,18 @@ def scenes_of_clips(folder: Path, clips: Iterable[Clip]) -> Iterator[Scene]:
                 "unknown; remove its line from the data set, or train without "
                 'auxiliary_loss = "motion"'
             )
-        seed = _scene_seed(facts["seed"], splits[name], int(number))
-        yield write_scene(seed, facts["duration_s"], held_out=splits[name].held_out)
+        seed = _scene_seed(facts.seed, splits[name], int(number))
+        yield write_scene(seed, facts.duration_s, held_out=splits[name].held_out)
+
+
+def _read_facts(path: Path) -> SceneFacts:
+    try:
+        data = parse_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as exc:
+        raise DataError(f"{path} cannot be read: {exc}; write the data set again") from exc
+    if not isinstance(data, dict):
+        raise DataError(f"{path} is not a JSON object; write the data set again")
+    return dataclass_from_dict(SceneFacts, data, str(path), syntax=JSON, error=DataError)
 
 
 def conversation_of(scene: Scene) -> tuple[Line, ...]:
@@ -189,15 +235,46 @@ def write_video(path: Path, renderer: Renderer, duration_s: float) -> None:
     """Render a scene to an mp4 file.
 
     Raises:
-        DataError: this OpenCV has no MPEG-4 encoder.
+        DataError: this OpenCV has no MPEG-4 encoder, or could not write all frames.
         ConfigError: the path is not UTF-8.
+        OSError: the disk is full.
     """
+    num_frames = round(duration_s * VIDEO_FPS)
     fourcc = cv2.VideoWriter.fourcc(*"mp4v")
     writer = cv2.VideoWriter(native_path(path), fourcc, VIDEO_FPS, (VIDEO_SIZE, VIDEO_SIZE))
     if not writer.isOpened():
+        _check_room(path.parent)
         raise DataError(
             f"{path} cannot be written: this OpenCV has no MPEG-4 encoder; install opencv-python"
         )
-    for number in range(round(duration_s * VIDEO_FPS)):
-        writer.write(renderer.frame(number / VIDEO_FPS))
-    writer.release()
+    with captured_stderr():  # OpenCV prints a failed write, and raises nothing
+        for number in range(num_frames):
+            writer.write(renderer.frame(number / VIDEO_FPS))
+        writer.release()
+    num_written = _num_frames(path)
+    if num_written < num_frames:
+        _check_room(path.parent)
+        raise DataError(
+            f"{path} has {num_written} of {num_frames} frames: it could not be written whole; "
+            "check the disk and its free space"
+        )
+
+
+def _num_frames(path: Path) -> int:
+    try:
+        capture = open_file(path)
+    except SourceError:
+        return 0
+    count = 0
+    while capture.grab():
+        count += 1
+    capture.release()
+    return count
+
+
+def _check_room(folder: Path) -> None:
+    """Raise the OSError that a native library has hidden, if the disk of `folder` is full."""
+    with TemporaryFile(dir=folder) as file:
+        file.write(os.urandom(PROBE_BYTES))  # zeros would not fill a disk that compresses
+        file.flush()
+        os.fsync(file.fileno())

@@ -11,6 +11,7 @@ from mod_edge.config import read_config
 from mod_edge.data.clips import read_clips
 from mod_edge.errors import ConfigError
 from mod_edge.evaluation.thresholds import adopt_threshold, choose_threshold
+from tests.file_size_limit import file_size_limit
 
 
 def silent(_name, _done, _total):
@@ -62,6 +63,15 @@ def test_an_adopted_threshold_is_written_to_the_config(write_tiny):
     after = read_config(folder / "config.json")
     assert after.stream_config.frame_token_interval_threshold == 0.31
     assert replace(after, stream_config=before.stream_config) == before
+
+
+def test_a_full_disk_leaves_the_config_as_it_was(write_tiny):
+    folder = write_tiny(None)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(OSError, match="File too large") as caught, file_size_limit(100):
+        adopt_threshold(folder, 0.5)
+    assert caught.value.filename == str(folder / "config.json")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_the_command_writes_the_chosen_threshold(data, write_tiny, tmp_path):

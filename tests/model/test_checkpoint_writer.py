@@ -11,6 +11,7 @@ from mod_edge.model.checkpoint import CHECKPOINT, INDEX_FILE, WEIGHTS_FILE, Chec
 from mod_edge.model.checkpoint_writer import write_checkpoint
 from mod_edge.model.presets import preset_config
 from mod_edge.plan.tokenizer import preset_tokenizer
+from tests.file_size_limit import file_size_limit
 
 CONFIG = preset_config("tiny")
 TOKENIZER = preset_tokenizer(CONFIG.text_config.vocab_size)
@@ -45,6 +46,12 @@ def test_the_library_reads_shards_and_their_index(tensors, tmp_path, monkeypatch
     assert all(torch.equal(found[name], tensors[name]) for name in found)
     size_bytes = sum(tensor.nbytes for tensor in found.values())
     assert index["metadata"]["total_size"] == size_bytes
+
+
+@pytest.mark.parametrize("limit_bytes", [4_000, 100_000])  # in the tokenizer, in the weights
+def test_a_full_disk_is_an_error_of_the_system(tensors, tmp_path, limit_bytes):
+    with pytest.raises(OSError, match="File too large"), file_size_limit(limit_bytes):
+        write_checkpoint(tmp_path, CONFIG, TOKENIZER, tensors.__getitem__)
 
 
 def test_a_tensor_of_another_shape_fails_an_assertion(tensors, tmp_path):

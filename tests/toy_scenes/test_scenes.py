@@ -1,5 +1,7 @@
 """The data set of synthetic scenes."""
 
+import errno
+import math
 import os
 import shutil
 import signal
@@ -10,8 +12,18 @@ import pytest
 from mod_edge.data.clips import read_clips
 from mod_edge.errors import ConfigError, DataError
 from mod_edge.runtime.capture.video_file import VideoFile
+from mod_edge.toy_scenes import scenes as scenes_module
+from mod_edge.toy_scenes.render import Renderer
 from mod_edge.toy_scenes.scene import HELD_OUT
-from mod_edge.toy_scenes.scenes import SCENE_DATA_SET, write_scenes
+from mod_edge.toy_scenes.scene_generator import write_scene
+from mod_edge.toy_scenes.scenes import (
+    MARKER_FILE,
+    SCENE_DATA_SET,
+    scenes_of_clips,
+    write_scenes,
+    write_video,
+)
+from tests.file_size_limit import file_size_limit
 
 DURATION_S = 8.0
 
@@ -87,3 +99,72 @@ def test_a_users_video_in_a_data_set_is_never_deleted(data, tmp_path):
 def test_a_data_set_without_clips_is_refused(tmp_path):
     with pytest.raises(DataError, match="would have no clips"):
         write_scenes(tmp_path / "data", {"train": 0}, seed=0, force=False)
+
+
+@pytest.mark.parametrize("duration_s", [0.0, 1e7, 1e300, math.inf, math.nan])
+def test_a_length_beyond_reason_is_refused(tmp_path, duration_s):
+    with pytest.raises(DataError, match=r"duration_s=.*, wanted more than 0 and at most 86400"):
+        write_scenes(tmp_path / "data", {"train": 1}, seed=0, force=False, duration_s=duration_s)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        ("", "cannot be read: Expecting value"),
+        ("[]", "is not a JSON object"),
+        ('{"seed": 1}', "missing field 'duration_s'"),
+        ('{"seed": "1", "duration_s": 8, "clips": {}}', "seed='1', wanted a whole number"),
+        ('{"seed": 1, "duration_s": 1e300, "clips": {}}', r"duration_s=1e\+300, wanted more"),
+        pytest.param("[" * 100_000, "nested in more than 64 levels", id="brackets"),
+        pytest.param(f'{{"seed": {"9" * 400}}}', "of more than 300 digits", id="digits"),
+    ],
+)
+def test_a_damaged_marker_file_is_named(tmp_path, content, fault):
+    (tmp_path / MARKER_FILE).write_text(content)
+    with pytest.raises(DataError, match=rf"scenes\.json.*{fault}"):
+        list(scenes_of_clips(tmp_path, []))
+
+
+# ---- a full disk ----
+
+
+@pytest.mark.parametrize("limit_bytes", [0, 2000])  # the header does not fit, nor does the end
+def test_a_full_disk_is_not_called_a_missing_encoder(tmp_path, limit_bytes, capfd):
+    renderer = Renderer(write_scene(3, DURATION_S, held_out=False), 128, ())
+    with pytest.raises(OSError, match="File too large") as caught, file_size_limit(limit_bytes):
+        write_video(tmp_path / "a.mp4", renderer, DURATION_S)
+    assert caught.value.errno == errno.EFBIG
+    assert capfd.readouterr().err == ""
+
+
+def test_a_full_disk_names_the_data_set_and_leaves_nothing(tmp_path):
+    with pytest.raises(OSError, match="File too large") as caught, file_size_limit(2000):
+        write_scenes(tmp_path / "data", {"train": 2}, seed=0, force=False, duration_s=DURATION_S)
+    assert caught.value.filename == str(tmp_path / "data")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_encoder_is_named(tmp_path, monkeypatch):
+    class NoWriter:
+        fourcc = staticmethod(lambda *_letters: 0)
+
+        def __init__(self, *_arguments):
+            pass
+
+        def isOpened(self):  # noqa: N802
+            return False
+
+    monkeypatch.setattr(scenes_module.cv2, "VideoWriter", NoWriter)
+    renderer = Renderer(write_scene(3, DURATION_S, held_out=False), 128, ())
+    with pytest.raises(DataError, match=r"a\.mp4 cannot be written: this OpenCV has no MPEG-4"):
+        write_video(tmp_path / "a.mp4", renderer, DURATION_S)
+
+
+def test_a_video_that_is_not_whole_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(scenes_module, "_num_frames", lambda _path: 7)
+    renderer = Renderer(write_scene(3, DURATION_S, held_out=False), 128, ())
+    with pytest.raises(
+        DataError, match=r"a\.mp4 has 7 of 32 frames: it could not be written whole"
+    ):
+        write_video(tmp_path / "a.mp4", renderer, DURATION_S)
