@@ -21,7 +21,7 @@ from mod_edge.bundle.manifest import (
     record_file,
     write_manifest,
 )
-from mod_edge.bundle.staging import staged_folder
+from mod_edge.bundle.staging import check_target, staged_folder
 from mod_edge.config import EMBEDDING_WEIGHT, ModelConfig, write_config
 from mod_edge.errors import ExportError
 from mod_edge.export.check import ALLOWED_RELATIVE_ERROR, check_numbers, check_structure
@@ -65,6 +65,7 @@ def export_bundle(
         ExportError: an unknown layer, a graph that fails its check, or a target that contains the
             checkpoint.
         ConfigError: `target` exists and `force` is not given, or its path is not UTF-8.
+        CheckpointError: some weights are NaN or infinite.
     """
     config = checkpoint.config
     indices = _checked_layers(config, layers)
@@ -73,6 +74,8 @@ def export_bundle(
             f"{target} would replace the checkpoint {checkpoint.path}; choose another folder"
         )
     native_path(target)  # before the work: the graphs are checked where they are written
+    check_target(target, kind=BUNDLE, force=force)
+    checkpoint.require_finite()
     signatures = bundle_signatures(config, lowering, indices)
     total = len(signatures) + 2
     with staged_folder(target, kind=BUNDLE, force=force, carried=(ENGINES_FOLDER,)) as folder:

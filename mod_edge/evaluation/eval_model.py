@@ -15,6 +15,7 @@ from mod_edge.data.dialogue import Text, dialogue_of_clip, pieces_of_dialogue
 from mod_edge.errors import BackendError, ConfigError
 from mod_edge.evaluation.clip_frames import num_clip_frames
 from mod_edge.evaluation.frame_memory import FrameMemory, KnownFrames
+from mod_edge.model.checkpoint_folder import read_checkpoint_config
 from mod_edge.native.installed import install_command
 from mod_edge.plan.kv_budget import plan_capacity, rows_of
 from mod_edge.plan.kv_window import NO_ROWS, Rows
@@ -166,6 +167,7 @@ def _open_bundle(path: Path, choice: BackendChoice, profile: str | Path | None) 
 
 
 def _open_checkpoint(path: Path) -> ModelSource:
+    read_checkpoint_config(path)  # first: PyTorch does not help with a mistyped path
     try:
         import torch
 

@@ -2,30 +2,30 @@
 
 Tensors are `vision_model.*` (SigLIP), `connector.0|2.*`, `model.*` and `lm_head.weight` (Llama) and
 `model.layers.N.router.*` (LayerExpert). Names and shapes are checked from the files' headers, all
-faults at once, before a single weight is read.
+faults at once; only a tied head's weights are read for it.
 """
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mod_edge.bundle.manifest import CONFIG_FILE, MANIFEST_FILE, TOKENIZER_FILE, file_sha256
 from mod_edge.bundle.staging import FolderKind
-from mod_edge.config import HEAD_WEIGHT, ModelConfig, read_config
-from mod_edge.document_parser import parse_json
+from mod_edge.config import EMBEDDING_WEIGHT, HEAD_WEIGHT, ModelConfig, read_config
 from mod_edge.errors import BundleError, CheckpointError, ConfigError, joined_faults
+from mod_edge.model.checkpoint_folder import (
+    NUM_FAULTS_SHOWN,
+    read_checkpoint_config,
+    require_files,
+    unreadable,
+)
 from mod_edge.model.video_llm import VideoLLM
+from mod_edge.model.weight_files import FLOAT_DTYPES, WeightFiles, tied_head_fault
 from mod_edge.plan.tokenizer import read_tokenizer
-
-WEIGHTS_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
-NUM_FAULTS_SHOWN = 12
-FLOAT_DTYPES = ("F32", "BF16", "F16")
 
 
 def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -67,19 +67,18 @@ class Checkpoint:
             ConfigError: config.json is invalid.
         """
         self.path = path
-        self.config = _read_config(path)
+        self.config = read_checkpoint_config(path)
+        require_files(path, [path / TOKENIZER_FILE])
         self.tokenizer = read_tokenizer(path / TOKENIZER_FILE, self.config)
         self._shapes = tensor_shapes(self.config)
-        self._files = _weight_files(path)
-        self._file_of = self._check_headers()
+        self._weights = WeightFiles(path)
+        self._check_tensors()
 
     def tensor(self, name: str) -> Tensor:
         """The weight called `name`, in the file's dtype; a tied head is the embedding."""
         if name == HEAD_WEIGHT:
             name = self.config.text_config.head_weight
-        with safe_open(self._file_of[name], framework="pt") as file:
-            tensor: Tensor = file.get_tensor(name)
-            return tensor
+        return self._weights.read(name)
 
     def tensors(self, *prefixes: str) -> Iterator[tuple[str, Tensor]]:
         """Name and tensor of all weights whose name starts with one of `prefixes`, one at a time.
@@ -90,8 +89,21 @@ class Checkpoint:
             if name.startswith(prefixes):
                 yield name, self.tensor(name)
 
+    def require_finite(self) -> None:
+        """Read all weights once and check that each is a number, with little memory.
+
+        Raises:
+            CheckpointError: names every tensor with NaN or infinite weights.
+        """
+        self._weights.require_finite()
+
     def load_model(self) -> VideoLLM:
-        """The reference model in float32, whole in memory."""
+        """The reference model in float32, whole in memory.
+
+        Raises:
+            CheckpointError: some weights are NaN or infinite.
+        """
+        self.require_finite()
         with torch.device("meta"):
             model = VideoLLM(self.config)
         model.load_weights({name: self.tensor(name).to(torch.float32) for name in self._shapes})
@@ -100,35 +112,37 @@ class Checkpoint:
     def fingerprint(self) -> str:
         """sha256 over config, tokenizer and weights: the same for equal checkpoints."""
         digest = hashlib.sha256()
-        for file in (self.path / CONFIG_FILE, self.path / TOKENIZER_FILE, *self._files):
-            digest.update(file_sha256(file).encode())
+        for file in (self.path / CONFIG_FILE, self.path / TOKENIZER_FILE, *self._weights.files):
+            try:
+                digest.update(file_sha256(file).encode())
+            except OSError as exc:
+                raise unreadable(file, exc) from exc
         return digest.hexdigest()
 
-    def _check_headers(self) -> Mapping[str, Path]:
-        file_of: dict[str, Path] = {}
-        faults: list[str] = []
-        for path in self._files:
-            for name, (shape, dtype) in _header(path).items():
-                wanted = self._shapes.get(name)
-                if name == HEAD_WEIGHT != self.config.text_config.head_weight:
-                    continue  # some tools also write a tied head, which is the embedding
-                if name in file_of:
-                    faults.append(f"{name!r} is in {file_of[name].name} and in {path.name}")
-                if dtype not in FLOAT_DTYPES:
-                    faults.append(f"{name!r} is {dtype}, wanted one of {', '.join(FLOAT_DTYPES)}")
-                if wanted is None:
-                    faults.append(f"unknown tensor {name!r}")
-                elif shape != wanted:
-                    faults.append(f"{name!r} is {list(shape)}, config.json wants {list(wanted)}")
-                file_of[name] = path
-        faults += [f"no tensor {name!r}" for name in self._shapes.keys() - file_of.keys()]
+    def _check_tensors(self) -> None:
+        """Check names, shapes and dtypes; whether a tied head is the embedding needs the data."""
+        tensors = self._weights.tensors
+        is_tied = self.config.text_config.head_weight == EMBEDDING_WEIGHT
+        faults = [f"no tensor {name!r}" for name in self._shapes.keys() - tensors.keys()]
+        for name, stored in tensors.items():
+            wanted = self._shapes.get(name)
+            if stored.dtype not in FLOAT_DTYPES:
+                faults.append(
+                    f"{name!r} is {stored.dtype}, wanted one of {', '.join(FLOAT_DTYPES)}"
+                )
+            if is_tied and name == HEAD_WEIGHT:
+                faults += [fault for fault in [tied_head_fault(tensors)] if fault]
+            elif wanted is None:
+                faults.append(f"unknown tensor {name!r}")
+            elif stored.shape != wanted:
+                shape = list(stored.shape)
+                faults.append(f"{name!r} is {shape}, config.json wants {list(wanted)}")
         if faults:
             shown = joined_faults(sorted(faults), NUM_FAULTS_SHOWN)
             raise CheckpointError(
                 f"{self.path}: tensors do not fit config.json: {shown}; "
                 "fix config.json or write the checkpoint again"
             )
-        return file_of
 
 
 def checkpoint_of_bundle(path: Path, fingerprint: str) -> Checkpoint:
@@ -145,56 +159,3 @@ def checkpoint_of_bundle(path: Path, fingerprint: str) -> Checkpoint:
             "differ); give that checkpoint, or export this one again"
         )
     return checkpoint
-
-
-def _read_config(path: Path) -> ModelConfig:
-    if not (path / CONFIG_FILE).is_file():
-        raise CheckpointError(
-            f"{path} is not a checkpoint (no {CONFIG_FILE}); "
-            f"create one with random weights with: mod-edge init tiny {path}"
-        )
-    try:
-        return read_config(path / CONFIG_FILE)
-    except OSError as exc:
-        raise ConfigError(f"{path / CONFIG_FILE} cannot be read: {exc}") from exc
-
-
-def _weight_files(path: Path) -> list[Path]:
-    index = path / INDEX_FILE
-    if not index.is_file():
-        files = [path / WEIGHTS_FILE]
-    else:
-        try:
-            names = parse_json(index.read_text(encoding="utf-8"))["weight_map"].values()
-            files = [path / name for name in sorted(set(names))]
-        except (ValueError, KeyError, TypeError, AttributeError) as exc:
-            raise CheckpointError(
-                f"{index} is not a safetensors index ({exc!r}); copy the checkpoint again"
-            ) from exc
-        # Checked by name, not resolved: a downloaded checkpoint may link into the hub's cache.
-        outside = [str(file) for file in files if file.parent != path]
-        if outside:
-            raise CheckpointError(
-                f"{index} names {', '.join(outside)}, outside the checkpoint's folder; "
-                "do not trust this checkpoint"
-            )
-    missing = [file.name for file in files if not file.is_file()]
-    if missing:
-        raise CheckpointError(f"{path} has no {', '.join(missing)}; copy the checkpoint again")
-    return files
-
-
-def _header(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Shape and dtype of each tensor in the file."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            names = file.keys()
-            slices = {name: file.get_slice(name) for name in names}
-            return {
-                name: (tuple(each.get_shape()), str(each.get_dtype()))
-                for name, each in slices.items()
-            }
-    except (SafetensorError, OSError) as exc:
-        raise CheckpointError(
-            f"{path} is damaged or cut off ({exc}); copy or download the checkpoint again"
-        ) from exc

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from mod_edge.bundle.manifest import CONFIG_FILE, TOKENIZER_FILE
 from mod_edge.config import ModelConfig, write_config
-from mod_edge.model.checkpoint import INDEX_FILE, WEIGHTS_FILE, tensor_shapes
+from mod_edge.model.checkpoint import tensor_shapes
+from mod_edge.model.weight_files import INDEX_FILE, WEIGHTS_FILE
 
 SHARD_BYTES = 2 * 10**9
 DTYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}

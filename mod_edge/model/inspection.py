@@ -5,6 +5,7 @@ from pathlib import Path
 from mod_edge.config import ModelConfig
 from mod_edge.errors import CheckpointError
 from mod_edge.model.checkpoint import Checkpoint
+from mod_edge.model.checkpoint_folder import download_advice
 from mod_edge.model.presets import GEOMETRIES, preset_config
 
 
@@ -18,7 +19,8 @@ def config_of(target: str) -> ModelConfig:
         return preset_config(target)
     path = Path(target)
     if not path.exists():
-        raise CheckpointError(
-            f"{path} is neither a folder nor a preset; presets are {', '.join(GEOMETRIES)}"
-        )
-    return Checkpoint(path).config
+        advice = download_advice(path) or f"presets are {', '.join(GEOMETRIES)}"
+        raise CheckpointError(f"{path} is neither a folder nor a preset; {advice}")
+    checkpoint = Checkpoint(path)
+    checkpoint.require_finite()
+    return checkpoint.config

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from mod_edge.bundle.manifest import CONFIG_FILE, TOKENIZER_FILE
 from mod_edge.bundle.staging import staged_folder
-from mod_edge.model.checkpoint import CHECKPOINT, WEIGHTS_FILE
+from mod_edge.model.checkpoint import CHECKPOINT
+from mod_edge.model.weight_files import WEIGHTS_FILE
 
 NAME = "narrator"
 CARD_FILE = "MODEL_CARD.md"

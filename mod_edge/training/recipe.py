@@ -23,11 +23,11 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mod_edge.bundle.manifest import CONFIG_FILE
-from mod_edge.config import ModelConfig, config_from_dict, config_to_dict, read_config
+from mod_edge.config import ModelConfig, config_from_dict, config_to_dict
 from mod_edge.dataclass_reader import TOML, dataclass_from_dict
 from mod_edge.document_parser import parse_toml
-from mod_edge.errors import DataError
+from mod_edge.errors import CheckpointError, DataError
+from mod_edge.model.checkpoint_folder import download_advice, read_checkpoint_config
 from mod_edge.model.presets import GEOMETRIES, preset_config
 
 DTYPES = ("float32", "bfloat16")
@@ -201,11 +201,11 @@ def _base_config(init: str, folder: Path, origin: str) -> tuple[Path | str, Mode
             )
         return init, preset_config(init)
     try:
-        return checkpoint, read_config(checkpoint / CONFIG_FILE)
-    except OSError as exc:
+        return checkpoint, read_checkpoint_config(checkpoint)
+    except CheckpointError as exc:
         near = get_close_matches(init, GEOMETRIES, n=1)
         hint = f", did you mean {near[0]!r}?" if near else ""
         raise DataError(
             f"{origin}: init={init!r} is not a preset ({', '.join(GEOMETRIES)}{hint}), and there "
-            f"is no checkpoint at {checkpoint}: {exc.strerror}"
+            f"is no checkpoint at {checkpoint}: {download_advice(init) or exc}"
         ) from exc

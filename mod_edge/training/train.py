@@ -141,6 +141,8 @@ def _train(
     make_auxiliary = _auxiliary_maker(recipe.train.auxiliary_loss, auxiliary_losses)
     device = device_named(recipe.train.device)
     base = Checkpoint(recipe.init) if isinstance(recipe.init, Path) else None
+    if base is not None:
+        base.require_finite()
     tokenizer = _tokenizer(base, recipe)
     model = initial_model(recipe.model, base, recipe.train.seed)
     trained = trained_parameters(model, recipe.train.trainable)

@@ -132,6 +132,20 @@ def test_a_missing_checkpoint_says_how_to_create_one(tmp_path):
     assert "presets are tiny, 135m, 1b, 8b" in fails("inspect", tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize("command", ["export", "inspect"])
+def test_a_name_on_the_hub_gives_the_command_that_downloads_it(command):
+    line = fails(command, "HuggingFaceTB/SmolLM2-135M")
+    assert "hf download HuggingFaceTB/SmolLM2-135M --local-dir SmolLM2-135M" in line
+
+
+def test_nan_weights_are_named_before_anything_is_written(checkpoint, tmp_path):
+    weights = load_file(checkpoint / WEIGHTS)
+    weights["model.norm.weight"][5] = float("nan")
+    save_file(weights, checkpoint / WEIGHTS)
+    line = refuses_to_export(checkpoint, tmp_path)
+    assert "'model.norm.weight' (1 NaN, 0 infinite of 96)" in line
+
+
 def test_an_unknown_preset_lists_the_known_ones_with_the_nearest_hint(tmp_path):
     line = fails("init", "tini", tmp_path / "new")
     assert (

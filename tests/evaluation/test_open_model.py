@@ -66,6 +66,14 @@ def test_a_folder_that_is_neither_is_named(tmp_path):
         open_model(tmp_path, backend="auto", device="auto")
 
 
+@pytest.mark.parametrize("has_torch", [True, False])
+def test_a_name_on_the_hub_gives_the_command_that_downloads_it(monkeypatch, has_torch):
+    if not has_torch:
+        monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(CheckpointError, match="hf download owner/name --local-dir name"):
+        open_model(Path("owner/name"), backend="auto", device="auto")
+
+
 def test_evaluating_a_checkpoint_without_torch_says_what_to_install(tiny_checkpoint, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(BackendError, match=r"needs torch, .*; install it with: pip install"):

@@ -13,8 +13,8 @@ from safetensors import safe_open
 from mod_edge.bundle.manifest import EMBEDDING_FILE
 from mod_edge.errors import ExportError
 from mod_edge.export.trace import DATA_ALIGNMENT, write_graph
-from mod_edge.model.checkpoint import WEIGHTS_FILE
 from mod_edge.model.presets import preset_config
+from mod_edge.model.weight_files import WEIGHTS_FILE
 from mod_edge.plan.graph_kind import DENSE, HEAD, MOD, VISION
 from mod_edge.plan.signature import bundle_signatures
 from mod_edge.plan.targets import CPU_FP32

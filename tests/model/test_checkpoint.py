@@ -1,6 +1,7 @@
 """Checkpoint folders: opened if valid, refused with every fault named if not."""
 
 import json
+import math
 import shutil
 from dataclasses import replace
 
@@ -12,7 +13,8 @@ from mod_edge.bundle.manifest import CONFIG_FILE, TOKENIZER_FILE
 from mod_edge.config import EMBEDDING_WEIGHT, HEAD_WEIGHT, read_config, write_config
 from mod_edge.errors import CheckpointError, ConfigError
 from mod_edge.model import checkpoint_writer, presets
-from mod_edge.model.checkpoint import INDEX_FILE, WEIGHTS_FILE, Checkpoint, tensor_shapes
+from mod_edge.model.checkpoint import Checkpoint, tensor_shapes
+from mod_edge.model.weight_files import INDEX_FILE, WEIGHTS_FILE
 
 QUERY = "model.layers.0.self_attn.q_proj.weight"
 ROUTER = "model.layers.3.router.weight"
@@ -114,7 +116,7 @@ def first_bytes(count):
 
 @pytest.mark.parametrize(
     "change",
-    [*map(first_bytes, [0, 5, 2000, 3_000_000]), lambda _: b"version https://git-lfs.github.com"],
+    [*map(first_bytes, [0, 5, 2000, 3_000_000]), lambda _: b"PK\3\4 another format"],
     ids=["0", "5", "2000", "3000000", "another format"],
 )
 def test_a_damaged_weight_file_is_a_checkpoint_error(checkpoint, change):
@@ -125,15 +127,58 @@ def test_a_damaged_weight_file_is_a_checkpoint_error(checkpoint, change):
 
 
 def test_a_folder_that_is_not_a_checkpoint_gives_the_command_that_creates_one(tmp_path):
-    for folder in (tmp_path, tmp_path / "nowhere"):
-        says = r"is not a checkpoint \(no config\.json\).*init tiny"
+    for folder, reason in ((tmp_path, r"no config\.json"), (tmp_path / "none", "no such folder")):
+        says = rf"is not a checkpoint \({reason}\).*init tiny"
         with pytest.raises(CheckpointError, match=says):
             Checkpoint(folder)
 
 
+def test_a_tokenizer_that_git_lfs_did_not_fetch_is_named_as_that(checkpoint):
+    (checkpoint / TOKENIZER_FILE).write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha\n"
+    )
+    with pytest.raises(
+        CheckpointError, match=r"tokenizer\.json is a git-lfs pointer.*git lfs pull"
+    ):
+        Checkpoint(checkpoint)
+
+
+def test_a_checkpoint_in_the_hubs_cache_is_the_same_checkpoint(tiny_checkpoint, tmp_path):
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "0a1b2c"
+    blobs.mkdir()
+    snapshot.mkdir(parents=True)
+    for file in tiny_checkpoint.iterdir():
+        shutil.copyfile(file, blobs / f"{file.stem}-sha256")
+        (snapshot / file.name).symlink_to(f"../../blobs/{file.stem}-sha256")
+    ours, theirs = Checkpoint(snapshot), Checkpoint(tiny_checkpoint)
+    assert ours.fingerprint() == theirs.fingerprint()
+    assert torch.equal(ours.tensor(QUERY), theirs.tensor(QUERY))
+
+
+def test_a_model_with_nan_weights_does_not_load(checkpoint):
+    def poison(tensors):
+        tensors[QUERY][0, 0] = math.nan
+
+    change_tensors(checkpoint, poison)
+    with pytest.raises(CheckpointError, match=rf"'{QUERY}' \(1 NaN, 0 infinite of 9216\)"):
+        Checkpoint(checkpoint).load_model()
+
+
+def test_buffers_of_other_tools_are_no_unknown_tensors(checkpoint):
+    def add_buffers(tensors):
+        tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(8)
+        tensors["vision_model.embeddings.position_ids"] = torch.arange(16)[None]
+
+    change_tensors(checkpoint, add_buffers)
+    assert Checkpoint(checkpoint).load_model().config == read_config(checkpoint / CONFIG_FILE)
+
+
 @pytest.mark.parametrize(
     ("name", "fault"),
-    [(WEIGHTS_FILE, r"has no model\.safetensors"), (TOKENIZER_FILE, r"tokenizer\.json")],
+    [
+        (WEIGHTS_FILE, r"model\.safetensors is missing; copy or download"),
+        (TOKENIZER_FILE, r"tokenizer\.json is missing; copy or download"),
+    ],
 )
 def test_a_missing_file_is_named(checkpoint, name, fault):
     (checkpoint / name).unlink()
@@ -179,7 +224,7 @@ def test_a_missing_shard_is_named(sharded):
     many, _ = sharded
     shard = sorted(many.glob("*.safetensors"))[1]
     shard.unlink()
-    with pytest.raises(CheckpointError, match=rf"has no {shard.name}; copy the checkpoint again"):
+    with pytest.raises(CheckpointError, match=rf"{shard.name} is missing; copy or download"):
         Checkpoint(many)
 
 
@@ -234,6 +279,28 @@ def test_a_tied_checkpoint_has_no_lm_head_tensor(tmp_path):
     model = Checkpoint(folder).load_model()
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert torch.equal(model.lm_head.weight, tensors["model.embed_tokens.weight"])
+
+
+def test_a_tied_checkpoint_may_hold_a_copy_of_the_embedding_but_not_another_head(tmp_path):
+    folder = write(small_config(tie_word_embeddings=True), tmp_path / "tied")
+
+    def add_head(tensors):
+        tensors[HEAD_WEIGHT] = tensors[EMBEDDING_WEIGHT].clone()
+
+    def change_head(tensors):
+        tensors[HEAD_WEIGHT][-1, -1] += 1
+
+    change_tensors(folder, add_head)
+    model = Checkpoint(folder).load_model()
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    change_tensors(folder, change_head)
+    with pytest.raises(CheckpointError) as caught:
+        Checkpoint(folder)
+    assert f"'{HEAD_WEIGHT}' (F32 [512, 96] in {WEIGHTS_FILE}) is not the same as" in (
+        str(caught.value)
+    )
+    change_config(folder, "text_config", tie_word_embeddings=False)
+    assert not torch.equal(Checkpoint(folder).tensor(HEAD_WEIGHT), model.lm_head.weight)
 
 
 @pytest.mark.parametrize("is_tied", [False, True])

@@ -7,9 +7,10 @@ import torch
 from safetensors.torch import load_file
 
 from mod_edge.model import checkpoint_writer
-from mod_edge.model.checkpoint import CHECKPOINT, INDEX_FILE, WEIGHTS_FILE, Checkpoint
+from mod_edge.model.checkpoint import CHECKPOINT, Checkpoint
 from mod_edge.model.checkpoint_writer import write_checkpoint
 from mod_edge.model.presets import preset_config
+from mod_edge.model.weight_files import INDEX_FILE, WEIGHTS_FILE
 from mod_edge.plan.tokenizer import preset_tokenizer
 from tests.file_size_limit import file_size_limit
 

@@ -8,13 +8,14 @@ import torch
 from safetensors.torch import load_file
 
 from mod_edge.errors import ConfigError
-from mod_edge.model.checkpoint import CHECKPOINT, WEIGHTS_FILE, Checkpoint, tensor_shapes
+from mod_edge.model.checkpoint import CHECKPOINT, Checkpoint, tensor_shapes
 from mod_edge.model.presets import (
     GEOMETRIES,
     init_checkpoint,
     preset_config,
     write_random_checkpoint,
 )
+from mod_edge.model.weight_files import WEIGHTS_FILE
 
 pytestmark = pytest.mark.numeric
 

@@ -124,6 +124,11 @@ def test_an_init_that_is_neither_preset_nor_checkpoint_is_refused(recipe_of, tmp
         recipe_of('init = "tinny"')
 
 
+def test_an_init_on_the_hub_gives_the_command_that_downloads_it(recipe_of):
+    with pytest.raises(DataError, match=r"hf download owner/name --local-dir name"):
+        recipe_of('init = "owner/name"')
+
+
 def test_files_that_are_not_recipes_are_refused(tmp_path):
     path = tmp_path / "recipe.toml"
     with pytest.raises(DataError, match="cannot be read"):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from contextlib import contextmanager
 from dataclasses import replace
@@ -9,11 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from mod_edge.config import MoDConfig, TextConfig, VisionConfig
-from mod_edge.errors import ConfigError, DataError
+from mod_edge.errors import CheckpointError, ConfigError, DataError
 from mod_edge.model.checkpoint import CHECKPOINT, Checkpoint
 from mod_edge.model.presets import preset_config
+from mod_edge.model.weight_files import WEIGHTS_FILE
 from mod_edge.training import train as train_module
 from mod_edge.training.initial_weights import initial_model
 from mod_edge.training.plot import plot_losses
@@ -312,6 +315,16 @@ def test_an_existing_output_is_refused_at_once(data, tmp_path):
     (tmp_path / "model").mkdir()
     with pytest.raises(ConfigError, match="exists"):
         run(data, RECIPE, tmp_path / "model", lambda *_: pytest.fail("it started"))
+
+
+def test_a_base_with_nan_weights_is_refused_at_once(data, tiny_checkpoint, tmp_path):
+    base = shutil.copytree(tiny_checkpoint, tmp_path / "base")
+    weights = load_file(base / WEIGHTS_FILE)
+    weights["connector.0.bias"][0] = torch.nan
+    save_file(weights, base / WEIGHTS_FILE)
+    with pytest.raises(CheckpointError, match=r"'connector\.0\.bias' \(1 NaN, 0 infinite of 96\)"):
+        run(data, replace(RECIPE, init=base), tmp_path / "model")
+    assert not ResumeState(tmp_path / "model").folder.exists()
 
 
 def test_a_loss_that_is_not_finite_is_an_error(cut, data):
