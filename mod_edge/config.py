@@ -23,6 +23,11 @@ BASELINES = ("early_exit", "layer_skip")
 SELECTIONS = ("learned", "uniform", "random")
 ROUTER_SCALINGS = ("full", "delta")
 DTYPES = ("float32", "bfloat16", "float16")
+ROPE_TYPES = ("default", "llama3")
+# Generous bounds, far beyond published models, that catch a slip in a unit or an exponent.
+FRAME_FPS_BOUNDS = (0.001, 1000)
+MAX_ROPE_FACTOR = 1e6
+MAX_ROPE_THETA = 1e15
 
 # "Deep" means after the second layer: the first two always see every token (paper, Table 2).
 NUM_SHALLOW_LAYERS = 2
@@ -43,7 +48,18 @@ class RopeScaling:
 
     def __post_init__(self) -> None:
         _require(self.rope_type == "llama3", "rope_scaling.rope_type", self.rope_type, "llama3")
-        _require(self.factor >= 1, "rope_scaling.factor", self.factor, "at least 1")
+        _require(
+            1 <= self.factor <= MAX_ROPE_FACTOR,
+            "rope_scaling.factor",
+            self.factor,
+            f"1 to {MAX_ROPE_FACTOR:g}",
+        )
+        _require(
+            self.original_max_position_embeddings >= 1,
+            "rope_scaling.original_max_position_embeddings",
+            self.original_max_position_embeddings,
+            "at least 1",
+        )
         _require(
             0 < self.low_freq_factor < self.high_freq_factor,
             "rope_scaling.low_freq_factor",
@@ -77,6 +93,12 @@ class TextConfig:
             f"a multiple of num_key_value_heads={self.num_key_value_heads}",
         )
         _require(self.head_dim % 2 == 0, "text_config.head_dim", self.head_dim, "even, for RoPE")
+        _require(
+            1 <= self.rope_theta <= MAX_ROPE_THETA,
+            "text_config.rope_theta",
+            self.rope_theta,
+            f"1 to {MAX_ROPE_THETA:g}",
+        )
 
     @property
     def head_weight(self) -> str:
@@ -204,13 +226,24 @@ class StreamConfig:
             threshold,
             "a probability, 0 to 1",
         )
-        fps = self.frame_fps
-        _require(math.isfinite(fps) and fps > 0, "stream_config.frame_fps", fps, "above 0")
+        fps, (least, most) = self.frame_fps, FRAME_FPS_BOUNDS
+        _require(least <= fps <= most, "stream_config.frame_fps", fps, f"{least} to {most}")
         _require(
             self.frame_token_interval_id != self.stream_end_id,
             "stream_config.stream_end_id",
             self.stream_end_id,
             "a token other than frame_token_interval_id, or silent and speak are the same",
+        )
+        ids = {
+            name: getattr(self, name)
+            for name in ("bos_token_id", "frame_token_interval_id", "stream_end_id")
+        }
+        same = [name for name, token_id in ids.items() if token_id == self.eos_token_id]
+        _require(
+            not same,
+            "stream_config.eos_token_id",
+            self.eos_token_id,
+            f"a token other than {', '.join(same)}: it marks the end of a reply alone",
         )
 
 
@@ -308,7 +341,32 @@ def config_from_dict(data: dict[str, Any], origin: str = "config.json") -> Model
     data = dict(data)
     model_type = data.pop("model_type", None)
     _require(model_type == MODEL_TYPE, f"{origin}: model_type", model_type, MODEL_TYPE)
+    text = data.get("text_config")
+    if isinstance(text, dict) and isinstance(text.get("rope_scaling"), dict):
+        name = f"{origin}: text_config.rope_scaling"
+        scaling = _one_spelling_of_rope(text["rope_scaling"], name)
+        data["text_config"] = {**text, "rope_scaling": scaling}
     return dataclass_from_dict(ModelConfig, data, origin, syntax=JSON, error=ConfigError)
+
+
+def _one_spelling_of_rope(scaling: dict[str, Any], name: str) -> dict[str, Any] | None:
+    """A config's `rope_scaling` as `RopeScaling` spells it; None for RoPE without scaling.
+
+    Hugging Face configs name the type `rope_type`, older ones `type`, some both; type "default" is
+    RoPE without scaling.
+    """
+    fields = {key: value for key, value in scaling.items() if key != "type"}
+    if "type" in scaling:
+        fields.setdefault("rope_type", scaling["type"])
+    kind = fields.get("rope_type", RopeScaling.rope_type)
+    _require(kind in ROPE_TYPES, f"{name}.rope_type", kind, f"one of {', '.join(ROPE_TYPES)}")
+    legacy = scaling.get("type", kind)
+    _require(legacy == kind, f"{name}.type", legacy, f"the same as rope_type={kind!r}")
+    if kind != "default":
+        return fields
+    unused = sorted(fields.keys() - {"rope_type"})
+    _require(not unused, name, scaling, f"no {', '.join(unused)} with the rope_type default")
+    return None
 
 
 def config_to_dict(config: ModelConfig) -> dict[str, Any]:

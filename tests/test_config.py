@@ -1,7 +1,7 @@
 """config.json: read back as written, rejected with every fault named."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -88,7 +88,9 @@ def test_values_that_are_not_positive_are_all_named(document):
         ("text_config", "num_hidden_layers", 0, "num_hidden_layers=0, wanted above 0"),
         ("vision_config", "num_attention_heads", 5, "a multiple of num_attention_heads=5"),
         ("vision_config", "patch_size", 60, "at least patch_size=60"),
-        ("stream_config", "frame_fps", 0, "frame_fps=0, wanted above 0"),
+        ("stream_config", "frame_fps", 0, r"frame_fps=0, wanted 0\.001 to 1000"),
+        ("stream_config", "frame_fps", 1e9, r"frame_fps=1000000000\.0, wanted 0\.001 to 1000"),
+        ("stream_config", "frame_fps", 1e-9, r"frame_fps=1e-09, wanted 0\.001 to 1000"),
         ("stream_config", "frame_token_interval_threshold", 1.5, "a probability, 0 to 1"),
         (
             "stream_config",
@@ -98,6 +100,8 @@ def test_values_that_are_not_positive_are_all_named(document):
         ),
         ("stream_config", "stream_end", "\udce9", r"stream_end='\\udce9', wanted Unicode text"),
         ("stream_config", "stream_end_id", 2, "silent and speak are the same"),
+        ("text_config", "rope_theta", 1e300, r"rope_theta=1e\+300, wanted 1 to 1e\+15"),
+        ("text_config", "rope_theta", 0.5, "rope_theta=0.5, wanted 1 to"),
         ("stream_config", "eos_token_id", 67, r"0 to 66 \(vocab_size is 67\)"),
         ("stream_config", "bos_token_id", -1, "bos_token_id=-1, wanted 0 to 66"),
     ],
@@ -111,8 +115,15 @@ def test_a_wrong_value_is_named_with_the_allowed_ones(document, section, field, 
 @pytest.mark.parametrize(
     ("changes", "fault"),
     [
-        ({"rope_type": "yarn"}, "rope_type='yarn', wanted llama3"),
-        ({"factor": 0.5}, "factor=0.5, wanted at least 1"),
+        ({"rope_type": "yarn"}, "rope_type='yarn', wanted one of default, llama3"),
+        ({"rope_type": None}, "rope_type=None, wanted one of default, llama3"),
+        ({"type": "linear"}, "rope_type='linear', wanted one of default, llama3"),
+        ({"type": "default", "rope_type": "llama3"}, "type='default', wanted the same as rope_t"),
+        ({"rope_type": "default"}, "no factor, high_freq_factor, low_freq_.* rope_type default"),
+        ({"factor": 0.5}, r"factor=0.5, wanted 1 to 1e\+06"),
+        ({"factor": 1e308}, r"factor=1e\+308, wanted 1 to 1e\+06"),
+        ({"factor": float("inf")}, r"factor=inf, wanted a finite number"),
+        ({"original_max_position_embeddings": 0}, "position_embeddings=0, wanted at least 1"),
         ({"low_freq_factor": 4.0}, "below high_freq_factor=4.0"),
     ],
 )
@@ -128,9 +139,37 @@ def test_an_unknown_or_impossible_rope_scaling_is_rejected(document, changes, fa
         config_from_dict(document)
 
 
+@pytest.mark.parametrize("key", ["rope_type", "type"])
+def test_the_default_rope_type_needs_no_factor(document, key):
+    document["text_config"]["rope_scaling"] = {key: "default"}
+    assert config_from_dict(document).text_config.rope_scaling is None
+
+
+@pytest.mark.parametrize("keys", [(), ("type",), ("type", "rope_type")])
+def test_the_older_spelling_of_the_rope_type_is_read(document, keys):
+    scaling = asdict(RopeScaling(32.0, 1.0, 4.0, 8192))
+    del scaling["rope_type"]
+    document["text_config"]["rope_scaling"] = scaling | dict.fromkeys(keys, "llama3")
+    assert config_from_dict(document).text_config.rope_scaling == RopeScaling(32.0, 1.0, 4.0, 8192)
+
+
+def test_an_unknown_rope_type_is_not_asked_for_the_fields_of_a_known_one(document):
+    document["text_config"]["rope_scaling"] = {"type": "linear", "factor": 2.0}
+    assert "missing" not in message_of(document)
+
+
+@pytest.mark.parametrize("other", ["bos_token_id", "frame_token_interval_id", "stream_end_id"])
+def test_the_end_of_a_reply_is_a_token_of_its_own(document, other):
+    stream = document["stream_config"]
+    stream["eos_token_id"] = stream[other]
+    says = f"stream_config.eos_token_id={stream[other]}, wanted a token other than {other}: "
+    assert says in message_of(document)
+
+
 @pytest.mark.parametrize(
     ("content", "fault"),
     [
+        pytest.param(b"[" * 100_000, r"config\.json is not valid JSON", id="nested"),
         (b"{", r"config\.json is not valid JSON"),
         (b"\xff\xfe{}", r"config\.json is not valid JSON"),
         pytest.param(b"[" * 100_000, "nested in more than 64 levels", id="brackets"),
