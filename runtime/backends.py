@@ -6,7 +6,7 @@ from pathlib import Path
 from mod_edge.bundle.bundle import Bundle
 from mod_edge.errors import BackendError, ConfigError
 from mod_edge.native.cuda_driver import CudaDriver
-from mod_edge.native.installed import install_command
+from mod_edge.native.package_faults import explained_imports
 from mod_edge.runtime.loaded_model import LoadedModel, StreamLimits
 
 BACKENDS = ("auto", "tensorrt", "onnx", "torch")
@@ -110,15 +110,10 @@ def _load_tensorrt(bundle: Bundle, limits: StreamLimits, driver: CudaDriver) -> 
 
 
 def _load_onnx(bundle: Bundle, limits: StreamLimits, device: str) -> tuple[LoadedModel, str]:
-    try:
+    with explained_imports("backend onnx"):
         import onnxruntime
 
         from mod_edge.runtime.cpu.onnx_model import OnnxModel
-    except ModuleNotFoundError as exc:
-        raise BackendError(
-            "backend onnx needs onnxruntime, which is not installed; install it with: "
-            + install_command("cpu")
-        ) from exc
     reason = f"for target {bundle.target.name}" if device == "auto" else "as requested"
     if device == "auto" and bundle.target.name == "cuda":
         has_cuda = CUDA_PROVIDER in onnxruntime.get_available_providers()
@@ -133,11 +128,6 @@ def _load_onnx(bundle: Bundle, limits: StreamLimits, device: str) -> tuple[Loade
 
 
 def _load_torch(checkpoint: Path, bundle: Bundle) -> LoadedModel:
-    try:
+    with explained_imports("backend torch"):
         from mod_edge.runtime.cpu.torch_model import load_torch_model
-    except ModuleNotFoundError as exc:
-        raise BackendError(
-            f"backend torch needs {exc.name}, which is not installed; "
-            f"install it with: {install_command('export')}"
-        ) from exc
     return load_torch_model(checkpoint, bundle.manifest.checkpoint["fingerprint"])

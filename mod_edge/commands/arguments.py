@@ -1,9 +1,6 @@
 """Arguments that several commands share, and checks for the packages that a command needs."""
 
-import importlib.util
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -11,8 +8,9 @@ import typer
 
 from mod_edge.errors import BackendError
 from mod_edge.native.cpu_cores import cpu_cores
-from mod_edge.native.installed import install_command
+from mod_edge.native.installed import install_command, is_missing
 from mod_edge.native.onnx_session import set_num_threads
+from mod_edge.native.package_faults import require_files
 
 BundleArgument = Annotated[Path, typer.Argument(help="Bundle folder.", show_default=True)]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
@@ -61,19 +59,6 @@ def use_threads(count: int | None) -> None:
         os.environ.setdefault("OMP_NUM_THREADS", str(cores.usable))
 
 
-@contextmanager
-def explained_imports() -> Iterator[None]:
-    """Report a package that is installed but cannot be imported, such as OpenCV without libGL.
-
-    Raises:
-        BackendError: an import in the block failed.
-    """
-    try:
-        yield
-    except ImportError as exc:
-        raise BackendError(f"a package cannot be imported: {exc}; run: mod-edge doctor") from exc
-
-
 def require_extra(extra: str) -> None:
     """Check that the packages of an extra are installed.
 
@@ -81,11 +66,12 @@ def require_extra(extra: str) -> None:
         extra: one of `PACKAGES_OF_EXTRA`.
 
     Raises:
-        BackendError: some are missing; the message names them and the pip command that installs
-            them.
+        BackendError: some are missing, or their files are; the message names them and the pip
+            command that installs them.
     """
     packages = PACKAGES_OF_EXTRA[extra]
-    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    require_files(packages)
+    missing = [name for name in packages if is_missing(name)]
     if missing:
         where = "" if extra == "verify" else " on the workstation, not on the device"
         raise BackendError(

@@ -24,6 +24,7 @@ from rich.table import Column
 from mod_edge.bundle.disk_full import DISK_FULL, full_disk_line
 from mod_edge.commands.standard_streams import leave_closed_terminal
 from mod_edge.errors import ModEdgeError
+from mod_edge.native.package_faults import explained_imports
 from mod_edge.progress import OnStep
 from mod_edge.stop_signals import stop_signals
 
@@ -42,6 +43,8 @@ Result = TypeVar("Result")
 def reports_errors(command: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
     """Wrap a command: it prints a mod-edge error as one line and exits with 1, without a traceback.
 
+    So does a package that cannot be imported, wherever the command imports it.
+
     SIGTERM and SIGHUP are handled like Ctrl-C, so that a stopped service and a command whose
     terminal is closed clean up too.
     """
@@ -56,7 +59,8 @@ def reports_errors(command: Callable[Parameters, Result]) -> Callable[Parameters
         }
         _escape_unencodable_characters()
         try:
-            return command(*args, **kwargs)
+            with explained_imports():
+                return command(*args, **kwargs)
         except BrokenPipeError as exc:  # the reader, such as `head`, has closed the pipe
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(EXIT_ERROR) from exc

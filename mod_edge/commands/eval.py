@@ -13,7 +13,6 @@ from mod_edge.commands.arguments import (
     OptionalProfileOption,
     ThreadsOption,
     ToleranceOption,
-    explained_imports,
     use_threads,
 )
 from mod_edge.commands.console import EXIT_ERROR, print_json, progress, reports_errors
@@ -50,9 +49,8 @@ def evaluate(
 ) -> None:
     """Evaluate when a model speaks and what it says, next to baselines that see no video."""
     use_threads(threads)
-    with explained_imports():
-        from mod_edge.commands.evaluation_view import print_evaluation, print_shortfall
-        from mod_edge.evaluation.evaluate import evaluate as evaluate_model
+    from mod_edge.commands.evaluation_view import print_evaluation, print_shortfall
+    from mod_edge.evaluation.evaluate import evaluate as evaluate_model
 
     with progress("eval") as show:
         evaluation = evaluate_model(

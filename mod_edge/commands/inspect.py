@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from mod_edge.bundle.manifest import MANIFEST_FILE
-from mod_edge.commands.arguments import JsonOption, explained_imports, require_extra
+from mod_edge.commands.arguments import JsonOption, require_extra
 from mod_edge.commands.console import (
     out,
     print_json,
@@ -41,12 +41,12 @@ def inspect(
 def _config_of(target: str) -> ModelConfig:
     """A bundle's config needs no PyTorch, which a device does not have."""
     if (Path(target) / MANIFEST_FILE).is_file():
-        with explained_imports():
-            from mod_edge.bundle.bundle import open_bundle
+        from mod_edge.bundle.bundle import open_bundle
+
         return open_bundle(target).config
     require_extra("export")
-    with explained_imports():
-        from mod_edge.model.inspection import config_of
+    from mod_edge.model.inspection import config_of
+
     return config_of(target)
 
 

@@ -9,7 +9,6 @@ from mod_edge.commands.arguments import (
     NewCheckpointArgument,
     PhotographsOption,
     ThreadsOption,
-    explained_imports,
     require_extra,
     use_threads,
 )
@@ -29,9 +28,8 @@ def pretrain(
     """Pretrain a small vision tower on synthetic scenes, as for the bundled model."""
     use_threads(threads)
     require_extra("train")
-    with explained_imports():
-        from mod_edge.toy_scenes.pretraining import PretrainingOptions
-        from mod_edge.toy_scenes.small_model import write_base
+    from mod_edge.toy_scenes.pretraining import PretrainingOptions
+    from mod_edge.toy_scenes.small_model import write_base
 
     options = PretrainingOptions() if steps is None else PretrainingOptions(steps=steps)
     with progress("pretrain") as show:

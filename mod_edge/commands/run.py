@@ -13,7 +13,6 @@ from mod_edge.commands.arguments import (
     DeviceOption,
     OptionalProfileOption,
     ThreadsOption,
-    explained_imports,
     use_threads,
 )
 from mod_edge.commands.console import reports_errors
@@ -85,13 +84,12 @@ def run(
     os.environ.setdefault("OPENCV_FFMPEG_CAPTURE_OPTIONS", FFMPEG_OPTIONS)
     if not verbose:
         _quiet_decoders()
-    with explained_imports():
-        from mod_edge.bundle.bundle import open_bundle
-        from mod_edge.commands.stream_view import screen_view, show_stream
-        from mod_edge.runtime.capture.open_source import open_source
-        from mod_edge.runtime.capture.opencv import open_file
-        from mod_edge.runtime.capture.source_name import parse_source
-        from mod_edge.runtime.open_session import open_session
+    from mod_edge.bundle.bundle import open_bundle
+    from mod_edge.commands.stream_view import screen_view, show_stream
+    from mod_edge.runtime.capture.open_source import open_source
+    from mod_edge.runtime.capture.opencv import open_file
+    from mod_edge.runtime.capture.source_name import parse_source
+    from mod_edge.runtime.open_session import open_session
 
     queries = _queries(query or ())
     chosen = parse_source(str(camera) if source is None else source)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from mod_edge.commands.arguments import ForceOption, PhotographsOption, explained_imports
+from mod_edge.commands.arguments import ForceOption, PhotographsOption
 from mod_edge.commands.console import out, printable, progress, reports_errors
 
 
@@ -27,8 +27,7 @@ def scenes(
     force: ForceOption = False,
 ) -> None:
     """Generate a synthetic data set: videos of simple scenes with narration and questions."""
-    with explained_imports():
-        from mod_edge.toy_scenes.scenes import write_scenes
+    from mod_edge.toy_scenes.scenes import write_scenes
 
     counts = {
         "train": train,

@@ -10,7 +10,6 @@ from mod_edge.commands.arguments import (
     DataOption,
     ThreadsOption,
     ToleranceOption,
-    explained_imports,
     use_threads,
 )
 from mod_edge.commands.console import out, print_table, printable, progress, reports_errors
@@ -29,14 +28,13 @@ def threshold(
 ) -> None:
     """Choose the speaking threshold on the validation split and store it in the checkpoint."""
     use_threads(threads)
-    with explained_imports():
-        from mod_edge.data.clips import read_clips
-        from mod_edge.evaluation.thresholds import (
-            SPLIT,
-            THRESHOLDS,
-            adopt_threshold,
-            choose_threshold,
-        )
+    from mod_edge.data.clips import read_clips
+    from mod_edge.evaluation.thresholds import (
+        SPLIT,
+        THRESHOLDS,
+        adopt_threshold,
+        choose_threshold,
+    )
 
     tried = tuple(threshold or THRESHOLDS)
     with progress("threshold") as show:

@@ -10,7 +10,6 @@ from mod_edge.commands.arguments import (
     ForceOption,
     JsonOption,
     ThreadsOption,
-    explained_imports,
     require_extra,
     use_threads,
 )
@@ -44,12 +43,11 @@ def train(
     """Train a checkpoint on a data set; --resume continues an interrupted training."""
     use_threads(threads)
     require_extra("train")
-    with explained_imports():
-        from mod_edge.toy_scenes.motion_loss import motion_loss
-        from mod_edge.training.recipe import read_recipe
-        from mod_edge.training.resume_state import ResumeState
-        from mod_edge.training.train import train as train_checkpoint
-        from mod_edge.training.trainer import shown_loss
+    from mod_edge.toy_scenes.motion_loss import motion_loss
+    from mod_edge.training.recipe import read_recipe
+    from mod_edge.training.resume_state import ResumeState
+    from mod_edge.training.train import train as train_checkpoint
+    from mod_edge.training.trainer import shown_loss
 
     recipe = read_recipe(config)
     try:

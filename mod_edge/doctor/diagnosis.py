@@ -6,14 +6,12 @@ from typing import Any, Literal
 
 from mod_edge.doctor.facts import (
     MODULES,
-    ONNXRUNTIME_PACKAGES,
     PACKAGES,
     Camera,
     Compiler,
     Machine,
     Provider,
     attempt,
-    installed_version,
     look_at_cameras,
     look_at_compilers,
     look_at_gpu,
@@ -22,9 +20,16 @@ from mod_edge.doctor.facts import (
     look_at_providers,
 )
 from mod_edge.native.gpu import Gpu
-from mod_edge.native.installed import install_command
+from mod_edge.native.installed import install_command, installed_version
+from mod_edge.native.package_faults import (
+    ONNXRUNTIME_PACKAGES,
+    PackageFault,
+    check_package,
+    reinstall,
+)
 from mod_edge.native.trt import how_to_install
 
+CPU_PROVIDER = "CPUExecutionProvider"  # in every onnxruntime; needs no library
 MIN_FREE_BYTES = 2**30  # only toy models run with less
 
 Severity = Literal["ok", "warning", "error"]
@@ -75,16 +80,18 @@ def diagnose() -> Report:
     versions = {name: installed_version(name) for name in (*PACKAGES, *ONNXRUNTIME_PACKAGES)}
     versions["python"] = platform.python_version()
     machine = look_at_machine()
-    providers, onnxruntime_fault = attempt(look_at_providers)
-    opencv, opencv_fault = attempt(look_at_opencv)
+    onnxruntime_fault = check_package("onnxruntime")
+    providers = None if onnxruntime_fault else attempt(look_at_providers)[0]
+    opencv_fault = check_package("cv2")
+    opencv = None if opencv_fault else attempt(look_at_opencv)[0]
     versions["opencv"], video_backends = opencv or (None, {})
-    cameras = attempt(look_at_cameras)[0] or ()  # fails only if OpenCV did
+    cameras = () if opencv_fault else attempt(look_at_cameras)[0] or ()
     compilers = look_at_compilers(versions)
     gpu, gpu_fault = look_at_gpu()
     findings = (
         *_check_packages(versions),
         *_check_onnxruntime(versions, onnxruntime_fault),
-        *(_check_provider(provider) for provider in providers or ()),
+        *(_check_provider(provider, versions) for provider in providers or ()),
         _check_video(versions["opencv"], video_backends, opencv_fault),
         _check_cameras(cameras),
         *check_engines(compilers, gpu, gpu_fault),
@@ -97,18 +104,16 @@ def diagnose() -> Report:
 
 def _check_packages(versions: dict[str, str | None]) -> list[Finding]:
     missing = [name for name in ("numpy", "tokenizers") if versions[name] is None]
-    if not missing:
-        return []
-    return [
-        Finding(
-            "error",
-            f"{' and '.join(missing)} not installed: the base install is incomplete",
-            install_command(options="--force-reinstall"),
-        )
-    ]
+    if missing:
+        message = f"{' and '.join(missing)} not installed: the base install is incomplete"
+        return [Finding("error", message, install_command(options="--force-reinstall"))]
+    faults = [fault for name in ("numpy", "tokenizers") if (fault := check_package(name))]
+    return [Finding("error", fault.reason, fault.advice) for fault in faults]
 
 
-def _check_onnxruntime(versions: dict[str, str | None], fault: str) -> list[Finding]:
+def _check_onnxruntime(
+    versions: dict[str, str | None], fault: PackageFault | None
+) -> list[Finding]:
     found = [name for name in ONNXRUNTIME_PACKAGES if versions[name] is not None]
     if len(found) > 1:
         return [
@@ -122,8 +127,7 @@ def _check_onnxruntime(versions: dict[str, str | None], fault: str) -> list[Find
         message = "onnxruntime is not installed: no bundle can run on the CPU or with CUDA"
         return [Finding("error", message, _install_onnxruntime())]
     if fault:
-        message = f"{found[0]} {versions[found[0]]} cannot be imported: {fault}"
-        return [Finding("error", message, f"pip install --force-reinstall {found[0]}")]
+        return [Finding("error", fault.reason, fault.advice)]
     name = found[0] if found else "onnxruntime"  # built from source: no metadata
     return [Finding("ok", f"{name} {versions.get(name) or '(built from source)'}")]
 
@@ -132,9 +136,16 @@ def _install_onnxruntime() -> str:
     return f"{install_command('cpu')} (for an NVIDIA GPU use the extra gpu instead of cpu)"
 
 
-def _check_provider(provider: Provider) -> Finding:
+def _check_provider(provider: Provider, versions: dict[str, str | None]) -> Finding:
     if provider.loads:
         return Finding("ok", f"{provider.name} runs")
+    if provider.name == CPU_PROVIDER:
+        package = next(filter(versions.get, ONNXRUNTIME_PACKAGES), "onnxruntime")
+        return Finding(
+            "error",
+            f"{provider.name} does not run: {provider.reason}",
+            f"pip install --upgrade {package}, or {reinstall([package])}",
+        )
     return Finding(
         "warning",
         f"{provider.name} is listed but cannot be loaded"
@@ -144,14 +155,11 @@ def _check_provider(provider: Provider) -> Finding:
     )
 
 
-def _check_video(version: str | None, backends: dict[str, bool], fault: str) -> Finding:
-    if version is None:
-        return Finding(
-            "error",
-            f"OpenCV cannot be imported: {fault}",
-            "on a machine without a desktop: apt-get install libgl1 libglib2.0-0, or "
-            "pip uninstall -y opencv-python and pip install opencv-python-headless",
-        )
+def _check_video(
+    version: str | None, backends: dict[str, bool], fault: PackageFault | None
+) -> Finding:
+    if fault:
+        return Finding("error", f"no video can be read: {fault.reason}", fault.advice)
     built = [name for name, is_built in backends.items() if is_built]
     if built:
         return Finding("ok", f"OpenCV {version} reads video with {' and '.join(built)}")

@@ -12,7 +12,6 @@ import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,16 +20,9 @@ from mod_edge.native.captured_stderr import captured_stderr
 from mod_edge.native.cpu_cores import cpu_cores
 from mod_edge.native.gpu import Gpu, find_gpu
 from mod_edge.native.onnx_session import session_options
+from mod_edge.native.package_faults import last_line
 from mod_edge.native.trt import load
 
-# All of these install the same module, `onnxruntime`.
-ONNXRUNTIME_PACKAGES = (
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "onnxruntime-openvino",
-    "onnxruntime-qnn",
-    "onnxruntime-trt-rtx",
-)
 PACKAGES = (
     "mod-edge",
     "numpy",
@@ -115,14 +107,6 @@ class Compiler:
     compute_capabilities: tuple[str, ...] = ()
 
 
-def installed_version(package: str) -> str | None:
-    """Version in the package's metadata; None if not installed."""
-    try:
-        return metadata.version(package)
-    except Exception:  # broken metadata: KeyError or TypeError, depending on the Python
-        return None
-
-
 Result = TypeVar("Result")
 
 
@@ -132,12 +116,7 @@ def attempt(look: Callable[[], Result]) -> tuple[Result | None, str]:
         with captured_stderr():
             return look(), ""
     except Exception as exc:  # a broken native library may raise anything
-        return None, _last_line(str(exc)) or type(exc).__name__
-
-
-def _last_line(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else ""
+        return None, last_line(str(exc)) or type(exc).__name__
 
 
 def look_at_machine() -> Machine:
@@ -213,7 +192,7 @@ def _library_fault(log: str) -> str:
     """The missing library that ONNX Runtime's log names, else the log's last line."""
     log = re.sub(r"\x1b\[[0-9;]*m", "", log)  # the log is coloured even in a file
     fault = re.search(r"with error: (.+)$", log, re.MULTILINE)
-    return fault.group(1).strip() if fault else _last_line(log)
+    return fault.group(1).strip() if fault else last_line(log)
 
 
 def look_at_opencv() -> tuple[str | None, dict[str, bool]]:

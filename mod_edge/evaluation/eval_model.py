@@ -12,11 +12,11 @@ from mod_edge.bundle.manifest import MANIFEST_FILE
 from mod_edge.config import ModelConfig
 from mod_edge.data.clips import Clip
 from mod_edge.data.dialogue import Text, dialogue_of_clip, pieces_of_dialogue
-from mod_edge.errors import BackendError, ConfigError
+from mod_edge.errors import ConfigError
 from mod_edge.evaluation.clip_frames import num_clip_frames
 from mod_edge.evaluation.frame_memory import FrameMemory, KnownFrames
 from mod_edge.model.checkpoint_folder import read_checkpoint_config
-from mod_edge.native.installed import install_command
+from mod_edge.native.package_faults import explained_imports
 from mod_edge.plan.kv_budget import plan_capacity, rows_of
 from mod_edge.plan.kv_window import NO_ROWS, Rows
 from mod_edge.plan.protocol import text_minimum
@@ -134,7 +134,7 @@ def open_model(
         CheckpointError: `path` is neither a checkpoint nor a bundle, or a damaged checkpoint.
         BundleError: a damaged or partial bundle.
         ConfigError: the backend or device does not fit the model.
-        BackendError: PyTorch is not installed.
+        BackendError: PyTorch is not installed, or does not load.
     """
     is_bundle = (path / MANIFEST_FILE).exists()
     if is_bundle and backend == "torch":
@@ -168,16 +168,12 @@ def _open_bundle(path: Path, choice: BackendChoice, profile: str | Path | None) 
 
 def _open_checkpoint(path: Path) -> ModelSource:
     read_checkpoint_config(path)  # first: PyTorch does not help with a mistyped path
-    try:
+    with explained_imports(f"{path} is not a bundle, and a checkpoint needs PyTorch"):
         import torch
 
         from mod_edge.model.checkpoint import Checkpoint
         from mod_edge.runtime.cpu.torch_model import TorchModel
-    except ModuleNotFoundError as exc:
-        raise BackendError(
-            f"{path} is not a bundle, and evaluating a checkpoint needs {exc.name}, which is not "
-            f"installed; install it with: {install_command('export')}, or give a bundle"
-        ) from exc
+
     checkpoint = Checkpoint(path)
     model = checkpoint.load_model()
     return ModelSource(

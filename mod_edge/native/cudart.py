@@ -18,7 +18,7 @@ def load_cudart(failure: str) -> Any:
     """
     try:
         from cuda.bindings import runtime
-    except ImportError as exc:
+    except Exception as exc:  # a broken native library may raise any exception
         raise BackendError(
             f"{failure} ({exc}); install it with: {install_command('rtx')} "
             "(the extra tensorrt instead of rtx on a Jetson)"

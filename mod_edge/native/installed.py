@@ -25,11 +25,11 @@ def installed_targets() -> dict[str, str]:
     """
     found: dict[str, str] = {}
     for target, module in (("cpu", "onnxruntime"), ("rtx", "tensorrt_rtx")):
-        if find_spec(module) is not None:
+        if not is_missing(module):
             found[target] = f"{module} {_module_version(module) or '(unknown version)'}"
-    if "cpu" in found and (version := _package_version(CUDA_PACKAGE)):
+    if "cpu" in found and (version := installed_version(CUDA_PACKAGE)):
         found["cuda"] = f"{CUDA_PACKAGE} {version}"
-    if find_spec("tensorrt") is not None and (version := _module_version("tensorrt")):
+    if not is_missing("tensorrt") and (version := _module_version("tensorrt")):
         release = tuple(int(number) for number in re.findall(r"\d+", version)[:2])
         has_kv_cache = release >= KV_CACHE_UPDATE_VERSION
         found["tensorrt" if has_kv_cache else "tensorrt-delta"] = f"tensorrt {version}"
@@ -91,10 +91,17 @@ def _origin() -> dict[str, Any]:
 def _module_version(module: str) -> str | None:
     """Version of the package that provides a module; its name may be longer."""
     packages = (module.replace("_", "-"), *metadata.packages_distributions().get(module, ()))
-    return next(filter(None, map(_package_version, packages)), None)
+    return next(filter(None, map(installed_version, packages)), None)
 
 
-def _package_version(package: str) -> str | None:
+def is_missing(module: str) -> bool:
+    """Whether there is no such module, or just an empty folder, which Python would import too."""
+    spec = find_spec(module)
+    return spec is None or spec.origin is None
+
+
+def installed_version(package: str) -> str | None:
+    """Version in the package's metadata; None if not installed."""
     try:
         return metadata.version(package)
     except Exception:  # broken metadata raises KeyError or TypeError, depending on the Python

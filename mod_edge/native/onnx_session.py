@@ -9,8 +9,9 @@ takes its options from here, and a program with other models must set
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from mod_edge.errors import ConfigError
+from mod_edge.errors import BackendError, ConfigError
 from mod_edge.native.cpu_cores import usable_cores
+from mod_edge.native.package_faults import package_of
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -41,11 +42,20 @@ def num_threads() -> int:
 
 
 def session_options() -> "onnxruntime.SessionOptions":
-    """Options for a session on the shared pool, which the first call creates."""
+    """Options for a session on the shared pool, which the first call creates.
+
+    Raises:
+        BackendError: this onnxruntime is too old to share threads.
+    """
     import onnxruntime
 
     global _has_pool
     if not _has_pool:
+        if not hasattr(onnxruntime, "set_global_thread_pool_sizes"):
+            raise BackendError(
+                f"onnxruntime {onnxruntime.__version__} is too old, wanted 1.23 or newer, where "
+                f"sessions can share threads: pip install --upgrade {package_of('onnxruntime')}"
+            )
         try:
             onnxruntime.set_global_thread_pool_sizes(num_threads(), 1)
         except Exception as exc:  # onnxruntime raises bare pybind exceptions

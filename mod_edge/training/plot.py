@@ -5,8 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mod_edge.errors import BackendError
-from mod_edge.native.installed import install_command
+from mod_edge.native.package_faults import explained_imports
 
 SIZE_INCHES = (8.0, 4.5)
 SMOOTHED_SHARE = 0.02  # the line is the mean over this share of all steps
@@ -18,7 +17,7 @@ def plot_losses(
     """Plot both losses (per step, without None) and their running means as a PNG at `path`.
 
     Raises:
-        BackendError: matplotlib is not installed.
+        BackendError: matplotlib is not installed, or does not load.
     """
     require_matplotlib()
     from matplotlib.figure import Figure
@@ -48,12 +47,7 @@ def require_matplotlib() -> None:
     """Check before a long training run that its plot can be drawn.
 
     Raises:
-        BackendError: matplotlib is not installed.
+        BackendError: matplotlib is not installed, or does not load.
     """
-    try:
+    with explained_imports("matplotlib plots the losses"):
         import matplotlib  # noqa: F401
-    except ImportError as exc:
-        raise BackendError(
-            "matplotlib, which plots the losses, is not installed; install it with: "
-            + install_command("train")
-        ) from exc

@@ -17,6 +17,7 @@ from mod_edge.native.captured_stderr import captured_stderr
 from mod_edge.native.installed import install_command
 from mod_edge.native.native_path import native_path
 from mod_edge.native.onnx_session import session_options
+from mod_edge.native.package_faults import replace_onnxruntime
 from mod_edge.plan.signature import GraphSignature
 
 PROVIDER = "CUDAExecutionProvider"
@@ -126,7 +127,7 @@ def _open(path: Path, provider: str, provider_options: dict[str, str]) -> Any:
     if provider not in available:
         raise BackendError(
             f"this onnxruntime has {', '.join(available)}, wanted {provider}; install it with: "
-            f"pip uninstall -y onnxruntime, {install_command('gpu')}; or use --device cpu"
+            f"{replace_onnxruntime('gpu')}; or use --device cpu"
         )
     name = native_path(path)
     options = session_options()

@@ -19,9 +19,17 @@ START = (
     "console.SECONDS_PER_LINE = 0\n"  # a line of progress for every step
     "app(prog_name='mod-edge')\n"
 )
-WITHOUT = (  # a Python without these packages, and perhaps without a temporary folder
+# A Python without these packages and pip's records of them, and perhaps without a temporary folder.
+WITHOUT = (
     "import sys, tempfile\n"
-    "for name in filter(None, sys.argv.pop(1).split(',')):\n"
+    "from importlib import metadata\n"
+    "hidden, found = list(filter(None, sys.argv.pop(1).split(','))), metadata.version\n"
+    "def version(package):\n"
+    "    if package in hidden:\n"
+    "        raise metadata.PackageNotFoundError(package)\n"
+    "    return found(package)\n"
+    "metadata.version = version\n"
+    "for name in hidden:\n"
     "    sys.modules[name] = None\n"
     "def fails():\n"
     "    raise FileNotFoundError(2, 'No usable temporary directory found')\n"

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import sys
 from dataclasses import replace
 
 import pytest
@@ -364,6 +365,15 @@ def test_the_reference_needs_the_bundles_own_checkpoint(tiny_bundle, checkpoint,
 def test_control_characters_of_a_path_never_reach_the_terminal(tmp_path, clip):
     line = fails("run", tmp_path / "a\x1b[31mb\n\x07c", "--source", clip)  # fails() checks
     assert "a [31mb  c is no" in line
+
+
+def test_an_onnxruntime_that_does_not_load_is_one_line(tiny_bundle, clip, tmp_path, monkeypatch):
+    (tmp_path / "onnxruntime.py").write_text("raise ImportError('wrong ELF class: ELFCLASS32')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in [name for name in sys.modules if name.partition(".")[0] == "onnxruntime"]:
+        monkeypatch.delitem(sys.modules, name)
+    line = fails("run", tiny_bundle, "--source", clip)
+    assert "cannot be imported: wrong ELF class: ELFCLASS32; pip install --force-reinst" in line
 
 
 # ---- queries ----

@@ -12,8 +12,9 @@ import pytest
 from mod_edge.commands.doctor import print_report
 from mod_edge.doctor import diagnosis as doctor
 from mod_edge.doctor import facts
+from mod_edge.errors import BackendError
 from mod_edge.native.cpu_cores import CpuCores
-from mod_edge.native.installed import install_command
+from mod_edge.native.installed import install_command, installed_version
 from mod_edge.runtime.capture import opencv as sources
 
 PROVIDER_LOG = (  # onnxruntime-gpu 1.20.2 on a machine without CUDA
@@ -130,6 +131,20 @@ def test_a_provider_that_falls_back_is_a_warning_with_the_missing_library(instal
     )
 
 
+def test_a_cpu_provider_that_does_not_run_is_an_error_without_advice_about_cuda(
+    installed, monkeypatch
+):
+    def too_old():
+        raise BackendError("onnxruntime 1.22.1 is too old, wanted 1.23 or newer")
+
+    monkeypatch.setattr(facts, "session_options", too_old)
+    ((severity, message, advice),) = faults()
+    assert severity == "error"
+    assert message.startswith("CPUExecutionProvider does not run: onnxruntime 1.22.1 is too old")
+    assert advice.startswith("pip install --upgrade onnxruntime, or pip install --force-reinstall")
+    assert "CUDA" not in advice
+
+
 def test_broken_native_libraries_are_reported_not_raised(installed, monkeypatch):
     installed.clear()
     for module in ("cv2", "onnxruntime"):
@@ -140,7 +155,7 @@ def test_broken_native_libraries_are_reported_not_raised(installed, monkeypatch)
     assert not report.is_healthy
     assert errors[0] == "numpy and tokenizers not installed: the base install is incomplete"
     assert errors[1].startswith("onnxruntime is not installed")
-    assert errors[2].startswith("OpenCV cannot be imported")
+    assert errors[2].startswith("no video can be read: ")
 
 
 def test_cameras_are_a_warning_if_none_of_them_opens(installed, monkeypatch):
@@ -194,5 +209,5 @@ def test_the_cores_that_a_quota_leaves_are_reported(installed, monkeypatch, caps
 def test_a_package_with_broken_metadata_counts_as_not_installed(monkeypatch, tmp_path):
     (tmp_path / "polygraphy-9.9.dist-info").mkdir()
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert facts.installed_version("polygraphy") is None
-    assert facts.installed_version("no-such-package") is None
+    assert installed_version("polygraphy") is None
+    assert installed_version("no-such-package") is None

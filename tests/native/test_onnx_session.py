@@ -2,7 +2,7 @@
 
 import pytest
 
-from mod_edge.errors import ConfigError
+from mod_edge.errors import BackendError, ConfigError
 from mod_edge.native import onnx_session
 from mod_edge.native.onnx_session import num_threads, session_options, set_num_threads
 
@@ -41,3 +41,11 @@ def test_another_number_after_the_first_session_is_an_error(pools):
     with pytest.raises(ConfigError, match="has 6 threads in this process already, wanted 2"):
         set_num_threads(2)
     assert num_threads() == 6
+
+
+def test_an_onnxruntime_without_shared_threads_is_too_old(pools, monkeypatch):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    monkeypatch.delattr(onnxruntime, "set_global_thread_pool_sizes")
+    monkeypatch.setattr(onnxruntime, "__version__", "1.22.1")
+    with pytest.raises(BackendError, match=r"1\.22\.1 is too old, wanted 1\.23 or newer.*upgrade"):
+        session_options()

@@ -19,5 +19,6 @@ def test_both_losses_are_plotted_even_for_a_single_step(tmp_path):
 
 def test_without_matplotlib_the_error_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setattr("mod_edge.native.package_faults.installed_version", lambda _package: None)
     with pytest.raises(BackendError, match=re.escape(install_command("train"))):
         plot_losses([1.0], [1.0], tmp_path / "loss.png")
