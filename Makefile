@@ -6,6 +6,7 @@
 #   make test-portable  tests that depend on float kernels, with an older processor's kernels
 #   make check          lint, format, types
 #   make torch-free     run and build a bundle without torch and onnx installed
+#   make test-lowest    run a bundle with the lowest versions that pyproject.toml allows
 #   make docs           build the documentation site in build/site; warnings are errors
 #   make figures        measure the bundled model's tables and pictures again (30 minutes)
 #   make release        build wheel and source archive in dist/, try each in a fresh environment
@@ -30,7 +31,7 @@ PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-r
 OLDER_KERNELS := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 \
 	OMP_NUM_THREADS=1
 
-.PHONY: demo bundle test test-all test-portable check torch-free docs figures release results
+.PHONY: demo bundle test test-all test-portable check torch-free test-lowest docs figures release results
 .DELETE_ON_ERROR:
 
 # One pip call: the constraints choose the torch build, and no package pulls in a larger one.
@@ -85,6 +86,9 @@ torch-free: bundle
 	$(MOD_EDGE) export $(DEMO)/checkpoint -o $(DEMO)/rtx --profile rtx-ada --target rtx \
 		--window 260 --force
 	BUILDER=$(BIN)/python tests/build_without_torch.sh $(DEMO)/rtx
+
+test-lowest: bundle
+	UV=$(BIN)/uv tests/run_with_lowest_versions.sh $(DEMO)/bundle
 
 # The API pages need an installed tree: in the checkout, three folders are outside mod_edge/.
 docs: $(INSTALLED)
