@@ -64,10 +64,11 @@ def reports_errors(command: Callable[Parameters, Result]) -> Callable[Parameters
         except BrokenPipeError as exc:  # the reader, such as `head`, has closed the pipe
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(EXIT_ERROR) from exc
-        # An OSError (disk full, permission denied) names its file.
-        except (ModEdgeError, OSError) as exc:
-            is_full = isinstance(exc, OSError) and exc.errno in DISK_FULL
-            print_error(full_disk_line(exc) if is_full else str(exc))
+        except ModEdgeError as exc:
+            print_error(str(exc))
+            raise typer.Exit(EXIT_ERROR) from exc
+        except OSError as exc:  # it names its file
+            print_error(full_disk_line(exc) if exc.errno in DISK_FULL else str(exc))
             raise typer.Exit(EXIT_ERROR) from exc
         except KeyboardInterrupt as exc:
             err.print(printable(str(exc)) or "interrupted; no incomplete files were left")
