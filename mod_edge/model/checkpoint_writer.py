@@ -43,7 +43,7 @@ def write_checkpoint(
         on_bytes: called with the size of every tensor as it is written.
     """
     write_config(config, folder / CONFIG_FILE)
-    # Not `tokenizer.save`, which raises a bare Exception where the disk is full.
+    # Not `tokenizer.save`, which takes UTF-8 paths only and raises a bare Exception on a full disk.
     (folder / TOKENIZER_FILE).write_text(tokenizer.to_str(), encoding="utf-8")
     dtype: torch.dtype = getattr(torch, config.dtype)
     shapes = tensor_shapes(config)

@@ -48,3 +48,9 @@ def test_output_is_refused_before_the_work(tiny_checkpoint, tmp_path, monkeypatc
     given = [tiny_checkpoint if each == "CHECKPOINT" else each for each in arguments]
     assert f"'{SHOWN}' is not UTF-8" in fails(*given)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_checkpoint_is_written(tmp_path):
+    succeeds("init", "tiny", tmp_path / NAME)
+    written = sorted(path.name for path in (tmp_path / NAME).iterdir())
+    assert written == ["config.json", "model.safetensors", "tokenizer.json"]
