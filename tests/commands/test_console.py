@@ -70,6 +70,29 @@ def test_progress_is_a_line_at_first_and_then_one_in_twenty_seconds(monkeypatch,
     ]
 
 
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError(28, "No space left on device", "model"), "model cannot be written: No space left"),
+        (OSError(28, "No space left on device"), "the output cannot be written: No space left"),
+        (OSError(13, "Permission denied", "model"), "[Errno 13] Permission denied: 'model'"),
+    ],
+    ids=["file", "no file", "permission"],
+)
+def test_a_full_disk_is_one_line_that_says_what_to_do(capsys, error, line):
+    @console.reports_errors
+    def command():
+        raise error
+
+    with pytest.raises(typer.Exit) as caught:
+        command()
+    assert caught.value.exit_code == console.EXIT_ERROR
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"error: {line}")
+    assert printed.count("\n") == 1
+    assert ("free some space, or write to another disk" in printed) == (error.errno == 28)
+
+
 # ---- terminals, pipes and widths ----
 
 
