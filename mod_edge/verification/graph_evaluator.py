@@ -44,10 +44,18 @@ class EvaluatorRunner(BaseRunner):  # type: ignore[misc] # Polygraphy ships no t
     def activate_impl(self) -> None:
         """Load the graph with its weights."""
         import onnx
+        from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
         from onnx.reference import ReferenceEvaluator
 
         try:
-            self._evaluator = ReferenceEvaluator(onnx.load(str(self._path)))
+            model = onnx.load(str(self._path), load_external_data=False)
+            # onnx opens no links, and in the Hugging Face Hub's cache all files are links.
+            for tensor in filter(uses_external_data, model.graph.initializer):
+                entries = {entry.key: entry for entry in tensor.external_data}
+                data = (self._path.parent / entries["location"].value).resolve()
+                entries["location"].value = data.name
+                load_external_data_for_tensor(tensor, str(data.parent))
+            self._evaluator = ReferenceEvaluator(model)
         except Exception as exc:  # protobuf's and onnx's own types
             raise BackendError(f"it does not load: {exc}") from exc
 
