@@ -39,6 +39,7 @@ EMBEDDING_FILE = "embedding.npy"
 # `run` hashes only files below this size, so that it starts fast; `--check` hashes all.
 SMALL_FILE_BYTES = 64 * 2**20
 READ_BYTES = 2**22
+LFS_POINTER_START = b"version https://git-lfs.github.com/spec/"
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,12 @@ class Manifest:
     graphs: dict[str, GraphRecord]
     files: dict[str, FileRecord]
     tools: dict[str, str]
+
+
+def is_lfs_pointer(path: Path) -> bool:
+    """Whether the file is the small text that git-lfs leaves in place of one it did not fetch."""
+    with path.open("rb") as file:
+        return file.read(len(LFS_POINTER_START)) == LFS_POINTER_START
 
 
 def file_sha256(path: Path) -> str:
@@ -152,7 +159,10 @@ def check_files(folder: Path, manifest: Manifest, *, hash_all: bool) -> None:
         if not path.is_file():
             faults.append(f"{name} is missing")
         elif path.stat().st_size != record.size_bytes:
-            faults.append(f"{name} has {path.stat().st_size} bytes, wanted {record.size_bytes}")
+            found = f"has {path.stat().st_size} bytes, wanted {record.size_bytes}"
+            if is_lfs_pointer(path):
+                found = "is a git-lfs pointer, not the file itself (fetch it with: git lfs pull)"
+            faults.append(f"{name} {found}")
         elif (hash_all or record.size_bytes < SMALL_FILE_BYTES) and (
             file_sha256(path) != record.sha256
         ):

@@ -9,13 +9,11 @@ import stat
 from collections.abc import Iterable
 from pathlib import Path
 
-from mod_edge.bundle.manifest import CONFIG_FILE
+from mod_edge.bundle.manifest import CONFIG_FILE, is_lfs_pointer
 from mod_edge.config import ModelConfig, read_config
 from mod_edge.errors import CheckpointError, joined_faults
 
 NUM_FAULTS_SHOWN = 12
-# First bytes of the small text file that git-lfs leaves in place of a file that was not fetched.
-LFS_POINTER_START = b"version https://git-lfs.github.com/spec/"
 # Owner and name of a repository on the Hugging Face Hub. Path joins the slashes of an address.
 HUB_NAME = re.compile(r"(?:(?:https?:/)?/?huggingface\.co/|hf:/+)?(\w[\w.-]*/(\w[\w.-]*))/?")
 COPY_AGAIN = "copy or download the checkpoint again"
@@ -89,8 +87,7 @@ def _file_fault(path: Path) -> tuple[str, str] | None:
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             return f"{path.name} is not a file", COPY_AGAIN
-        with path.open("rb") as file:
-            start = file.read(len(LFS_POINTER_START))
+        is_pointer = is_lfs_pointer(path)
     except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a null byte
         if path.is_symlink():
             target = os.readlink(path)
@@ -99,7 +96,7 @@ def _file_fault(path: Path) -> tuple[str, str] | None:
     except OSError as exc:
         fault = f"{path.name} cannot be read ({exc.strerror or exc})"
         return fault, "check the permissions and the disk"
-    if start == LFS_POINTER_START:
+    if is_pointer:
         return (
             f"{path.name} is a git-lfs pointer, not the file itself",
             "fetch the files with: git lfs pull",

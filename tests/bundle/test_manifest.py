@@ -108,6 +108,13 @@ def test_a_changed_byte_is_found(bundle):
         check(bundle)
 
 
+def test_a_file_that_git_lfs_did_not_fetch_is_named_as_that(bundle):
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:7ef9\nsize 12\n"
+    (bundle / "vision.onnx").write_text(pointer)
+    with pytest.raises(BundleError, match=r"vision\.onnx is a git-lfs pointer.*git lfs pull"):
+        check(bundle)
+
+
 def test_every_damaged_file_is_named_at_once(bundle):
     (bundle / "vision.onnx").unlink()
     (bundle / "layers" / "00.onnx").write_bytes(b"layer and more")
