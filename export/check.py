@@ -1,7 +1,8 @@
 """Checks of every exported graph: its structure first, then its numbers against PyTorch.
 
 The expected numbers come from the reference's own layers (keys unrotated, selection by mask) on
-random inputs in the three shapes of step that a stream has: one frame, many frames, text only.
+random inputs in the shapes of step that a stream has: one frame, many frames, text only, and in a
+model without an interval token frames without text.
 """
 
 import tempfile
@@ -36,9 +37,17 @@ from mod_edge.plan.targets import Lowering
 # with the rounded weights (`widen`), against the reference with the same weights.
 ALLOWED_RELATIVE_ERROR = {"fp32": 2e-5, "fp16": 1e-2, "bf16": 2e-5}
 STEP_SHAPES = {"one frame": (3, FRAME), "many frames": (1, FRAME, 1, FRAME, 2), "text": (4,)}
+# Only without an interval token do frames follow each other, in steps without text.
+SHAPES_WITHOUT_TEXT = {"one frame alone": (FRAME,), "many frames alone": (FRAME, FRAME)}
 FORBIDDEN_OPS = frozenset({"Loop", "If", "Scan"})
 REQUIRED_MOD_OPS = ("Gather", "ScatterND")
 REQUIRED_ROUTER_OPS = ("TopK",)
+
+
+def step_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """The pieces of a step of every shape that a stream of this model has, by name."""
+    without_text = {} if config.stream_config.interval_ids else SHAPES_WITHOUT_TEXT
+    return STEP_SHAPES | without_text
 
 
 def check_structure(
@@ -102,7 +111,7 @@ def check_numbers(
     worst = 0.0
     layouts = {
         shape: step_layout(pieces, config.frame_num_tokens, config.num_kept)
-        for shape, pieces in STEP_SHAPES.items()
+        for shape, pieces in step_shapes(config).items()
         if signature.kind.takes_text or FRAME in pieces
     }
     reference = make_reference()

@@ -198,7 +198,10 @@ class StreamConfig:
 
     Attributes:
         system_prompt: opens every stream, after `bos_token_id`.
-        frame_token_interval: between two frames; predicting it means "stay silent". One token.
+        frame_token_interval: between two frames; predicting it means "stay silent". One token, or
+            empty: then nothing stands between two frames, and predicting the end token means
+            silence (the published one-token model, "live1").
+        frame_token_interval_id: its id; None without an interval.
         stream_end: closes the frames; predicting it means "speak". One token.
         frame_token_interval_threshold: the model speaks when P(silent) is below it; 0..1.
         frame_fps: frames per second of video that the model sees.
@@ -208,7 +211,7 @@ class StreamConfig:
     bos_token_id: int
     eos_token_id: int
     frame_token_interval: str
-    frame_token_interval_id: int
+    frame_token_interval_id: int | None
     stream_end: str
     stream_end_id: int
     frame_token_interval_threshold: float = 0.725
@@ -229,10 +232,20 @@ class StreamConfig:
         fps, (least, most) = self.frame_fps, FRAME_FPS_BOUNDS
         _require(least <= fps <= most, "stream_config.frame_fps", fps, f"{least} to {most}")
         _require(
-            self.frame_token_interval_id != self.stream_end_id,
+            (self.frame_token_interval_id is None) == (self.frame_token_interval == ""),
+            "stream_config.frame_token_interval_id",
+            self.frame_token_interval_id,
+            f"null if frame_token_interval is empty, else its id (it is "
+            f"{self.frame_token_interval!r})",
+        )
+        silent = (
+            "eos_token_id" if self.frame_token_interval_id is None else "frame_token_interval_id"
+        )
+        _require(
+            self.silent_id != self.stream_end_id,
             "stream_config.stream_end_id",
             self.stream_end_id,
-            "a token other than frame_token_interval_id, or silent and speak are the same",
+            f"a token other than {silent}, or silent and speak are the same",
         )
         ids = {
             name: getattr(self, name)
@@ -246,28 +259,52 @@ class StreamConfig:
             f"a token other than {', '.join(same)}: it marks the end of a reply alone",
         )
 
+    @property
+    def interval_ids(self) -> tuple[int, ...]:
+        """The tokens between two frames: the interval, or none."""
+        interval_id = self.frame_token_interval_id
+        return () if interval_id is None else (interval_id,)
+
+    @property
+    def silent_id(self) -> int:
+        """The token whose prediction at a frame means silence: the interval, else the end token."""
+        interval_id = self.frame_token_interval_id
+        return self.eos_token_id if interval_id is None else interval_id
+
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The whole config.json; `mod_config` None means the full-computation model."""
+    """The whole config.json; `mod_config` None means the full-computation model.
+
+    A frame's tokens are the "CLS" token (`frame_token_cls`) and a grid of `frame_token_pooled`
+    cells; at least one of the two.
+    """
 
     text_config: TextConfig
     vision_config: VisionConfig
     stream_config: StreamConfig
     mod_config: MoDConfig | None = None
     frame_token_cls: bool = True
-    frame_token_pooled: tuple[int, int] = (3, 3)
+    frame_token_pooled: tuple[int, int] | None = (3, 3)
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
         _require_one_of("dtype", self.dtype, DTYPES)
         grid, pooled = self.vision_config.grid_size, self.frame_token_pooled
-        _require(
-            len(pooled) == 2 and all(1 <= side <= grid for side in pooled),
-            "frame_token_pooled",
-            list(pooled),
-            f"two sides, each 1 to {grid} (the patches along a side)",
-        )
+        if pooled is None:
+            _require(
+                self.frame_token_cls,
+                "frame_token_pooled",
+                pooled,
+                "a grid such as [3, 3]: with frame_token_cls=false a frame has no other tokens",
+            )
+        else:
+            _require(
+                len(pooled) == 2 and all(1 <= side <= grid for side in pooled),
+                "frame_token_pooled",
+                list(pooled),
+                f"two sides, each 1 to {grid} (the patches along a side)",
+            )
         for name in (
             "bos_token_id",
             "eos_token_id",
@@ -277,7 +314,7 @@ class ModelConfig:
             token_id = getattr(self.stream_config, name)
             limit = self.text_config.vocab_size
             _require(
-                0 <= token_id < limit,
+                token_id is None or 0 <= token_id < limit,
                 f"stream_config.{name}",
                 token_id,
                 f"0 to {limit - 1} (vocab_size is {limit})",
@@ -294,8 +331,13 @@ class ModelConfig:
     @property
     def frame_num_tokens(self) -> int:
         """N: tokens of one frame, the "CLS" token first, then the pooled grid row by row."""
-        rows, columns = self.frame_token_pooled
+        rows, columns = self.frame_token_pooled or (0, 0)
         return int(self.frame_token_cls) + rows * columns
+
+    @property
+    def frame_stride(self) -> int:
+        """Tokens from one frame's first to the next frame's: N and the interval, if any."""
+        return self.frame_num_tokens + len(self.stream_config.interval_ids)
 
     @property
     def num_kept(self) -> int:

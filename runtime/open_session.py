@@ -5,6 +5,7 @@ from pathlib import Path
 
 from mod_edge.bundle.bundle import Bundle, open_bundle
 from mod_edge.errors import ConfigError
+from mod_edge.plan.kv_budget import rows_of_frames
 from mod_edge.profiles import Profile
 from mod_edge.runtime.backends import BackendChoice, load_model
 from mod_edge.runtime.loaded_model import StreamLimits
@@ -63,7 +64,7 @@ def open_session(
         max_step_tokens=defaults.max_step_tokens,
         evict_fraction=defaults.evict_fraction,
     )
-    least = options.frames_per_step * (config.frame_num_tokens + 1)
+    least = rows_of_frames(config, options.frames_per_step, num_before=1).dense
     if options.max_step_tokens < least:
         raise ConfigError(
             f"frames_per_step={options.frames_per_step} takes {least} tokens per step, profile "

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 from mod_edge.config import ModelConfig
 from mod_edge.errors import ConfigError
-from mod_edge.plan.kv_budget import KvPlan, rows_of
+from mod_edge.plan.kv_budget import KvPlan, rows_of, rows_of_frames
 from mod_edge.plan.kv_window import NO_ROWS, KvWindow, Rows
 from mod_edge.plan.protocol import Decision, Protocol
 from mod_edge.plan.reply_text import ReplyText
@@ -380,7 +380,7 @@ class Session:
             sink = sink.plus(rows_of(self.config, self._num_prompt_tokens(query), 1))
         self._standing_rows = sink
         num_frames = self.options.frames_per_step
-        step = rows_of(self.config, LONGEST_PREFIX + num_frames - 1, num_frames)
+        step = rows_of_frames(self.config, num_frames, num_before=LONGEST_PREFIX)
         if not sink.plus(step).fits(limit):
             raise ConfigError(
                 f"frames_per_step={num_frames} takes {step.dense} tokens per step: with the system "

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mod_edge.config import ModelConfig
-from mod_edge.plan.kv_budget import rows_of
+from mod_edge.plan.kv_budget import rows_of, rows_of_frames
 from mod_edge.plan.kv_window import Eviction, KvWindow, Rows
-from mod_edge.plan.layout import FRAME, StepLayout, step_layout
+from mod_edge.plan.layout import StepLayout, frame_pieces, step_layout
 from mod_edge.runtime.loaded_model import Float32Array, FrameEmbeds, StreamState
 
 
@@ -57,26 +57,27 @@ class Stepper:
     def feed_frames(
         self, prefix: Sequence[int], embeds: FrameEmbeds, *, closes_sink: bool
     ) -> Float32Array:
-        """Feed `prefix` and frames with interval tokens between them, each frame a segment.
+        """Feed `prefix` and frames with the interval, if any, between them, each frame a segment.
 
         Args:
-            prefix: ids right before the first frame, at least one.
+            prefix: ids right before the first frame; may be empty.
             embeds: (F, N, D), from the stream.
             closes_sink: whether the sink ends between the prefix and the first frame.
 
         Returns:
             Logits (F, V) at each frame's last token, in the model's memory.
         """
-        interval_id = self._config.stream_config.frame_token_interval_id
+        interval = self._config.stream_config.interval_ids
         num_frames = len(embeds)
-        room_for_prefix = self._max_step_tokens - self._num_frame_tokens(num_frames)
+        frames = rows_of_frames(self._config, num_frames, num_before=0)
+        room_for_prefix = self._max_step_tokens - frames.dense
         continues = len(prefix) > room_for_prefix
         if continues:
             self.feed_text(prefix[:-1], continues=False)
             prefix = prefix[-1:]
-        layout = self._layout((len(prefix), FRAME, *(1, FRAME) * (num_frames - 1)))
+        layout = self._layout(frame_pieces(num_frames, len(prefix), len(interval)))
         self._make_room(Rows(layout.num_tokens, layout.num_rows), continues=continues)
-        self._step(layout, [*prefix, *[interval_id] * (num_frames - 1)], embeds)
+        self._step(layout, [*prefix, *interval * (num_frames - 1)], embeds)
         text = len(prefix)
         if closes_sink:
             self.window.append(rows_of(self._config, text, 0), continues=True)
@@ -84,17 +85,13 @@ class Stepper:
             text = 0
         self.window.append(rows_of(self._config, text, 1), continues=continues)
         for _ in range(num_frames - 1):
-            self.window.append(rows_of(self._config, 1, 1), continues=False)
+            self.window.append(rows_of(self._config, len(interval), 1), continues=False)
         return self.state.logits(layout.last_frame_rows.tolist())
 
     def take_back_frames(self, num_frames: int) -> None:
         """Undo the last frames fed; the next step overwrites their rows."""
         for _ in range(num_frames):
             self.window.take_back()
-
-    def _num_frame_tokens(self, num_frames: int) -> int:
-        """Tokens of a step of frames, without the first frame's prefix."""
-        return num_frames * (self._config.frame_num_tokens + 1) - 1
 
     def _layout(self, pieces: tuple[int, ...]) -> StepLayout:
         return step_layout(pieces, self._config.frame_num_tokens, self._config.num_kept)

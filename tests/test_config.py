@@ -16,6 +16,7 @@ from mod_edge.config import (
     write_config,
 )
 from mod_edge.errors import ConfigError
+from tests.frame_layouts import one_token, without_interval
 
 
 @pytest.fixture
@@ -76,6 +77,7 @@ def test_values_that_are_not_positive_are_all_named(document):
         (None, "model_type", "llama", "model_type='llama', wanted videollm_mod"),
         (None, "dtype", "fp16", "dtype='fp16', wanted one of float32, bfloat16, float16"),
         (None, "frame_token_pooled", [3, 5], r"frame_token_pooled=.*each 1 to 4"),
+        (None, "frame_token_pooled", [], r"frame_token_pooled=\[\], wanted a list of 2 whole"),
         ("mod_config", "keep_ratio", 0, r"keep_ratio=0, wanted in \(0, 1\]"),
         ("mod_config", "keep_ratio", 1.01, r"keep_ratio=1\.01"),
         ("mod_config", "keep_ratio", float("nan"), "keep_ratio=nan"),
@@ -102,6 +104,13 @@ def test_values_that_are_not_positive_are_all_named(document):
         ("stream_config", "stream_end_id", 2, "silent and speak are the same"),
         ("text_config", "rope_theta", 1e300, r"rope_theta=1e\+300, wanted 1 to 1e\+15"),
         ("text_config", "rope_theta", 0.5, "rope_theta=0.5, wanted 1 to"),
+        ("stream_config", "frame_token_interval", "", r"interval_id=2, wanted null if .* empty"),
+        (
+            "stream_config",
+            "frame_token_interval_id",
+            None,
+            r"interval_id=None, .*its id \(it is ','",
+        ),
         ("stream_config", "eos_token_id", 67, r"0 to 66 \(vocab_size is 67\)"),
         ("stream_config", "bos_token_id", -1, "bos_token_id=-1, wanted 0 to 66"),
     ],
@@ -236,10 +245,34 @@ def test_the_insertions_of_32_layers_are_the_papers(make_config, insertion, laye
     assert config.mod_layers == tuple(layers)
 
 
-def test_a_frame_has_the_cls_token_and_the_grid(make_config):
+def test_a_frame_has_the_cls_token_and_the_grid_or_one_of_the_two(make_config):
     config = make_config()
     assert config.frame_num_tokens == 1 + 3 * 3
     assert replace(config, frame_token_cls=False, frame_token_pooled=(2, 4)).frame_num_tokens == 8
+    alone = replace(config, frame_token_pooled=None)
+    assert (alone.frame_num_tokens, alone.num_kept) == (1, 1)
+    with pytest.raises(ConfigError, match=r"pooled=None, wanted a grid .* frame_token_cls=false"):
+        replace(alone, frame_token_cls=False)
+
+
+def test_without_an_interval_the_end_token_means_silence_and_nothing_is_between_frames(make_config):
+    config = make_config()
+    stream = config.stream_config
+    assert (stream.silent_id, stream.interval_ids, config.frame_stride) == (2, (2,), 11)
+    config = without_interval(config)
+    stream = config.stream_config
+    assert (stream.silent_id, stream.interval_ids, config.frame_stride) == (1, (), 10)
+    with pytest.raises(ConfigError, match=r"stream_end_id=1, wanted a token other than eos_token_"):
+        replace(stream, stream_end_id=1)
+
+
+def test_the_published_one_token_model_reads_back_equal(make_config, tmp_path):
+    config = one_token(make_config())
+    write_config(config, tmp_path / "config.json")
+    document = json.loads((tmp_path / "config.json").read_text())
+    assert document["frame_token_pooled"] is None
+    assert document["stream_config"]["frame_token_interval_id"] is None
+    assert read_config(tmp_path / "config.json") == config
 
 
 @pytest.mark.parametrize(

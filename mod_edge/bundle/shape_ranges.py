@@ -13,6 +13,7 @@ from functools import partial
 from mod_edge.config import ModelConfig
 from mod_edge.errors import ConfigError
 from mod_edge.plan.graph_kind import DENSE, HEAD, MOD, REBASE, VISION, GraphKind
+from mod_edge.plan.kv_budget import rows_of_frames
 from mod_edge.plan.kv_window import Rows
 from mod_edge.plan.signature import GraphSignature
 from mod_edge.profiles import Profile
@@ -146,22 +147,25 @@ def _step_ranges(
 ) -> DimRanges:
     """Ranges of X, F, T and R for steps with (min, opt, max) `frames`.
 
-    The least text is one interval token per frame. A step must fit in the cache of both geometries:
-    each frame takes N of its T tokens and K of its R rows, the rest is text.
+    The least text of a step of frames is the interval token, if any, before each; a step of text
+    has at least one token. A step must fit in the cache of both geometries: each frame takes N of
+    its T tokens and K of its R rows, the rest is text.
     """
     tokens, kept = config.frame_num_tokens, config.num_kept
     few, tuned, many = frames
     most_tokens = min(limits.max_step_tokens, limits.capacity.dense)
-    if most_tokens < many * (tokens + 1) or limits.capacity.mod < many * (kept + 1):
+    needed = rows_of_frames(config, many, num_before=1) if many else Rows(1, 1)
+    if not needed.fits(Rows(most_tokens, limits.capacity.mod)):
         raise ConfigError(
-            f"{many} frames in a step take {many * (tokens + 1)} tokens ({many * (kept + 1)} rows "
+            f"{many} frames in a step take {needed.dense} tokens ({needed.mod} rows "
             f"in MoD layers); max_step_tokens is {limits.max_step_tokens}, the cache has "
             f"{limits.capacity.dense} rows ({limits.capacity.mod}): lower frames_per_step in the "
             "profile, or raise max_step_tokens or the window"
         )
     most_text = min(most_tokens - few * tokens, limits.capacity.mod - few * kept)
     most_tokens = min(most_tokens, limits.capacity.mod + many * (tokens - kept))
-    least = (max(1, few), max(1, tuned))
+    num_intervals = len(config.stream_config.interval_ids)
+    least = (few * num_intervals, tuned * num_intervals) if many else (1, 1)
     return {
         "F": frames,
         "X": (*least, most_text),

@@ -83,7 +83,11 @@ def print_inspection(inspection: Inspection) -> None:
     print_pairs(rows)
     out.print()
     cost_rows = [
-        *_cost_rows("with the interval token", inspection.with_interval),
+        *(
+            _cost_rows("with the interval token", inspection.with_interval)
+            if inspection.with_interval
+            else ()
+        ),
         *_cost_rows("frame tokens only", inspection.frames_only),
         ("vision FLOPs", si(inspection.vision_flops, ""), si(inspection.vision_flops, ""), "1.000"),
     ]

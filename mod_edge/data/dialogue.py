@@ -57,7 +57,10 @@ class Dialogue:
 
 @dataclass(frozen=True)
 class Text:
-    """Text tokens to feed; the last `num_learned` are the model's reply and the end token."""
+    """Text tokens to feed; the last `num_learned` are the model's reply and the end token.
+
+    Between two frames of a model without an interval token there are none.
+    """
 
     ids: tuple[int, ...]
     num_learned: int = 0

@@ -17,7 +17,7 @@ from mod_edge.evaluation.clip_frames import num_clip_frames
 from mod_edge.evaluation.frame_memory import FrameMemory, KnownFrames
 from mod_edge.model.checkpoint_folder import read_checkpoint_config
 from mod_edge.native.package_faults import explained_imports
-from mod_edge.plan.kv_budget import plan_capacity, rows_of
+from mod_edge.plan.kv_budget import most_frames_per_step, plan_capacity, rows_of
 from mod_edge.plan.kv_window import NO_ROWS, Rows
 from mod_edge.plan.protocol import text_minimum
 from mod_edge.profiles import Profile, load_profile
@@ -222,7 +222,7 @@ def _limits(config: ModelConfig, profile: Profile, capacity: Rows, longest: int)
 
     But no more than the `longest` clip has, because its window may be too small for more.
     """
-    most_frames = profile.max_step_tokens // (config.frame_num_tokens + 1)
+    most_frames = most_frames_per_step(config, profile.max_step_tokens)
     num_frames = min(profile.frames_per_step.max, max(1, most_frames), longest)
     return StreamLimits(capacity, profile.max_step_tokens, num_frames)
 

@@ -128,15 +128,13 @@ class _Feeding:
             embeds = self._stepper.state.encode(self._pixels[start:stop])
             closes_sink = self._window.sink_is_open
             logits = self._stepper.feed_frames(prefix, embeds, closes_sink=closes_sink)
-            silent_id = self._protocol.frame_token_interval_id
-            spoken += speaks(logits, silent_id, self._threshold).tolist()
-            prefix = [silent_id]
+            spoken += speaks(logits, self._protocol.silent_id, self._threshold).tolist()
+            prefix = self._protocol.interval_ids
         return spoken
 
     def _look_ahead(self, frames: range) -> list[bool]:
         """Whether the model speaks at each of these frames, which are then removed again."""
-        silent_id = self._protocol.frame_token_interval_id
-        spoken = self._show([silent_id], frames.start, len(frames))
+        spoken = self._show(self._protocol.interval_ids, frames.start, len(frames))
         self._stepper.take_back_frames(len(frames))
         return spoken
 

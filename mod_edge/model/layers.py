@@ -103,7 +103,7 @@ class Attention(nn.Module):
         is_future = torch.ones(scores.shape[1:], dtype=torch.bool).triu(num_past + 1)
         probabilities = softmax(widened(scores).masked_fill(is_future, -torch.inf), dim=-1)
         mixed = probabilities.to(values.dtype) @ values  # (H, R, E)
-        mixed = mixed.transpose(0, 1).reshape(rows, -1)  # (R, H*E)
+        mixed = mixed.transpose(0, 1).flatten(1)  # (R, H*E)
         return self.o_proj(mixed)
 
 

@@ -172,13 +172,14 @@ def _protocol_rows(config: ModelConfig, head: Tensor, seed: int) -> Tensor:
 
     The connector's bias adds one direction to every frame token. The silent and the speak row share
     this direction, so that one of the two wins at frames, decided by the rest of the token. The end
-    token's row is longer than others, so that it sometimes wins.
+    token's row is longer than others, so that it sometimes wins; as the silent token it already is.
     """
     stream = config.stream_config
     direction = _frame_direction(config, seed)
-    for token_id in (stream.frame_token_interval_id, stream.stream_end_id):
+    for token_id in (stream.silent_id, stream.stream_end_id):
         head[token_id] = PROTOCOL_GAIN * head[token_id] + direction / direction.norm()
-    head[stream.eos_token_id] *= EOS_GAIN
+    if stream.eos_token_id != stream.silent_id:
+        head[stream.eos_token_id] *= EOS_GAIN
     return head
 
 

@@ -2,7 +2,7 @@
 
 Parameter names are those of Hugging Face's `SiglipVisionModel`. A frame's tokens are the output of
 the attention-pooling head (which VideoLLM-online calls "CLS") followed by the last hidden states
-averaged onto a small grid, row by row.
+averaged onto a small grid, row by row; a model may have one of the two alone.
 """
 
 import torch
@@ -12,6 +12,7 @@ from torch.nn.functional import gelu, linear, softmax
 from mod_edge.config import ModelConfig, VisionConfig
 from mod_edge.model.dtypes import widened
 
+POOLING_HEAD = "vision_model.head."  # prefix of its tensors' names in a checkpoint
 PIXEL_MAX = 255.0
 PIXEL_MEAN = 0.5  # of every channel, and its standard deviation likewise (SigLIP's processor)
 
@@ -126,19 +127,19 @@ class VisionEncoder(nn.Module):
 
 
 class VisionTower(nn.Module):
-    """Last hidden states of the patches and the pooled "CLS" token of each frame."""
+    """Last hidden states of the patches and, with a head, the pooled "CLS" token of each frame."""
 
-    def __init__(self, config: VisionConfig) -> None:
+    def __init__(self, config: VisionConfig, *, has_head: bool) -> None:
         super().__init__()
         self.embeddings = VisionEmbeddings(config)
         self.encoder = VisionEncoder(config)
         self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.head = PoolingHead(config)
+        self.head = PoolingHead(config) if has_head else None
 
-    def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor | None]:
         """(F, patches, Dv) and (F, 1, Dv) from (F, 3, I, I) in -1..1."""
         hidden = self.post_layernorm(self.encoder(self.embeddings(pixel_values)))
-        return hidden, self.head(hidden)
+        return hidden, None if self.head is None else self.head(hidden)
 
 
 class FrameEncoder(nn.Module):
@@ -148,7 +149,7 @@ class FrameEncoder(nn.Module):
         super().__init__()
         vision, size = config.vision_config, config.text_config.hidden_size
         self.has_cls = config.frame_token_cls
-        self.vision_model = VisionTower(vision)
+        self.vision_model = VisionTower(vision, has_head=config.frame_token_cls)
         self.connector = nn.Sequential(
             nn.Linear(vision.hidden_size, size), nn.GELU(), nn.Linear(size, size)
         )
@@ -163,6 +164,8 @@ class FrameEncoder(nn.Module):
         # The cast comes first: TensorRT accepts uint8 only as the input of a cast.
         pixels = frames.to(torch.float32).permute(0, 3, 1, 2)
         hidden, cls = self.vision_model((pixels / PIXEL_MAX - PIXEL_MEAN) / PIXEL_MEAN)
+        if not len(self.pooling):
+            return cls
         pooled = (self.pooling @ widened(hidden)).to(hidden.dtype)  # (F, rows*columns, Dv)
         return torch.cat([cls, pooled], dim=1) if self.has_cls else pooled
 
@@ -178,8 +181,10 @@ def attend(query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> Tensor:
     return (softmax(widened(scores), dim=-1).to(value.dtype) @ value).transpose(1, 2).flatten(2)
 
 
-def pooling_matrix(grid_size: int, pooled: tuple[int, int]) -> Tensor:
+def pooling_matrix(grid_size: int, pooled: tuple[int, int] | None) -> Tensor:
     """(rows*columns, patches): adaptive average pooling of a square grid as one matrix.
+
+    Without `pooled` it has no rows.
 
     The same cells as `torch.nn.functional.adaptive_avg_pool2d`, also where the grid is not
     divisible (14 by 3); a MatMul exports everywhere, adaptive pooling of such grids does not.
@@ -192,5 +197,5 @@ def pooling_matrix(grid_size: int, pooled: tuple[int, int]) -> Tensor:
             matrix[cell, first:last] = 1 / (last - first)
         return matrix
 
-    rows, columns = pooled
+    rows, columns = pooled or (0, 0)
     return torch.kron(side(rows), side(columns))

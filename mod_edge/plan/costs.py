@@ -64,7 +64,7 @@ def num_parameters(config: ModelConfig) -> dict[str, int]:
     text, size = config.text_config, config.text_config.hidden_size
     routers = len(config.mod_layers) * (size + 1) if config.has_router else 0
     counts = {
-        "vision": _vision_parameters(config.vision_config),
+        "vision": _vision_parameters(config.vision_config, has_head=config.frame_token_cls),
         "connector": _linear(config.vision_config.hidden_size, size) + _linear(size, size),
         "embedding": text.vocab_size * size,
         "decoder": text.num_hidden_layers * (layer_parameters(config) + 2 * size) + routers + size,
@@ -73,14 +73,14 @@ def num_parameters(config: ModelConfig) -> dict[str, int]:
     return counts | {"total": sum(counts.values())}
 
 
-def _vision_parameters(vision: VisionConfig) -> int:
-    """Of the SigLIP tower with its pooling head; every linear layer and norm has a bias."""
+def _vision_parameters(vision: VisionConfig, *, has_head: bool) -> int:
+    """Of the SigLIP tower, perhaps with its pooling head; linear layers and norms have biases."""
     size = vision.hidden_size
     norm = 2 * size
     mlp = _linear(size, vision.intermediate_size) + _linear(vision.intermediate_size, size)
     embeddings = _linear(3 * vision.patch_size**2, size) + vision.num_patches * size
     layer = 2 * norm + 4 * _linear(size, size) + mlp
-    head = size + 4 * _linear(size, size) + norm + mlp
+    head = size + 4 * _linear(size, size) + norm + mlp if has_head else 0
     return embeddings + vision.num_hidden_layers * layer + norm + head
 
 
@@ -94,7 +94,7 @@ def vision_flops(config: ModelConfig) -> float:
     patches = vision.num_patches
     embedding = patches * 3 * vision.patch_size**2 * size
     layer = patches * (4 * size**2 + 2 * size * vision.intermediate_size) + 2 * patches**2 * size
-    head = 2 * patches * size**2
+    head = 2 * patches * size**2 if config.frame_token_cls else 0
     hidden = config.text_config.hidden_size
     connector = config.frame_num_tokens * (size * hidden + hidden**2)
     return 2.0 * (embedding + vision.num_hidden_layers * layer + head + connector)

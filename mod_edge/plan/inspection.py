@@ -9,13 +9,13 @@ from mod_edge.plan.costs import Comparison, compare_with_full, num_parameters, v
 
 @dataclass(frozen=True)
 class Inspection:
-    """A model's shape and cost."""
+    """A model's shape and cost; `with_interval` is None if the model has no interval token."""
 
     name: str
     config: ModelConfig
     parameters: dict[str, int]
     num_frames: int
-    with_interval: Comparison
+    with_interval: Comparison | None
     frames_only: Comparison
     vision_flops: float
 
@@ -32,7 +32,7 @@ class Inspection:
             "parameters": self.parameters,
             "num_frames": self.num_frames,
             "decoder": {
-                "with_interval": _comparison_to_json(self.with_interval),
+                "with_interval": self.with_interval and _comparison_to_json(self.with_interval),
                 "frames_only": _comparison_to_json(self.frames_only),
             },
             "vision_flops": self.vision_flops,
@@ -46,7 +46,11 @@ def inspection_of(name: str, config: ModelConfig, num_frames: int) -> Inspection
         config=config,
         parameters=num_parameters(config),
         num_frames=num_frames,
-        with_interval=compare_with_full(config, num_frames, has_interval=True),
+        with_interval=(
+            compare_with_full(config, num_frames, has_interval=True)
+            if config.stream_config.interval_ids
+            else None
+        ),
         frames_only=compare_with_full(config, num_frames, has_interval=False),
         vision_flops=vision_flops(config),
     )

@@ -1,8 +1,8 @@
 """Convert a window's size between tokens, seconds, MiB and cache rows.
 
-A window is planned for a number of frames with their interval tokens, plus text: at least enough
-for the sink and one reply, and at least `TEXT_SHARE` of all tokens. Each planned frame saves N - K
-rows in every MoD layer.
+A window is planned for a number of frames with their interval tokens, if any, plus text: at least
+enough for the sink and one reply, and at least `TEXT_SHARE` of all tokens. Each planned frame saves
+N - K rows in every MoD layer.
 """
 
 import math
@@ -40,6 +40,19 @@ def rows_of(config: ModelConfig, num_text: int, num_frames: int) -> Rows:
     """Cache rows that text tokens and whole frames take in each geometry."""
     return Rows(
         num_text + num_frames * config.frame_num_tokens, num_text + num_frames * config.num_kept
+    )
+
+
+def rows_of_frames(config: ModelConfig, num_frames: int, *, num_before: int) -> Rows:
+    """Rows of a step of frames with `num_before` text tokens before the first."""
+    num_between = len(config.stream_config.interval_ids)
+    return rows_of(config, num_before + num_between * (num_frames - 1), num_frames)
+
+
+def most_frames_per_step(config: ModelConfig, max_step_tokens: int) -> int:
+    """Frames that fit in one step after at least one token of text, or 0."""
+    return _most_frames(
+        lambda frames: rows_of_frames(config, frames, num_before=1).dense <= max_step_tokens
     )
 
 
@@ -126,8 +139,8 @@ def plan_budget(config: ModelConfig, budget_mib: float, text_minimum: int, *, dt
 
 
 def _capacity(config: ModelConfig, num_frames: int, text_minimum: int) -> Rows:
-    interval_tokens = num_frames
-    frame_tokens = num_frames * (config.frame_num_tokens + 1)
+    interval_tokens = num_frames * len(config.stream_config.interval_ids)
+    frame_tokens = num_frames * config.frame_stride
     text = max(text_minimum, math.ceil(frame_tokens * TEXT_SHARE / (1 - TEXT_SHARE)))
     return rows_of(config, interval_tokens + text, num_frames)
 

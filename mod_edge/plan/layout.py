@@ -1,8 +1,10 @@
 """The layout of one step: which rows are text, which are frames, which a MoD layer computes.
 
 A step is a tuple of pieces in stream order: a positive number n is a run of n text tokens, `FRAME`
-is one whole frame of N vision tokens. Everything that a graph or the reference needs to know about
-the step's shape follows from this tuple, so it is computed once per shape and cached.
+is one whole frame of N vision tokens. A step has at least one piece and may have no text: frames
+follow each other directly if the model has no interval token. Everything that a graph or the
+reference needs to know about the step's shape follows from this tuple, so it is computed once per
+shape and cached.
 """
 
 from dataclasses import dataclass
@@ -53,18 +55,29 @@ class StepLayout:
         return self.frame_index[:, -1]
 
 
+def frame_pieces(num_frames: int, num_before: int, num_between: int) -> tuple[int, ...]:
+    """The pieces of a step of frames, with runs of text before the first and between them.
+
+    Args:
+        num_frames: F >= 1.
+        num_before: text tokens before the first frame; 0 for none.
+        num_between: text tokens between two frames; 0 for none.
+    """
+    runs = [num_before, *[num_between] * (num_frames - 1)]
+    return tuple(piece for run in runs for piece in ((run, FRAME) if run else (FRAME,)))
+
+
 @lru_cache(maxsize=512)
 def step_layout(pieces: tuple[int, ...], frame_num_tokens: int, num_kept: int) -> StepLayout:
     """The layout of a step made of `pieces`.
 
     Args:
-        pieces: text run lengths (>= 1) and `FRAME` marks, in stream order; at least one text token,
-            which every step has, because an interval token precedes each frame.
+        pieces: text run lengths (>= 1) and `FRAME` marks, in stream order; at least one.
         frame_num_tokens: N.
         num_kept: K, 0..N; 0 in the baselines.
     """
+    assert pieces, "a step has at least one token"
     assert all(piece >= 0 for piece in pieces), pieces
-    assert sum(pieces) >= 1, "a step holds at least one text token"
     text_rows: list[int] = []
     frames: list[range] = []
     # (is kept, place among its kind) for every row in time order; text rows come first in the

@@ -4,9 +4,10 @@ r"""The streaming protocol of VideoLLM-online: ids to feed between frames, decis
     \n[FRAME,...FRAME]\nAssistant: {reply}<eos>\n[FRAME,...
 
 At a frame's last token the model predicts either the interval (stay silent) or the end of the
-frames (speak). Two rules differ from the published code, which stops or drops a token: any other
-most likely token counts as silence (undecided), and a reply cut off by its limit is closed with
-<eos>.
+frames (speak). A model without an interval (`frame_token_interval` is empty) has nothing between
+two frames and predicts <eos> to stay silent; that token is not fed. Two rules differ from the
+published code, which stops or drops a token: any other most likely token counts as silence
+(undecided), and a reply cut off by its limit is closed with <eos>.
 """
 
 from collections.abc import Sequence
@@ -61,11 +62,11 @@ class Protocol:
         return [self._config.bos_token_id, *self._encode(text)]
 
     def frame_prefix(self) -> list[int]:
-        """Ids to feed right before the next frame; at least one."""
+        """Ids to feed right before the next frame; none between frames without an interval."""
         if not self._has_begun:
             return self.opening_ids()
         if self._in_frames:
-            return [self._config.frame_token_interval_id]
+            return list(self._config.interval_ids)
         return [*self._unfed, *self._encode(STREAM_START)]
 
     def response_prompt(self, query: str | None) -> list[int]:
@@ -91,7 +92,7 @@ class Protocol:
 
     def decide(self, logits: npt.NDArray[np.float32]) -> Decision:
         """The decision from the logits (V,) at a frame's last token."""
-        silent_id, speak_id = self._config.frame_token_interval_id, self._config.stream_end_id
+        silent_id, speak_id = self._config.silent_id, self._config.stream_end_id
         chosen = int(logits.argmax())
         if chosen == silent_id and self._threshold > 0:
             probability = 1 / np.exp(logits - logits[silent_id]).sum(dtype=np.float64)

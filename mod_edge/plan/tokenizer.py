@@ -51,8 +51,11 @@ def read_tokenizer(path: Path, config: ModelConfig) -> Tokenizer:
     tokenizer.add_special_tokens(unmarked)
     tokenizer = prepared(tokenizer)
     faults = []
-    for name in ("frame_token_interval", "stream_end"):
-        text, wanted = getattr(stream, name), [getattr(stream, f"{name}_id")]
+    for name, wanted in (
+        ("frame_token_interval", list(stream.interval_ids)),
+        ("stream_end", [stream.stream_end_id]),
+    ):
+        text = getattr(stream, name)
         ids = text_ids(tokenizer, text)
         if ids != wanted:
             faults.append(f"{name} {text!r} is tokens {ids}, config.json wants {wanted}")

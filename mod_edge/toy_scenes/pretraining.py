@@ -178,6 +178,7 @@ def even_out(encoder: FrameEncoder, pictures: Sequence[Tensor]) -> None:
     vision = encoder.vision_model
     vision.post_layernorm.weight.div_(deviation)
     vision.post_layernorm.bias.sub_(mean).div_(deviation)
+    assert vision.head is not None, "the bundled model has CLS"
     attention = vision.head.attention
     key_value = slice(len(mean), None)  # the query is a learned probe, not a projection
     attention.in_proj_bias[key_value] += attention.in_proj_weight[key_value] @ mean

@@ -259,7 +259,7 @@ def streams_of_clips(
 def stream_of_pieces(pieces: Sequence[Piece], config: StreamConfig, num_tokens: int) -> Stream:
     """The flat stream of `pieces`; `num_tokens` is N, the tokens of one frame."""
     decided = {
-        Decision.SILENT: config.frame_token_interval_id,
+        Decision.SILENT: config.silent_id,
         Decision.SPEAK: config.stream_end_id,
         None: NO_LABEL,
     }

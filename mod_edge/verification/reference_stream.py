@@ -8,7 +8,7 @@ from tokenizers import Tokenizer
 from mod_edge.config import ModelConfig
 from mod_edge.errors import ConfigError
 from mod_edge.model.video_llm import VideoLLM
-from mod_edge.plan.kv_budget import KvPlan, plan_capacity, rows_of
+from mod_edge.plan.kv_budget import KvPlan, plan_capacity, rows_of_frames
 from mod_edge.plan.kv_window import Rows
 from mod_edge.plan.protocol import Protocol
 from mod_edge.plan.targets import Lowering
@@ -59,7 +59,7 @@ def record_stream(
         max_new_tokens=MAX_NEW_TOKENS,
         frames_per_step=FRAMES_PER_STEP,
         max_step_tokens=max(
-            MAX_STEP_TOKENS, LONGEST_PREFIX + FRAMES_PER_STEP * (config.frame_num_tokens + 1)
+            MAX_STEP_TOKENS, LONGEST_PREFIX + FRAMES_PER_STEP * config.frame_stride
         ),
         evict_fraction=EVICT_FRACTION,
     )
@@ -109,7 +109,7 @@ def _small_plan(
     protocol = Protocol(config.stream_config, tokenizer, options.threshold)
     prompts = len(protocol.query_ids(INSTRUCTION)) + len(protocol.query_ids(QUESTION))
     text = len(protocol.opening_ids()) + prompts + LONGEST_PREFIX + options.max_new_tokens
-    wanted = rows_of(config, text + WINDOW_FRAMES, WINDOW_FRAMES)
+    wanted = rows_of_frames(config, WINDOW_FRAMES, num_before=text + 1)
     largest = lowering.capacity or wanted
     capacity = Rows(min(wanted.dense, largest.dense), min(wanted.mod, largest.mod))
     return plan_capacity(config, capacity, text, dtype="float32")

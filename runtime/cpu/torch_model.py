@@ -65,7 +65,8 @@ class TorchStream(StreamState):
     ) -> None:
         for index, cache in enumerate(self._caches):
             cache.keep(torch.arange(self._rows(past, index)))
-        text = self._model.model.embed_tokens(torch.tensor(list(token_ids)))
+        # The dtype, because a list without ids would become float32.
+        text = self._model.model.embed_tokens(torch.tensor(list(token_ids), dtype=torch.int64))
         hidden = text.new_empty(layout.num_tokens, text.shape[1])
         hidden[torch.tensor(layout.text_index)] = text
         if frame_embeds is not None:

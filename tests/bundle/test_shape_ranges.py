@@ -23,6 +23,7 @@ from mod_edge.profiles import load_profile, profile_names
 from mod_edge.runtime.loaded_model import StreamState
 from mod_edge.runtime.stepper import Stepper
 from tests.conftest import odd_config
+from tests.frame_layouts import one_token, without_interval
 
 CAPACITY = Rows(dense=300, mod=180)
 LIMITS = StepLimits(max_step_tokens=100, opt_frames=3, max_frames=5, capacity=CAPACITY)
@@ -32,6 +33,8 @@ CONFIGS = {
     "all": odd_config(mod=MoDConfig("all", 0.5)),
     "three heads": odd_config(num_key_value_heads=3, mod=MoDConfig("all_deep", 1.0)),
     "uniform": odd_config(mod=MoDConfig(selection="uniform")),
+    "without interval": without_interval(odd_config()),
+    "one token, without interval": one_token(odd_config()),
 }
 LOWERINGS = [
     Lowering(name, precision, CAPACITY if target.dialect == "in_place" else None)
@@ -166,7 +169,8 @@ def steps_of(config, limits, script):
             elif argument <= limits.max_frames:
                 shape = (argument, config.frame_num_tokens, config.text_config.hidden_size)
                 embeds = np.zeros(shape, np.float32)
-                stepper.feed_frames([0] * num_text, embeds, closes_sink=False)
+                least = len(config.stream_config.interval_ids)  # of a prefix
+                stepper.feed_frames([0] * (num_text - 1 + least), embeds, closes_sink=False)
     except CacheError:  # raised before such a step is fed
         pass
     return stream.steps, stream.num_rows_read
@@ -220,6 +224,14 @@ def test_the_longest_steps_reach_the_ends_of_their_ranges():
             for dim, most in zip(spec.dims, ranges[spec.name].max, strict=True):
                 if dim in ("X", "F", "T", "R"):
                     assert max(size[dim] for size in sizes) == most, (name, spec.name)
+
+
+def test_without_an_interval_a_step_of_frames_may_have_no_text():
+    config = CONFIGS["one token, without interval"]
+    profiles = optimization_profiles(signatures_of(config, LOWERINGS[0])["mod"], config, LIMITS)
+    least = {name: ranges["text_index"].min for name, ranges in profiles.items()}
+    assert least == {"one-frame": (0,), "many-frames": (0,), "text": (1,)}
+    assert profiles["many-frames"]["row_order"].min == (2,)
 
 
 @every_config

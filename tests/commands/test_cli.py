@@ -19,10 +19,11 @@ from mod_edge.commands.console import printable, si
 from mod_edge.config import MoDConfig
 from mod_edge.export import bundle_writer as bundle_module
 from mod_edge.model.checkpoint import Checkpoint
-from mod_edge.model.presets import GEOMETRIES, preset_config
+from mod_edge.model.presets import GEOMETRIES, preset_config, write_random_checkpoint
 from mod_edge.plan.targets import TARGETS
 from tests.commands.mod_edge_command import invoke, succeeds
 from tests.export.topologies import read_topologies
+from tests.frame_layouts import one_token
 
 COMMANDS = get_command(app).commands
 QUERY = "Please narrate the video in real time."
@@ -177,6 +178,17 @@ def test_inspect_says_how_a_checkpoint_routes(write_tiny, mod, num_mod, routing)
     lines = succeeds("inspect", write_tiny(mod)).stdout.splitlines()
     assert f"routing            {routing}" in lines
     assert lines[1].endswith(f": {6 - num_mod} dense, {num_mod} MoD")
+
+
+def test_inspect_of_a_model_without_an_interval_shows_frames_alone(tmp_path):
+    write_random_checkpoint(one_token(preset_config("tiny")), tmp_path, seed=1)
+    text = succeeds("inspect", tmp_path).stdout
+    assert "1 tokens, 1 computed in a MoD layer" in text
+    assert "frame tokens only" in text
+    assert "interval" not in text
+    decoder = json.loads(succeeds("inspect", tmp_path, "--json").stdout)["decoder"]
+    assert decoder["with_interval"] is None
+    assert decoder["frames_only"]["model"]["tokens"] == 1
 
 
 def test_inspect_averages_over_the_given_frames():

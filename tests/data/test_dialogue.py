@@ -14,6 +14,7 @@ from mod_edge.plan.tokenizer import read_tokenizer
 from mod_edge.runtime.capture.source import Frame
 from mod_edge.runtime.queries import Query
 from mod_edge.runtime.session import Session, SessionOptions
+from tests.frame_layouts import without_interval
 
 FPS = 2.0
 MAX_NEW_TOKENS = 60
@@ -127,7 +128,7 @@ def run_scripted_session(pieces, lines, config, tokenizer):
     """
     stream = config.stream_config
     ids = {
-        Decision.SILENT: stream.frame_token_interval_id,
+        Decision.SILENT: stream.silent_id,
         Decision.SPEAK: stream.stream_end_id,
         None: 0,
     }
@@ -145,7 +146,10 @@ def run_scripted_session(pieces, lines, config, tokenizer):
     return session, parrot
 
 
-def test_a_dialogues_ids_are_those_that_a_session_feeds(config, tokenizer):
+@pytest.mark.parametrize("interval", [",", ""], ids=["interval", "no interval"])
+def test_a_dialogues_ids_are_those_that_a_session_feeds(config, tokenizer, interval):
+    if not interval:
+        config = without_interval(config)
     lines = [
         Line("user", "Please narrate the video in real time.", 0.0),
         Line("assistant", "A man walks on the path.", 0.0),

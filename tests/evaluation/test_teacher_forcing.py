@@ -7,13 +7,16 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from mod_edge.config import MoDConfig
+from mod_edge.config import MoDConfig, read_config
 from mod_edge.data.dialogue import Script, Shown, Text, Turn
 from mod_edge.data.stream_metrics import TurnOutcome
 from mod_edge.evaluation.eval_model import open_model
 from mod_edge.evaluation.teacher_forcing import late_frames, summarize, teacher_forced
+from mod_edge.model.checkpoint import Checkpoint
+from mod_edge.model.presets import write_random_checkpoint
 from mod_edge.plan.layout import FRAME, step_layout
 from mod_edge.runtime.cpu.torch_model import TorchModel, TorchStream
+from tests.frame_layouts import OTHER_LAYOUTS
 
 pytestmark = pytest.mark.numeric
 
@@ -39,12 +42,16 @@ class WholeStreams:
     def logits(self, pieces):
         """(T, V) of a whole stream, and its layout."""
         embeds = [
-            self.model.model.embed_tokens(torch.tensor(piece.ids))
+            self.model.model.embed_tokens(torch.tensor(piece.ids, dtype=torch.int64))
             if isinstance(piece, Text)
             else self.frames[piece.frame]
             for piece in pieces
         ]
-        lengths = tuple(len(piece.ids) if isinstance(piece, Text) else FRAME for piece in pieces)
+        lengths = tuple(
+            len(piece.ids) if isinstance(piece, Text) else FRAME
+            for piece in pieces
+            if not isinstance(piece, Text) or piece.ids
+        )
         layout = step_layout(lengths, self.config.frame_num_tokens, self.config.num_kept)
         return self.model.full_forward(torch.cat(embeds), layout), layout
 
@@ -52,7 +59,7 @@ class WholeStreams:
         """Whether the model speaks at each frame of the stream."""
         logits, layout = self.logits(pieces)
         probabilities = logits[layout.last_frame_rows.tolist()].softmax(dim=1)
-        silent_id = self.config.stream_config.frame_token_interval_id
+        silent_id = self.config.stream_config.silent_id
         probabilities[probabilities[:, silent_id] < self.threshold] = 0  # as in the published code
         probabilities[:, 0] += 1e-30  # so that the argmax of zeros is not the silent token
         return (probabilities.argmax(dim=1) != silent_id).tolist()
@@ -86,8 +93,8 @@ class WholeStreams:
             return 0
         pieces = list(self.pieces)
         for number in range(count):
-            interval = self.config.stream_config.frame_token_interval_id
-            pieces += [Text((interval,)), Shown(following.first_frame + number, None)]
+            interval = Text(self.config.stream_config.interval_ids)
+            pieces += [interval, Shown(following.first_frame + number, None)]
         spoken = self.speaks(pieces)[-count:]
         return -(spoken.index(True) + 1) if any(spoken) else -count
 
@@ -101,8 +108,6 @@ def whole_stream_outcomes(model, tokenizer, dialogue, pixels, threshold):
 
 @pytest.fixture(scope="module")
 def reference(tiny_checkpoint):
-    from mod_edge.model.checkpoint import Checkpoint
-
     return Checkpoint(tiny_checkpoint).load_model()
 
 
@@ -111,6 +116,24 @@ def outcomes_of(model, clip_frames, threshold=0.0):
         teacher_forced(model, dialogue, frames.pixels, threshold=threshold, seed=0)
         for dialogue, frames in clip_frames
     ]
+
+
+@pytest.mark.parametrize("layout", OTHER_LAYOUTS)
+def test_outcomes_of_other_frame_layouts_equal_those_of_whole_streams(
+    make_eval_model, tiny_checkpoint, clip_frames, tmp_path, layout
+):
+    write_random_checkpoint(
+        OTHER_LAYOUTS[layout](read_config(tiny_checkpoint / "config.json")), tmp_path, seed=1
+    )
+    source = open_model(tmp_path, backend="auto", device="auto")
+    model = Checkpoint(tmp_path).load_model()
+    ours = outcomes_of(make_eval_model(source), clip_frames, threshold=0.3)
+    theirs = [
+        whole_stream_outcomes(model, source.tokenizer, dialogue, frames.pixels, 0.3)
+        for dialogue, frames in clip_frames
+    ]
+    assert decisions_of(ours) == decisions_of(theirs)
+    np.testing.assert_allclose(losses_of(ours), losses_of(theirs), atol=ATOL_LOSS)
 
 
 def decisions_of(outcomes):

@@ -15,6 +15,7 @@ from mod_edge.errors import CheckpointError, ConfigError
 from mod_edge.model import checkpoint_writer, presets
 from mod_edge.model.checkpoint import Checkpoint, tensor_shapes
 from mod_edge.model.weight_files import INDEX_FILE, WEIGHTS_FILE
+from tests.frame_layouts import without_cls
 
 QUERY = "model.layers.0.self_attn.q_proj.weight"
 ROUTER = "model.layers.3.router.weight"
@@ -71,6 +72,21 @@ def test_tensors_are_selected_by_prefix_in_the_models_order(tiny_checkpoint):
     ]
     assert names[-1] == "model.norm.weight"
     assert "model.layers.1.router.bias" in names
+
+
+def test_a_pooling_head_that_a_model_without_cls_does_not_use_is_not_read(checkpoint):
+    path = checkpoint / CONFIG_FILE
+    write_config(without_cls(read_config(path)), path)  # SigLIP's files have the head all the same
+    model = Checkpoint(checkpoint).load_model()
+    assert model.vision_model.head is None
+    change_tensors(checkpoint, lambda tensors: tensors.pop("vision_model.head.probe"))
+    Checkpoint(checkpoint)
+
+
+def test_a_model_with_cls_needs_its_pooling_head(checkpoint):
+    change_tensors(checkpoint, lambda tensors: tensors.pop("vision_model.head.probe"))
+    with pytest.raises(CheckpointError, match=r"no tensor 'vision_model\.head\.probe'"):
+        Checkpoint(checkpoint)
 
 
 def test_half_precision_files_load_as_float32(tmp_path):

@@ -1,5 +1,7 @@
 """The reference compared with Hugging Face's Llama and SigLIP, on the same random weights."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -87,15 +89,23 @@ def test_the_vision_tower_is_hugging_faces_siglip(make_config, make_model):
     assert relative_error(cls[:, 0], theirs.pooler_output) <= RTOL_SIGLIP
 
 
-def test_frame_tokens_are_siglips_pooler_output_and_its_pooled_grid(make_config, make_model):
-    model = make_model(make_config())
-    siglip = hugging_face_siglip(model)
+@pytest.mark.parametrize(
+    ("has_cls", "pooled"), [(True, (3, 3)), (False, (3, 3)), (True, None)], ids=str
+)
+def test_frame_tokens_are_siglips_pooler_output_and_its_pooled_grid(
+    make_config, make_model, has_cls, pooled
+):
+    config = make_config()
+    siglip = hugging_face_siglip(make_model(config))
+    # The same weights: each is seeded by its name.
+    model = make_model(replace(config, frame_token_cls=has_cls, frame_token_pooled=pooled))
     model.connector = nn.Identity()
     generator = torch.Generator().manual_seed(0)
     frames = torch.randint(0, 256, (2, 59, 59, 3), dtype=torch.uint8, generator=generator)
     output = siglip((frames.permute(0, 3, 1, 2) * (1 / 255) - 0.5) / 0.5)
     grid = output.last_hidden_state.transpose(1, 2).unflatten(2, (4, 4))
-    pooled = adaptive_avg_pool2d(grid, (3, 3)).flatten(2).transpose(1, 2)
-    theirs = torch.cat([output.pooler_output[:, None], pooled], dim=1)
+    cells = adaptive_avg_pool2d(grid, (3, 3)).flatten(2).transpose(1, 2)
+    cls = output.pooler_output[:, None]
+    theirs = torch.cat([cls] * has_cls + [cells] * (pooled is not None), dim=1)
     ours = model(frames)
     assert relative_error(ours, theirs) <= RTOL_SIGLIP

@@ -1,5 +1,6 @@
 """The whole decoder: fed at once, fed in steps, and compared with a naive implementation."""
 
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -67,6 +68,25 @@ def step_by_step(model, embeds, steps):
         logits.append(model.logits(output.hidden))
         start += layout.num_tokens
     return torch.cat(logits)
+
+
+# Frames of a model without an interval token: steps of frames alone, also right after a step.
+STEPS_WITHOUT_INTERVAL = ((4, FRAME), (FRAME,), (FRAME, FRAME), (3,), (2, FRAME), (1,), (FRAME,))
+
+
+@pytest.mark.parametrize("mod", [None, MoDConfig(), MoDConfig("all", 0.2), MoDConfig("layer_skip")])
+@pytest.mark.parametrize("pooled", [(3, 3), None], ids=["ten tokens", "one token"])
+def test_frames_without_an_interval_equal_the_naive_ones_in_steps_and_at_once(
+    make_config, make_model, mod, pooled
+):
+    config = replace(make_config(mod=mod), frame_token_pooled=pooled)
+    model = make_model(config, dtype=torch.float64)
+    pieces = [piece for step in STEPS_WITHOUT_INTERVAL for piece in step]
+    embeds = random_embeds(config, pieces, torch.float64)
+    layout = layout_of(config, pieces)
+    theirs, _ = naive_logits(model, embeds, layout.frame_index.tolist())
+    assert relative_error(model.full_forward(embeds, layout), theirs) <= RTOL_FP64
+    assert relative_error(step_by_step(model, embeds, STEPS_WITHOUT_INTERVAL), theirs) <= RTOL_FP64
 
 
 @pytest.fixture(scope="module", params=POLICIES, ids=policy_name)

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from torch.nn.functional import adaptive_avg_pool2d
 
-from mod_edge.model.vision import FrameEncoder, pooling_matrix
+from mod_edge.model.checkpoint import tensor_shapes
+from mod_edge.model.vision import POOLING_HEAD, FrameEncoder, pooling_matrix
 
 pytestmark = pytest.mark.numeric
 
@@ -69,6 +70,18 @@ def test_a_frame_without_cls_is_the_grid_alone(numbered):
     frames = torch.zeros(1, 59, 59, 3, dtype=torch.uint8)
     tokens = numbered(frame_token_pooled=(2, 2), frame_token_cls=False)(frames)
     assert tokens[0, :, 0].tolist() == [2.5, 4.5, 10.5, 12.5]
+
+
+def test_a_frame_without_a_grid_is_cls_alone(numbered):
+    frames = torch.zeros(2, 59, 59, 3, dtype=torch.uint8)
+    assert numbered(frame_token_pooled=None)(frames)[:, :, 0].tolist() == [[-1], [-1]]
+
+
+def test_a_model_without_cls_has_no_pooling_head(make_config):
+    names = tensor_shapes(replace(make_config(), frame_token_cls=False))
+    assert not [name for name in names if name.startswith(POOLING_HEAD)]
+    others = {name for name in tensor_shapes(make_config()) if not name.startswith(POOLING_HEAD)}
+    assert names.keys() == others
 
 
 def test_bytes_become_minus_one_to_one_with_channels_first(numbered):

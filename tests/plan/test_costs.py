@@ -118,6 +118,12 @@ def test_vision_flops_of_siglip_l_384_equal_torchs_count(paper_config):
     assert vision_flops(paper_config) == pytest.approx(380e9, abs=5e9)  # "about 380 GFLOP"
 
 
+def test_vision_without_cls_does_not_count_the_pooling_head(paper_config):
+    head = vision_flops(paper_config) - vision_flops(replace(paper_config, frame_token_cls=False))
+    connector = 2 * (1024 * 4096 + 4096**2)  # of the one token
+    assert head == 2 * 2 * 576 * 1024**2 + connector
+
+
 @pytest.mark.parametrize("name", GEOMETRIES)
 def test_layer_parameters_equal_a_real_layers(name):
     config = preset_config(name)
@@ -131,8 +137,9 @@ def test_layer_parameters_equal_a_real_layers(name):
 
 @pytest.mark.parametrize("name", GEOMETRIES)
 @pytest.mark.parametrize("mod", [None, MoDConfig(), MoDConfig("all", selection="uniform")])
-def test_parameters_are_counted_as_the_model_has_them(name, mod):
-    config = replace(preset_config(name), mod_config=mod)
+@pytest.mark.parametrize("has_cls", [True, False])
+def test_parameters_are_counted_as_the_model_has_them(name, mod, has_cls):
+    config = replace(preset_config(name), mod_config=mod, frame_token_cls=has_cls)
     counts = num_parameters(config)
     with torch.device("meta"):
         model = VideoLLM(config)

@@ -9,10 +9,17 @@ import pytest
 from mod_edge.config import MoDConfig
 from mod_edge.errors import ConfigError
 from mod_edge.plan import kv_budget
-from mod_edge.plan.kv_budget import plan_capacity, rows_of
+from mod_edge.plan.kv_budget import (
+    most_frames_per_step,
+    plan_capacity,
+    rows_of,
+    rows_of_frames,
+)
 from mod_edge.plan.kv_window import Rows
 from mod_edge.plan.targets import CPU_FP32
 from mod_edge.runtime.cpu.kv_cache import KvCache
+from tests.conftest import odd_config
+from tests.frame_layouts import one_token, without_interval
 
 TEXT_MINIMUM = 60
 plan_window = partial(kv_budget.plan_window, dtype="float32")
@@ -21,7 +28,8 @@ plan_budget = partial(kv_budget.plan_budget, dtype="float32")
 
 def rows_for(config, num_frames, text_minimum=TEXT_MINIMUM):
     """Frames with their interval tokens, plus text: the minimum or an eighth of all tokens."""
-    tokens = num_frames * (config.frame_num_tokens + 1)
+    has_interval = config.stream_config.frame_token_interval != ""
+    tokens = num_frames * (config.frame_num_tokens + has_interval)
     text = max(text_minimum, math.ceil(tokens / 7))
     num_skipped = num_frames * (config.frame_num_tokens - config.num_kept)
     return Rows(tokens + text, tokens + text - num_skipped)
@@ -40,18 +48,47 @@ def frames_of(config, plan):
     return round(plan.num_seconds * config.stream_config.frame_fps)
 
 
-@pytest.fixture(
-    params=[None, MoDConfig(), MoDConfig("all", 0.5), MoDConfig("early_exit")],
-    ids=["full", "r=0.2", "all", "early exit"],
-)
-def config(request, make_config):
-    return make_config(mod=request.param)
+CONFIGS = {
+    "full": odd_config(mod=None),
+    "r=0.2": odd_config(),
+    "all": odd_config(mod=MoDConfig("all", 0.5)),
+    "early exit": odd_config(mod=MoDConfig("early_exit")),
+    "no interval": without_interval(odd_config()),
+}
+
+
+@pytest.fixture(params=CONFIGS)
+def config(request):
+    return CONFIGS[request.param]
 
 
 def test_rows_of_text_and_frames_in_each_geometry(make_config):
     assert rows_of(make_config(), 7, 3) == Rows(7 + 30, 7 + 6)
     assert rows_of(make_config(mod=None), 7, 3) == Rows(37, 37)
     assert rows_of(make_config(mod=MoDConfig("layer_skip")), 7, 3) == Rows(37, 7)
+
+
+def test_a_step_of_frames_has_the_interval_between_them_and_text_before(make_config):
+    config = make_config()
+    assert rows_of_frames(config, 3, num_before=4) == Rows(4 + 2 + 30, 4 + 2 + 6)
+    assert rows_of_frames(without_interval(config), 3, num_before=0) == Rows(30, 6)
+
+
+def test_a_window_of_one_token_frames_needs_no_rows_between_them(make_config):
+    plan = plan_window(one_token(make_config()), "300s", TEXT_MINIMUM)
+    assert plan.capacity == Rows(600 + 86, 600 + 86)  # an eighth is text
+    assert plan.num_seconds == plan.num_seconds_full == 300
+
+
+@pytest.mark.parametrize(
+    ("max_step_tokens", "wanted", "without"), [(54, 4, 5), (51, 4, 5), (50, 4, 4), (10, 0, 0)]
+)
+def test_a_step_of_frames_leaves_room_for_one_token_of_text(
+    make_config, max_step_tokens, wanted, without
+):
+    config = make_config()
+    assert most_frames_per_step(config, max_step_tokens) == wanted
+    assert most_frames_per_step(without_interval(config), max_step_tokens) == without
 
 
 @pytest.mark.parametrize("budget_mib", [0.5, 1, 1.7, 12])

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mod_edge.plan.layout import FRAME, step_layout
+from mod_edge.plan.layout import FRAME, frame_pieces, step_layout
 
 
 def test_the_rows_of_a_small_step():
@@ -28,6 +28,25 @@ def test_a_step_of_text_alone_has_no_frames_of_the_right_width():
     assert layout.text_index.tolist() == layout.row_order.tolist() == [0, 1, 2]
 
 
+def test_frames_without_an_interval_follow_each_other_and_may_be_a_step_without_text():
+    layout = step_layout((FRAME, FRAME), frame_num_tokens=1, num_kept=1)
+    assert layout.text_index.shape == (0,)
+    assert layout.frame_index.tolist() == [[0], [1]]
+    assert layout.row_order.tolist() == layout.last_frame_rows.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("num_before", "num_between", "pieces"),
+    [
+        (2, 1, (2, FRAME, 1, FRAME, 1, FRAME)),
+        (2, 0, (2, FRAME, FRAME, FRAME)),  # a run of no text must not become a frame
+        (0, 0, (FRAME, FRAME, FRAME)),
+    ],
+)
+def test_the_pieces_of_a_step_of_frames(num_before, num_between, pieces):
+    assert frame_pieces(3, num_before, num_between) == pieces
+
+
 def test_every_index_is_int64_and_read_only():
     layout = step_layout((2, FRAME), 10, 2)
     for array in (layout.text_index, layout.frame_index, layout.row_order):
@@ -43,7 +62,7 @@ def test_the_layout_of_a_shape_is_cached():
 
 @settings(max_examples=60, deadline=None, derandomize=True, database=None)
 @given(
-    st.lists(st.integers(0, 4), min_size=1, max_size=9).filter(any),
+    st.lists(st.integers(0, 4), min_size=1, max_size=9),
     st.integers(1, 7).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n))),
     st.randoms(use_true_random=False),
 )

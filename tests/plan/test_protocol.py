@@ -21,12 +21,14 @@ from mod_edge.runtime.events import FrameEvent, ReplyEvent
 from mod_edge.runtime.loaded_model import StreamState
 from mod_edge.runtime.queries import Query
 from mod_edge.runtime.session import Session, SessionOptions
+from tests.frame_layouts import without_interval
 
 CONFIG = preset_config("tiny")
 STREAM = CONFIG.stream_config
 TOKENIZER = preset_tokenizer(CONFIG.text_config.vocab_size)
 BOS, EOS = STREAM.bos_token_id, STREAM.eos_token_id
 SILENT, SPEAK = STREAM.frame_token_interval_id, STREAM.stream_end_id
+WITHOUT_INTERVAL = without_interval(CONFIG).stream_config
 WORD, OTHER = 300, 301  # two tokens without a meaning in the protocol
 QUESTION = "What happens?"
 
@@ -52,6 +54,18 @@ def test_the_stream_opens_with_bos_the_system_prompt_and_a_bracket(protocol):
 def test_the_interval_alone_stands_between_two_frames(protocol):
     protocol.note_frame()
     assert protocol.frame_prefix() == encode(",") == [SILENT]
+
+
+def test_without_an_interval_nothing_stands_between_two_frames_and_a_reply_is_framed_as_ever():
+    protocol = Protocol(WITHOUT_INTERVAL, TOKENIZER, threshold=0.725)
+    assert protocol.frame_prefix() == [BOS, *encode(STREAM.system_prompt + "\n\n[")]
+    protocol.note_frame()
+    assert protocol.frame_prefix() == []
+    assert protocol.response_prompt(None) == encode("]\nAssistant:")
+    protocol.note_reply([EOS])
+    assert protocol.frame_prefix() == [EOS, *encode("\n[")]
+    protocol.note_frame()
+    assert protocol.frame_prefix() == []
 
 
 def test_speaking_closes_the_bracket_and_prompts_the_assistant(protocol):
@@ -158,6 +172,22 @@ def test_silence_below_the_threshold_does_not_count(threshold, probabilities, wa
     logits = logits_of(**probabilities)
     assert Protocol(STREAM, TOKENIZER, threshold).decide(logits) == wanted
     assert published_decision(logits, threshold) == wanted
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "wanted"),
+    [
+        ({EOS: 0.73, SPEAK: 0.2}, Decision.SILENT),
+        ({EOS: 0.72, SPEAK: 0.2}, Decision.SPEAK),
+        ({SILENT: 0.9, SPEAK: 0.05}, Decision.UNDECIDED),  # a comma is a token like any other
+    ],
+)
+def test_without_an_interval_the_end_token_is_silence(probabilities, wanted):
+    logits = np.full(CONFIG.text_config.vocab_size, -30, np.float32)
+    for token_id, probability in probabilities.items():
+        logits[token_id] = np.log(probability)
+    logits[WORD] = np.log(1 - sum(probabilities.values()))
+    assert Protocol(WITHOUT_INTERVAL, TOKENIZER, 0.725).decide(logits) == wanted
 
 
 def test_silence_at_the_threshold_counts():

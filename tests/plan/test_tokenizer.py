@@ -23,6 +23,7 @@ from mod_edge.plan.tokenizer import (
     read_tokenizer,
     text_ids,
 )
+from tests.frame_layouts import without_interval
 
 VOCAB_SIZE = 512
 
@@ -90,6 +91,16 @@ def test_the_presets_tokenizer_fits_the_presets_config(tokenizer, tmp_path):
     tokenizer.save(str(path))
     read = read_tokenizer(path, preset_config("tiny"))
     assert read.to_str() == Tokenizer.from_file(str(path)).to_str()
+
+
+def test_an_empty_interval_needs_no_token(tokenizer, tmp_path):
+    path = tmp_path / "tokenizer.json"
+    tokenizer.save(str(path))
+    config = without_interval(preset_config("tiny"))
+    read_tokenizer(path, config)
+    stream = replace(config.stream_config, stream_end_id=7)
+    with pytest.raises(CheckpointError, match=r"stream_end '\]\\n' is tokens .* wants \[7\]"):
+        read_tokenizer(path, replace(config, stream_config=stream))
 
 
 def test_all_faults_are_named_at_once(tokenizer, tmp_path):

@@ -16,6 +16,7 @@ from mod_edge.training.batches import NO_LABEL, Batches, stream_of_pieces, strea
 from mod_edge.training.features import FrameFeatures
 from mod_edge.training.recipe import TrainConfig
 from tests.data.test_dialogue import run_scripted_session
+from tests.frame_layouts import one_token
 
 pytestmark = pytest.mark.numeric
 
@@ -43,9 +44,12 @@ SETTINGS = TrainConfig(
 )
 
 
-@pytest.fixture(scope="module")
-def config(tiny_checkpoint):
-    return read_config(tiny_checkpoint / "config.json")
+@pytest.fixture(scope="module", params=["interval", "one token, no interval"])
+def config(tiny_checkpoint, request):
+    config = read_config(tiny_checkpoint / "config.json")
+    if request.param == "interval":
+        return config
+    return one_token(config)
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +112,7 @@ def test_silent_frames_are_labelled_and_frames_before_a_query_are_not(config, to
     pieces = pieces_of(CONVERSATIONS["instruction"], config, tokenizer)
     stream = stream_of_pieces(pieces, config.stream_config, config.frame_num_tokens)
     ends = stream.frame_starts + config.frame_num_tokens - 1
-    silent, speak = config.stream_config.frame_token_interval_id, config.stream_config.stream_end_id
+    silent, speak = config.stream_config.silent_id, config.stream_config.stream_end_id
     spoken = {3: speak, 7: speak, 0: NO_LABEL, 6: NO_LABEL}
     wanted = [spoken.get(frame, silent) for frame in range(NUM_FRAMES)]
     assert stream.labels[ends].tolist() == wanted

@@ -12,11 +12,12 @@ from mod_edge.model.layers import MoDDecoderLayer, rotate
 from mod_edge.plan.layout import FRAME, step_layout
 from mod_edge.training.batches import Batch
 from mod_edge.training.forward import BatchedDecoder
+from tests.frame_layouts import OTHER_LAYOUTS
 
 pytestmark = pytest.mark.numeric
 
 # Streams of unequal length, with frames and text; the second has no frames.
-STREAMS = ((4, FRAME, 1, FRAME, 7, FRAME, 2), (11,), (3, FRAME, 5), (1, FRAME, 1, FRAME))
+STREAMS = ((4, FRAME, 1, FRAME, 7, FRAME, 2), (11,), (3, FRAME, 5), (1, FRAME, 1, FRAME, FRAME))
 
 # Relative to the largest logit, on x86-64. Wrong positions of kept tokens give 0.6, no router
 # scaling 0.55, padding that is written back 1, attention that sees one row too many 0.9.
@@ -113,6 +114,14 @@ def test_logits_of_a_batch_are_the_references(policy, make_config, make_model, m
     is_random = policy is not None and policy.selection == "random"
     theirs = reference_logits(model, batch, choices if is_random else ())
     assert relative_error(ours, theirs) <= RTOL_FP64
+
+
+@pytest.mark.parametrize("layout", OTHER_LAYOUTS)
+def test_logits_of_other_frame_layouts_are_the_references(make_config, make_model, layout):
+    model = make_model(OTHER_LAYOUTS[layout](make_config()), dtype=torch.float64)
+    batch = random_batch(model.config)
+    ours = BatchedDecoder(model, torch.float64).logits(batch)
+    assert relative_error(ours, reference_logits(model, batch)) <= RTOL_FP64
 
 
 @pytest.mark.parametrize(

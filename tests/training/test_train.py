@@ -23,6 +23,7 @@ from mod_edge.training.plot import plot_losses
 from mod_edge.training.recipe import Recipe, TrainConfig
 from mod_edge.training.resume_state import ResumeState
 from mod_edge.training.trainer import adamw, learning_rate, trained_parameters
+from tests.frame_layouts import OTHER_LAYOUTS
 from tests.training.toy_data import write_toy_data
 
 PRESET = preset_config("tiny")
@@ -113,6 +114,17 @@ def test_the_loss_falls_on_a_handful_of_clips(data, tmp_path):
     assert sum(losses["stream"][-9:]) / 9 < 0.45  # knowing only the rate of changes gives 0.6
     assert report.steps == 110
     assert report.num_trained < report.num_parameters
+
+
+@pytest.mark.parametrize("layout", OTHER_LAYOUTS)
+def test_a_model_of_another_frame_layout_trains(data, tmp_path, layout):
+    config = OTHER_LAYOUTS[layout](SMALL)
+    recipe = Recipe("tiny", config, replace(SETTINGS, steps=20, save_every=99))
+    run(data, recipe, tmp_path / "model")
+    assert Checkpoint(tmp_path / "model").load_model().config == config
+    losses = losses_of(tmp_path / "model")["stream"]
+    assert losses[0] > 5  # about log(512): an untrained model
+    assert losses[-1] < 3  # measured 2.0 and 1.8
 
 
 def test_the_output_is_a_checkpoint_with_a_training_record(uninterrupted):

@@ -9,6 +9,7 @@ from mod_edge.plan.kv_window import Rows
 from mod_edge.plan.layout import FRAME, step_layout
 from mod_edge.plan.rope import inverse_frequencies
 from mod_edge.runtime.device.step_inputs import DeviceFrames, StepInputs, StepShape
+from tests.frame_layouts import one_token
 from tests.native.stand_in_driver import StandInCudart
 
 pytestmark = pytest.mark.numeric
@@ -83,6 +84,24 @@ def test_every_input_is_uploaded(machine, config):
     dense = machine.read(layout, is_mod=False)
     assert dense["write_index"] == 33
     assert "text_index" not in dense
+
+
+@pytest.mark.parametrize("dtype", STORED)
+def test_frames_without_text_are_a_step(config, tmp_path, dtype):
+    machine = Machine(one_token(config), tmp_path, dtype)
+    width = config.text_config.hidden_size
+    frames = np.arange(2 * width).reshape(2, 1, width).astype(STORED[dtype])
+    address, hidden = (machine.driver.malloc(frames.nbytes, "a test") for _ in range(2))
+    machine.cudart.write(address, frames)
+    layout = machine.layout((FRAME, FRAME))
+    machine.inputs.write(layout, [], position=7, past=Rows(5, 5))
+    machine.inputs.assemble(layout, DeviceFrames(address, 2, frames[0].nbytes), hidden)
+    found = machine.read(layout, is_mod=True)
+    assert found["text_index"].shape == (0,)
+    assert found["frame_index"].tolist() == [[0], [1]]
+    assert found["row_order"].tolist() == [0, 1]
+    np.testing.assert_array_equal(machine.cudart.read(hidden, (2, 1, width), STORED[dtype]), frames)
+    machine.driver.close()
 
 
 def test_routing_is_uploaded_only_when_the_layout_changes(machine):
