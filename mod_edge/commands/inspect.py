@@ -71,7 +71,8 @@ def print_inspection(inspection: Inspection) -> None:
         ),
         (
             "frame",
-            f"{config.frame_num_tokens} tokens, {config.num_kept} computed in a MoD layer, "
+            f"{config.frame_num_tokens} {'token' if config.frame_num_tokens == 1 else 'tokens'}, "
+            f"{config.num_kept} computed in a MoD layer, "
             f"{config.stream_config.frame_fps:g} frames/s",
         ),
     ]

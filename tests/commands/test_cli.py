@@ -183,7 +183,7 @@ def test_inspect_says_how_a_checkpoint_routes(write_tiny, mod, num_mod, routing)
 def test_inspect_of_a_model_without_an_interval_shows_frames_alone(tmp_path):
     write_random_checkpoint(one_token(preset_config("tiny")), tmp_path, seed=1)
     text = succeeds("inspect", tmp_path).stdout
-    assert "1 tokens, 1 computed in a MoD layer" in text
+    assert "1 token, 1 computed in a MoD layer" in text
     assert "frame tokens only" in text
     assert "interval" not in text
     decoder = json.loads(succeeds("inspect", tmp_path, "--json").stdout)["decoder"]

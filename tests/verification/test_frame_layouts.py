@@ -18,18 +18,29 @@ from mod_edge.export.engines import build_engines
 from mod_edge.model.checkpoint import Checkpoint
 from mod_edge.model.presets import preset_config, write_random_checkpoint
 from mod_edge.plan.graph_kind import MOD, VISION
+from mod_edge.plan.kv_budget import plan_capacity
 from mod_edge.plan.kv_window import Rows
 from mod_edge.plan.layout import FRAME
 from mod_edge.plan.targets import CPU_FP32, Lowering
 from mod_edge.profiles import load_profile
+from mod_edge.runtime.cpu.torch_model import TorchModel
 from mod_edge.runtime.events import FrameEvent, ReplyEvent
 from mod_edge.runtime.open_session import open_session
 from mod_edge.runtime.queries import Query
+from mod_edge.runtime.session import Session, SessionOptions
 from mod_edge.verification.recording import StepCall
 from mod_edge.verification.reference_stream import MAX_FRAMES, MIN_ROLLS, record_stream
 from mod_edge.verification.sample_video import SampleVideo
 from mod_edge.verification.verify import verify_bundle
 from tests.frame_layouts import OTHER_LAYOUTS
+from tests.runtime.recorder import Recorder
+from tests.runtime.stand_in_model import (
+    FRAMES_PER_STEP,
+    MAX_STEP_TOKENS,
+    linked_copy,
+    stand_in_for,
+)
+from tests.runtime.streams import TEXT_MINIMUM
 
 pytestmark = pytest.mark.numeric
 
@@ -152,6 +163,27 @@ def test_a_bundle_says_what_its_checkpoint_says(checkpoint_of, bundle_of, layout
 
 
 # ---- engines ----
+
+
+@pytest.mark.parametrize("target", ["tensorrt-delta", "rtx"])
+def test_engines_take_steps_without_text(checkpoint_of, bundle_of, tmp_path, target):
+    """Each input lies within its engine's ranges, and the host binds inputs without rows."""
+    layout = "one token, no interval"
+    capacity = IN_PLACE.capacity if target == "rtx" else None
+    bundle = bundle_of(layout, Lowering(target, "fp32", capacity))
+    machine = stand_in_for(linked_copy(bundle, tmp_path / "bundle"))
+    machine.build()
+    options = SessionOptions(0.3, 8, FRAMES_PER_STEP, MAX_STEP_TOKENS, 0.125)
+    plan = plan_capacity(machine.config, machine.limits.capacity, TEXT_MINIMUM, dtype="float32")
+    reference = TorchModel(Checkpoint(checkpoint_of(layout)).load_model())
+    said = []
+    for state in (machine.open(), reference.open_stream()):
+        recorder = Recorder(state)
+        with Session(recorder, machine.config, machine.bundle.tokenizer, plan, options) as session:
+            said.append(answers(session))
+        assert any(set(pieces) == {FRAME} for pieces, *_ in recorder.steps)
+    machine.close()
+    assert said[0] == said[1]
 
 
 def test_tensorrt_compiles_a_mod_layer_that_takes_steps_without_text(checkpoint_of, tmp_path):
