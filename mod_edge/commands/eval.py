@@ -16,6 +16,7 @@ from mod_edge.commands.arguments import (
     use_threads,
 )
 from mod_edge.commands.console import EXIT_ERROR, print_json, progress, reports_errors
+from mod_edge.native.package_faults import quiet_imports
 
 
 @reports_errors
@@ -49,8 +50,9 @@ def evaluate(
 ) -> None:
     """Evaluate when a model speaks and what it says, next to baselines that see no video."""
     use_threads(threads)
-    from mod_edge.commands.evaluation_view import print_evaluation, print_shortfall
-    from mod_edge.evaluation.evaluate import evaluate as evaluate_model
+    with quiet_imports():
+        from mod_edge.commands.evaluation_view import print_evaluation, print_shortfall
+        from mod_edge.evaluation.evaluate import evaluate as evaluate_model
 
     with progress("eval") as show:
         evaluation = evaluate_model(

@@ -13,6 +13,7 @@ from mod_edge.commands.arguments import (
     use_threads,
 )
 from mod_edge.commands.console import out, printable, progress, reports_errors
+from mod_edge.native.package_faults import quiet_imports
 
 
 @reports_errors
@@ -28,8 +29,9 @@ def pretrain(
     """Pretrain a small vision tower on synthetic scenes, as for the bundled model."""
     use_threads(threads)
     require_extra("train")
-    from mod_edge.toy_scenes.pretraining import PretrainingOptions
-    from mod_edge.toy_scenes.small_model import write_base
+    with quiet_imports():
+        from mod_edge.toy_scenes.pretraining import PretrainingOptions
+        from mod_edge.toy_scenes.small_model import write_base
 
     options = PretrainingOptions() if steps is None else PretrainingOptions(steps=steps)
     with progress("pretrain") as show:

@@ -17,6 +17,7 @@ from mod_edge.commands.arguments import (
 )
 from mod_edge.commands.console import reports_errors
 from mod_edge.errors import ConfigError
+from mod_edge.native.package_faults import quiet_imports
 
 if TYPE_CHECKING:
     from mod_edge.runtime.queries import Query
@@ -84,12 +85,13 @@ def run(
     os.environ.setdefault("OPENCV_FFMPEG_CAPTURE_OPTIONS", FFMPEG_OPTIONS)
     if not verbose:
         _quiet_decoders()
-    from mod_edge.bundle.bundle import open_bundle
-    from mod_edge.commands.stream_view import screen_view, show_stream
-    from mod_edge.runtime.capture.open_source import open_source
-    from mod_edge.runtime.capture.opencv import open_file
-    from mod_edge.runtime.capture.source_name import parse_source
-    from mod_edge.runtime.open_session import open_session
+    with quiet_imports():
+        from mod_edge.bundle.bundle import open_bundle
+        from mod_edge.commands.stream_view import screen_view, show_stream
+        from mod_edge.runtime.capture.open_source import open_source
+        from mod_edge.runtime.capture.opencv import open_file
+        from mod_edge.runtime.capture.source_name import parse_source
+        from mod_edge.runtime.open_session import open_session
 
     queries = _queries(query or ())
     chosen = parse_source(str(camera) if source is None else source)

@@ -7,6 +7,7 @@ import typer
 
 from mod_edge.commands.arguments import ForceOption, PhotographsOption
 from mod_edge.commands.console import out, printable, progress, reports_errors
+from mod_edge.native.package_faults import quiet_imports
 
 
 @reports_errors
@@ -27,7 +28,8 @@ def scenes(
     force: ForceOption = False,
 ) -> None:
     """Generate a synthetic data set: videos of simple scenes with narration and questions."""
-    from mod_edge.toy_scenes.scenes import write_scenes
+    with quiet_imports():
+        from mod_edge.toy_scenes.scenes import write_scenes
 
     counts = {
         "train": train,

@@ -13,6 +13,7 @@ from mod_edge.commands.arguments import (
     use_threads,
 )
 from mod_edge.commands.console import out, print_table, printable, progress, reports_errors
+from mod_edge.native.package_faults import quiet_imports
 
 
 @reports_errors
@@ -28,13 +29,14 @@ def threshold(
 ) -> None:
     """Choose the speaking threshold on the validation split and store it in the checkpoint."""
     use_threads(threads)
-    from mod_edge.data.clips import read_clips
-    from mod_edge.evaluation.thresholds import (
-        SPLIT,
-        THRESHOLDS,
-        adopt_threshold,
-        choose_threshold,
-    )
+    with quiet_imports():
+        from mod_edge.data.clips import read_clips
+        from mod_edge.evaluation.thresholds import (
+            SPLIT,
+            THRESHOLDS,
+            adopt_threshold,
+            choose_threshold,
+        )
 
     tried = tuple(threshold or THRESHOLDS)
     with progress("threshold") as show:

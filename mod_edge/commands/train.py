@@ -22,6 +22,7 @@ from mod_edge.commands.console import (
     reports_errors,
     si,
 )
+from mod_edge.native.package_faults import quiet_imports
 
 
 @reports_errors
@@ -43,11 +44,12 @@ def train(
     """Train a checkpoint on a data set; --resume continues an interrupted training."""
     use_threads(threads)
     require_extra("train")
-    from mod_edge.toy_scenes.motion_loss import motion_loss
-    from mod_edge.training.recipe import read_recipe
-    from mod_edge.training.resume_state import ResumeState
-    from mod_edge.training.train import train as train_checkpoint
-    from mod_edge.training.trainer import shown_loss
+    with quiet_imports():
+        from mod_edge.toy_scenes.motion_loss import motion_loss
+        from mod_edge.training.recipe import read_recipe
+        from mod_edge.training.resume_state import ResumeState
+        from mod_edge.training.train import train as train_checkpoint
+        from mod_edge.training.trainer import shown_loss
 
     recipe = read_recipe(config)
     try:

@@ -22,6 +22,7 @@ from mod_edge.commands.console import (
     progress,
     reports_errors,
 )
+from mod_edge.native.package_faults import quiet_imports
 
 
 @reports_errors
@@ -62,8 +63,9 @@ def verify(
     if golden is None:
         require_extra("export")
     require_extra("verify")
-    from mod_edge.commands.verification_view import print_failure, print_report
-    from mod_edge.verification.verify import verify_bundle, verify_golden
+    with quiet_imports():
+        from mod_edge.commands.verification_view import print_failure, print_report
+        from mod_edge.verification.verify import verify_bundle, verify_golden
 
     with progress("verify") as show:
         if golden is not None:

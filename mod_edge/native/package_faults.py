@@ -91,6 +91,18 @@ def explained_imports(need: str = "") -> Iterator[None]:
         raise BackendError(f"{need}{': ' if need else ''}{fault.reason}; {fault.advice}") from exc
 
 
+@contextlib.contextmanager
+def quiet_imports() -> Iterator[None]:
+    """Show what libraries print to stderr while they are imported only if they can be imported.
+
+    NumPy prints a traceback of its own when a package was built for another NumPy.
+    """
+    with captured_stderr() as captured:
+        yield
+    if captured.text:  # sys.stderr is None in a process without one
+        sys.stderr.write(captured.text)
+
+
 def check_package(module: str) -> PackageFault | None:
     """The fault of a package, one of `PACKAGES_OF_MODULE`, which is imported to see it."""
     try:
@@ -198,16 +210,21 @@ def _advice(module: str, installed: list[str], reason: str) -> str:
 
 def _failed_module(exc: Exception) -> str | None:
     """The package of `PACKAGES_OF_MODULE` that `exc` says cannot be imported, if any."""
+    named = ""
+    if isinstance(exc, ImportError):
+        named = exc.name or ""
+    elif isinstance(exc, AttributeError) and isinstance(exc.obj, ModuleType):
+        named = exc.obj.__name__
+    package = named.partition(".")[0]
     beyond = _frames_beyond_ours(exc.__traceback__)
     if beyond:
-        package, function = beyond[0]
-        was_importing = function == "<module>" or isinstance(exc, ImportError)
-        return package if was_importing and package in PACKAGES_OF_MODULE else None
-    if isinstance(exc, AttributeError):  # of an empty module
-        package = exc.obj.__name__ if isinstance(exc.obj, ModuleType) else ""
-    else:
-        package = exc.name or "" if isinstance(exc, ImportError) else ""
-    package = package.partition(".")[0]
+        caller, function = beyond[0]
+        if caller not in PACKAGES_OF_MODULE:
+            return None
+        if isinstance(exc, ImportError):  # perhaps of another package, such as torch's onnxscript
+            return package if package in PACKAGES_OF_MODULE else caller
+        return caller if function == "<module>" else None
+    # raised where this code stands: only an absent or empty module is no fault of ours
     loaded = sys.modules.get(package)
     is_broken = loaded is None or _has_no_files(loaded)
     return package if is_broken and package in PACKAGES_OF_MODULE else None

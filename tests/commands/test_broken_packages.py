@@ -124,6 +124,19 @@ def test_the_advice_follows_the_reason(site, mod_edge, package, code, says):
     assert says in error_of(mod_edge(*COMMANDS["export" if package == "onnxruntime" else "run"]))
 
 
+@pytest.mark.parametrize("command", ["run", "verify", "scenes"])
+def test_what_a_package_prints_before_it_fails_is_not_shown(site, mod_edge, command):
+    """NumPy prints a traceback when a package was built for another NumPy."""
+    site(
+        "cv2",
+        "import os, sys\n"
+        "sys.stderr.write('Traceback (most recent call last):\\n')\n"
+        "os.write(2, b'AttributeError: _ARRAY_API not found\\n')\n"
+        f"raise ImportError({NUMPY_ABI!r})\n",
+    )
+    assert "it was built for another NumPy than" in error_of(mod_edge(*COMMANDS[command]))
+
+
 @pytest.mark.parametrize("package", ["numpy", "tokenizers", "cv2", "onnxruntime"])
 def test_doctor_gives_the_same_advice(site, mod_edge, package):
     site(package, f"raise ImportError({GLIBC.format(name=package)!r})")

@@ -1,5 +1,6 @@
 """Packages whose files were removed with another package, and their repair."""
 
+import os
 import sys
 
 import pytest
@@ -10,6 +11,7 @@ from mod_edge.native.package_faults import (
     PackageFault,
     check_package,
     explained_imports,
+    quiet_imports,
     replace_onnxruntime,
     require_files,
 )
@@ -114,3 +116,36 @@ def test_a_package_from_the_system_is_not_called_missing(site, tmp_path):
     fault = check_package("cv2")
     assert fault.reason == "cv2 cannot be imported: numpy.core.multiarray failed to import"
     assert 'pip install "numpy<2"' in fault.advice
+
+
+def test_what_libraries_print_while_they_load_is_shown(capfd):
+    with quiet_imports():
+        os.write(2, b"a warning\n")
+        assert capfd.readouterr().err == ""
+    assert capfd.readouterr().err == "a warning\n"
+
+
+def test_what_libraries_print_before_they_fail_is_not_shown(capfd):
+    def load():
+        with quiet_imports():
+            os.write(2, b"Traceback (most recent call last):\n")
+            raise ImportError
+
+    with pytest.raises(ImportError):
+        load()
+    assert capfd.readouterr().err == ""
+
+
+def test_of_two_packages_the_one_that_does_not_load_is_named(site, tmp_path):
+    """PyTorch imports onnxscript only when it exports, and an old one lacks modules."""
+    for name, code in (
+        ("cv2", "def export():\n    import onnxruntime.not_there\n"),
+        ("onnxruntime", ""),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text(code)
+    with (
+        pytest.raises(BackendError, match=r"^onnxruntime cannot be imported: No module named 'onn"),
+        explained_imports(),
+    ):
+        exec("import cv2; cv2.export()", {"__name__": "mod_edge.stand_in"})
