@@ -27,6 +27,7 @@ from mod_edge.model.checkpoint_folder import (
     require_files,
     unreadable,
 )
+from mod_edge.native.native_path import native_path
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -224,7 +225,7 @@ def _header(path: Path) -> dict[str, StoredTensor]:
     format: eight bytes of header length, a JSON header, the data (safetensors' README).
     """
     try:
-        with safe_open(path, framework="pt"), path.open("rb") as file:
+        with safe_open(native_path(path), framework="pt"), path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
             header = json.loads(file.read(length))
     except SafetensorError as exc:

@@ -20,7 +20,7 @@ MAX_PIXEL_ASPECT = 4.0  # anamorphic video has 0.9 to 2; beyond it a header is d
 
 
 def open_file(path: Path) -> cv2.VideoCapture:
-    """The file, opened as a video; its pictures come upright.
+    """The file, opened as a video.
 
     Raises:
         SourceError: it is missing, not a regular file, unreadable, empty, or not a video.
@@ -51,7 +51,6 @@ def open_file(path: Path) -> cv2.VideoCapture:
             f"wanted a whole mp4, mkv, webm or avi file that OpenCV {cv2.__version__} can decode; "
             "rewrite it with: ffmpeg -i VIDEO -c:v libx264 fixed.mp4"
         )
-    capture.set(cv2.CAP_PROP_ORIENTATION_AUTO, 1)  # the default, but not of OpenCV 4.11
     return capture
 
 

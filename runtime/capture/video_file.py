@@ -95,6 +95,7 @@ class VideoFile(AbstractContextManager["VideoFile"]):
             with Path(path).open("rb") as file:
                 self._states_rate = states_rate(file.read(HEADER_BYTES))
         self._capture = opened
+        opened.set(cv2.CAP_PROP_ORIENTATION_AUTO, 1)  # the default, but not of OpenCV 4.11
         self._clock = FrameClock(self._capture.get(cv2.CAP_PROP_FPS))
         self._pixel_aspect = pixel_aspect(self._capture)
         self._start_s = 0.0  # of the video on the file's own clock

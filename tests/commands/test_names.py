@@ -50,7 +50,8 @@ def test_output_is_refused_before_the_work(tiny_checkpoint, tmp_path, monkeypatc
     assert not list(tmp_path.iterdir())
 
 
-def test_a_checkpoint_is_written(tmp_path):
+def test_a_checkpoint_is_written_but_not_read(tmp_path):
     succeeds("init", "tiny", tmp_path / NAME)
     written = sorted(path.name for path in (tmp_path / NAME).iterdir())
     assert written == ["config.json", "model.safetensors", "tokenizer.json"]
+    assert f"{SHOWN}/model.safetensors' is not UTF-8" in fails("inspect", tmp_path / NAME)
