@@ -18,8 +18,8 @@ MAX_FRAME_STEPS = 10
 class FrameClock:
     """Seconds of a file's frames, from timestamps that may be missing, jump back or leave gaps.
 
-    After a gap longer than `max_frame_s` the clock continues as if the gap were not there, so that
-    nobody watches one picture for hours.
+    After a gap longer than `max_frame_s` the clock continues as if the gap were not there, instead
+    of repeating one picture for hours.
 
     Args:
         header_fps: frames/s according to the file's header; 0 or implausible where it has none.
@@ -45,6 +45,7 @@ class FrameClock:
         self._is_before_zero = True  # until the first positive timestamp
         self._behind_since_s = math.inf  # the first timestamp of those that jumped back
         self._last_gap_s = 0.0
+        self._after_gap_s = -math.inf  # time_s of the first frame after the last gap
 
     def advance(self, position_ms: float) -> float:
         """Seconds of the frame just grabbed; never less than those of the previous frame.
@@ -71,7 +72,7 @@ class FrameClock:
             self._skip_gap(time_s)
         elif time_s >= self.time_s:
             self._follow(time_s)
-        elif 0 <= time_s + self._last_gap_s - self.time_s <= self.max_frame_s:
+        elif self._was_no_gap(time_s):
             self._undo_gap(time_s)
         else:
             self._wait_or_restart(time_s)
@@ -89,6 +90,13 @@ class FrameClock:
         self.skipped_s += self._last_gap_s
         self._offset_s -= self._last_gap_s
         self._follow(self.time_s + self.interval_s)
+        self._after_gap_s = self.time_s
+
+    def _was_no_gap(self, time_s: float) -> bool:
+        """Whether the timestamps soon return to those before the last gap."""
+        ahead_s = time_s + self._last_gap_s - self.time_s
+        is_soon = self.time_s - self._after_gap_s <= MAX_BEHIND_S
+        return is_soon and 0 <= ahead_s <= self.max_frame_s
 
     def _undo_gap(self, time_s: float) -> None:
         """Return to the clock before the last gap, which was one damaged timestamp."""
@@ -96,7 +104,7 @@ class FrameClock:
         self.skipped_s -= self._last_gap_s
         self._offset_s += self._last_gap_s
         self._follow(time_s + self._last_gap_s)
-        self._last_gap_s = 0.0
+        self._after_gap_s = -math.inf
 
     def _wait_or_restart(self, time_s: float) -> None:
         """Keep the time while timestamps are behind; after `MAX_BEHIND_S` continue from it."""
@@ -105,7 +113,7 @@ class FrameClock:
             self._offset_s += self._next_s() - time_s
             self.time_s = self._next_s()
             self._behind_since_s = math.inf
-            self._last_gap_s = 0.0
+            self._after_gap_s = -math.inf
 
     def _next_s(self) -> float:
         if self.step_s is None:

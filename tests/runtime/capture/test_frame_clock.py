@@ -48,6 +48,16 @@ def test_one_timestamp_far_ahead_is_no_gap():
     assert (clock.num_gaps, clock.skipped_s) == (0, pytest.approx(0.0))
 
 
+@pytest.mark.parametrize("back_ms", [6_000, 30_000])
+def test_one_timestamp_that_jumps_back_long_after_a_gap_does_not_undo_it(back_ms):
+    gap_ms = 605_000  # less than back_ms longer than a frame may last
+    later_ms = list(range(gap_ms, gap_ms + 60_000, 100))
+    positions_ms = [0, 100, *later_ms, later_ms[-1] - back_ms, later_ms[-1] + 200]
+    clock, times_s = clock_after(positions_ms)
+    assert clock.num_gaps == 1
+    assert times_s[-2:] == pytest.approx([times_s[-3], times_s[-3] + 0.2])
+
+
 def test_after_a_gap_timestamps_may_jump_back_as_before():
     joined_ms = [HOUR_MS + 5000, *range(0, 3000, 100)]
     clock, times_s = clock_after([*range(0, 2000, 100), HOUR_MS, *joined_ms])
