@@ -60,8 +60,6 @@ class VideoFile(AbstractContextManager["VideoFile"]):
         is_live: False.
         num_frames: returned so far.
         num_dropped: always 0.
-        warnings: sentences about a file that ended early, is damaged or has gaps; complete at the
-            end.
 
     Raises:
         SourceError: the file does not exist or cannot be read as a video; while iterating, a
@@ -83,7 +81,6 @@ class VideoFile(AbstractContextManager["VideoFile"]):
     ) -> None:
         check_pace(fps, max_frames)
         self.num_frames = 0
-        self.warnings: list[str] = []
         self._path = path if opened is None else name_of(str(path))  # as messages name it
         self._fps = fps
         self._max_frames = max_frames
@@ -101,6 +98,7 @@ class VideoFile(AbstractContextManager["VideoFile"]):
         self._start_s = 0.0  # of the video on the file's own clock
         self._num_grabbed = 0
         self._num_damaged = 0
+        self._end_warnings: list[str] = []
         self._image: Image | None = None  # of the frame last grabbed, once converted
 
     def __exit__(self, *_: object) -> None:
@@ -113,18 +111,43 @@ class VideoFile(AbstractContextManager["VideoFile"]):
         if not self._capture.isOpened():
             raise StopIteration
         if self.num_frames == self._max_frames:
-            self._finish()
+            self.close()
             raise StopIteration
         instant_s = self.num_frames / self._fps
         while self._clock.time_s < instant_s - ROUNDING_S or not self._retrieve():
             if not self._grab():
                 self._check_end()
-                self._finish()
+                self.close()
                 raise StopIteration
         assert self._image is not None
         frame = Frame(self.num_frames, instant_s, self._image)
         self.num_frames += 1
         return frame
+
+    @property
+    def warnings(self) -> list[str]:
+        """Sentences about an early end, damaged packets, an assumed frame rate and gaps, so far."""
+        warnings = list(self._end_warnings)
+        if self._num_damaged:
+            warnings.append(
+                f"{self._path} is damaged: {self._num_damaged} packets could not be decoded and "
+                "were skipped; times are still those of the video"
+            )
+        clock = self._clock
+        if self._num_grabbed > 1 and clock.step_s and not self._states_rate:
+            warnings.append(
+                f"{self._path} has neither timestamps nor a frame rate: "
+                f"{1 / clock.step_s:g} frames/s were assumed; if it was recorded at FPS frames/s, "
+                "rewrite it with: ffmpeg -r FPS -i VIDEO -c:v libx264 fixed.mp4"
+            )
+        if clock.num_gaps:
+            gaps = "1 gap" if clock.num_gaps == 1 else f"{clock.num_gaps} gaps"
+            warnings.append(
+                f"{self._path} has {gaps} of more than {clock.max_frame_s:g} s between two frames, "
+                f"as joined recordings have: {clock.skipped_s:,.1f} s were skipped, and later "
+                "times are earlier than the video's by as much"
+            )
+        return warnings
 
     def close(self) -> None:
         """Release the file."""
@@ -168,7 +191,7 @@ class VideoFile(AbstractContextManager["VideoFile"]):
             )
         step_s = self._clock.step_s or 0.0
         if self._num_grabbed == 1 and self._container_s > step_s + HEADER_SLACK_S:
-            self.warnings.append(
+            self._end_warnings.append(
                 f"{self._path} gave one picture but lasts {self._container_s:.0f} s: its first "
                 "video track, the one that OpenCV reads, is probably a thumbnail; ffprobe lists "
                 "the tracks, and this takes the second one: ffmpeg -i VIDEO -map 0:v:1 "
@@ -195,29 +218,6 @@ class VideoFile(AbstractContextManager["VideoFile"]):
                     f"{early}; the connection was lost, or its sound is longer than its pictures: "
                     "download it and run again"
                 )
-            self.warnings.append(
+            self._end_warnings.append(
                 f"{early}; the file may be truncated, or its sound longer than its pictures"
-            )
-
-    def _finish(self) -> None:
-        """Close the file and add the warnings about what was read of it."""
-        self.close()
-        if self._num_damaged:
-            self.warnings.append(
-                f"{self._path} is damaged: {self._num_damaged} packets could not be decoded and "
-                "were skipped; times are still those of the video"
-            )
-        clock = self._clock
-        if self._num_grabbed > 1 and clock.step_s and not self._states_rate:
-            self.warnings.append(
-                f"{self._path} has neither timestamps nor a frame rate: "
-                f"{1 / clock.step_s:g} frames/s were assumed; if it was recorded at FPS frames/s, "
-                "rewrite it with: ffmpeg -r FPS -i VIDEO -c:v libx264 fixed.mp4"
-            )
-        if clock.num_gaps:
-            gaps = "1 gap" if clock.num_gaps == 1 else f"{clock.num_gaps} gaps"
-            self.warnings.append(
-                f"{self._path} has {gaps} of more than {clock.max_frame_s:g} s between two frames, "
-                f"as joined recordings have: {clock.skipped_s:,.1f} s were skipped, and later "
-                "times are earlier than the video's by as much"
             )

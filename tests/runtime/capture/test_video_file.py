@@ -65,6 +65,15 @@ def test_a_timestamp_that_jumps_an_hour_ahead_is_one_gap_with_a_warning(record):
     assert "3,600.0 s were skipped" in warning
 
 
+def test_a_gap_is_warned_of_before_the_end_of_the_file(record):
+    later = "setpts='PTS+if(gte(N,15),3600/TB,0)'"
+    with VideoFile(record("jump.mkv", "-vf", later, "-fps_mode", "vfr"), fps=FPS) as video:
+        for _ in range(5):
+            next(video)
+        (warning,) = video.warnings
+    assert "jump.mkv has 1 gap" in warning
+
+
 @pytest.mark.parametrize(
     "starts_s", [(0, 7200), (7200, 0)]
 )  # FFmpeg turns a jump back into one ahead
