@@ -33,10 +33,6 @@ from mod_edge.runtime.queries import Query, QueryQueue
 from mod_edge.runtime.stats import Latencies
 from mod_edge.runtime.stepper import Stepper
 
-# Most ids fed before a frame or a prompt in mid-stream: the last token of a cut reply, the end
-# token, and the start of the frames.
-LONGEST_PREFIX = 4
-
 
 @dataclass(frozen=True)
 class SessionOptions:
@@ -380,7 +376,7 @@ class Session:
             sink = sink.plus(rows_of(self.config, self._num_prompt_tokens(query), 1))
         self._standing_rows = sink
         num_frames = self.options.frames_per_step
-        step = rows_of_frames(self.config, num_frames, num_before=LONGEST_PREFIX)
+        step = rows_of_frames(self.config, num_frames, num_before=protocol.longest_prefix())
         if not sink.plus(step).fits(limit):
             raise ConfigError(
                 f"frames_per_step={num_frames} takes {step.dense} tokens per step: with the system "
@@ -396,7 +392,7 @@ class Session:
     def _check_reply(self, text: str, num_prompt_tokens: int, sink: Rows) -> None:
         """Check that a query and its reply fit beside the sink."""
         limit = self.plan.capacity
-        reply = LONGEST_PREFIX + num_prompt_tokens + self.options.max_new_tokens
+        reply = self._protocol.longest_prefix() + num_prompt_tokens + self.options.max_new_tokens
         needed = sink.plus(Rows(reply, reply))
         if not needed.fits(limit):
             raise ConfigError(

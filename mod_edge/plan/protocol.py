@@ -27,6 +27,7 @@ GENERATION = "\nAssistant:"
 # Text tokens that every window leaves room for, beside the system prompt and one reply: an
 # instruction of a few sentences. Longer ones are rejected when they are asked.
 QUERY_ALLOWANCE = 64
+MAX_UNFED = 2  # ids at the end of a cut reply: its last token and <eos>
 
 
 class Decision(str, Enum):
@@ -68,6 +69,10 @@ class Protocol:
         if self._in_frames:
             return list(self._config.interval_ids)
         return [*self._unfed, *self._encode(STREAM_START)]
+
+    def longest_prefix(self) -> int:
+        """Most ids before a frame in mid-stream: the end of a cut reply and a new bracket."""
+        return MAX_UNFED + len(self._encode(STREAM_START))
 
     def response_prompt(self, query: str | None) -> list[int]:
         """Ids that prompt for a reply to `query`, or for an unasked one if None."""

@@ -16,7 +16,7 @@ from mod_edge.runtime.capture.source import Source
 from mod_edge.runtime.events import FrameEvent
 from mod_edge.runtime.loaded_model import Int64Array
 from mod_edge.runtime.queries import Query
-from mod_edge.runtime.session import LONGEST_PREFIX, Session, SessionOptions
+from mod_edge.runtime.session import Session, SessionOptions
 from mod_edge.verification.recording import AFTER_ROLL, EvictCall, StreamTrace
 from mod_edge.verification.reference_recording import Recorder
 from mod_edge.verification.stream_check import replay
@@ -54,16 +54,18 @@ def record_stream(
     """
     config = model.config
     fps = config.stream_config.frame_fps
+    threshold = config.stream_config.frame_token_interval_threshold
+    protocol = Protocol(config.stream_config, tokenizer, threshold)
     options = SessionOptions(
-        threshold=config.stream_config.frame_token_interval_threshold,
+        threshold=threshold,
         max_new_tokens=MAX_NEW_TOKENS,
         frames_per_step=FRAMES_PER_STEP,
         max_step_tokens=max(
-            MAX_STEP_TOKENS, LONGEST_PREFIX + FRAMES_PER_STEP * config.frame_stride
+            MAX_STEP_TOKENS, protocol.longest_prefix() + FRAMES_PER_STEP * config.frame_stride
         ),
         evict_fraction=EVICT_FRACTION,
     )
-    plan = _small_plan(config, tokenizer, lowering, options)
+    plan = _small_plan(config, protocol, lowering, options)
     recorder = Recorder(model)
     queries = [Query(INSTRUCTION)]
     queries += [
@@ -103,12 +105,12 @@ def follow_stream(
 
 
 def _small_plan(
-    config: ModelConfig, tokenizer: Tokenizer, lowering: Lowering, options: SessionOptions
+    config: ModelConfig, protocol: Protocol, lowering: Lowering, options: SessionOptions
 ) -> KvPlan:
     """The smallest window that the session accepts, so that it rolls often."""
-    protocol = Protocol(config.stream_config, tokenizer, options.threshold)
     prompts = len(protocol.query_ids(INSTRUCTION)) + len(protocol.query_ids(QUESTION))
-    text = len(protocol.opening_ids()) + prompts + LONGEST_PREFIX + options.max_new_tokens
+    text = len(protocol.opening_ids()) + prompts + protocol.longest_prefix()
+    text += options.max_new_tokens
     wanted = rows_of_frames(config, WINDOW_FRAMES, num_before=text + 1)
     largest = lowering.capacity or wanted
     capacity = Rows(min(wanted.dense, largest.dense), min(wanted.mod, largest.mod))

@@ -15,12 +15,13 @@ from mod_edge.plan.kv_budget import KvPlan
 from mod_edge.plan.kv_window import Rows
 from mod_edge.plan.layout import FRAME
 from mod_edge.plan.protocol import Decision, Protocol
-from mod_edge.plan.tokenizer import preset_tokenizer
+from mod_edge.plan.tokenizer import prepared, preset_tokenizer
 from mod_edge.runtime.capture.source import Frame
 from mod_edge.runtime.events import FrameEvent, ReplyEvent
 from mod_edge.runtime.loaded_model import StreamState
 from mod_edge.runtime.queries import Query
 from mod_edge.runtime.session import Session, SessionOptions
+from tests.byte_fallback import byte_fallback_tokenizer
 from tests.frame_layouts import without_interval
 
 CONFIG = preset_config("tiny")
@@ -102,6 +103,14 @@ def test_a_cut_reply_is_closed_after_its_last_token(protocol):
     assert protocol.frame_prefix() == [WORD, EOS, *encode("\n[")]
     wanted = [WORD, EOS, *encode(f"\nUser: {QUESTION}\nAssistant:")]
     assert protocol.response_prompt(QUESTION) == wanted
+
+
+@pytest.mark.parametrize("tokenizer", [TOKENIZER, prepared(byte_fallback_tokenizer())])
+def test_no_prefix_of_a_frame_is_longer_than_after_a_cut_reply(tokenizer):
+    protocol = Protocol(STREAM, tokenizer, threshold=0.725)
+    protocol.note_frame()
+    protocol.note_reply([WORD, EOS])
+    assert len(protocol.frame_prefix()) == protocol.longest_prefix()
 
 
 def test_reading_ids_does_not_change_the_state(protocol):

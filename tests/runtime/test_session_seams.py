@@ -7,11 +7,14 @@ import numpy as np
 import pytest
 
 from mod_edge.errors import ConfigError
-from mod_edge.plan.protocol import Decision
+from mod_edge.plan.kv_budget import KvPlan
+from mod_edge.plan.kv_window import Rows
+from mod_edge.plan.protocol import Decision, Protocol
 from mod_edge.plan.tokenizer import prepared, text_ids
 from mod_edge.runtime.capture.source import Frame
 from mod_edge.runtime.events import FrameEvent, QueryEvent, ReplyEvent, TextEvent
 from mod_edge.runtime.queries import Query, QueryQueue
+from mod_edge.runtime.session import Session, SessionOptions
 from tests.byte_fallback import byte_fallback_tokenizer, byte_token
 from tests.plan.test_protocol import (
     CONFIG,
@@ -99,6 +102,18 @@ def test_no_bytes_of_a_reply_end_the_stream_and_its_pieces_are_its_text():
     assert broken.text == "Helloé� man�"
     assert "".join(event.text for event in cut_pieces) == cut.text == "Hello\né man Hello�"
     assert cut.is_cut
+
+
+def test_a_window_without_room_after_a_cut_reply_in_byte_tokens_is_refused_at_the_start():
+    opening = Protocol(CONFIG.stream_config, BYTE_FALLBACK, threshold=0.725).opening_ids()
+    prefix = 2 + len(text_ids(BYTE_FALLBACK, "\n["))
+    rows = Rows(len(opening) + prefix + CONFIG.frame_num_tokens - 1, 100_000)
+    options = SessionOptions(0.725, 1, 1, 256, 0.125)
+    session = Session(
+        ScriptedStream([SILENT], []), CONFIG, BYTE_FALLBACK, KvPlan(rows, 0, 0.0, 0.0), options
+    )
+    with pytest.raises(ConfigError, match=r"frames_per_step=1 takes \d+ tokens per step"):
+        next(session.stream(Pictures(HALF_SECONDS)))
 
 
 # ---- questions while it streams ----
