@@ -32,7 +32,7 @@ def states_rate(head: bytes) -> bool:
 def _avi_states_rate(head: bytes) -> bool:
     """Whether the main header has a time per frame, or the video's header a rate."""
     main, video = head.find(b"avih"), head.find(b"vids")
-    if main < 0 or video < 0 or len(head) < video + 28:
+    if not 0 <= main < video <= len(head) - 28:  # damaged, or not in this part of the file
         return True
     (frame_us,) = struct.unpack_from("<I", head, main + 8)
     scale, rate = struct.unpack_from("<II", head, video + 20)

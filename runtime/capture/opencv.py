@@ -33,10 +33,13 @@ def open_file(path: Path) -> cv2.VideoCapture:
             raise SourceError(f"{path} is not a regular file; for a camera give its number")
         with path.open("rb") as file:
             head = file.read(8)
-    except (FileNotFoundError, ValueError) as exc:  # ValueError: no file can have such a name
+    except (FileNotFoundError, NotADirectoryError, ValueError) as exc:
+        # ValueError: no file can have such a name
         raise SourceError(f"there is no video file {path}; check the path") from exc
     except OSError as exc:
-        raise SourceError(f"{path} cannot be read: {exc.strerror}; check its permissions") from exc
+        raise SourceError(
+            f"{path} cannot be read: {exc.strerror}; check the path and its permissions"
+        ) from exc
     if not head:
         raise SourceError(f"{path} is empty (0 bytes); copy or record it again")
     if is_utf8(path):

@@ -28,6 +28,7 @@ def test_bare_streams_of_h_264_h_265_and_jpeg_state_none(head):
         b"\x00\x00\x01\xb0\x01\x00",  # MPEG-4
         b"\x1a\x45\xdf\xa3",  # Matroska
         b"RIFF\x00\x00\x00\x00AVI LIST",  # cut off before its headers
+        b"RIFF\x00\x00\x00\x00AVI vids" + bytes(40) + b"avih",  # damaged: headers in wrong order
         b"\x00\x00\x01",
         b"",
     ],

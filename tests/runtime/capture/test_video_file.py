@@ -183,6 +183,14 @@ def test_a_name_that_no_file_can_have_is_an_error():
         VideoFile("caf\ud800.mp4", fps=FPS)
 
 
+def test_a_path_through_a_file_is_an_error_about_the_path(tmp_path):
+    (tmp_path / "clip.mp4").touch()
+    with pytest.raises(SourceError, match=r"there is no video file .*clip\.mp4/a; check the path"):
+        VideoFile(tmp_path / "clip.mp4" / "a", fps=FPS)
+    with pytest.raises(SourceError, match="too long; check the path and its permissions"):
+        VideoFile("a" * 300, fps=FPS)
+
+
 def test_an_address_that_is_not_utf_8_is_an_error_without_the_password():
     with pytest.raises(SourceError, match=r"rtsp://\*\*\*@host/.* has bytes that are not UTF-8"):
         open_live(os.fsdecode(b"rtsp://me:secret@host/\xe9"), "rtsp://***@host/\udce9", 1.0)
