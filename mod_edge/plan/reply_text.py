@@ -1,8 +1,8 @@
 """A reply's text, piece by piece, from its token ids.
 
 The library's `DecodeStream` cannot do this for tokenizers with byte fallback (Llama 2): its decoder
-replaces a whole run of byte tokens when one byte of it is wrong, also the characters that were
-given out before, which `DecodeStream` reports as an "Invalid prefix". Here, as in SentencePiece,
+replaces a whole run of byte tokens when one byte of it is wrong, also characters that it returned
+before, which `DecodeStream` reports as an "Invalid prefix". Here, as in SentencePiece,
 U+FFFD replaces only the bytes that belong to no character. Valid text is the library's.
 """
 
@@ -23,7 +23,7 @@ class ReplyText:
         self._byte_of = {token_id: byte for byte, token_id in enumerate(self._byte_ids)}
         self._held = bytearray()  # the start of a character, from byte tokens
         self._ids: list[int] = []  # with U+FFFD's bytes in place of wrong ones
-        # The text of ids[first:end] was given out and precedes the next piece: some decoders strip
+        # The text of ids[first:end] was returned and precedes the next piece: some decoders strip
         # a space at the start of what they are given.
         self._first = self._end = 0
 

@@ -40,8 +40,8 @@ class CapturePolicy:
             the source on demand and drops none.
         stall_s: longest wait for a picture before the source counts as stalled, in seconds; a stall
             is an error.
-        max_failed_reads: failed reads in a row after which the source has ended. OpenCV does not
-            tell a picture that it cannot decode from the end.
+        max_failed_reads: failed reads in a row after which the source has ended. OpenCV reports
+            a picture that it cannot decode like the end.
         is_finite: whether it may end by itself; otherwise its end is an error.
     """
 
