@@ -10,6 +10,8 @@ from mod_edge.errors import SourceError
 
 MAX_CAMERA = 255  # Linux numbers its video devices from 0 to 255
 SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+# The second kind is a user and a password with a slash, which no port is.
+CREDENTIALS = re.compile(r"//(?:[^/]*@|[^/@\[]+:(?![0-9]+/).*@)")
 
 
 def parse_source(text: str) -> int | Path | str:
@@ -62,7 +64,7 @@ def name_of(source: int | str) -> str:
 
 def without_password(address: str) -> str:
     """The address without credentials: rtsp://user:secret@host becomes rtsp://***@host."""
-    return re.sub(r"//[^/]*@", "//***@", address)
+    return CREDENTIALS.sub("//***@", address, count=1)
 
 
 def _camera_numbered(digits: str) -> int:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mod_edge.errors import SourceError
-from mod_edge.runtime.capture.source_name import parse_source
+from mod_edge.runtime.capture.source_name import name_of, parse_source
 
 PIPELINE = "rtspsrc location=rtsp://me:secret@camera/1 ! rtph264depay ! appsink drop=true"
 
@@ -68,3 +68,18 @@ def test_what_a_text_means_means_the_same_again(text):
 def test_a_text_that_names_nothing_is_an_error_that_says_what_to_write(text, says):
     with pytest.raises(SourceError, match=says):
         parse_source(text)
+
+
+@pytest.mark.parametrize(
+    ("address", "name"),
+    [
+        ("rtsp://me:secret@camera:554/1", "rtsp://***@camera:554/1"),
+        ("rtsp://me:se/cr@et@camera/1", "rtsp://***@camera/1"),  # / and @ belong written as %XX
+        ("rtsp://me:secret@camera/1@2", "rtsp://***@camera/1@2"),
+        ("rtsp://camera/1@2", "rtsp://camera/1@2"),
+        ("rtsp://camera:554/1@2", "rtsp://camera:554/1@2"),
+        ("rtsp://[::1]:554/1@2", "rtsp://[::1]:554/1@2"),
+    ],
+)
+def test_no_part_of_a_password_is_in_the_name_of_an_address(address, name):
+    assert name_of(address) == name
