@@ -64,7 +64,7 @@ def name_of(source: int | str) -> str:
 
 def without_password(address: str) -> str:
     """The address without credentials: rtsp://user:secret@host becomes rtsp://***@host."""
-    return CREDENTIALS.sub("//***@", address, count=1)
+    return CREDENTIALS.sub("//***@", address)
 
 
 def _camera_numbered(digits: str) -> int:

@@ -76,6 +76,7 @@ def test_a_text_that_names_nothing_is_an_error_that_says_what_to_write(text, say
         ("rtsp://me:secret@camera:554/1", "rtsp://***@camera:554/1"),
         ("rtsp://me:se/cr@et@camera/1", "rtsp://***@camera/1"),  # / and @ belong written as %XX
         ("rtsp://me:secret@camera/1@2", "rtsp://***@camera/1@2"),
+        ("http://me:a@proxy/rtsp://me:b@cam/1", "http://***@proxy/rtsp://***@cam/1"),
         ("rtsp://camera/1@2", "rtsp://camera/1@2"),
         ("rtsp://camera:554/1@2", "rtsp://camera:554/1@2"),
         ("rtsp://[::1]:554/1@2", "rtsp://[::1]:554/1@2"),
