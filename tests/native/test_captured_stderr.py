@@ -33,6 +33,13 @@ def test_it_needs_no_folder_for_temporary_files(monkeypatch):
     assert captured.text == "x"
 
 
+def test_it_needs_no_memfd_create_in_the_os_module(monkeypatch):
+    monkeypatch.delattr(os, "memfd_create", raising=False)  # the Pythons of conda and uv lack it
+    with captured_stderr() as captured:
+        os.write(2, b"from C++")
+    assert captured.text == "from C++"
+
+
 def test_bytes_that_are_not_utf_8_are_replaced():
     with captured_stderr() as captured:
         os.write(2, b"caf\xe9")
