@@ -144,7 +144,7 @@ def package_fault(module: str, exc: Exception | None) -> PackageFault:
         return PackageFault(f"{module} is not installed", f"install it with: {command}")
     name = f"{installed[0]} {installed_version(installed[0])}" if installed else module
     reason = last_line(str(exc)) or type(exc).__name__
-    advice = _advice(module, installed, reason)
+    advice = _advice(module, installed, exc, reason)
     return PackageFault(f"{name} cannot be imported: {reason}", advice)
 
 
@@ -186,7 +186,7 @@ def _installed(module: str) -> list[str]:
     return [name for name in PACKAGES_OF_MODULE[module] if installed_version(name)]
 
 
-def _advice(module: str, installed: list[str], reason: str) -> str:
+def _advice(module: str, installed: list[str], exc: Exception, reason: str) -> str:
     package = package_of(module)
     if _OTHER_NUMPY.search(reason):
         return (
@@ -205,6 +205,8 @@ def _advice(module: str, installed: list[str], reason: str) -> str:
             "on a machine without a desktop: apt-get install libgl1 libglib2.0-0, or "
             f"pip uninstall -y {package} and pip install opencv-python-headless"
         )
+    if isinstance(exc, ModuleNotFoundError) and is_missing((exc.name or module).partition(".")[0]):
+        return f"its dependencies are incomplete, install them with: pip install {package}"
     return reinstall(installed)
 
 

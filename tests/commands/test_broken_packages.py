@@ -114,7 +114,8 @@ def test_a_package_that_does_not_load_is_one_line(site, mod_edge, package, comma
         (
             "onnxruntime",
             "def load():\n    import not_there\nload()",
-            "cannot be imported: No module named 'not_there'",
+            "cannot be imported: No module named 'not_there'; its dependencies are incomplete, "
+            "install them with: pip install onnxruntime",
         ),
     ],
     ids=["libGL", "numpy ABI", "numpy dtype", "architecture", "SystemError", "a dependency"],
