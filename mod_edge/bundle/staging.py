@@ -72,20 +72,24 @@ def staged_folder(
     _refuse_other(target, kind, force=force)
     staging = _new_staging(target)
     content, replaced = staging / "new", staging / "old"
+    unwanted = [content]
     try:
         with names_target(target):
             content.mkdir()
             yield content
-        if target.exists():  # files may have come during the block
+        if target.exists():  # the folder or files in it may have come during the block
+            _require_force(target, force)
             _refuse_foreign_files(target, kind, staging.name)
         if staging.parent == target:
             replaced.mkdir()
             _move_all(_moves_inside(target, content, replaced, kind.marker, carried))
         else:
             _move_all(_moves_beside(target, content, replaced, carried))
+        unwanted.append(replaced)
         shutil.rmtree(replaced, ignore_errors=True)
     finally:
-        shutil.rmtree(content, ignore_errors=True)
+        for folder in unwanted:  # also if the removal above was interrupted
+            shutil.rmtree(folder, ignore_errors=True)
         for folder in (replaced, staging):
             with suppress(OSError):  # keeps old contents that could not be moved back
                 folder.rmdir()
@@ -117,8 +121,7 @@ def write_whole(path: Path, data: Any) -> None:
 def _refuse_other(target: Path, kind: FolderKind, *, force: bool) -> None:
     if not target.exists():
         return
-    if not force:
-        raise ConfigError(f"{target} exists already; use --force to replace it, or another folder")
+    _require_force(target, force)
     if other := sorted(target.glob(f"{INSIDE_PREFIX}*")):
         raise ConfigError(
             f"{other[0]} is of a command that was killed or still runs; remove it if none runs"
@@ -129,6 +132,11 @@ def _refuse_other(target: Path, kind: FolderKind, *, force: bool) -> None:
             "remove it yourself or use another folder"
         )
     _refuse_foreign_files(target, kind)
+
+
+def _require_force(target: Path, force: bool) -> None:
+    if not force:
+        raise ConfigError(f"{target} exists already; use --force to replace it, or another folder")
 
 
 def _refuse_foreign_files(target: Path, kind: FolderKind, but: str = "") -> None:

@@ -182,6 +182,42 @@ def test_a_file_that_came_while_the_command_worked_is_kept(tmp_path, target):
 # ---- folders that cannot be renamed ----
 
 
+def test_a_folder_that_another_command_made_meanwhile_is_not_replaced_without_force(tmp_path):
+    target = tmp_path / "bundle"
+
+    def fill():
+        with staged_folder(target, kind=KIND, force=False) as folder:
+            (folder / "old").write_text("ours")
+            target.mkdir()
+            (target / "old").write_text("theirs")
+
+    with pytest.raises(ConfigError, match="exists already; use --force"):
+        fill()
+    assert tree_of(tmp_path) == {"bundle": None, "bundle/old": "theirs"}
+
+
+def test_an_interrupt_while_the_old_folder_is_removed_leaves_nothing_of_it(
+    tmp_path, target, monkeypatch
+):
+    rmtree, calls = shutil.rmtree, []
+
+    def interrupted_once(folder, **options):
+        calls.append(folder)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        rmtree(folder, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", interrupted_once)
+
+    def fill():
+        with staged_folder(target, kind=KIND, force=True) as folder:
+            (folder / "new").write_text("new")
+
+    with pytest.raises(KeyboardInterrupt):
+        fill()
+    assert tree_of(tmp_path) == {"bundle": None, "bundle/new": "new"}
+
+
 @pytest.fixture
 def no_place_beside(tmp_path, monkeypatch):
     """The folder in which the target is to be made is read-only, also for root."""
