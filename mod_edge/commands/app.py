@@ -1,12 +1,13 @@
 """The `mod-edge` application: its commands in the order that `--help` lists them."""
 
+import sys
 from typing import Annotated, Any
 
 import typer
 
 from mod_edge import __version__
 from mod_edge.commands.build import build
-from mod_edge.commands.console import out
+from mod_edge.commands.console import EXIT_ERROR, out, print_os_error
 from mod_edge.commands.doctor import doctor
 from mod_edge.commands.eval import evaluate
 from mod_edge.commands.export import export
@@ -33,7 +34,11 @@ class Application(typer.Typer):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the command line, `--help` too, also where standard streams are closed."""
         open_standard_streams()
-        return super().__call__(*args, **kwargs)
+        try:
+            return super().__call__(*args, **kwargs)
+        except OSError as exc:  # from --help or --version: commands report their own
+            print_os_error(exc)
+            sys.exit(EXIT_ERROR)
 
 
 app = Application(

@@ -68,7 +68,7 @@ def reports_errors(command: Callable[Parameters, Result]) -> Callable[Parameters
             print_error(str(exc))
             raise typer.Exit(EXIT_ERROR) from exc
         except OSError as exc:  # it names its file
-            print_error(full_disk_line(exc) if exc.errno in DISK_FULL else str(exc))
+            print_os_error(exc)
             raise typer.Exit(EXIT_ERROR) from exc
         except KeyboardInterrupt as exc:
             err.print(printable(str(exc)) or "interrupted; no incomplete files were left")
@@ -171,6 +171,11 @@ def print_error(text: str) -> None:
     """Print a one-line error on stderr."""
     err.print("error:", style="bold red", end=" ")
     err.print(printable(text))
+
+
+def print_os_error(exc: OSError) -> None:
+    """Print an error of the system on stderr, of a full disk with what to do."""
+    print_error(full_disk_line(exc) if exc.errno in DISK_FULL else str(exc))
 
 
 def print_pairs(rows: list[tuple[str, str]]) -> None:

@@ -112,6 +112,23 @@ def test_a_closed_pipe_ends_the_run_without_a_traceback(tiny_bundle, long_video,
     assert "Exception ignored" not in errors
 
 
+@pytest.mark.parametrize("argument", ["--help", "--version", "targets"])
+def test_a_full_disk_for_standard_output_is_one_line(argument):
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(
+            [sys.executable, "-m", "mod_edge", argument],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=TIMEOUT_S,
+        )
+    assert result.returncode == 1
+    assert result.stderr == (
+        "error: the output cannot be written: No space left on device; free some space, or write "
+        "to another disk\n"
+    )
+
+
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])
 def test_a_stream_runs_without_standard_streams(tiny_bundle, clip, closed):
     arguments = ("run", tiny_bundle, "--source", clip, "--max-frames", 2, "--json")
