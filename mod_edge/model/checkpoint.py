@@ -91,12 +91,12 @@ class Checkpoint:
                 yield name, self.tensor(name)
 
     def require_finite(self) -> None:
-        """Read all weights once and check that each is a number, with little memory.
+        """Read the model's weights once and check that each is a number, with little memory.
 
         Raises:
             CheckpointError: names every tensor with NaN or infinite weights.
         """
-        self._weights.require_finite()
+        self._weights.require_finite(self._shapes)
 
     def load_model(self) -> VideoLLM:
         """The reference model in float32, whole in memory.

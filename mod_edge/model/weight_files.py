@@ -100,14 +100,15 @@ class WeightFiles:
         except OSError as exc:
             raise unreadable(path, exc) from exc
 
-    def require_finite(self) -> None:
-        """Read all weights, `BLOCK_BYTES` at a time, and check that each is a finite number.
+    def require_finite(self, names: Iterable[str]) -> None:
+        """Read the tensors `names`, `BLOCK_BYTES` at a time, and check that all are finite numbers.
 
         Raises:
             CheckpointError: names every tensor with NaN or infinite weights.
         """
         faults = []
-        for name, stored in self.tensors.items():
+        for name in names:
+            stored = self.tensors[name]
             num_nan, num_infinite = _count_not_finite(stored)
             if num_nan or num_infinite:
                 total = math.prod(stored.shape)

@@ -83,6 +83,16 @@ def test_a_pooling_head_that_a_model_without_cls_does_not_use_is_not_read(checkp
     Checkpoint(checkpoint)
 
 
+@pytest.mark.parametrize(
+    "probe", [torch.full((1, 1, 64), torch.nan), torch.zeros(1, 1, 64, dtype=torch.float64)]
+)
+def test_the_numbers_and_dtype_of_a_pooling_head_that_is_not_used_do_not_matter(checkpoint, probe):
+    path = checkpoint / CONFIG_FILE
+    write_config(without_cls(read_config(path)), path)
+    change_tensors(checkpoint, lambda tensors: tensors.update({"vision_model.head.probe": probe}))
+    Checkpoint(checkpoint).require_finite()
+
+
 def test_a_model_with_cls_needs_its_pooling_head(checkpoint):
     change_tensors(checkpoint, lambda tensors: tensors.pop("vision_model.head.probe"))
     with pytest.raises(CheckpointError, match=r"no tensor 'vision_model\.head\.probe'"):

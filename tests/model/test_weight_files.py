@@ -195,7 +195,7 @@ def test_an_unreadable_file_is_named_with_the_systems_reason(tmp_path, monkeypat
     says = rf"{WEIGHTS_FILE} cannot be read.*{os.strerror(code)}.*check.* permissions and the disk"
     with monkeypatch.context() as patch:
         patch.setattr(type(tmp_path), "open", fail)
-        for read in (lambda: WeightFiles(tmp_path), files.require_finite):
+        for read in (lambda: WeightFiles(tmp_path), lambda: files.require_finite(files.tensors)):
             with pytest.raises(CheckpointError, match=says):
                 read()
     monkeypatch.setattr(weight_files, "safe_open", fail)
@@ -209,7 +209,7 @@ def test_a_file_that_becomes_shorter_after_it_was_opened_is_an_error(tmp_path):
     files = WeightFiles(tmp_path)
     os.truncate(tmp_path / WEIGHTS_FILE, (tmp_path / WEIGHTS_FILE).stat().st_size - 1)
     with pytest.raises(CheckpointError, match="cannot be read: it has become shorter"):
-        files.require_finite()
+        files.require_finite(files.tensors)
 
 
 # ---- what is in them ----
@@ -223,13 +223,13 @@ def test_every_tensor_with_nan_or_infinite_weights_is_named_and_counted(tmp_path
     limits = [torch.finfo(dtype).max, torch.finfo(dtype).min, 0.0, torch.finfo(dtype).tiny / 2]
     tensors["b.weight"][:4] = torch.tensor(limits, dtype=dtype)
     write_single(tmp_path, tensors)
-    WeightFiles(tmp_path).require_finite()
+    WeightFiles(tmp_path).require_finite(tensors)
     tensors["a.weight"][6, 1:] = math.nan
     tensors["a.weight"][0, 0] = -math.inf
     tensors["b.weight"][4] = math.inf
     write_single(tmp_path, tensors)
     with pytest.raises(CheckpointError) as caught:
-        WeightFiles(tmp_path).require_finite()
+        WeightFiles(tmp_path).require_finite(tensors)
     message = str(caught.value)
     assert "'a.weight' (2 NaN, 1 infinite of 21); 'b.weight' (0 NaN, 1 infinite of 5); " in message
     assert "c.weight" not in message
@@ -248,7 +248,7 @@ def test_buffers_that_every_model_computes_are_omitted(tmp_path, name):
     write_single(tmp_path, some_tensors() | {name: torch.arange(4)})
     files = WeightFiles(tmp_path)
     assert files.tensors.keys() == some_tensors().keys()
-    files.require_finite()
+    files.require_finite(files.tensors)
 
 
 @pytest.mark.parametrize(
