@@ -1,5 +1,6 @@
 """A lock on a folder that only one process may write, for as long as that process lives."""
 
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
@@ -8,13 +9,17 @@ from pathlib import Path
 
 from mod_edge.errors import ConfigError
 
+# Answers of file systems without locks, such as Lustre's default and NFS without its lock service.
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
 
 @contextmanager
 def locked_folder(folder: Path, output: Path) -> Iterator[None]:
     """Hold the lock of `folder`, which is made if there is none.
 
     The folder itself is locked (flock): no lock file can be left behind, and the kernel releases
-    the lock of a process that is killed. The block may remove the folder.
+    the lock of a process that is killed. The block may remove the folder. On a file system without
+    locks the folder is used unlocked.
 
     Args:
         folder: where the work in progress is kept.
@@ -41,7 +46,7 @@ def locked_folder(folder: Path, output: Path) -> Iterator[None]:
 
 
 def _lock(folder: Path) -> int:
-    """A descriptor of the folder, locked; BlockingIOError if another one is."""
+    """A descriptor of the folder, locked where it can be; BlockingIOError if another one is."""
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -50,9 +55,10 @@ def _lock(folder: Path) -> int:
             continue
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(descriptor)
-            raise
+        except OSError as exc:
+            if exc.errno not in NO_LOCKS:
+                os.close(descriptor)
+                raise
         if _is_at(descriptor, folder):
             return descriptor
         os.close(descriptor)

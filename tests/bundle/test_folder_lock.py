@@ -1,5 +1,7 @@
 """A folder is written by one process at a time, and a killed process holds no lock."""
 
+import errno
+import os
 import subprocess
 import sys
 
@@ -73,6 +75,16 @@ def test_the_lock_of_a_killed_process_is_released(tmp_path):
         process.kill()
     with locked_folder(folder, tmp_path):
         pass
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_written_all_the_same(tmp_path, monkeypatch, code):
+    def fail(_descriptor, _operation):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("mod_edge.bundle.folder_lock.fcntl.flock", fail)
+    with locked_folder(tmp_path / "model.partial", tmp_path):
+        assert (tmp_path / "model.partial").is_dir()
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path):
