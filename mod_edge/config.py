@@ -14,7 +14,7 @@ from typing import Any
 
 from mod_edge.dataclass_reader import JSON, dataclass_from_dict
 from mod_edge.document_parser import parse_json
-from mod_edge.errors import ConfigError, nearest_hint
+from mod_edge.errors import ConfigError, nearest_hint, shortened
 from mod_edge.unicode_text import lone_surrogate
 
 MODEL_TYPE = "videollm_mod"
@@ -444,7 +444,7 @@ def write_config(config: ModelConfig, path: Path) -> None:
 
 def _require(is_met: bool, name: str, got: object, wanted: str) -> None:
     if not is_met:
-        raise ConfigError(f"{name}={got!r}, wanted {wanted}")
+        raise ConfigError(f"{name}={shortened(got)}, wanted {wanted}")
 
 
 def _require_one_of(name: str, got: str, known: tuple[str, ...]) -> None:

@@ -100,6 +100,7 @@ def test_values_that_are_not_positive_are_all_named(document):
             "a\ud800",
             r"'a\\ud800', .* 2 is half a character, U\+D8",
         ),
+        ("stream_config", "system_prompt", "a \ud800" * 9000, r"^.{1,300}, wanted Unicode text"),
         ("stream_config", "stream_end", "\udce9", r"stream_end='\\udce9', wanted Unicode text"),
         ("stream_config", "stream_end_id", 2, "silent and speak are the same"),
         ("text_config", "rope_theta", 1e300, r"rope_theta=1e\+300, wanted 1 to 1e\+15"),

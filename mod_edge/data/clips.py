@@ -27,6 +27,7 @@ from typing import Any
 from mod_edge.data.stream_metrics import is_same
 from mod_edge.document_parser import parse_json
 from mod_edge.errors import DataError, joined_faults, shortened
+from mod_edge.unicode_text import lone_surrogate
 
 ROLES = ("user", "assistant")
 NUM_FAULTS_SHOWN = 8
@@ -215,12 +216,5 @@ def _check_text(text: str, name: str) -> None:
         raise ValueError(
             f"{name}={shortened(text)} has {len(text)} characters, wanted at most {MAX_TEXT_CHARS}"
         )
-    try:
-        text.encode()
-    except (
-        UnicodeEncodeError
-    ) as exc:  # JSON can escape one half of a pair, Unicode has no such text
-        raise ValueError(
-            f"{name}={shortened(text)} has {text[exc.start]!r}, half of a surrogate pair; wanted "
-            "whole characters"
-        ) from exc
+    if (fault := lone_surrogate(text)) is not None:
+        raise ValueError(f"{name}={shortened(text)}, wanted Unicode text, but {fault}")

@@ -99,14 +99,17 @@ def test_an_empty_split_is_refused(tmp_path):
         ({"video_uid": "x" * 9000}, "line 1: video_uid='x.* has 9000 characters"),
         (
             {"conversation": [said(content="a ball \ud83d is")]},
-            r"line 1: content='a ball \\ud83d is' has '\\ud83d', half of a surrogate pair",
+            r"line 1: content='a ball \\ud83d is', wanted Unicode text, but character 8 is half",
         ),
         (
             {"conversation": [said(role="user", content="\udc00?")]},
-            r"line 1: content='\\udc00\?' has '\\udc00', half of a surrogate pair",
+            r"line 1: content='\\udc00\?', wanted Unicode text, but character 1 is half a char",
         ),
-        ({"video_uid": "a\ud83d"}, r"line 1: video_uid='a\\ud83d' has '\\ud83d', half of a surr"),
-        ({"conversation": [said(kind="\ud83d")]}, r"line 1: kind='\\ud83d' has '\\ud83d', half of"),
+        (
+            {"video_uid": "a\ud83d"},
+            r"line 1: video_uid='a\\ud83d', wanted Unicode text",
+        ),
+        ({"conversation": [said(kind="\ud83d")]}, r"line 1: kind='\\ud83d', wanted Unicode text"),
     ],
     ids=lambda value: value[:40] if isinstance(value, str) else "",
 )
