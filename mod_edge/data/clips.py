@@ -148,9 +148,9 @@ def _clip_from_json(line: str, folder: Path, *, needs_video: bool) -> Clip:
 
 
 def _video_path(name: Any, folder: Path, *, is_needed: bool) -> Path:
-    if Path(name).is_absolute() or ".." in Path(name).parts:
+    if not isinstance(name, str) or Path(name).is_absolute() or ".." in Path(name).parts:
         raise ValueError(f"video={shortened(name)}, wanted a path inside the data set's folder")
-    video = folder / str(name)
+    video = folder / name
     try:
         is_missing = is_needed and not video.is_file()
     except OSError as exc:  # a name that is too long, a folder that may not be entered

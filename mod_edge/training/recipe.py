@@ -18,6 +18,7 @@ trained.
 """
 
 import dataclasses
+import os
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -121,6 +122,8 @@ class ModelSection:
     text_config: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
+        if "\0" in self.init:
+            raise DataError(f"init={self.init!r}, wanted a path or a preset's name")
         if self.full_computation and self.mod_config is not None:
             raise DataError("full_computation and mod_config contradict each other: omit one")
 
@@ -203,9 +206,12 @@ def _base_config(init: str, folder: Path, origin: str) -> tuple[Path | str, Mode
     try:
         return checkpoint, read_checkpoint_config(checkpoint)
     except CheckpointError as exc:
+        if os.path.lexists(checkpoint):
+            raise DataError(f"{origin}: init={init!r}: {exc}") from exc
         near = get_close_matches(init, GEOMETRIES, n=1)
         hint = f", did you mean {near[0]!r}?" if near else ""
+        advice = "" if checkpoint.parent.is_dir() else download_advice(init)
         raise DataError(
             f"{origin}: init={init!r} is not a preset ({', '.join(GEOMETRIES)}{hint}), and there "
-            f"is no checkpoint at {checkpoint}: {download_advice(init) or exc}"
+            f"is no checkpoint at {checkpoint}: {advice or exc}"
         ) from exc

@@ -96,6 +96,7 @@ def test_an_empty_split_is_refused(tmp_path):
             "line 1: content='ball ball .* has 100000 characters, wanted at most 8000",
         ),
         ({"conversation": [said(kind="x" * 9000)]}, "line 1: kind='x.* has 9000 characters"),
+        ({"video": 5}, "line 1: video=5, wanted a path inside the data set's folder"),
         ({"video_uid": "x" * 9000}, "line 1: video_uid='x.* has 9000 characters"),
         (
             {"conversation": [said(content="a ball \ud83d is")]},

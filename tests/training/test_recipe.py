@@ -129,6 +129,21 @@ def test_an_init_on_the_hub_gives_the_command_that_downloads_it(recipe_of):
         recipe_of('init = "owner/name"')
 
 
+def test_a_fault_of_an_existing_checkpoint_is_told_not_hidden(recipe_of, tmp_path):
+    checkpoint = tmp_path / "owner" / "name"  # as on the hub
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "config.json").write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(DataError, match=r"init='owner/name': .*config\.json is a git-lfs pointer"):
+        recipe_of('init = "owner/name"')
+    with pytest.raises(DataError, match=r"no checkpoint at .*owner/nam: .*\(no such folder\)"):
+        recipe_of('init = "owner/nam"')
+
+
+def test_an_init_with_a_null_character_is_refused(recipe_of):
+    with pytest.raises(DataError, match=r"init='base\\x00', wanted a path or a preset"):
+        recipe_of(r'init = "base\u0000"')
+
+
 def test_files_that_are_not_recipes_are_refused(tmp_path):
     path = tmp_path / "recipe.toml"
     with pytest.raises(DataError, match="cannot be read"):
