@@ -17,7 +17,7 @@ import cv2
 
 from mod_edge.bundle.staging import FolderKind, staged_folder
 from mod_edge.data.clips import MAX_DURATION_S, Clip, Line, write_clips
-from mod_edge.dataclass_reader import JSON, dataclass_from_dict
+from mod_edge.dataclass_reader import JSON, MAX_INT, dataclass_from_dict
 from mod_edge.document_parser import parse_json
 from mod_edge.errors import DataError, SourceError
 from mod_edge.native.captured_stderr import captured_stderr
@@ -70,8 +70,8 @@ class SceneFacts:
     clips: dict[str, Any]
 
     def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise DataError(f"seed={self.seed}, wanted 0 or more")
+        if not 0 <= self.seed <= MAX_INT:
+            raise DataError(f"seed={self.seed}, wanted 0 to {MAX_INT}")
         if not 0 < self.duration_s <= MAX_DURATION_S:
             raise DataError(
                 f"duration_s={self.duration_s}, wanted more than 0 and at most "

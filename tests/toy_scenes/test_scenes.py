@@ -10,6 +10,7 @@ from multiprocessing import active_children
 import pytest
 
 from mod_edge.data.clips import read_clips
+from mod_edge.dataclass_reader import MAX_INT
 from mod_edge.errors import ConfigError, DataError
 from mod_edge.runtime.capture.video_file import VideoFile
 from mod_edge.toy_scenes import scenes as scenes_module
@@ -105,6 +106,13 @@ def test_a_data_set_without_clips_is_refused(tmp_path):
 def test_a_length_beyond_reason_is_refused(tmp_path, duration_s):
     with pytest.raises(DataError, match=r"duration_s=.*, wanted more than 0 and at most 86400"):
         write_scenes(tmp_path / "data", {"train": 1}, seed=0, force=False, duration_s=duration_s)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("seed", [-1, MAX_INT + 1])
+def test_a_seed_that_the_marker_file_cannot_be_read_with_is_refused(tmp_path, seed):
+    with pytest.raises(DataError, match=rf"seed={seed}, wanted 0 to {MAX_INT}"):
+        write_scenes(tmp_path / "data", {"train": 1}, seed=seed, force=False)
     assert not list(tmp_path.iterdir())
 
 
