@@ -16,6 +16,7 @@ from mod_edge.bundle.mount_points import has_mount_point
 from mod_edge.errors import ConfigError, joined_faults
 
 INSIDE_PREFIX = ".incomplete-"  # of a temporary folder inside the folder that is written
+LOST_FOUND = "lost+found"  # of the file system, in a disk that is mounted as the output
 NUM_FILES_SHOWN = 3
 
 
@@ -37,7 +38,8 @@ class FolderKind:
         """Paths inside `folder` of the files that no command wrote."""
         paths = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
         names = sorted(path.relative_to(folder).as_posix() for path in paths)
-        return [name for name in names if not self.files.fullmatch(name)]
+        own = (name for name in names if not name.startswith(f"{LOST_FOUND}/"))
+        return [name for name in own if not self.files.fullmatch(name)]
 
 
 @contextmanager
@@ -124,9 +126,11 @@ def _refuse_other(target: Path, kind: FolderKind, *, force: bool) -> None:
     _require_force(target, force)
     if other := sorted(target.glob(f"{INSIDE_PREFIX}*")):
         raise ConfigError(
-            f"{other[0]} is of a command that was killed or still runs; remove it if none runs"
+            f"{other[0]} is of a command that was killed or still runs; if none runs, remove it "
+            "(it may hold the former contents)"
         )
-    if not target.is_dir() or (any(target.iterdir()) and not kind.is_at(target)):
+    is_empty = target.is_dir() and all(path.name == LOST_FOUND for path in target.iterdir())
+    if not (is_empty or (target.is_dir() and kind.is_at(target))):
         raise ConfigError(
             f"{target} exists and was not made by this command, so --force does not replace it; "
             "remove it yourself or use another folder"
@@ -183,7 +187,7 @@ def _moves_inside(
 
     The marker goes first and comes last, so that a half-filled folder is not taken for a whole one.
     """
-    staying = {replaced.parent.name, *carried}
+    staying = {replaced.parent.name, LOST_FOUND, *carried}
     old = [path for path in target.iterdir() if path.name not in staying]
     old.sort(key=lambda path: path.name != marker)
     new = sorted(content.iterdir(), key=lambda path: path.name == marker)
@@ -193,13 +197,41 @@ def _moves_inside(
 
 def _move_all(moves: Sequence[tuple[Path, Path]]) -> None:
     """Rename each path to the one beside it, or on an error or Ctrl-C none."""
-    begun = []
+    begun: list[tuple[Path, Path]] = []
+    made: set[Path] = set()
     try:
         for move in moves:
             begun.append(move)
-            move[0].rename(move[1])
+            _move(*move, made)
     except BaseException:
         for source, destination in reversed(begun):
-            if not os.path.lexists(source):  # the last one may not have been renamed
-                destination.rename(source)
+            _move_back(source, destination, made)
         raise
+
+
+def _move(source: Path, destination: Path, made: set[Path]) -> None:
+    """Rename a path; a folder that cannot be renamed is moved file by file.
+
+    In a container, overlayfs refuses to rename the folders of the image (EXDEV), but not its files.
+    `made` gets the folders that are made for this.
+    """
+    try:
+        source.rename(destination)
+    except OSError as exc:
+        if exc.errno != errno.EXDEV or source.is_symlink() or not source.is_dir():
+            raise
+        destination.mkdir()
+        made.add(destination)
+        for path in list(source.iterdir()):
+            _move(path, destination / path.name, made)
+        source.rmdir()
+
+
+def _move_back(source: Path, destination: Path, made: set[Path]) -> None:
+    """Undo a move to `destination`, which may not have been made, or only for some files."""
+    if not os.path.lexists(source):
+        _move(destination, source, set())
+    elif destination in made:
+        for path in list(destination.iterdir()):
+            _move_back(source / path.name, path, made)
+        destination.rmdir()

@@ -49,8 +49,15 @@ def use_threads(count: int | None) -> None:
 
     Call it before anything imports torch, which reads `OMP_NUM_THREADS` once. Without a count,
     PyTorch keeps its own default, which heeds everything but a CPU quota.
+
+    Raises:
+        BadParameter: more threads than the machine has cores; thousands would never end.
     """
     if count is not None:
+        if count > (num_cores := os.cpu_count() or 1):
+            raise typer.BadParameter(
+                f"{count} threads, but this machine has {num_cores} cores", param_hint="--threads"
+            )
         set_num_threads(count)
         os.environ["OMP_NUM_THREADS"] = str(count)
         return

@@ -373,6 +373,83 @@ def test_a_real_mount_point_is_filled_and_replaced(tmp_path):
     assert not has_mount_point(tmp_path)
 
 
+def test_a_new_disk_may_be_the_output(tmp_path, monkeypatch):
+    disk = tmp_path / "disk"
+    (disk / "lost+found").mkdir(parents=True)
+    (disk / "lost+found" / "#12").touch()
+    monkeypatch.setattr(staging, "has_mount_point", lambda folder: folder == disk)
+    for text in ("first", "second"):
+        with staged_folder(disk, kind=KIND, force=True) as content:
+            (content / "old").write_text(text)
+        assert tree_of(disk) == {"lost+found": None, "lost+found/#12": "", "old": text}
+
+
+@pytest.fixture
+def image_layer(target, monkeypatch):
+    """The target's folders are of a container's image: overlayfs renames their files alone."""
+    (target / "layers").mkdir()
+    (target / "layers" / "00").write_text("old")
+    of_image = {folder.stat().st_ino for folder in (target, target / "layers")}
+    rename = Path.rename
+
+    def refused(self, other):
+        if self.stat().st_ino in of_image:
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), str(self))
+        return rename(self, other)
+
+    monkeypatch.setattr(Path, "rename", refused)
+    return target
+
+
+def test_a_folder_of_an_image_layer_is_replaced(tmp_path, image_layer):
+    with staged_folder(image_layer, kind=KIND, force=True) as folder:
+        (folder / "new").write_text("new")
+    assert tree_of(tmp_path) == {"bundle": None, "bundle/new": "new"}
+
+
+@pytest.mark.parametrize("num_renamed", range(4))
+def test_an_interrupt_keeps_a_folder_of_an_image_layer(
+    tmp_path, image_layer, monkeypatch, num_renamed
+):
+    before, rename, calls = tree_of(tmp_path), Path.rename, []
+
+    def interrupted(self, other):
+        calls.append(self)
+        if len(calls) == num_renamed + 1:
+            raise KeyboardInterrupt
+        return rename(self, other)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+
+    def fill():
+        with staged_folder(image_layer, kind=KIND, force=True) as folder:
+            (folder / "new").write_text("new")
+
+    with pytest.raises(KeyboardInterrupt):
+        fill()
+    assert tree_of(tmp_path) == before
+
+
+def test_a_real_image_layer_is_replaced(tmp_path):
+    lower, upper, work, merged = (tmp_path / name for name in ("lower", "upper", "work", "merged"))
+    (lower / "bundle" / "layers").mkdir(parents=True)
+    (lower / "bundle" / "old").write_text("old")
+    (lower / "bundle" / "layers" / "00").write_text("old")
+    for folder in (upper, work, merged):
+        folder.mkdir()
+    command = shutil.which("mount")
+    options = f"lowerdir={lower},upperdir={upper},workdir={work},redirect_dir=off"
+    mount = [command, "-t", "overlay", "overlay", "-o", options, str(merged)]
+    if not command or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting an overlay needs root and a kernel with overlayfs")
+    try:
+        with staged_folder(merged / "bundle", kind=KIND, force=True) as content:
+            (content / "new").write_text("new")
+        assert tree_of(merged) == {"bundle": None, "bundle/new": "new"}
+    finally:
+        subprocess.run(["umount", str(merged)], check=True)
+
+
 def test_a_folder_mounted_from_the_same_disk_is_in_the_kernels_list(tmp_path, monkeypatch):
     lines = [
         f"36 35 98:0 / {str(tmp_path).replace(' ', chr(92) + '040')}/a{chr(92)}040b rw - ext4 x rw",

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import typer
 
 from mod_edge.commands import arguments
 from mod_edge.commands.arguments import use_threads
@@ -23,11 +24,19 @@ def no_choice(monkeypatch):
     monkeypatch.setenv(VARIABLE, "1")  # restored after the test
 
 
-def test_run_shows_its_threads_on_the_screen_and_in_json(tiny_bundle, clip):
-    arguments = ("run", tiny_bundle, "--source", clip, "--max-frames", 1, "--threads", 3)
-    assert "CPU, threads 3): for target cpu" in succeeds(*arguments).stderr
+def test_run_shows_its_threads_on_the_screen_and_in_json(tiny_bundle, clip, monkeypatch):
+    monkeypatch.setattr("mod_edge.native.onnx_session.usable_cores", lambda: 5)
+    arguments = ("run", tiny_bundle, "--source", clip, "--max-frames", 1, "--threads", 1)
+    assert "CPU, threads 1): for target cpu" in succeeds(*arguments).stderr
     summary = json.loads(succeeds(*arguments, "--json").stdout.splitlines()[-1])
-    assert summary["backend"].endswith("CPU, threads 3): for target cpu")
+    assert summary["backend"].endswith("CPU, threads 1): for target cpu")
+
+
+def test_more_threads_than_the_machine_has_cores_are_a_usage_error(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    use_threads(8)
+    with pytest.raises(typer.BadParameter, match="9 threads, but this machine has 8 cores"):
+        use_threads(9)
 
 
 def test_without_the_option_there_is_a_thread_per_usable_core(tiny_bundle, clip, monkeypatch):
@@ -36,7 +45,8 @@ def test_without_the_option_there_is_a_thread_per_usable_core(tiny_bundle, clip,
     assert "CPU, threads 5)" in result.stderr
 
 
-def test_the_option_sets_pytorchs_threads_too():
+def test_the_option_sets_pytorchs_threads_too(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
     use_threads(7)
     assert os.environ[VARIABLE] == "7"
 
