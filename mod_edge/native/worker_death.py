@@ -21,7 +21,8 @@ def cause_of(exit_code: int | None) -> str:
             "SIGKILL, usually out of memory; free some, or give the machine or container more, and "
             "run again"
         )
-    code = f"exit code {exit_code}"
+    code = "no exit code" if exit_code is None else f"exit code {exit_code}"
     if exit_code is not None and exit_code < 0:
-        code = signal.Signals(-exit_code).name
+        is_named = -exit_code in set(signal.Signals)
+        code = signal.Signals(-exit_code).name if is_named else f"signal {-exit_code}"
     return f"{code}; run again, and report a bug if it stays"

@@ -52,7 +52,10 @@ class EvaluatorRunner(BaseRunner):  # type: ignore[misc] # Polygraphy ships no t
             # onnx opens no links, and in the Hugging Face Hub's cache all files are links.
             for tensor in filter(uses_external_data, model.graph.initializer):
                 entries = {entry.key: entry for entry in tensor.external_data}
-                data = (self._path.parent / entries["location"].value).resolve()
+                location = entries["location"].value
+                if Path(location).name != location:  # the exporter writes them beside the graph
+                    raise ValueError(f"its weights are in {location!r}, outside its folder")
+                data = (self._path.parent / location).resolve()
                 entries["location"].value = data.name
                 load_external_data_for_tensor(tensor, str(data.parent))
             self._evaluator = ReferenceEvaluator(model)
