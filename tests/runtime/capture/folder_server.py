@@ -1,12 +1,11 @@
 """A web server for the files of a folder, with Range, that may stop in the middle."""
 
-import contextlib
-import http.server
-import threading
 import urllib.parse
 
+from tests.runtime.capture.local_server import LocalHandler, LocalServer
 
-class FolderServer(http.server.ThreadingHTTPServer):
+
+class FolderServer(LocalServer):
     """Serves a folder's files.
 
     Args:
@@ -17,38 +16,18 @@ class FolderServer(http.server.ThreadingHTTPServer):
         holds: whether the connection stays open after `limit` bytes.
     """
 
-    daemon_threads = True
-
     def __init__(self, folder, *, protocol="HTTP/1.0", limit=None, holds=False):
         handler = type("Handler", (FileHandler,), {"protocol_version": protocol})
-        super().__init__(("127.0.0.1", 0), handler)
-        self.address = f"127.0.0.1:{self.server_port}"
+        super().__init__(handler)
         self.folder = folder
         self.limit = limit
         self.holds = holds
-        self.is_over = threading.Event()
-
-    def __enter__(self):
-        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
-        return super().__enter__()
-
-    def __exit__(self, *exc_info):
-        self.is_over.set()
-        self.shutdown()
-        super().__exit__(*exc_info)
 
 
-class FileHandler(http.server.BaseHTTPRequestHandler):
+class FileHandler(LocalHandler):
     """Answers with the file, or the part of it that Range asks for."""
 
-    def log_message(self, *arguments):
-        pass
-
-    def handle(self):
-        with contextlib.suppress(ConnectionError):  # the client has disconnected
-            super().handle()
-
-    def do_GET(self):
+    def answer(self):
         whole = (self.server.folder / urllib.parse.unquote(self.path[1:])).read_bytes()
         first, _, last = self.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")
         begin, end = int(first), int(last) + 1 if last else len(whole)
