@@ -26,6 +26,7 @@ from mod_edge.native.package_faults import (
     PackageFault,
     check_package,
     reinstall,
+    uninstall_first,
 )
 from mod_edge.native.trt import how_to_install
 
@@ -120,7 +121,7 @@ def _check_onnxruntime(
             Finding(
                 "error",
                 f"{' and '.join(found)} are both installed and share the same files",
-                f"pip uninstall -y {' '.join(found)}, then {_install_onnxruntime()}",
+                uninstall_first(found) + _install_onnxruntime(),
             )
         ]
     if fault and not found:

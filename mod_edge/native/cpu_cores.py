@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from mod_edge.native.mountinfo import mounts
+
 PROC = Path("/proc")
 CGROUPS = Path("/sys/fs/cgroup")
 
@@ -83,19 +85,12 @@ def _groups(proc: Path) -> dict[bool, list[PurePosixPath]]:
 
 
 def _mounts(proc: Path, cgroups: Path) -> Iterator[tuple[bool, PurePosixPath, Path]]:
-    """(whether cgroup v2, root in its hierarchy, mount point) of every mount with CPU quotas.
-
-    The fields of mountinfo are described in proc_pid_mountinfo(5).
-    """
-    for line in _read(proc / "self" / "mountinfo").splitlines():
-        mount, _, file_system = line.partition(" - ")
-        if len(mount.split()) < 5 or len(file_system.split()) < 3:
-            continue
-        root, point = map(PurePosixPath, mount.split()[3:5])
-        kind, _, options = file_system.split()[:3]
-        has_quotas = kind == "cgroup2" or (kind == "cgroup" and "cpu" in options.split(","))
-        if has_quotas and point.is_relative_to(CGROUPS):
-            yield kind == "cgroup2", root, cgroups / point.relative_to(CGROUPS)
+    """(whether cgroup v2, root in its hierarchy, mount point) of every mount with CPU quotas."""
+    for mount in mounts(proc / "self" / "mountinfo"):
+        is_v2 = mount.file_system == "cgroup2"
+        has_quotas = is_v2 or (mount.file_system == "cgroup" and "cpu" in mount.options)
+        if has_quotas and mount.point.is_relative_to(CGROUPS):
+            yield is_v2, mount.root, cgroups / mount.point.relative_to(CGROUPS)
 
 
 def _quota(folder: Path) -> float | None:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from mod_edge.errors import ConfigError
+from mod_edge.unicode_text import lone_surrogate
 
 
 def native_path(path: Path) -> str:
@@ -24,8 +25,4 @@ def native_path(path: Path) -> str:
 
 def is_utf8(path: str | Path) -> bool:
     """Whether a path or address has no bytes that are not UTF-8."""
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return lone_surrogate(str(path)) is None

@@ -163,8 +163,12 @@ def replace_onnxruntime(extra: str) -> str:
         extra: "cpu" or "gpu".
     """
     found = _installed("onnxruntime")
-    remove = f"pip uninstall -y {' '.join(found)}, then " if found else ""
-    return remove + install_command(extra)
+    return (uninstall_first(found) if found else "") + install_command(extra)
+
+
+def uninstall_first(packages: list[str]) -> str:
+    """The beginning of the commands that replace `packages`."""
+    return f"pip uninstall -y {' '.join(packages)}, then "
 
 
 def reinstall(packages: list[str]) -> str:
@@ -172,7 +176,7 @@ def reinstall(packages: list[str]) -> str:
 
     Without --force-reinstall pip would answer that the package is there already.
     """
-    remove = f"pip uninstall -y {' '.join(packages)}, then " if len(packages) > 1 else ""
+    remove = uninstall_first(packages) if len(packages) > 1 else ""
     return f"{remove}pip install --force-reinstall --no-deps {packages[0]}"
 
 

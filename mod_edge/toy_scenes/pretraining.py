@@ -97,7 +97,7 @@ def pretrain_vision(
         SourceError: the photographs cannot be read.
         DataError: the process that draws the pictures died.
     """
-    if photographs:  # here: an error of the process that draws is told with its whole traceback
+    if photographs:  # checked here, because the drawing process would print a whole traceback
         VideoFile(photographs, fps=PHOTOGRAPH_FPS).close()
     workers: list[BaseProcess] = []
     try:

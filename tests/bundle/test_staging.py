@@ -60,6 +60,11 @@ def test_the_folder_has_the_permissions_of_any_new_folder(tmp_path):
     assert modes[0] == modes[1]  # tempfile's folders are closed to others
 
 
+def replace_with_new(target):
+    with staged_folder(target, kind=KIND, force=True) as folder:
+        (folder / "new").write_text("new")
+
+
 def end_half_way(target, error, *, force):
     with staged_folder(target, kind=KIND, force=force) as folder:
         (folder / "half").write_text("half")
@@ -209,12 +214,8 @@ def test_an_interrupt_while_the_old_folder_is_removed_leaves_nothing_of_it(
 
     monkeypatch.setattr(shutil, "rmtree", interrupted_once)
 
-    def fill():
-        with staged_folder(target, kind=KIND, force=True) as folder:
-            (folder / "new").write_text("new")
-
     with pytest.raises(KeyboardInterrupt):
-        fill()
+        replace_with_new(target)
     assert tree_of(tmp_path) == {"bundle": None, "bundle/new": "new"}
 
 
@@ -402,8 +403,7 @@ def image_layer(target, monkeypatch):
 
 
 def test_a_folder_of_an_image_layer_is_replaced(tmp_path, image_layer):
-    with staged_folder(image_layer, kind=KIND, force=True) as folder:
-        (folder / "new").write_text("new")
+    replace_with_new(image_layer)
     assert tree_of(tmp_path) == {"bundle": None, "bundle/new": "new"}
 
 
@@ -421,12 +421,8 @@ def test_an_interrupt_keeps_a_folder_of_an_image_layer(
 
     monkeypatch.setattr(Path, "rename", interrupted)
 
-    def fill():
-        with staged_folder(image_layer, kind=KIND, force=True) as folder:
-            (folder / "new").write_text("new")
-
     with pytest.raises(KeyboardInterrupt):
-        fill()
+        replace_with_new(image_layer)
     assert tree_of(tmp_path) == before
 
 
