@@ -24,6 +24,7 @@ SELECTIONS = ("learned", "uniform", "random")
 ROUTER_SCALINGS = ("full", "delta")
 DTYPES = ("float32", "bfloat16", "float16")
 ROPE_TYPES = ("default", "llama3")
+VISION_ACTIVATIONS = ("gelu_pytorch_tanh", "gelu", "quick_gelu")
 # Generous bounds, far beyond published models, that catch a slip in a unit or an exponent.
 FRAME_FPS_BOUNDS = (0.001, 1000)
 MAX_ROPE_FACTOR = 1e6
@@ -111,7 +112,15 @@ class TextConfig:
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """The SigLIP vision tower; `image_size` is the side of the square input in pixels."""
+    """The SigLIP vision tower and how pixels are normalised for it.
+
+    Attributes:
+        image_size: side of the square input in pixels.
+        hidden_act: of all MLPs, one of `VISION_ACTIVATIONS`: GELU approximated with tanh, exact
+            GELU, or x * sigmoid(1.702 x).
+        image_mean: subtracted from the red, green and blue of 0..1.
+        image_std: by which the result is divided.
+    """
 
     hidden_size: int
     intermediate_size: int
@@ -120,9 +129,25 @@ class VisionConfig:
     image_size: int
     patch_size: int
     layer_norm_eps: float = 1e-6
+    hidden_act: str = "gelu_pytorch_tanh"
+    image_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    image_std: tuple[float, float, float] = (0.5, 0.5, 0.5)
 
     def __post_init__(self) -> None:
         _require_positive(self, "vision_config")
+        _require_one_of("vision_config.hidden_act", self.hidden_act, VISION_ACTIVATIONS)
+        _require(
+            all(0 <= value <= 1 for value in self.image_mean),
+            "vision_config.image_mean",
+            list(self.image_mean),
+            "each 0 to 1, the range of pixels after division by 255",
+        )
+        _require(
+            all(0 < value < math.inf for value in self.image_std),
+            "vision_config.image_std",
+            list(self.image_std),
+            "each above 0",
+        )
         _require(
             self.hidden_size % self.num_attention_heads == 0,
             "vision_config.hidden_size",

@@ -53,6 +53,25 @@ def test_a_written_config_reads_back_equal(make_config, tmp_path, mod, rope_scal
     assert path.read_text().endswith("}\n")
 
 
+def test_a_vision_tower_of_others_reads_back_equal(make_config, tmp_path):
+    config = make_config()
+    vision = replace(
+        config.vision_config,
+        hidden_act="quick_gelu",
+        image_mean=(0.48145466, 0.4578275, 0.0),
+        image_std=(0.26862954, 0.26130258, 1.0),
+    )
+    path = tmp_path / "config.json"
+    write_config(replace(config, vision_config=vision), path)
+    assert read_config(path).vision_config == vision
+
+
+def test_a_vision_tower_without_later_fields_is_siglips(document, make_config):
+    for name in ("hidden_act", "image_mean", "image_std"):
+        del document["vision_config"][name]
+    assert config_from_dict(document) == make_config()
+
+
 def test_an_unknown_name_gets_the_nearest_known_one(document):
     document["mod_config"]["insertion"] = "interleave"
     message = message_of(document)
@@ -90,6 +109,16 @@ def test_values_that_are_not_positive_are_all_named(document):
         ("text_config", "num_hidden_layers", 0, "num_hidden_layers=0, wanted above 0"),
         ("vision_config", "num_attention_heads", 5, "a multiple of num_attention_heads=5"),
         ("vision_config", "patch_size", 60, "at least patch_size=60"),
+        ("vision_config", "hidden_act", "gelu_new", "one of gelu_pytorch_tanh, gelu, quick_gelu"),
+        ("vision_config", "image_mean", [0.5, 0.5], r"image_mean=.*wanted a list of 3 finite num"),
+        ("vision_config", "image_mean", 0.5, r"image_mean=0\.5, wanted a list of 3"),
+        ("vision_config", "image_mean", [124, 116, 104], r"\[124, 116, 104\], wanted each 0 to 1"),
+        (
+            "vision_config",
+            "image_std",
+            [0.2, 0, 0.2],
+            r"image_std=\[0\.2, 0, 0\.2\], wanted each ab",
+        ),
         ("stream_config", "frame_fps", 0, r"frame_fps=0, wanted 0\.001 to 1000"),
         ("stream_config", "frame_fps", 1e9, r"frame_fps=1000000000\.0, wanted 0\.001 to 1000"),
         ("stream_config", "frame_fps", 1e-9, r"frame_fps=1e-09, wanted 0\.001 to 1000"),
