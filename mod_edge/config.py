@@ -25,6 +25,8 @@ ROUTER_SCALINGS = ("full", "delta")
 DTYPES = ("float32", "bfloat16", "float16")
 ROPE_TYPES = ("default", "llama3")
 VISION_ACTIVATIONS = ("gelu_pytorch_tanh", "gelu", "quick_gelu")
+FRAME_RESIZES = ("letterbox", "stretch")
+FRAME_RESAMPLES = ("bicubic", "bilinear")
 # Generous bounds, far beyond published models, that catch a slip in a unit or an exponent.
 FRAME_FPS_BOUNDS = (0.001, 1000)
 MAX_ROPE_FACTOR = 1e6
@@ -112,7 +114,7 @@ class TextConfig:
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """The SigLIP vision tower and how pixels are normalised for it.
+    """The SigLIP vision tower and how a frame becomes its input.
 
     Attributes:
         image_size: side of the square input in pixels.
@@ -120,6 +122,11 @@ class VisionConfig:
             GELU, or x * sigmoid(1.702 x).
         image_mean: subtracted from the red, green and blue of 0..1.
         image_std: by which the result is divided.
+        frame_resize: one of `FRAME_RESIZES`: `letterbox` keeps the frame's aspect and fills the
+            rest of the square with black, as VideoLLM-online does; `stretch` resizes both sides to
+            `image_size`, as SigLIP's own processor does.
+        frame_resample: its kernel, one of `FRAME_RESAMPLES`, antialiased: SigLIP has bicubic,
+            SigLIP 2 bilinear.
     """
 
     hidden_size: int
@@ -132,10 +139,14 @@ class VisionConfig:
     hidden_act: str = "gelu_pytorch_tanh"
     image_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     image_std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    frame_resize: str = "letterbox"
+    frame_resample: str = "bicubic"
 
     def __post_init__(self) -> None:
         _require_positive(self, "vision_config")
         _require_one_of("vision_config.hidden_act", self.hidden_act, VISION_ACTIVATIONS)
+        _require_one_of("vision_config.frame_resize", self.frame_resize, FRAME_RESIZES)
+        _require_one_of("vision_config.frame_resample", self.frame_resample, FRAME_RESAMPLES)
         _require(
             all(0 <= value <= 1 for value in self.image_mean),
             "vision_config.image_mean",

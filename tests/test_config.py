@@ -60,6 +60,8 @@ def test_a_vision_tower_of_others_reads_back_equal(make_config, tmp_path):
         hidden_act="quick_gelu",
         image_mean=(0.48145466, 0.4578275, 0.0),
         image_std=(0.26862954, 0.26130258, 1.0),
+        frame_resize="stretch",
+        frame_resample="bilinear",
     )
     path = tmp_path / "config.json"
     write_config(replace(config, vision_config=vision), path)
@@ -67,7 +69,8 @@ def test_a_vision_tower_of_others_reads_back_equal(make_config, tmp_path):
 
 
 def test_a_vision_tower_without_later_fields_is_siglips(document, make_config):
-    for name in ("hidden_act", "image_mean", "image_std"):
+    later = ("hidden_act", "image_mean", "image_std", "frame_resize", "frame_resample")
+    for name in later:
         del document["vision_config"][name]
     assert config_from_dict(document) == make_config()
 
@@ -110,6 +113,8 @@ def test_values_that_are_not_positive_are_all_named(document):
         ("vision_config", "num_attention_heads", 5, "a multiple of num_attention_heads=5"),
         ("vision_config", "patch_size", 60, "at least patch_size=60"),
         ("vision_config", "hidden_act", "gelu_new", "one of gelu_pytorch_tanh, gelu, quick_gelu"),
+        ("vision_config", "frame_resize", "crop", "'crop', wanted one of letterbox, stretch"),
+        ("vision_config", "frame_resample", "lanczos", "wanted one of bicubic, bilinear"),
         ("vision_config", "image_mean", [0.5, 0.5], r"image_mean=.*wanted a list of 3 finite num"),
         ("vision_config", "image_mean", 0.5, r"image_mean=0\.5, wanted a list of 3"),
         ("vision_config", "image_mean", [124, 116, 104], r"\[124, 116, 104\], wanted each 0 to 1"),

@@ -27,7 +27,7 @@ from mod_edge.errors import DataError
 from mod_edge.model.vision import FrameEncoder, pooling_matrix
 from mod_edge.native.worker_death import death_of
 from mod_edge.runtime.capture.video_file import VideoFile
-from mod_edge.runtime.preprocess import letterbox
+from mod_edge.runtime.preprocess import fit_frame
 from mod_edge.toy_scenes.render import PHOTOGRAPH_FPS, Image, Renderer, photographs_of
 from mod_edge.toy_scenes.scene import COLOURS, SHAPES, Look
 from mod_edge.toy_scenes.scene_generator import write_scene
@@ -232,7 +232,7 @@ class Pictures(IterableDataset[dict[str, Tensor]]):
             for time_s in rng.uniform(0, SCENE_S, PICTURES_A_SCENE):
                 quality = int(rng.integers(*JPEG_QUALITY))
                 picture = np.empty((side, side, 3), np.uint8)
-                letterbox(_compressed(renderer.frame(time_s), quality), picture)
+                fit_frame(_compressed(renderer.frame(time_s), quality), picture, vision)
                 owners = renderer.owners(time_s, OWNER_CELLS * vision.grid_size)
                 yield {
                     "picture": torch.from_numpy(picture),
