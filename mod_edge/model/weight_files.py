@@ -1,8 +1,8 @@
 """The safetensors files of a checkpoint's folder, whoever wrote it: its tensors by name.
 
-Weights are in one file, or in several that Hugging Face's index lists. Links are followed: the
-Hugging Face Hub's cache is made of them. Buffers that every model computes itself (`BUFFERS`) are
-omitted.
+Weights are in one file, in several that Hugging Face's index lists, or in files that the caller
+names. Links are followed: the Hugging Face Hub's cache is made of them. Buffers that every model
+computes itself (`BUFFERS`) are omitted.
 """
 
 import json
@@ -73,21 +73,16 @@ class WeightFiles:
         tensors: all tensors but `BUFFERS`, by name.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Find the files and read their headers.
-
-        Args:
-            path: a folder, or one safetensors file of any name.
+    def __init__(self, folder: Path, files: Sequence[Path] = ()) -> None:
+        """Read the headers of `files`, or of the files that are found in `folder`.
 
         Raises:
             CheckpointError: files are missing, damaged, unreadable or contradict each other.
         """
-        self._path = path
-        if path.is_dir():
-            self.files = _chosen_files(path)
-        else:
-            require_files(path.parent, [path])
-            self.files = [path]
+        self._folder = folder
+        if files:
+            require_files(folder, files)
+        self.files = list(files) or _chosen_files(folder)
         self.tensors: Mapping[str, StoredTensor] = _stored_tensors(self.files)
 
     def read(self, name: str) -> Tensor:
@@ -114,7 +109,7 @@ class WeightFiles:
         """
         found = ((name, self.tensors[name]) for name in names)
         faults = [not_finite_fault(name, _blocks(stored), stored.dtype) for name, stored in found]
-        raise_not_finite(self._path, [fault for fault in faults if fault])
+        raise_not_finite(self._folder, [fault for fault in faults if fault])
 
 
 def not_finite_fault(name: str, blocks: Iterable[memoryview], dtype: str) -> str | None:
@@ -154,13 +149,21 @@ def raise_not_finite(path: Path, faults: Sequence[str]) -> None:
         )
 
 
+def same_data(one: StoredTensor, other: StoredTensor) -> bool:
+    """Whether two tensors have the same dims, dtype and bytes, compared a block at a time."""
+    if (one.shape, one.dtype) != (other.shape, other.dtype):
+        return False
+    blocks = zip(_blocks(one), _blocks(other), strict=True)
+    return all(ours == theirs for ours, theirs in blocks)
+
+
 def tied_head_fault(tensors: Mapping[str, StoredTensor]) -> str | None:
     """What is wrong with the head of a model whose config ties it to the embedding.
 
     Some tools write a tied head as well, which is harmless: a copy of the embedding is dropped.
     """
     head, embedding = tensors.get(HEAD_WEIGHT), tensors.get(EMBEDDING_WEIGHT)
-    if head is None or embedding is None or _same_data(head, embedding):
+    if head is None or embedding is None or same_data(head, embedding):
         return None
     return (
         f"{HEAD_WEIGHT!r} ({head}) is not the same as {EMBEDDING_WEIGHT!r} ({embedding}), although "
@@ -233,7 +236,7 @@ def _difference(ours: Mapping[str, StoredTensor], theirs: Mapping[str, StoredTen
         name = min(unshared)
         return f"only {({**ours, **theirs})[name].file.name} has {name!r}"
     for name, stored in ours.items():
-        if not _same_data(stored, theirs[name]):
+        if not same_data(stored, theirs[name]):
             return f"{name!r} ({stored}) is not the same as {theirs[name]}"
     return ""
 
@@ -298,10 +301,3 @@ def _blocks(stored: StoredTensor) -> Iterator[memoryview]:
                 yield block
     except OSError as exc:
         raise unreadable(stored.file, exc) from exc
-
-
-def _same_data(one: StoredTensor, other: StoredTensor) -> bool:
-    if (one.shape, one.dtype) != (other.shape, other.dtype):
-        return False
-    blocks = zip(_blocks(one), _blocks(other), strict=True)
-    return all(ours == theirs for ours, theirs in blocks)

@@ -75,16 +75,6 @@ def test_every_tensor_is_read_as_it_was_written(tmp_path, write):
 # ---- one file, or several with an index ----
 
 
-def test_a_file_of_any_name_is_read_alone(tmp_path):
-    tensors = some_tensors()
-    save_file(tensors, tmp_path / "connector.safetensors")
-    weights = WeightFiles(tmp_path / "connector.safetensors")
-    assert weights.tensors.keys() == tensors.keys()
-    assert all(torch.equal(weights.read(name), tensors[name]) for name in tensors)
-    with pytest.raises(CheckpointError, match=r"none\.safetensors is missing"):
-        WeightFiles(tmp_path / "none.safetensors")
-
-
 def test_an_index_of_the_single_file_is_fine(tmp_path):
     write_single(tmp_path, some_tensors())
     write_index(tmp_path, dict.fromkeys(some_tensors(), WEIGHTS_FILE))

@@ -19,12 +19,11 @@ from mod_edge.model.checkpoint_folder import (
     require_files,
     unreadable,
 )
+from mod_edge.model.importing.single_file import PICKLE_SUFFIXES
 from mod_edge.model.weight_files import FLOAT_DTYPES, StoredTensor, WeightFiles
 
 KIND = "Hugging Face model"  # as messages call the folder
 ADAPTER_CONFIG_FILE = "adapter_config.json"
-# Endings of files that PyTorch pickles weights into. Unpickling runs code of the file's author.
-PICKLE_SUFFIXES = (".bin", ".pt", ".pth")
 PICKLE_STEMS = ("pytorch_model", "model", "consolidated")
 # config.json's description of packed weights; the second name is an older one.
 QUANTIZATION_FIELDS = ("quantization_config", "compression_config")
