@@ -22,6 +22,7 @@ INSERTIONS = ("interleaved", "all", "interleaved_deep", "all_deep")
 BASELINES = ("early_exit", "layer_skip")
 SELECTIONS = ("learned", "uniform", "random")
 ROUTER_SCALINGS = ("full", "delta")
+CHAT_STRINGS = ("system", "stream_start", "query", "generation", "reply")
 DTYPES = ("float32", "bfloat16", "float16")
 ROPE_TYPES = ("default", "llama3")
 # Generous bounds, far beyond published models, that catch a slip in a unit or an exponent.
@@ -193,11 +194,60 @@ class MoDConfig:
 
 
 @dataclass(frozen=True)
+class ChatTemplate:
+    """The strings of a conversation; each begins where the one before it ended.
+
+    The defaults are VideoLLM-online's, which are plain text. In other templates some parts are
+    control tokens. What people write for `{system}`, `{query}` and `{reply}` is always text.
+
+    Attributes:
+        system: the system turn, with `{system}`; opens every conversation.
+        stream_start: opens a run of frames.
+        query: a user's turn, with `{query}`.
+        generation: prompts for the model's turn, which ends with the end token.
+        reply: what the model says there, with `{reply}`; nothing for an empty reply.
+        control_tokens: the parts of these strings that are control tokens.
+    """
+
+    system: str = "{system}\n"
+    stream_start: str = "\n["
+    query: str = "\nUser: {query}"
+    generation: str = "\nAssistant:"
+    reply: str = " {reply}"
+    control_tokens: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        strings = {name: getattr(self, name) for name in CHAT_STRINGS}
+        for name, text in strings.items():
+            _require_text(f"chat_template.{name}", text)
+        for name in ("system", "query", "reply"):
+            placeholder = f"{{{name}}}"
+            _require(
+                strings[name].count(placeholder) == 1,
+                f"chat_template.{name}",
+                strings[name],
+                f"{placeholder} once, for the text of that turn",
+            )
+        for name in ("stream_start", "generation"):
+            _require(strings[name] != "", f"chat_template.{name}", "", "at least one token")
+        for token in self.control_tokens:
+            _require_text("chat_template.control_tokens", token)
+            _require(
+                token != "" and any(token in text for text in strings.values()),
+                "chat_template.control_tokens",
+                token,
+                f"control tokens that occur in {', '.join(strings)}",
+            )
+
+
+@dataclass(frozen=True)
 class StreamConfig:
     """The streaming protocol's strings, ids and rates (VideoLLM-online, `LiveConfigMixin`).
 
     Attributes:
         system_prompt: opens every stream, after `bos_token_id`.
+        bos_token_id: the first token of a conversation; None if it has no token of its own there.
+        eos_token_id: ends a reply, predicted and fed.
         frame_token_interval: between two frames; predicting it means "stay silent". One token, or
             empty: then nothing stands between two frames, and predicting the end token means
             silence (the published one-token model, "live1").
@@ -205,10 +255,12 @@ class StreamConfig:
         stream_end: closes the frames; predicting it means "speak". One token.
         frame_token_interval_threshold: the model speaks when P(silent) is below it; 0..1.
         frame_fps: frames per second of video that the model sees.
+        chat_template: the strings around prompts and replies.
+        stop_token_ids: further tokens that end a reply; `eos_token_id` is fed in their place.
     """
 
     system_prompt: str
-    bos_token_id: int
+    bos_token_id: int | None
     eos_token_id: int
     frame_token_interval: str
     frame_token_interval_id: int | None
@@ -216,12 +268,12 @@ class StreamConfig:
     stream_end_id: int
     frame_token_interval_threshold: float = 0.725
     frame_fps: float = 2.0
+    chat_template: ChatTemplate = dataclasses.field(default_factory=ChatTemplate)
+    stop_token_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("system_prompt", "frame_token_interval", "stream_end"):
-            text = getattr(self, name)
-            fault = lone_surrogate(text)
-            _require(fault is None, f"stream_config.{name}", text, f"Unicode text, but {fault}")
+            _require_text(f"stream_config.{name}", getattr(self, name))
         threshold = self.frame_token_interval_threshold
         _require(
             0 <= threshold <= 1,
@@ -247,17 +299,18 @@ class StreamConfig:
             self.stream_end_id,
             f"a token other than {silent}, or silent and speak are the same",
         )
-        ids = {
-            name: getattr(self, name)
-            for name in ("bos_token_id", "frame_token_interval_id", "stream_end_id")
+        decisions = {
+            name: getattr(self, name) for name in ("frame_token_interval_id", "stream_end_id")
         }
-        same = [name for name, token_id in ids.items() if token_id == self.eos_token_id]
-        _require(
-            not same,
-            "stream_config.eos_token_id",
-            self.eos_token_id,
-            f"a token other than {', '.join(same)}: it marks the end of a reply alone",
-        )
+        ends = {"eos_token_id": (self.eos_token_id,), "stop_token_ids": self.stop_token_ids}
+        for field, ids in ends.items():
+            same = [name for name, token_id in decisions.items() if token_id in ids]
+            _require(
+                not same,
+                f"stream_config.{field}",
+                getattr(self, field),
+                f"a token other than {', '.join(same)}: it marks the end of a reply alone",
+            )
 
     @property
     def interval_ids(self) -> tuple[int, ...]:
@@ -305,18 +358,20 @@ class ModelConfig:
                 list(pooled),
                 f"two sides, each 1 to {grid} (the patches along a side)",
             )
+        limit = self.text_config.vocab_size
         for name in (
             "bos_token_id",
             "eos_token_id",
             "frame_token_interval_id",
             "stream_end_id",
+            "stop_token_ids",
         ):
-            token_id = getattr(self.stream_config, name)
-            limit = self.text_config.vocab_size
+            value = getattr(self.stream_config, name)
+            ids = value if isinstance(value, tuple) else (value,)
             _require(
-                token_id is None or 0 <= token_id < limit,
+                all(token_id is None or 0 <= token_id < limit for token_id in ids),
                 f"stream_config.{name}",
-                token_id,
+                value,
                 f"0 to {limit - 1} (vocab_size is {limit})",
             )
         if self.mod_config is not None and self.mod_config.insertion == "early_exit":
@@ -445,6 +500,11 @@ def write_config(config: ModelConfig, path: Path) -> None:
 def _require(is_met: bool, name: str, got: object, wanted: str) -> None:
     if not is_met:
         raise ConfigError(f"{name}={shortened(got)}, wanted {wanted}")
+
+
+def _require_text(name: str, text: str) -> None:
+    fault = lone_surrogate(text)
+    _require(fault is None, name, text, f"Unicode text, but {fault}")
 
 
 def _require_one_of(name: str, got: str, known: tuple[str, ...]) -> None:

@@ -8,6 +8,7 @@ import pytest
 from mod_edge.config import (
     BASELINES,
     ROUTER_SCALINGS,
+    ChatTemplate,
     MoDConfig,
     RopeScaling,
     config_from_dict,
@@ -16,6 +17,7 @@ from mod_edge.config import (
     write_config,
 )
 from mod_edge.errors import ConfigError
+from mod_edge.plan.chat import TEMPLATES
 from tests.frame_layouts import one_token, without_interval
 
 
@@ -114,6 +116,7 @@ def test_values_that_are_not_positive_are_all_named(document):
         ),
         ("stream_config", "eos_token_id", 67, r"0 to 66 \(vocab_size is 67\)"),
         ("stream_config", "bos_token_id", -1, "bos_token_id=-1, wanted 0 to 66"),
+        ("stream_config", "stop_token_ids", [5, 67], r"ids=\(5, 67\), wanted 0 to 66"),
     ],
 )
 def test_a_wrong_value_is_named_with_the_allowed_ones(document, section, field, value, fault):
@@ -168,12 +171,59 @@ def test_an_unknown_rope_type_is_not_asked_for_the_fields_of_a_known_one(documen
     assert "missing" not in message_of(document)
 
 
-@pytest.mark.parametrize("other", ["bos_token_id", "frame_token_interval_id", "stream_end_id"])
+@pytest.mark.parametrize("other", ["frame_token_interval_id", "stream_end_id"])
 def test_the_end_of_a_reply_is_a_token_of_its_own(document, other):
     stream = document["stream_config"]
     stream["eos_token_id"] = stream[other]
     says = f"stream_config.eos_token_id={stream[other]}, wanted a token other than {other}: "
     assert says in message_of(document)
+    stream.update(eos_token_id=1, stop_token_ids=[5, stream[other]])
+    assert f"stream_config.stop_token_ids=(5, {stream[other]}), wanted" in message_of(document)
+
+
+@pytest.mark.parametrize("bos", [None, 1])
+def test_a_conversation_may_have_no_first_token_or_begin_with_the_end_token(document, bos):
+    document["stream_config"]["bos_token_id"] = bos
+    assert config_from_dict(document).stream_config.bos_token_id == bos
+
+
+# ---- the chat template ----
+
+
+def test_a_config_without_a_chat_template_has_the_published_strings(document):
+    stream = document["stream_config"]
+    del stream["chat_template"], stream["stop_token_ids"]
+    read = config_from_dict(document).stream_config
+    assert read.chat_template == ChatTemplate(
+        "{system}\n", "\n[", "\nUser: {query}", "\nAssistant:", " {reply}", ()
+    )
+    assert read.stop_token_ids == ()
+
+
+def test_a_chat_template_reads_back_equal(make_config, tmp_path):
+    stream = replace(make_config().stream_config, chat_template=TEMPLATES["chatml"])
+    config = replace(make_config(), stream_config=replace(stream, stop_token_ids=(7, 66)))
+    path = tmp_path / "config.json"
+    write_config(config, path)
+    assert read_config(path) == config
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "fault"),
+    [
+        ("system", "None\n", r"system='None\\n', wanted {system} once"),
+        ("query", "{query}{query}", "query='{query}{query}', wanted {query} once"),
+        ("reply", "", "reply='', wanted {reply} once"),
+        ("stream_start", "", "stream_start='', wanted at least one token"),
+        ("generation", "a\ud800", r"generation='a\\ud800', wanted Unicode text"),
+        ("control_tokens", ["<|im_start|>"], "control_tokens='<|im_start|>', wanted control token"),
+        ("control_tokens", [""], "control_tokens='', wanted control tokens that occur in system, "),
+        ("queries", "", "unknown field 'stream_config.chat_template.queries', did you mean 'query"),
+    ],
+)
+def test_a_wrong_string_of_a_chat_template_is_named(document, field, value, fault):
+    document["stream_config"]["chat_template"][field] = value
+    assert fault.replace("\\\\", "\\") in message_of(document)
 
 
 @pytest.mark.parametrize(
