@@ -24,7 +24,12 @@ SELECTIONS = ("learned", "uniform", "random")
 ROUTER_SCALINGS = ("full", "delta")
 CHAT_STRINGS = ("system", "stream_start", "query", "generation", "reply")
 DTYPES = ("float32", "bfloat16", "float16")
-ROPE_TYPES = ("default", "llama3")
+ROPE_TYPES = ("default", "linear", "llama3")
+LLAMA3_ROPE_FIELDS = (
+    "low_freq_factor",
+    "high_freq_factor",
+    "original_max_position_embeddings",
+)
 # Generous bounds, far beyond published models, that catch a slip in a unit or an exponent.
 FRAME_FPS_BOUNDS = (0.001, 1000)
 MAX_ROPE_FACTOR = 1e6
@@ -39,39 +44,74 @@ HEAD_WEIGHT = "lm_head.weight"
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """Llama 3's RoPE scaling (`rope_type` "llama3" in Hugging Face configs)."""
+    """A scaling of RoPE's frequencies, as Hugging Face configs name it.
+
+    Attributes:
+        factor: what frequencies are divided by: all of them (`linear`), or the low ones (`llama3`).
+        low_freq_factor: for `llama3` alone, as are the next two.
+        high_freq_factor: the frequencies that turn more often are kept.
+        original_max_position_embeddings: the positions over which turns are counted.
+        rope_type: `linear` or `llama3` (Llama 3.1 and later).
+    """
 
     factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_max_position_embeddings: int
+    low_freq_factor: float | None = None
+    high_freq_factor: float | None = None
+    original_max_position_embeddings: int | None = None
     rope_type: str = "llama3"
 
     def __post_init__(self) -> None:
-        _require(self.rope_type == "llama3", "rope_scaling.rope_type", self.rope_type, "llama3")
+        _require_one_of("rope_scaling.rope_type", self.rope_type, ROPE_TYPES[1:])
         _require(
             1 <= self.factor <= MAX_ROPE_FACTOR,
             "rope_scaling.factor",
             self.factor,
             f"1 to {MAX_ROPE_FACTOR:g}",
         )
+        is_llama3 = self.rope_type == "llama3"
+        wanted = f"{'a number' if is_llama3 else 'none'} with rope_type {self.rope_type}"
+        faults = [
+            f"rope_scaling.{name}={value!r}, wanted {wanted}"
+            for name in LLAMA3_ROPE_FIELDS
+            if ((value := getattr(self, name)) is not None) != is_llama3
+        ]
+        if faults:
+            raise ConfigError("; ".join(faults))
+        if is_llama3:
+            self._check_llama3()
+
+    @property
+    def llama3(self) -> tuple[float, float, int]:
+        """What `llama3` alone has: the two frequency factors, low first, and the positions."""
+        assert self.low_freq_factor is not None
+        assert self.high_freq_factor is not None
+        assert self.original_max_position_embeddings is not None
+        return self.low_freq_factor, self.high_freq_factor, self.original_max_position_embeddings
+
+    def _check_llama3(self) -> None:
+        low, high, num_positions = self.llama3
         _require(
-            self.original_max_position_embeddings >= 1,
+            num_positions >= 1,
             "rope_scaling.original_max_position_embeddings",
-            self.original_max_position_embeddings,
+            num_positions,
             "at least 1",
         )
         _require(
-            0 < self.low_freq_factor < self.high_freq_factor,
+            0 < low < high,
             "rope_scaling.low_freq_factor",
-            self.low_freq_factor,
-            f"above 0 and below high_freq_factor={self.high_freq_factor}",
+            low,
+            f"above 0 and below high_freq_factor={high}",
         )
 
 
 @dataclass(frozen=True)
 class TextConfig:
-    """The Llama decoder."""
+    """The decoder: Llama's, with what Qwen2 and Qwen3 add to its attention.
+
+    Attributes:
+        attention_bias: the q, k and v projections have biases, the o projection has none (Qwen2).
+        qk_norm: each head's query and key pass an RMSNorm before RoPE (Qwen3).
+    """
 
     hidden_size: int
     intermediate_size: int
@@ -84,6 +124,8 @@ class TextConfig:
     rope_theta: float = 500000.0
     rope_scaling: RopeScaling | None = None
     tie_word_embeddings: bool = False
+    attention_bias: bool = False
+    qk_norm: bool = False
 
     def __post_init__(self) -> None:
         _require_positive(self, "text_config")
