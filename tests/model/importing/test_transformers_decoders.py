@@ -4,7 +4,6 @@ transformers writes each folder, sharded, and computes it. Ours are the referenc
 of that folder, and its exported graphs in ONNX Runtime, both fed a prompt and then their own text.
 """
 
-import json
 import zlib
 from dataclasses import dataclass
 from functools import partial
@@ -15,13 +14,14 @@ import torch
 import transformers
 
 from mod_edge.bundle.bundle import open_bundle
-from mod_edge.config import ModelConfig, RopeScaling, TextConfig
+from mod_edge.config import ModelConfig
 from mod_edge.export import bundle_writer as bundle_module
 from mod_edge.export.bundle_writer import export_bundle
 from mod_edge.model.checkpoint import Checkpoint, tensor_shapes
 from mod_edge.model.checkpoint_writer import write_checkpoint
+from mod_edge.model.importing.decoder import decoder_tensors, text_config_of
+from mod_edge.model.importing.source_folder import SourceFolder
 from mod_edge.model.presets import VIT_TINY_64, preset_config, random_tensor
-from mod_edge.model.weight_files import WeightFiles
 from mod_edge.plan.graph_kind import HEAD, VISION
 from mod_edge.plan.kv_window import Rows
 from mod_edge.plan.layout import step_layout
@@ -65,7 +65,6 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,  # short enough to use all three ranges
 }
-QWENS_FIELDS = {"Qwen2ForCausalLM": {"attention_bias": True}, "Qwen3ForCausalLM": {"qk_norm": True}}
 
 DECODERS = {
     # transformers wants heads that divide hidden_size here, and here alone.
@@ -146,41 +145,23 @@ def random_decoder(architecture, fields):
 
 
 def checkpoint_of(theirs, ours):
-    """Our checkpoint with the decoder's tensors from the folder `theirs`, without MoD."""
-    text = text_config_of(json.loads((theirs / "config.json").read_text()))
+    """Our checkpoint with the decoder of the folder `theirs`, without MoD."""
+    source = SourceFolder(theirs)
+    text = text_config_of(source.config, "config.json")
+    tensors = decoder_tensors(source, text)
+    assert len(source.weights.files) > 1
     tokenizer = preset_tokenizer(text.vocab_size)
     config = ModelConfig(text, VIT_TINY_64, stream_config_of(tokenizer))
-    weights, shapes = WeightFiles(theirs), tensor_shapes(config)
-    assert len(weights.files) > 1
-    assert weights.tensors.keys() == {
-        name for name in shapes if name.startswith(("model.", "lm_head."))
-    }
+    shapes = tensor_shapes(config)
 
     def tensor_of(name):
-        if name in weights.tensors:
-            return weights.read(name)
+        if name in tensors:
+            return source.weights.read(tensors[name])
         return random_tensor(config, name, shapes[name], seed=0)
 
     ours.mkdir()
     write_checkpoint(ours, config, tokenizer, tensor_of)
     return Checkpoint(ours)
-
-
-def text_config_of(theirs):
-    """The fields of ours that a config.json of transformers holds."""
-    rope = dict(theirs["rope_parameters"])
-    theta, kind = rope.pop("rope_theta"), rope["rope_type"]
-    (architecture,) = theirs["architectures"]
-    return TextConfig(
-        *(theirs[name] for name in ("hidden_size", "intermediate_size", "num_hidden_layers")),
-        *(theirs[name] for name in ("num_attention_heads", "num_key_value_heads", "head_dim")),
-        vocab_size=theirs["vocab_size"],
-        rms_norm_eps=theirs["rms_norm_eps"],
-        rope_theta=theta,
-        rope_scaling=None if kind == "default" else RopeScaling(**rope),
-        tie_word_embeddings=theirs["tie_word_embeddings"],
-        **QWENS_FIELDS.get(architecture, {}),
-    )
 
 
 def greedy_text(step):
