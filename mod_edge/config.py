@@ -27,6 +27,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 VISION_ACTIVATIONS = ("gelu_pytorch_tanh", "gelu", "quick_gelu")
 FRAME_RESIZES = ("letterbox", "stretch")
 FRAME_RESAMPLES = ("bicubic", "bilinear")
+UNTRAINED_PARTS = ("connector", "router")
 ROPE_TYPES = ("default", "linear", "llama3")
 LLAMA3_ROPE_FIELDS = (
     "low_freq_factor",
@@ -409,6 +410,9 @@ class ModelConfig:
 
     A frame's tokens are the "CLS" token (`frame_token_cls`) and a grid of `frame_token_pooled`
     cells; at least one of the two.
+
+    `untrained_parts` names the parts whose weights are stand-ins that an import made, because no
+    file had them; the names of their tensors contain the part's.
     """
 
     text_config: TextConfig
@@ -418,9 +422,12 @@ class ModelConfig:
     frame_token_cls: bool = True
     frame_token_pooled: tuple[int, int] | None = (3, 3)
     dtype: str = "float32"
+    untrained_parts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _require_one_of("dtype", self.dtype, DTYPES)
+        for part in self.untrained_parts:
+            _require_one_of("untrained_parts", part, UNTRAINED_PARTS)
         grid, pooled = self.vision_config.grid_size, self.frame_token_pooled
         if pooled is None:
             _require(

@@ -53,6 +53,7 @@ def test_a_written_config_reads_back_equal(make_config, tmp_path, mod, rope_scal
     text = {"tie_word_embeddings": True, "attention_bias": True, "qk_norm": True}
     config = make_config(mod=mod, rope_scaling=rope_scaling, **text)
     config = replace(config, frame_token_pooled=(2, 3), frame_token_cls=False, dtype="bfloat16")
+    config = replace(config, untrained_parts=("router",))
     path = tmp_path / "config.json"
     write_config(config, path)
     assert read_config(path) == config
@@ -110,6 +111,12 @@ def test_values_that_are_not_positive_are_all_named(document):
 @pytest.mark.parametrize(
     ("section", "field", "value", "fault"),
     [
+        (
+            None,
+            "untrained_parts",
+            ["vision"],
+            "untrained_parts='vision', wanted one of connector, router",
+        ),
         (None, "model_type", "llama", "model_type='llama', wanted videollm_mod"),
         (None, "dtype", "fp16", "dtype='fp16', wanted one of float32, bfloat16, float16"),
         (None, "frame_token_pooled", [3, 5], r"frame_token_pooled=.*each 1 to 4"),
