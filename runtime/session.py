@@ -28,7 +28,7 @@ from mod_edge.runtime.events import (
     TextEvent,
 )
 from mod_edge.runtime.loaded_model import FrameEmbeds, LoadedModel, StreamState
-from mod_edge.runtime.preprocess import Placement, letterbox
+from mod_edge.runtime.preprocess import Placement, fit_frame
 from mod_edge.runtime.queries import Query, QueryQueue
 from mod_edge.runtime.stats import Latencies
 from mod_edge.runtime.stepper import Stepper
@@ -221,8 +221,9 @@ class Session:
     def _watch(self, batch: list[Frame]) -> Iterator[Event]:
         """Encode the batch's frames once and feed them in as few steps as decisions allow."""
         started = time.perf_counter()
+        vision = self.config.vision_config
         seen = [
-            SeenFrame(frame, letterbox(frame.image, pixels))
+            SeenFrame(frame, fit_frame(frame.image, pixels, vision))
             for frame, pixels in zip(batch, self._pixels, strict=False)
         ]
         boxed = time.perf_counter()
@@ -326,11 +327,11 @@ class Session:
         if self.window.sink_is_open:  # the standing instruction ends it
             self.window.close_sink()
         words = ReplyText(self._tokenizer)
-        eos, ids = self.config.stream_config.eos_token_id, list[int]()
+        stop_ids, ids = self._protocol.stop_ids, list[int]()
         token_id = int(logits.argmax())
         first_token_ms = 1000 * (time.perf_counter() - started)
         tokens_ms = 0.0  # of the steps alone, without the caller's time between events
-        while token_id != eos:
+        while token_id not in stop_ids:
             ids.append(token_id)
             yield from self._take_rolls()
             yield TextEvent(self._time_s, words.add(token_id), token_id)
@@ -341,7 +342,8 @@ class Session:
             tokens_ms += 1000 * (time.perf_counter() - started)
         if rest := words.finish():
             yield TextEvent(self._time_s, rest, ids[-1])
-        is_cut = token_id != eos
+        is_cut = token_id not in stop_ids
+        eos = self.config.stream_config.eos_token_id
         self._protocol.note_reply([token_id, eos] if is_cut else [eos])
         self._num_replies += 1
         self._num_reply_tokens += len(ids)

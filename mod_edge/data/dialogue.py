@@ -17,7 +17,6 @@ from tokenizers import Tokenizer
 from mod_edge.config import StreamConfig
 from mod_edge.data.clips import Clip, Line
 from mod_edge.plan.protocol import Decision, Protocol
-from mod_edge.plan.tokenizer import text_ids
 
 ROUNDING_S = 1e-3  # a time of 4.5000001 s belongs to the frame at 4.5 s
 
@@ -121,8 +120,6 @@ class Script:
 
     def __init__(self, config: StreamConfig, tokenizer: Tokenizer) -> None:
         """The script of a new stream."""
-        self._config = config
-        self._tokenizer = tokenizer
         self._protocol = Protocol(config, tokenizer, threshold=0)
 
     def frames(self, turn: Turn) -> Iterator[Piece]:
@@ -141,8 +138,7 @@ class Script:
     def reply(self, turn: Turn) -> Text:
         """Prompt, reply and end token, which the runtime feeds with the next frame."""
         prompt = self._protocol.response_prompt(turn.query)
-        words = f" {turn.reply}" if turn.reply else ""
-        learned = [*text_ids(self._tokenizer, words), self._config.eos_token_id]
+        learned = self._protocol.reply_ids(turn.reply)
         self._protocol.note_reply([])
         return Text((*prompt, *learned), len(learned))
 

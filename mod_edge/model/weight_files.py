@@ -6,7 +6,6 @@ computes itself (`BUFFERS`) are omitted.
 """
 
 import json
-import math
 import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -108,19 +107,46 @@ class WeightFiles:
         Raises:
             CheckpointError: names every tensor with NaN or infinite weights.
         """
-        faults = []
-        for name in names:
-            stored = self.tensors[name]
-            num_nan, num_infinite = _count_not_finite(stored)
-            if num_nan or num_infinite:
-                total = math.prod(stored.shape)
-                faults.append(f"{name!r} ({num_nan} NaN, {num_infinite} infinite of {total})")
-        if faults:
-            raise CheckpointError(
-                f"{self._folder}: weights are not finite numbers: "
-                f"{joined_faults(faults, NUM_FAULTS_SHOWN)}; the file is damaged or the training "
-                f"diverged: {COPY_AGAIN}, or use an earlier one"
-            )
+        found = ((name, self.tensors[name]) for name in names)
+        faults = [not_finite_fault(name, _blocks(stored), stored.dtype) for name, stored in found]
+        raise_not_finite(self._folder, [fault for fault in faults if fault])
+
+
+def not_finite_fault(name: str, blocks: Iterable[memoryview], dtype: str) -> str | None:
+    """How many of a tensor's weights are not finite numbers, as a fault; None if all are.
+
+    Args:
+        name: of the tensor.
+        blocks: its bytes, in blocks of whole weights that stay in a processor's cache.
+        dtype: a key of `FLOAT_DTYPES`.
+    """
+    num_nan = num_infinite = total = 0
+    unsigned, exponent = FLOAT_DTYPES[dtype]
+    # In numpy: on blocks this small, PyTorch's threads cost more than they save.
+    for block in blocks:
+        bits: npt.NDArray[np.uint32] = np.frombuffer(block, unsigned)
+        total += len(bits)
+        num_not_finite = int(np.count_nonzero((bits & exponent) == exponent))
+        if num_not_finite:
+            infinite = int(np.count_nonzero(bits << 1 == exponent << 1))  # without the sign
+            num_infinite += infinite
+            num_nan += num_not_finite - infinite
+    if not (num_nan or num_infinite):
+        return None
+    return f"{name!r} ({num_nan} NaN, {num_infinite} infinite of {total})"
+
+
+def raise_not_finite(path: Path, faults: Sequence[str]) -> None:
+    """Raise an error for the faults that `not_finite_fault` found in `path`, if any.
+
+    Raises:
+        CheckpointError: names every tensor in `faults`.
+    """
+    if faults:
+        raise CheckpointError(
+            f"{path}: weights are not finite numbers: {joined_faults(faults, NUM_FAULTS_SHOWN)}; "
+            f"the file is damaged or the training diverged: {COPY_AGAIN}, or use an earlier one"
+        )
 
 
 def same_data(one: StoredTensor, other: StoredTensor) -> bool:
@@ -275,18 +301,3 @@ def _blocks(stored: StoredTensor) -> Iterator[memoryview]:
                 yield block
     except OSError as exc:
         raise unreadable(stored.file, exc) from exc
-
-
-def _count_not_finite(stored: StoredTensor) -> tuple[int, int]:
-    """How many of a tensor's weights are NaN, and how many are infinite."""
-    num_nan = num_infinite = 0
-    dtype, exponent = FLOAT_DTYPES[stored.dtype]
-    # In numpy: on blocks this small, PyTorch's threads cost more than they save.
-    for block in _blocks(stored):
-        bits: npt.NDArray[np.uint32] = np.frombuffer(block, dtype)
-        num_not_finite = int(np.count_nonzero((bits & exponent) == exponent))
-        if num_not_finite:
-            infinite = int(np.count_nonzero(bits << 1 == exponent << 1))  # without the sign
-            num_infinite += infinite
-            num_nan += num_not_finite - infinite
-    return num_nan, num_infinite

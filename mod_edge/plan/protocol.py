@@ -8,22 +8,24 @@ frames (speak). A model without an interval (`frame_token_interval` is empty) ha
 two frames and predicts <eos> to stay silent; that token is not fed. Two rules differ from the
 published code, which stops or drops a token: any other most likely token counts as silence
 (undecided), and a reply cut off by its limit is closed with <eos>.
+
+These are the strings of the default `ChatTemplate`; a checkpoint may have others. A conversation of
+text alone has the same turns without the frames and their brackets:
+
+    <bos>{system}\n\nUser: {query}\nAssistant: {reply}<eos>\nUser: {query}\nAssistant: {reply}<eos>
 """
 
 from collections.abc import Sequence
 from enum import Enum
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from mod_edge.config import StreamConfig
-from mod_edge.plan.tokenizer import text_ids
+from mod_edge.plan.chat import Part, control_ids_of, ids_of_parts, parts_of_string
 
-SYSTEM_END = "\n"
-STREAM_START = "\n["
-QUERY = "\nUser: {query}"
-GENERATION = "\nAssistant:"
 # Text tokens that every window leaves room for, beside the system prompt and one reply: an
 # instruction of a few sentences. Longer ones are rejected when they are asked.
 QUERY_ALLOWANCE = 64
@@ -47,20 +49,41 @@ class Protocol:
 
         Args:
             config: the checkpoint's strings and ids.
-            tokenizer: the checkpoint's.
+            tokenizer: the checkpoint's, with all control tokens of its chat template.
             threshold: speak when P(silent) is below this; 0..1.
         """
         self._config = config
+        self._template = config.chat_template
         self._tokenizer = tokenizer
+        self._control_ids = control_ids_of(config.chat_template, tokenizer)
         self._threshold = threshold
         self._has_begun = False
         self._in_frames = False  # whether the last thing fed was a frame
         self._unfed: list[int] = []  # the end of a reply, fed with the ids after it
 
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """The tokens that end a reply: the end token, its likes, and a next turn's control token.
+
+        Whichever it was, the end token is fed.
+        """
+        turn = (part for part in self._filled("query", query="") if isinstance(part, int))
+        config = self._config
+        return frozenset((config.eos_token_id, *config.stop_token_ids, *islice(turn, 1)))
+
+    @property
+    def next_turn(self) -> str | None:
+        """The text at which a user's next turn would begin, where a reply of text alone ends.
+
+        None if that turn begins with a control token, which is then one of `stop_ids`.
+        """
+        begin = self._template.query.partition("{query}")[0]
+        has_control = any(token in begin for token in self._template.control_tokens)
+        return None if has_control else begin.rstrip() or None
+
     def opening_ids(self) -> list[int]:
         """Ids before the first frame: <bos>, the system prompt and the start of the frames."""
-        text = self._config.system_prompt + SYSTEM_END + STREAM_START
-        return [self._config.bos_token_id, *self._encode(text)]
+        return self._opening(self._filled("stream_start"))
 
     def frame_prefix(self) -> list[int]:
         """Ids to feed right before the next frame; none between frames without an interval."""
@@ -68,22 +91,34 @@ class Protocol:
             return self.opening_ids()
         if self._in_frames:
             return list(self._config.interval_ids)
-        return [*self._unfed, *self._encode(STREAM_START)]
+        return [*self._unfed, *self._encode(self._filled("stream_start"))]
 
     def longest_prefix(self) -> int:
         """Most ids before a frame in mid-stream: the end of a cut reply and a new bracket."""
-        return MAX_UNFED + len(self._encode(STREAM_START))
+        return MAX_UNFED + len(self._encode(self._filled("stream_start")))
 
     def response_prompt(self, query: str | None) -> list[int]:
         """Ids that prompt for a reply to `query`, or for an unasked one if None."""
-        end = self._config.stream_end.removesuffix("\n") if self._in_frames else ""
-        question = "" if query is None else QUERY.format(query=query)
-        return [*self._unfed, *self._encode(end + question + GENERATION)]
+        prompt = self._prompt(query)
+        return [*self._unfed, *self._encode(self._closed(prompt) if self._in_frames else prompt)]
 
     def query_ids(self, query: str) -> list[int]:
         """Ids of a query asked between frames, to check its length beforehand."""
-        end = self._config.stream_end.removesuffix("\n")
-        return self._encode(end + QUERY.format(query=query) + GENERATION)
+        return self._encode(self._closed(self._prompt(query)))
+
+    def text_prompt(self, query: str) -> list[int]:
+        """Ids that prompt for a reply to `query` in a conversation of text alone.
+
+        The first ones, before any `note_reply`, open the conversation with <bos> and the system
+        prompt.
+        """
+        prompt = self._prompt(query)
+        return [*self._unfed, *self._encode(prompt)] if self._has_begun else self._opening(prompt)
+
+    def reply_ids(self, reply: str) -> list[int]:
+        """Ids of a written reply after its prompt, with the end token: what a model learns."""
+        said = self._filled("reply", reply=reply) if reply else []
+        return [*self._encode(said), self._config.eos_token_id]
 
     def note_frame(self) -> None:
         """Record that a frame has been fed after its prefix."""
@@ -92,7 +127,7 @@ class Protocol:
 
     def note_reply(self, unfed: Sequence[int]) -> None:
         """Record a generated reply; `unfed` are its ids that are not in the cache yet."""
-        self._in_frames = False
+        self._has_begun, self._in_frames = True, False
         self._unfed = list(unfed)
 
     def decide(self, logits: npt.NDArray[np.float32]) -> Decision:
@@ -109,8 +144,28 @@ class Protocol:
             return Decision.SPEAK
         return Decision.SILENT if chosen == silent_id else Decision.UNDECIDED
 
-    def _encode(self, text: str) -> list[int]:
-        return text_ids(self._tokenizer, text)
+    def _opening(self, parts: list[Part]) -> list[int]:
+        """Ids of <bos>, if any, and the system turn with `parts` after it."""
+        bos = self._config.bos_token_id
+        system = self._filled("system", system=self._config.system_prompt)
+        return [*([] if bos is None else [bos]), *self._encode(system + parts)]
+
+    def _prompt(self, query: str | None) -> list[Part]:
+        question = [] if query is None else self._filled("query", query=query)
+        return question + self._filled("generation")
+
+    def _closed(self, parts: list[Part]) -> list[Part]:
+        """`parts` after the end of the frames, whose line break may be that of `parts`."""
+        end = self._config.stream_end
+        if isinstance(parts[0], str) and parts[0].startswith("\n"):
+            end = end.removesuffix("\n")
+        return [end, *parts]
+
+    def _filled(self, name: str, **written: str) -> list[Part]:
+        return parts_of_string(getattr(self._template, name), self._control_ids, **written)
+
+    def _encode(self, parts: list[Part]) -> list[int]:
+        return ids_of_parts(self._tokenizer, parts)
 
 
 def text_minimum(config: StreamConfig, tokenizer: Tokenizer, max_new_tokens: int) -> int:

@@ -36,8 +36,9 @@ def read_tokenizer(path: Path, config: ModelConfig) -> Tokenizer:
 
     Raises:
         CheckpointError: the file cannot be read, or (all faults at once) the silent or the speak
-            string is not the config's one token, the text of a control token encodes to it, or a
-            token has no row in the embedding.
+            string is not the config's one token, a control token of the chat template is not an
+            added token of the file, the text of a control token encodes to it, or a token has no
+            row in the embedding.
     """
     try:
         tokenizer = Tokenizer.from_buffer(path.read_bytes())
@@ -46,11 +47,17 @@ def read_tokenizer(path: Path, config: ModelConfig) -> Tokenizer:
     stream = config.stream_config
     added = tokenizer.get_added_tokens_decoder()
     # Fine-tuning tools add them without the mark "special" too, and then text matches them.
-    control_ids = {stream.bos_token_id, stream.eos_token_id} & added.keys()
+    named = {token: tokenizer.token_to_id(token) for token in stream.chat_template.control_tokens}
+    ends = (stream.eos_token_id, *stream.stop_token_ids)
+    control_ids = added.keys() & {stream.bos_token_id, *ends, *named.values()}
     unmarked = [added[token_id].content for token_id in control_ids if not added[token_id].special]
     tokenizer.add_special_tokens(unmarked)
     tokenizer = prepared(tokenizer)
-    faults = []
+    faults = [
+        f"no added token {token!r}, a control token of the chat template"
+        for token, token_id in named.items()
+        if token_id not in added
+    ]
     for name, wanted in (
         ("frame_token_interval", list(stream.interval_ids)),
         ("stream_end", [stream.stream_end_id]),

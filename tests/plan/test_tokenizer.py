@@ -13,6 +13,7 @@ from mod_edge.config import read_config
 from mod_edge.errors import CheckpointError
 from mod_edge.model.presets import preset_config
 from mod_edge.model.shipped import FOLDER
+from mod_edge.plan.chat import TEMPLATES
 from mod_edge.plan.tokenizer import (
     BOS,
     EOS,
@@ -293,3 +294,31 @@ def bundled():
 def test_the_bundled_models_ordinary_text_is_encoded_as_its_file_alone_says(bundled, text):
     read, alone = bundled
     assert text_ids(read, text) == ids_of(alone, text)
+
+
+def test_a_chat_template_whose_control_tokens_are_missing_is_refused_by_name(tokenizer, tmp_path):
+    path = tmp_path / "tokenizer.json"
+    tokenizer.save(str(path))
+    config = preset_config("tiny")
+    stream = replace(config.stream_config, chat_template=TEMPLATES["chatml"])
+    with pytest.raises(CheckpointError) as caught:
+        read_tokenizer(path, replace(config, stream_config=stream))
+    assert "no added token '<|im_start|>', a control token of the chat template" in str(
+        caught.value
+    )
+    assert "no added token '<|im_end|>', " in str(caught.value)
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_a_chat_templates_control_tokens_are_not_matched_in_text(change, special):
+    control = TEMPLATES["chatml"].control_tokens
+
+    def edit(document):
+        for token_id, token in zip((510, 511), control, strict=True):
+            del document["model"]["vocab"][f"Ġ<{token_id}>"]
+            document["added_tokens"].append(added_token(token_id, token, special=special))
+
+    path, config = change(edit), preset_config("tiny")
+    stream = replace(config.stream_config, chat_template=TEMPLATES["chatml"])
+    read = read_tokenizer(path, replace(config, stream_config=stream))
+    assert not {510, 511} & set(text_ids(read, "a".join(control)))
