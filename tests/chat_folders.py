@@ -1,6 +1,7 @@
 """Tokenizers and folders with the published chat templates, as the judge of ours reads them."""
 
 import json
+from dataclasses import replace
 
 from mod_edge.plan.chat import TEMPLATES
 from mod_edge.plan.tokenizer import BOS, preset_tokenizer
@@ -34,6 +35,17 @@ def chat_tokenizer(name):
     tokenizer.encode_special_tokens = False
     tokenizer.add_special_tokens(list(TEMPLATES[name].control_tokens))
     return tokenizer
+
+
+def in_chat_template(stream, name, tokenizer):
+    """The stream config with the template `name` and its tokens in `tokenizer`."""
+    bos = BOS_TOKEN[name]
+    return replace(
+        stream,
+        bos_token_id=bos and tokenizer.token_to_id(bos),
+        eos_token_id=tokenizer.token_to_id(END_OF_TURN[name]),
+        chat_template=TEMPLATES[name],
+    )
 
 
 def write_folder(path, name, *, tokenizer=None, template=True, config=(), settings=()):

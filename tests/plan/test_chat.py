@@ -12,7 +12,13 @@ from mod_edge.model.presets import preset_config
 from mod_edge.plan.chat import TEMPLATES, ids_of_parts, parts_of_string
 from mod_edge.plan.protocol import Decision, Protocol
 from mod_edge.plan.tokenizer import prepared, preset_tokenizer, text_ids
-from tests.chat_folders import BOS_TOKEN, END_OF_TURN, chat_tokenizer, judge_of, judged_ids
+from tests.chat_folders import (
+    END_OF_TURN,
+    chat_tokenizer,
+    in_chat_template,
+    judge_of,
+    judged_ids,
+)
 
 STREAM = preset_config("tiny").stream_config
 SYSTEM = "You watch: répondez, 東京!"
@@ -31,14 +37,7 @@ def tokenizer(name):
 
 @pytest.fixture
 def stream(name, tokenizer):
-    bos = BOS_TOKEN[name]
-    return replace(
-        STREAM,
-        system_prompt=SYSTEM,
-        bos_token_id=bos and tokenizer.token_to_id(bos),
-        eos_token_id=tokenizer.token_to_id(END_OF_TURN[name]),
-        chat_template=TEMPLATES[name],
-    )
+    return in_chat_template(replace(STREAM, system_prompt=SYSTEM), name, tokenizer)
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from mod_edge.model.importing.tokenizer import imported_tokenizer
 from mod_edge.plan.chat import TEMPLATES
 from mod_edge.plan.protocol import Protocol
 from mod_edge.plan.tokenizer import EOS, SYSTEM_PROMPT, preset_tokenizer, text_ids
+from tests.byte_fallback import CORPUS, byte_fallback_tokenizer
 from tests.chat_folders import (
     BOS_TOKEN,
     CHATML,
@@ -337,7 +338,7 @@ def test_all_tokens_that_do_not_exist_are_named_at_once(tmp_path):
 
 # ---- template files ----
 
-ZEPHYR = {
+COLONS = {
     "system": "<|im_start|>system: {system}<|im_end|>\n",
     "stream_start": "[",
     "query": "<|im_start|>user: {query}<|im_end|>\n",
@@ -357,10 +358,10 @@ def written(folder, document, suffix="json"):
 def test_a_template_file_has_the_fields_of_a_chat_template(tmp_path, suffix):
     config = write_folder(tmp_path, "chatml")
     further = {"stream_end": "]\n", "frame_token_interval": ".", "end_of_turn": "<|im_start|>"}
-    path = written(tmp_path, ZEPHYR | further, suffix)
+    path = written(tmp_path, COLONS | further, suffix)
     stream, tokenizer, notes = stream_of(tmp_path, config, path)
-    control = tuple(ZEPHYR["control_tokens"])
-    assert stream.chat_template == ChatTemplate(**ZEPHYR | {"control_tokens": control})
+    control = tuple(COLONS["control_tokens"])
+    assert stream.chat_template == ChatTemplate(**COLONS | {"control_tokens": control})
     assert type(stream.chat_template) is ChatTemplate
     assert (stream.frame_token_interval, stream.stream_end) == (".", "]\n")
     assert tokenizer.id_to_token(stream.eos_token_id) == "<|im_start|>"
@@ -369,15 +370,59 @@ def test_a_template_file_has_the_fields_of_a_chat_template(tmp_path, suffix):
 
 def test_a_template_file_may_leave_the_strings_to_the_list(tmp_path):
     config = write_folder(tmp_path, "chatml", tokenizer=without_speak_token())
-    stream, tokenizer, _ = stream_of(tmp_path, config, str(written(tmp_path, ZEPHYR)))
+    stream, tokenizer, _ = stream_of(tmp_path, config, str(written(tmp_path, COLONS)))
     assert (stream.frame_token_interval, stream.stream_end) == (",", "]")
     assert tokenizer.id_to_token(stream.eos_token_id) == "<|im_end|>"
+
+
+# Zephyr's template, as its public documentation has it, and the same as a template file.
+ZEPHYR = (
+    "{% for message in messages %}\n"
+    "{% if message['role'] == 'user' %}\n{{ '<|user|>\n' + message['content'] + eos_token }}\n"
+    "{% elif message['role'] == 'system' %}\n"
+    "{{ '<|system|>\n' + message['content'] + eos_token }}\n"
+    "{% elif message['role'] == 'assistant' %}\n"
+    "{{ '<|assistant|>\n'  + message['content'] + eos_token }}\n{% endif %}\n"
+    "{% if loop.last and add_generation_prompt %}\n{{ '<|assistant|>' }}\n{% endif %}\n"
+    "{% endfor %}"
+)
+ZEPHYR_FILE = {
+    "system": "<|system|>\n{system}</s>",
+    "stream_start": "\n[",
+    "query": "\n<|user|>\n{query}</s>",
+    "generation": "\n<|assistant|>\n",
+    "reply": "{reply}",
+    "control_tokens": ["</s>"],
+}
+
+
+def test_a_template_file_prompts_as_transformers_with_that_template(tmp_path):
+    from transformers import PreTrainedTokenizerFast
+
+    # A corpus that makes the protocol's strings tokens after a dummy space.
+    tokenizer = byte_fallback_tokenizer(90, corpus=[*CORPUS, *["[ , , ]"] * 9])
+    judge = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, chat_template=ZEPHYR, eos_token="</s>", bos_token="<s>"
+    )
+    settings = {"eos_token": "</s>", "bos_token": None}
+    options = {"tokenizer": tokenizer, "template": ZEPHYR, "settings": settings}
+    config = write_folder(tmp_path, "chatml", config={"eos_token_id": 2}, **options)
+    stream, tokenizer, _ = stream_of(tmp_path, config, written(tmp_path, ZEPHYR_FILE, "toml"))
+    protocol = Protocol(stream, tokenizer, threshold=0)
+    fed = protocol.text_prompt(QUESTION)
+    assert fed == judged_ids(judge, stream.system_prompt, QUESTION)
+    *said, end = protocol.reply_ids(ANSWER)
+    protocol.note_reply([end])
+    fed += [*said, *protocol.text_prompt(FURTHER)]
+    assert fed == judged_ids(judge, stream.system_prompt, QUESTION, ANSWER, FURTHER)
+    assert protocol.next_turn == "\n<|user|>"
+    assert protocol.stop_ids == {2}
 
 
 def test_a_template_file_that_writes_the_bos_token_feeds_it_once(tmp_path):
     for bos, wanted in (("<|im_start|>", None), (EOS, 1)):
         config = write_folder(tmp_path, "chatml", settings={"bos_token": bos})
-        stream, _, _ = stream_of(tmp_path, config, written(tmp_path, ZEPHYR))
+        stream, _, _ = stream_of(tmp_path, config, written(tmp_path, COLONS))
         assert stream.bos_token_id == wanted
 
 
@@ -397,7 +442,7 @@ def test_a_template_file_that_writes_the_bos_token_feeds_it_once(tmp_path):
 )
 def test_a_faulty_template_file_is_one_clear_error(tmp_path, change, fault):
     config = write_folder(tmp_path, "chatml")
-    path = written(tmp_path, ZEPHYR | change)
+    path = written(tmp_path, COLONS | change)
     says = refusal(tmp_path, config, path)
     assert fault in says
     assert str(path) in says
