@@ -24,6 +24,10 @@ SELECTIONS = ("learned", "uniform", "random")
 ROUTER_SCALINGS = ("full", "delta")
 CHAT_STRINGS = ("system", "stream_start", "query", "generation", "reply")
 DTYPES = ("float32", "bfloat16", "float16")
+VISION_ACTIVATIONS = ("gelu_pytorch_tanh", "gelu", "quick_gelu")
+FRAME_RESIZES = ("letterbox", "stretch")
+FRAME_RESAMPLES = ("bicubic", "bilinear")
+UNTRAINED_PARTS = ("connector", "router")
 ROPE_TYPES = ("default", "linear", "llama3")
 LLAMA3_ROPE_FIELDS = (
     "low_freq_factor",
@@ -154,7 +158,20 @@ class TextConfig:
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """The SigLIP vision tower; `image_size` is the side of the square input in pixels."""
+    """The SigLIP vision tower and how a frame becomes its input.
+
+    Attributes:
+        image_size: side of the square input in pixels.
+        hidden_act: of all MLPs, one of `VISION_ACTIVATIONS`: GELU approximated with tanh, exact
+            GELU, or x * sigmoid(1.702 x).
+        image_mean: subtracted from the red, green and blue of 0..1.
+        image_std: by which the result is divided.
+        frame_resize: one of `FRAME_RESIZES`: `letterbox` keeps the frame's aspect and fills the
+            rest of the square with black, as VideoLLM-online does; `stretch` resizes both sides to
+            `image_size`, as SigLIP's own processor does.
+        frame_resample: its kernel, one of `FRAME_RESAMPLES`, antialiased: SigLIP has bicubic,
+            SigLIP 2 bilinear.
+    """
 
     hidden_size: int
     intermediate_size: int
@@ -163,9 +180,29 @@ class VisionConfig:
     image_size: int
     patch_size: int
     layer_norm_eps: float = 1e-6
+    hidden_act: str = "gelu_pytorch_tanh"
+    image_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    image_std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    frame_resize: str = "letterbox"
+    frame_resample: str = "bicubic"
 
     def __post_init__(self) -> None:
         _require_positive(self, "vision_config")
+        _require_one_of("vision_config.hidden_act", self.hidden_act, VISION_ACTIVATIONS)
+        _require_one_of("vision_config.frame_resize", self.frame_resize, FRAME_RESIZES)
+        _require_one_of("vision_config.frame_resample", self.frame_resample, FRAME_RESAMPLES)
+        _require(
+            all(0 <= value <= 1 for value in self.image_mean),
+            "vision_config.image_mean",
+            list(self.image_mean),
+            "each 0 to 1, the range of pixels after division by 255",
+        )
+        _require(
+            all(0 < value < math.inf for value in self.image_std),
+            "vision_config.image_std",
+            list(self.image_std),
+            "each above 0",
+        )
         _require(
             self.hidden_size % self.num_attention_heads == 0,
             "vision_config.hidden_size",
@@ -373,6 +410,9 @@ class ModelConfig:
 
     A frame's tokens are the "CLS" token (`frame_token_cls`) and a grid of `frame_token_pooled`
     cells; at least one of the two.
+
+    `untrained_parts` names the parts whose weights are stand-ins that an import made, because no
+    file had them; the names of their tensors contain the part's.
     """
 
     text_config: TextConfig
@@ -382,9 +422,12 @@ class ModelConfig:
     frame_token_cls: bool = True
     frame_token_pooled: tuple[int, int] | None = (3, 3)
     dtype: str = "float32"
+    untrained_parts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _require_one_of("dtype", self.dtype, DTYPES)
+        for part in self.untrained_parts:
+            _require_one_of("untrained_parts", part, UNTRAINED_PARTS)
         grid, pooled = self.vision_config.grid_size, self.frame_token_pooled
         if pooled is None:
             _require(

@@ -28,7 +28,7 @@ from mod_edge.runtime.events import (
     TextEvent,
 )
 from mod_edge.runtime.loaded_model import FrameEmbeds, LoadedModel, StreamState
-from mod_edge.runtime.preprocess import Placement, letterbox
+from mod_edge.runtime.preprocess import Placement, fit_frame
 from mod_edge.runtime.queries import Query, QueryQueue
 from mod_edge.runtime.stats import Latencies
 from mod_edge.runtime.stepper import Stepper
@@ -221,8 +221,9 @@ class Session:
     def _watch(self, batch: list[Frame]) -> Iterator[Event]:
         """Encode the batch's frames once and feed them in as few steps as decisions allow."""
         started = time.perf_counter()
+        vision = self.config.vision_config
         seen = [
-            SeenFrame(frame, letterbox(frame.image, pixels))
+            SeenFrame(frame, fit_frame(frame.image, pixels, vision))
             for frame, pixels in zip(batch, self._pixels, strict=False)
         ]
         boxed = time.perf_counter()

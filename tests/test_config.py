@@ -53,10 +53,33 @@ def test_a_written_config_reads_back_equal(make_config, tmp_path, mod, rope_scal
     text = {"tie_word_embeddings": True, "attention_bias": True, "qk_norm": True}
     config = make_config(mod=mod, rope_scaling=rope_scaling, **text)
     config = replace(config, frame_token_pooled=(2, 3), frame_token_cls=False, dtype="bfloat16")
+    config = replace(config, untrained_parts=("router",))
     path = tmp_path / "config.json"
     write_config(config, path)
     assert read_config(path) == config
     assert path.read_text().endswith("}\n")
+
+
+def test_a_vision_tower_of_others_reads_back_equal(make_config, tmp_path):
+    config = make_config()
+    vision = replace(
+        config.vision_config,
+        hidden_act="quick_gelu",
+        image_mean=(0.48145466, 0.4578275, 0.0),
+        image_std=(0.26862954, 0.26130258, 1.0),
+        frame_resize="stretch",
+        frame_resample="bilinear",
+    )
+    path = tmp_path / "config.json"
+    write_config(replace(config, vision_config=vision), path)
+    assert read_config(path).vision_config == vision
+
+
+def test_a_vision_tower_without_later_fields_is_siglips(document, make_config):
+    later = ("hidden_act", "image_mean", "image_std", "frame_resize", "frame_resample")
+    for name in later:
+        del document["vision_config"][name]
+    assert config_from_dict(document) == make_config()
 
 
 def test_a_config_from_before_a_field_was_known_is_llamas(document):
@@ -88,6 +111,12 @@ def test_values_that_are_not_positive_are_all_named(document):
 @pytest.mark.parametrize(
     ("section", "field", "value", "fault"),
     [
+        (
+            None,
+            "untrained_parts",
+            ["vision"],
+            "untrained_parts='vision', wanted one of connector, router",
+        ),
         (None, "model_type", "llama", "model_type='llama', wanted videollm_mod"),
         (None, "dtype", "fp16", "dtype='fp16', wanted one of float32, bfloat16, float16"),
         (None, "frame_token_pooled", [3, 5], r"frame_token_pooled=.*each 1 to 4"),
@@ -104,6 +133,18 @@ def test_values_that_are_not_positive_are_all_named(document):
         ("text_config", "num_hidden_layers", 0, "num_hidden_layers=0, wanted above 0"),
         ("vision_config", "num_attention_heads", 5, "a multiple of num_attention_heads=5"),
         ("vision_config", "patch_size", 60, "at least patch_size=60"),
+        ("vision_config", "hidden_act", "gelu_new", "one of gelu_pytorch_tanh, gelu, quick_gelu"),
+        ("vision_config", "frame_resize", "crop", "'crop', wanted one of letterbox, stretch"),
+        ("vision_config", "frame_resample", "lanczos", "wanted one of bicubic, bilinear"),
+        ("vision_config", "image_mean", [0.5, 0.5], r"image_mean=.*wanted a list of 3 finite num"),
+        ("vision_config", "image_mean", 0.5, r"image_mean=0\.5, wanted a list of 3"),
+        ("vision_config", "image_mean", [124, 116, 104], r"\[124, 116, 104\], wanted each 0 to 1"),
+        (
+            "vision_config",
+            "image_std",
+            [0.2, 0, 0.2],
+            r"image_std=\[0\.2, 0, 0\.2\], wanted each ab",
+        ),
         ("stream_config", "frame_fps", 0, r"frame_fps=0, wanted 0\.001 to 1000"),
         ("stream_config", "frame_fps", 1e9, r"frame_fps=1000000000\.0, wanted 0\.001 to 1000"),
         ("stream_config", "frame_fps", 1e-9, r"frame_fps=1e-09, wanted 0\.001 to 1000"),

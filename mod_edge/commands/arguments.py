@@ -1,6 +1,7 @@
 """Arguments that several commands share, and checks for the packages that a command needs."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -64,6 +65,26 @@ def use_threads(count: int | None) -> None:
     cores = cpu_cores()
     if cores.usable < cores.in_affinity:
         os.environ.setdefault("OMP_NUM_THREADS", str(cores.usable))
+
+
+def refuse_options(context: typer.Context, names: Sequence[str], needed: str) -> None:
+    """Check that none of these options was given, because they have no effect here.
+
+    Args:
+        context: of the command.
+        names: of its parameters.
+        needed: the option without which they have no effect, with its value: "--data DATA".
+
+    Raises:
+        BadParameter: some were; the message names them all.
+    """
+    given = [
+        f"--{name.replace('_', '-')}"
+        for name in names
+        if (source := context.get_parameter_source(name)) and source.name == "COMMANDLINE"
+    ]
+    if given:
+        raise typer.BadParameter(f"{', '.join(given)} only with {needed}")
 
 
 def require_extra(extra: str) -> None:

@@ -11,6 +11,7 @@ from mod_edge.commands.console import (
 from mod_edge.evaluation.evaluate import Evaluation
 from mod_edge.evaluation.free_running import EventKind, FreeRunning
 from mod_edge.evaluation.teacher_forcing import TeacherForced
+from mod_edge.evaluation.text_perplexity import TextEvaluation
 from mod_edge.evaluation.transcript import Transcript
 
 FORCED_COLUMNS = ("LM-PPL", "TimeDiff", "Fluency", "LM-Correctness")
@@ -46,6 +47,21 @@ def print_evaluation(evaluation: Evaluation, *, is_verbose: bool) -> None:
         out.print(f"\n{first.name}'s captions by kind of event")
         rows = [(printable(name), *_kind_cells(kind)) for name, kind in found.kinds.items()]
         print_table(("", *KIND_COLUMNS), rows)
+    for warning in evaluation.warnings:
+        print_warning(warning)
+
+
+def print_text_evaluation(evaluation: TextEvaluation) -> None:
+    """Print the setup and the perplexity of a text."""
+    windows = f"{evaluation.num_windows} windows of {evaluation.window_tokens}"
+    rows = [
+        ("model", evaluation.model),
+        ("backend", evaluation.backend),
+        ("text", f"{evaluation.text}: {evaluation.num_tokens} tokens in {windows}"),
+        ("loss", f"{evaluation.loss:.4f} nats, mean of {evaluation.num_predicted} tokens"),
+        ("perplexity", _perplexity(evaluation.perplexity)),
+    ]
+    print_pairs([(name, printable(text)) for name, text in rows])
     for warning in evaluation.warnings:
         print_warning(warning)
 

@@ -87,7 +87,7 @@ class EvalModel(AbstractContextManager["EvalModel"]):
         self._plan = plan_capacity(config, capacity, needs.least_text, dtype=source.dtype)
         self._max_new_tokens = needs.max_new_tokens
         self._source = source
-        self.limits = _limits(config, source.profile, capacity, needs.num_frames)
+        self.limits = limits_of(config, source.profile, capacity, needs.num_frames)
         self._model, reason = source.load(self.limits)
         self._known_frames = KnownFrames()
         self.warnings: list[str] = []
@@ -153,6 +153,20 @@ def open_model(
     return _open_checkpoint(path)
 
 
+def limits_of(config: ModelConfig, profile: Profile, capacity: Rows, longest: int) -> StreamLimits:
+    """Limits with the most frames per step: decisions are the same, and fewer steps are faster.
+
+    Args:
+        config: the model's.
+        profile: the model's.
+        capacity: rows of the cache.
+        longest: frames of the longest clip; the window may be too small for a step of more.
+    """
+    most_frames = most_frames_per_step(config, profile.max_step_tokens)
+    num_frames = min(profile.frames_per_step.max, max(1, most_frames), longest)
+    return StreamLimits(capacity, profile.max_step_tokens, num_frames)
+
+
 def _open_bundle(path: Path, choice: BackendChoice, profile: str | Path | None) -> ModelSource:
     bundle = open_bundle(path)
     bundle.require_whole()
@@ -215,16 +229,6 @@ class _Needs:
         self.max_new_tokens = REPLY_LIMIT * longest_reply
         self.least_text = text_minimum(stream, tokenizer, self.max_new_tokens)
         self.capacity = roomy.plus(Rows(self.least_text, self.least_text))
-
-
-def _limits(config: ModelConfig, profile: Profile, capacity: Rows, longest: int) -> StreamLimits:
-    """Limits with the most frames per step: decisions are the same, and fewer steps are faster.
-
-    But no more than the `longest` clip has, because its window may be too small for more.
-    """
-    most_frames = most_frames_per_step(config, profile.max_step_tokens)
-    num_frames = min(profile.frames_per_step.max, max(1, most_frames), longest)
-    return StreamLimits(capacity, profile.max_step_tokens, num_frames)
 
 
 def _largest(first: Rows, second: Rows) -> Rows:

@@ -66,6 +66,10 @@ def test_every_command_explains_its_options_and_exit_codes(command):
         ("train", "--data", "data", "-o", "out"),
         ("train", "--data", "data", "--config", "recipe.toml"),
         ("eval", "checkpoint"),
+        ("eval", "checkpoint", "--data", "data", "--text", "text.txt"),
+        ("eval", "checkpoint", "--data", "data", "--window-tokens", "64"),
+        ("eval", "checkpoint", "--text", "text.txt", "--window-tokens", "1"),
+        ("eval", "checkpoint", "--text", "text.txt", "--clips", "3"),
         ("eval", "checkpoint", "--data", "data", "--clips", "0"),
         ("eval", "checkpoint", "--data", "data", "--tolerance", "-1"),
         ("inspect", "tiny", "--frames", "0"),
@@ -370,6 +374,44 @@ def test_a_video_that_ends_early_gives_a_summary_and_a_warning(tiny_bundle, tmp_
     assert events[-1]["event"] == "summary"
     assert 1 < events[-1]["num_frames"] < 12
     assert "ended early" in events[-1]["warnings"][0]
+
+
+# ---- eval of a text ----
+
+
+@pytest.fixture
+def text(tmp_path):
+    """A file of more than one window of 64 tokens, its name with a control character."""
+    path = tmp_path / "a\x1b[31m.txt"
+    path.write_text("A man walks on the path, and stops. " * 9)
+    return path
+
+
+def test_eval_prints_the_perplexity_of_a_text(tiny_bundle, text):
+    result = succeeds("eval", tiny_bundle, "--text", text, "--window-tokens", 64)
+    lines = result.stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["model", "backend", "text", "loss", "perplexity"]
+    assert re.search(r": \d+ tokens in \d windows of 64$", lines[2])
+    assert re.search(r"loss +\d\.\d{4} nats, mean of \d+ tokens$", lines[3])
+    assert all(line.isprintable() for line in lines)
+    assert result.stderr.startswith("eval: window 1 of ")
+
+
+def test_eval_json_of_a_text_is_one_document(tiny_bundle, text):
+    result = succeeds("eval", tiny_bundle, "--text", text, "--json")
+    document = json.loads(result.stdout)
+    assert document["num_windows"] == 1
+    assert document["window_tokens"] == 1024
+    assert document["num_predicted"] == document["num_tokens"]
+    assert document["perplexity"] == pytest.approx(np.exp(document["loss"]))
+
+
+def test_options_of_a_data_set_are_named_where_a_text_is_evaluated():
+    result = invoke(
+        "eval", "ck", "--text", "text.txt", "--clips", 3, "--controls", "--split", "test"
+    )
+    assert result.exit_code == 2
+    assert "--split, --clips, --controls only with --data DATA" in result.stderr
 
 
 # ---- numbers ----
