@@ -18,7 +18,7 @@ from torch.nn.functional import silu
 
 from mod_edge.config import ModelConfig, TextConfig
 from mod_edge.model.dtypes import widened
-from mod_edge.model.layers import RMSNorm
+from mod_edge.model.layers import RMSNorm, head_norm
 from mod_edge.model.routing import uniform_tokens
 from mod_edge.model.vision import FrameEncoder
 from mod_edge.plan.graph_kind import DENSE, HEAD, MOD, REBASE, VISION, GraphKind
@@ -56,7 +56,7 @@ def rotated(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class GraphAttention(nn.Module):
-    """Projections and RoPE of grouped-query attention, the same in both dialects."""
+    """Projections, norms and RoPE of grouped-query attention, the same in both dialects."""
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
@@ -64,10 +64,12 @@ class GraphAttention(nn.Module):
         self.num_key_value_heads = config.num_key_value_heads
         width = self.num_heads * config.head_dim
         kv_width = config.num_key_value_heads * config.head_dim
-        self.q_proj = GraphLinear(config.hidden_size, width, bias=False)
-        self.k_proj = GraphLinear(config.hidden_size, kv_width, bias=False)
-        self.v_proj = GraphLinear(config.hidden_size, kv_width, bias=False)
+        has_bias = config.attention_bias
+        self.q_proj = GraphLinear(config.hidden_size, width, bias=has_bias)
+        self.k_proj = GraphLinear(config.hidden_size, kv_width, bias=has_bias)
+        self.v_proj = GraphLinear(config.hidden_size, kv_width, bias=has_bias)
         self.o_proj = GraphLinear(width, config.hidden_size, bias=False)
+        self.q_norm, self.k_norm = head_norm(config), head_norm(config)
 
     def project(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Query (R, H, E) rotated and scaled, key (R, G, E) rotated, value (R, G, E)."""
@@ -76,8 +78,8 @@ class GraphAttention(nn.Module):
         value = self.v_proj(hidden).unflatten(-1, (self.num_key_value_heads, self.head_dim))
         cos, sin = cos[:, None], sin[:, None]  # over heads
         # Scaled here, on the few new rows: TensorRT would scale the whole cached key instead.
-        query = rotated(widened(query), cos, sin) * self.head_dim**-0.5
-        key = rotated(widened(key), cos, sin)
+        query = rotated(self.q_norm(widened(query)), cos, sin) * self.head_dim**-0.5
+        key = rotated(self.k_norm(widened(key)), cos, sin)
         return query.to(hidden.dtype), key.to(hidden.dtype), value
 
 

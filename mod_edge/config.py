@@ -24,7 +24,16 @@ SELECTIONS = ("learned", "uniform", "random")
 ROUTER_SCALINGS = ("full", "delta")
 CHAT_STRINGS = ("system", "stream_start", "query", "generation", "reply")
 DTYPES = ("float32", "bfloat16", "float16")
-ROPE_TYPES = ("default", "llama3")
+VISION_ACTIVATIONS = ("gelu_pytorch_tanh", "gelu", "quick_gelu")
+FRAME_RESIZES = ("letterbox", "stretch")
+FRAME_RESAMPLES = ("bicubic", "bilinear")
+UNTRAINED_PARTS = ("connector", "router")
+ROPE_TYPES = ("default", "linear", "llama3")
+LLAMA3_ROPE_FIELDS = (
+    "low_freq_factor",
+    "high_freq_factor",
+    "original_max_position_embeddings",
+)
 # Generous bounds, far beyond published models, that catch a slip in a unit or an exponent.
 FRAME_FPS_BOUNDS = (0.001, 1000)
 MAX_ROPE_FACTOR = 1e6
@@ -39,39 +48,74 @@ HEAD_WEIGHT = "lm_head.weight"
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """Llama 3's RoPE scaling (`rope_type` "llama3" in Hugging Face configs)."""
+    """A scaling of RoPE's frequencies, as Hugging Face configs name it.
+
+    Attributes:
+        factor: what frequencies are divided by: all of them (`linear`), or the low ones (`llama3`).
+        low_freq_factor: for `llama3` alone, as are the next two.
+        high_freq_factor: the frequencies that turn more often are kept.
+        original_max_position_embeddings: the positions over which turns are counted.
+        rope_type: `linear` or `llama3` (Llama 3.1 and later).
+    """
 
     factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_max_position_embeddings: int
+    low_freq_factor: float | None = None
+    high_freq_factor: float | None = None
+    original_max_position_embeddings: int | None = None
     rope_type: str = "llama3"
 
     def __post_init__(self) -> None:
-        _require(self.rope_type == "llama3", "rope_scaling.rope_type", self.rope_type, "llama3")
+        _require_one_of("rope_scaling.rope_type", self.rope_type, ROPE_TYPES[1:])
         _require(
             1 <= self.factor <= MAX_ROPE_FACTOR,
             "rope_scaling.factor",
             self.factor,
             f"1 to {MAX_ROPE_FACTOR:g}",
         )
+        is_llama3 = self.rope_type == "llama3"
+        wanted = f"{'a number' if is_llama3 else 'none'} with rope_type {self.rope_type}"
+        faults = [
+            f"rope_scaling.{name}={value!r}, wanted {wanted}"
+            for name in LLAMA3_ROPE_FIELDS
+            if ((value := getattr(self, name)) is not None) != is_llama3
+        ]
+        if faults:
+            raise ConfigError("; ".join(faults))
+        if is_llama3:
+            self._check_llama3()
+
+    @property
+    def llama3(self) -> tuple[float, float, int]:
+        """What `llama3` alone has: the two frequency factors, low first, and the positions."""
+        assert self.low_freq_factor is not None
+        assert self.high_freq_factor is not None
+        assert self.original_max_position_embeddings is not None
+        return self.low_freq_factor, self.high_freq_factor, self.original_max_position_embeddings
+
+    def _check_llama3(self) -> None:
+        low, high, num_positions = self.llama3
         _require(
-            self.original_max_position_embeddings >= 1,
+            num_positions >= 1,
             "rope_scaling.original_max_position_embeddings",
-            self.original_max_position_embeddings,
+            num_positions,
             "at least 1",
         )
         _require(
-            0 < self.low_freq_factor < self.high_freq_factor,
+            0 < low < high,
             "rope_scaling.low_freq_factor",
-            self.low_freq_factor,
-            f"above 0 and below high_freq_factor={self.high_freq_factor}",
+            low,
+            f"above 0 and below high_freq_factor={high}",
         )
 
 
 @dataclass(frozen=True)
 class TextConfig:
-    """The Llama decoder."""
+    """The decoder: Llama's, with what Qwen2 and Qwen3 add to its attention.
+
+    Attributes:
+        attention_bias: the q, k and v projections have biases, the o projection has none (Qwen2).
+        qk_norm: each head's query and key pass an RMSNorm before RoPE (Qwen3).
+    """
 
     hidden_size: int
     intermediate_size: int
@@ -84,6 +128,8 @@ class TextConfig:
     rope_theta: float = 500000.0
     rope_scaling: RopeScaling | None = None
     tie_word_embeddings: bool = False
+    attention_bias: bool = False
+    qk_norm: bool = False
 
     def __post_init__(self) -> None:
         _require_positive(self, "text_config")
@@ -112,7 +158,20 @@ class TextConfig:
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """The SigLIP vision tower; `image_size` is the side of the square input in pixels."""
+    """The SigLIP vision tower and how a frame becomes its input.
+
+    Attributes:
+        image_size: side of the square input in pixels.
+        hidden_act: of all MLPs, one of `VISION_ACTIVATIONS`: GELU approximated with tanh, exact
+            GELU, or x * sigmoid(1.702 x).
+        image_mean: subtracted from the red, green and blue of 0..1.
+        image_std: by which the result is divided.
+        frame_resize: one of `FRAME_RESIZES`: `letterbox` keeps the frame's aspect and fills the
+            rest of the square with black, as VideoLLM-online does; `stretch` resizes both sides to
+            `image_size`, as SigLIP's own processor does.
+        frame_resample: its kernel, one of `FRAME_RESAMPLES`, antialiased: SigLIP has bicubic,
+            SigLIP 2 bilinear.
+    """
 
     hidden_size: int
     intermediate_size: int
@@ -121,9 +180,29 @@ class VisionConfig:
     image_size: int
     patch_size: int
     layer_norm_eps: float = 1e-6
+    hidden_act: str = "gelu_pytorch_tanh"
+    image_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    image_std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    frame_resize: str = "letterbox"
+    frame_resample: str = "bicubic"
 
     def __post_init__(self) -> None:
         _require_positive(self, "vision_config")
+        _require_one_of("vision_config.hidden_act", self.hidden_act, VISION_ACTIVATIONS)
+        _require_one_of("vision_config.frame_resize", self.frame_resize, FRAME_RESIZES)
+        _require_one_of("vision_config.frame_resample", self.frame_resample, FRAME_RESAMPLES)
+        _require(
+            all(0 <= value <= 1 for value in self.image_mean),
+            "vision_config.image_mean",
+            list(self.image_mean),
+            "each 0 to 1, the range of pixels after division by 255",
+        )
+        _require(
+            all(0 < value < math.inf for value in self.image_std),
+            "vision_config.image_std",
+            list(self.image_std),
+            "each above 0",
+        )
         _require(
             self.hidden_size % self.num_attention_heads == 0,
             "vision_config.hidden_size",
@@ -331,6 +410,9 @@ class ModelConfig:
 
     A frame's tokens are the "CLS" token (`frame_token_cls`) and a grid of `frame_token_pooled`
     cells; at least one of the two.
+
+    `untrained_parts` names the parts whose weights are stand-ins that an import made, because no
+    file had them; the names of their tensors contain the part's.
     """
 
     text_config: TextConfig
@@ -340,9 +422,12 @@ class ModelConfig:
     frame_token_cls: bool = True
     frame_token_pooled: tuple[int, int] | None = (3, 3)
     dtype: str = "float32"
+    untrained_parts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _require_one_of("dtype", self.dtype, DTYPES)
+        for part in self.untrained_parts:
+            _require_one_of("untrained_parts", part, UNTRAINED_PARTS)
         grid, pooled = self.vision_config.grid_size, self.frame_token_pooled
         if pooled is None:
             _require(

@@ -18,7 +18,7 @@ from mod_edge.runtime.capture.source import Frame, Source
 from mod_edge.runtime.conversation import Conversation
 from mod_edge.runtime.events import Event, FrameDetails, FrameEvent, QueryEvent, Summary
 from mod_edge.runtime.loaded_model import FrameEmbeds, LoadedModel, StreamState
-from mod_edge.runtime.preprocess import Placement, letterbox
+from mod_edge.runtime.preprocess import Placement, fit_frame
 from mod_edge.runtime.queries import Query, QueryQueue
 from mod_edge.runtime.stats import Latencies
 
@@ -208,8 +208,9 @@ class Session(Conversation):
     def _watch(self, batch: list[Frame]) -> Iterator[Event]:
         """Encode the batch's frames once and feed them in as few steps as decisions allow."""
         started = time.perf_counter()
+        vision = self.config.vision_config
         seen = [
-            SeenFrame(frame, letterbox(frame.image, pixels))
+            SeenFrame(frame, fit_frame(frame.image, pixels, vision))
             for frame, pixels in zip(batch, self._pixels, strict=False)
         ]
         boxed = time.perf_counter()

@@ -18,7 +18,7 @@ from mod_edge.plan.protocol import Protocol
 from mod_edge.runtime.capture.video_file import VideoFile
 from mod_edge.runtime.cpu.onnx_model import OnnxModel
 from mod_edge.runtime.loaded_model import StreamLimits
-from mod_edge.runtime.preprocess import letterbox
+from mod_edge.runtime.preprocess import fit_frame
 from mod_edge.runtime.stepper import Stepper
 
 CLIP = Path(__file__).parent / "data" / "box.mp4"
@@ -43,7 +43,7 @@ def main(folder: Path, out: Path) -> None:
     pixels = np.zeros((NUM_FRAMES, side, side, 3), np.uint8)
     with VideoFile(CLIP, fps=FPS, max_frames=NUM_FRAMES) as video:
         for frame, target in zip(video, pixels, strict=True):
-            letterbox(frame.image, target)
+            fit_frame(frame.image, target, config.vision_config)
 
     embeds, logits, kept = [], [], []
     for first in range(0, NUM_FRAMES, FRAMES_PER_STEP):

@@ -89,10 +89,7 @@ def branch(text, layer, hidden, is_visible):
     is_hidden = torch.ones(num_tokens, num_tokens, dtype=torch.bool).triu(1) | ~is_visible
     is_hidden.fill_diagonal_(False)  # a token attends to itself; a skipped one's output is not used
     normed = norm(hidden, layer["input_layernorm.weight"], text.rms_norm_eps)
-    query, key, value = (
-        (normed @ layer[f"self_attn.{name}_proj.weight"].T).split(text.head_dim, dim=1)
-        for name in "qkv"
-    )
+    query, key, value = (heads_of(text, layer, normed, name) for name in "qkv")
     group = text.num_attention_heads // text.num_key_value_heads
     heads = []
     for head in range(text.num_attention_heads):
@@ -104,6 +101,15 @@ def branch(text, layer, hidden, is_visible):
     gate = normed @ layer["mlp.gate_proj.weight"].T
     up = normed @ layer["mlp.up_proj.weight"].T
     return attention + (gate * torch.sigmoid(gate) * up) @ layer["mlp.down_proj.weight"].T
+
+
+def heads_of(text, layer, normed, name):
+    """The heads (T, E) of one projection, with bias and norm where the weights have them."""
+    projected = normed @ layer[f"self_attn.{name}_proj.weight"].T
+    projected = projected + layer.get(f"self_attn.{name}_proj.bias", 0)
+    heads = projected.split(text.head_dim, dim=1)
+    weight = layer.get(f"self_attn.{name}_norm.weight")
+    return heads if weight is None else [norm(head, weight, text.rms_norm_eps) for head in heads]
 
 
 def rotated(states, theta):

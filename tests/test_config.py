@@ -20,6 +20,9 @@ from mod_edge.errors import ConfigError
 from mod_edge.plan.chat import TEMPLATES
 from tests.frame_layouts import one_token, without_interval
 
+LLAMA3 = RopeScaling(32.0, 1.0, 4.0, 8192)
+LINEAR = RopeScaling(2.0, rope_type="linear")
+
 
 @pytest.fixture
 def document(make_config):
@@ -45,14 +48,46 @@ def message_of(document):
         MoDConfig("layer_skip"),
     ],
 )
-@pytest.mark.parametrize("rope_scaling", [None, RopeScaling(32.0, 1.0, 4.0, 8192)])
+@pytest.mark.parametrize("rope_scaling", [None, LLAMA3, LINEAR])
 def test_a_written_config_reads_back_equal(make_config, tmp_path, mod, rope_scaling):
-    config = make_config(mod=mod, rope_scaling=rope_scaling, tie_word_embeddings=True)
+    text = {"tie_word_embeddings": True, "attention_bias": True, "qk_norm": True}
+    config = make_config(mod=mod, rope_scaling=rope_scaling, **text)
     config = replace(config, frame_token_pooled=(2, 3), frame_token_cls=False, dtype="bfloat16")
+    config = replace(config, untrained_parts=("router",))
     path = tmp_path / "config.json"
     write_config(config, path)
     assert read_config(path) == config
     assert path.read_text().endswith("}\n")
+
+
+def test_a_vision_tower_of_others_reads_back_equal(make_config, tmp_path):
+    config = make_config()
+    vision = replace(
+        config.vision_config,
+        hidden_act="quick_gelu",
+        image_mean=(0.48145466, 0.4578275, 0.0),
+        image_std=(0.26862954, 0.26130258, 1.0),
+        frame_resize="stretch",
+        frame_resample="bilinear",
+    )
+    path = tmp_path / "config.json"
+    write_config(replace(config, vision_config=vision), path)
+    assert read_config(path).vision_config == vision
+
+
+def test_a_vision_tower_without_later_fields_is_siglips(document, make_config):
+    later = ("hidden_act", "image_mean", "image_std", "frame_resize", "frame_resample")
+    for name in later:
+        del document["vision_config"][name]
+    assert config_from_dict(document) == make_config()
+
+
+def test_a_config_from_before_a_field_was_known_is_llamas(document):
+    for field in ("attention_bias", "qk_norm", "rope_scaling", "tie_word_embeddings"):
+        del document["text_config"][field]
+    text = config_from_dict(document).text_config
+    assert not text.attention_bias
+    assert not text.qk_norm
 
 
 def test_an_unknown_name_gets_the_nearest_known_one(document):
@@ -76,6 +111,12 @@ def test_values_that_are_not_positive_are_all_named(document):
 @pytest.mark.parametrize(
     ("section", "field", "value", "fault"),
     [
+        (
+            None,
+            "untrained_parts",
+            ["vision"],
+            "untrained_parts='vision', wanted one of connector, router",
+        ),
         (None, "model_type", "llama", "model_type='llama', wanted videollm_mod"),
         (None, "dtype", "fp16", "dtype='fp16', wanted one of float32, bfloat16, float16"),
         (None, "frame_token_pooled", [3, 5], r"frame_token_pooled=.*each 1 to 4"),
@@ -92,6 +133,18 @@ def test_values_that_are_not_positive_are_all_named(document):
         ("text_config", "num_hidden_layers", 0, "num_hidden_layers=0, wanted above 0"),
         ("vision_config", "num_attention_heads", 5, "a multiple of num_attention_heads=5"),
         ("vision_config", "patch_size", 60, "at least patch_size=60"),
+        ("vision_config", "hidden_act", "gelu_new", "one of gelu_pytorch_tanh, gelu, quick_gelu"),
+        ("vision_config", "frame_resize", "crop", "'crop', wanted one of letterbox, stretch"),
+        ("vision_config", "frame_resample", "lanczos", "wanted one of bicubic, bilinear"),
+        ("vision_config", "image_mean", [0.5, 0.5], r"image_mean=.*wanted a list of 3 finite num"),
+        ("vision_config", "image_mean", 0.5, r"image_mean=0\.5, wanted a list of 3"),
+        ("vision_config", "image_mean", [124, 116, 104], r"\[124, 116, 104\], wanted each 0 to 1"),
+        (
+            "vision_config",
+            "image_std",
+            [0.2, 0, 0.2],
+            r"image_std=\[0\.2, 0, 0\.2\], wanted each ab",
+        ),
         ("stream_config", "frame_fps", 0, r"frame_fps=0, wanted 0\.001 to 1000"),
         ("stream_config", "frame_fps", 1e9, r"frame_fps=1000000000\.0, wanted 0\.001 to 1000"),
         ("stream_config", "frame_fps", 1e-9, r"frame_fps=1e-09, wanted 0\.001 to 1000"),
@@ -128,9 +181,17 @@ def test_a_wrong_value_is_named_with_the_allowed_ones(document, section, field, 
 @pytest.mark.parametrize(
     ("changes", "fault"),
     [
-        ({"rope_type": "yarn"}, "rope_type='yarn', wanted one of default, llama3"),
-        ({"rope_type": None}, "rope_type=None, wanted one of default, llama3"),
-        ({"type": "linear"}, "rope_type='linear', wanted one of default, llama3"),
+        ({"rope_type": "yarn"}, "rope_type='yarn', wanted one of default, linear, llama3"),
+        ({"rope_type": None}, "rope_type=None, wanted one of default, linear, llama3"),
+        ({"type": "dynamic"}, "rope_type='dynamic', wanted one of default, linear, llama3"),
+        (
+            {"type": "linear"},
+            "low_freq_factor=1.0, wanted none with rope_type linear; .*high_freq.*; .*original_max",
+        ),
+        (
+            {"high_freq_factor": None, "original_max_position_embeddings": None},
+            "high_freq_factor=None, wanted a number with rope_type llama3; .*original_max",
+        ),
         ({"type": "default", "rope_type": "llama3"}, "type='default', wanted the same as rope_t"),
         ({"rope_type": "default"}, "no factor, high_freq_factor, low_freq_.* rope_type default"),
         ({"factor": 0.5}, r"factor=0.5, wanted 1 to 1e\+06"),
@@ -160,14 +221,22 @@ def test_the_default_rope_type_needs_no_factor(document, key):
 
 @pytest.mark.parametrize("keys", [(), ("type",), ("type", "rope_type")])
 def test_the_older_spelling_of_the_rope_type_is_read(document, keys):
-    scaling = asdict(RopeScaling(32.0, 1.0, 4.0, 8192))
+    scaling = asdict(LLAMA3)
     del scaling["rope_type"]
     document["text_config"]["rope_scaling"] = scaling | dict.fromkeys(keys, "llama3")
-    assert config_from_dict(document).text_config.rope_scaling == RopeScaling(32.0, 1.0, 4.0, 8192)
+    assert config_from_dict(document).text_config.rope_scaling == LLAMA3
+
+
+@pytest.mark.parametrize("key", ["rope_type", "type"])
+def test_linear_scaling_needs_a_factor_alone(document, key):
+    document["text_config"]["rope_scaling"] = {key: "linear", "factor": 2.0}
+    assert config_from_dict(document).text_config.rope_scaling == LINEAR
+    del document["text_config"]["rope_scaling"]["factor"]
+    assert "missing field 'text_config.rope_scaling.factor'" in message_of(document)
 
 
 def test_an_unknown_rope_type_is_not_asked_for_the_fields_of_a_known_one(document):
-    document["text_config"]["rope_scaling"] = {"type": "linear", "factor": 2.0}
+    document["text_config"]["rope_scaling"] = {"type": "yarn", "factor": 2.0}
     assert "missing" not in message_of(document)
 
 

@@ -6,7 +6,7 @@ A file imports only from its own floor or one below; its folder says which floor
     judges     mod_edge/verification/ evaluation/ training/ toy_scenes/ doctor/
     runtime    runtime/    not export/, and not the model except in torch_model, imported late
     export     export/
-    model      mod_edge/model/
+    model      mod_edge/model/ importing/
     plain      mod_edge/ itself, plan/ bundle/ data/ native/ and profiles/: no torch, no onnx
 """
 
@@ -25,6 +25,7 @@ FLOOR_OF_FOLDER = {
     "mod_edge/native": "plain",
     "profiles": "plain",
     "mod_edge/model": "model",
+    "mod_edge/model/importing": "model",
     "export": "export",
     "runtime": "runtime",
     "runtime/capture": "runtime",

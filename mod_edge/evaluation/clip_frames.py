@@ -12,14 +12,14 @@ from mod_edge.runtime.capture.opencv import open_file
 from mod_edge.runtime.capture.source import Frame
 from mod_edge.runtime.capture.video_file import VideoFile
 from mod_edge.runtime.loaded_model import UInt8Array
-from mod_edge.runtime.preprocess import letterbox
+from mod_edge.runtime.preprocess import fit_frame
 
 
 class ClipFrames:
     """A clip that is read once and streamed several times; a `Source` like `VideoFile`.
 
     Attributes:
-        pixels: (F, I, I, 3) uint8 RGB, letterboxed.
+        pixels: (F, I, I, 3) uint8 RGB, letterboxed or stretched.
         warnings: about the video.
     """
 
@@ -33,7 +33,7 @@ class ClipFrames:
 
     def __iter__(self) -> Iterator[Frame]:
         for index, image in enumerate(self.pixels):
-            # letterboxing does not change a square image of the model's size
+            # a square image of the model's size stays as it is
             yield Frame(index, index / self._fps, np.ascontiguousarray(image[..., ::-1]))
 
     def with_pixels(self, pixels: UInt8Array) -> "ClipFrames":
@@ -53,7 +53,7 @@ def read_clip_frames(clip: Clip, config: ModelConfig) -> ClipFrames:
     with VideoFile(clip.video, fps=stream.frame_fps, max_frames=max_frames) as video:
         for frame in video:
             frames.append(np.zeros((side, side, 3), np.uint8))
-            letterbox(frame.image, frames[-1])
+            fit_frame(frame.image, frames[-1], config.vision_config)
     return ClipFrames(np.stack(frames), stream.frame_fps, video.warnings)
 
 

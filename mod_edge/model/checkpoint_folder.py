@@ -26,24 +26,42 @@ def read_checkpoint_config(folder: Path) -> ModelConfig:
         CheckpointError: `folder` is not a checkpoint, or its config.json cannot be read.
         ConfigError: config.json is invalid.
     """
-    path = folder / CONFIG_FILE
-    try:
-        path.lstat()
-    except FileNotFoundError as exc:
-        fault, advice = f"no {CONFIG_FILE}", ""
-        if not folder.exists():
-            fault, advice = "no such folder", download_advice(folder)
-        advice = advice or f"create one with random weights with: mod-edge init tiny {folder}"
-        raise CheckpointError(f"{folder} is not a checkpoint ({fault}); {advice}") from exc
-    except NotADirectoryError as exc:
-        raise CheckpointError(f"{folder} is a file; give the checkpoint's folder") from exc
-    except OSError as exc:
-        raise unreadable(path, exc) from exc
-    require_files(folder, [path])
+    path = require_config(
+        folder,
+        "checkpoint",
+        advice=f"create one with random weights with: mod-edge init tiny {folder}",
+    )
     try:
         return read_config(path)
     except OSError as exc:
         raise unreadable(path, exc) from exc
+
+
+def require_config(folder: Path, kind: str, *, advice: str) -> Path:
+    """The path of the config.json in `folder`, which exists and can be read.
+
+    Args:
+        folder: any path, or what a user takes for one.
+        kind: what `folder` should be the folder of, such as "checkpoint".
+        advice: what to do if it is not, unless it looks like a name on the Hugging Face Hub.
+
+    Raises:
+        CheckpointError: `folder` is not a folder, or its config.json is missing or cannot be read.
+    """
+    path = folder / CONFIG_FILE
+    try:
+        path.lstat()
+    except FileNotFoundError as exc:
+        fault = f"no {CONFIG_FILE}"
+        if not folder.exists():
+            fault, advice = "no such folder", download_advice(folder) or advice
+        raise CheckpointError(f"{folder} is not a {kind} ({fault}); {advice}") from exc
+    except NotADirectoryError as exc:
+        raise CheckpointError(f"{folder} is a file; give the {kind}'s folder") from exc
+    except OSError as exc:
+        raise unreadable(path, exc) from exc
+    require_files(folder, [path])
+    return path
 
 
 def download_advice(name: Path | str) -> str:

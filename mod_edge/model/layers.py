@@ -25,7 +25,7 @@ from mod_edge.plan.rope import inverse_frequencies
 class LayerCache:
     """One layer's cache of S tokens: keys and values (S, G, E), positions (S,) int64."""
 
-    key: Tensor  # not rotated
+    key: Tensor  # normed where the model has `qk_norm`, not rotated
     value: Tensor
     positions: Tensor
 
@@ -71,6 +71,11 @@ class RMSNorm(nn.Module):
         return (self.weight * (wide * scale)).to(hidden.dtype)
 
 
+def head_norm(config: TextConfig) -> RMSNorm | nn.Identity:
+    """What each head's query or key passes before RoPE: a norm over E, or nothing."""
+    return RMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else nn.Identity()
+
+
 class Attention(nn.Module):
     """Causal grouped-query attention over a cache and the new rows."""
 
@@ -79,10 +84,12 @@ class Attention(nn.Module):
         self.num_heads, self.head_dim = config.num_attention_heads, config.head_dim
         self.num_key_value_heads = config.num_key_value_heads
         width, kv_width = self.num_heads * self.head_dim, self.num_key_value_heads * self.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, width, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, kv_width, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, kv_width, bias=False)
+        has_bias = config.attention_bias
+        self.q_proj = nn.Linear(config.hidden_size, width, bias=has_bias)
+        self.k_proj = nn.Linear(config.hidden_size, kv_width, bias=has_bias)
+        self.v_proj = nn.Linear(config.hidden_size, kv_width, bias=has_bias)
         self.o_proj = nn.Linear(width, config.hidden_size, bias=False)
+        self.q_norm, self.k_norm = head_norm(config), head_norm(config)
         # On the CPU even where the weights are on "meta": it is not a parameter.
         self.frequencies = torch.tensor(inverse_frequencies(config), device="cpu")
 
@@ -92,6 +99,7 @@ class Attention(nn.Module):
         query = self.q_proj(hidden).view(rows, self.num_heads, self.head_dim)
         key = self.k_proj(hidden).view(rows, self.num_key_value_heads, self.head_dim)
         value = self.v_proj(hidden).view(rows, self.num_key_value_heads, self.head_dim)
+        query, key = self.q_norm(query), self.k_norm(key)
         num_past = len(cache.positions)
         cache.append(key, value, positions)
         group = self.num_heads // self.num_key_value_heads
@@ -121,7 +129,7 @@ class MLP(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """A Llama decoder layer that computes every token."""
+    """A decoder layer that computes every token."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

@@ -5,6 +5,8 @@ the attention-pooling head (which VideoLLM-online calls "CLS") followed by the l
 averaged onto a small grid, row by row; a model may have one of the two alone.
 """
 
+from collections.abc import Callable, Mapping
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, linear, softmax
@@ -14,7 +16,22 @@ from mod_edge.model.dtypes import widened
 
 POOLING_HEAD = "vision_model.head."  # prefix of its tensors' names in a checkpoint
 PIXEL_MAX = 255.0
-PIXEL_MEAN = 0.5  # of every channel, and its standard deviation likewise (SigLIP's processor)
+
+
+def _gelu_tanh(states: Tensor) -> Tensor:
+    return gelu(states, approximate="tanh")
+
+
+def _quick_gelu(states: Tensor) -> Tensor:
+    return states * torch.sigmoid(1.702 * states)
+
+
+# by Hugging Face's names, which do not tell that `gelu` is the exact one
+ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "gelu_pytorch_tanh": _gelu_tanh,
+    "gelu": gelu,
+    "quick_gelu": _quick_gelu,
+}
 
 
 class VisionAttention(nn.Module):
@@ -37,15 +54,16 @@ class VisionAttention(nn.Module):
 
 
 class VisionMLP(nn.Module):
-    """Two linear layers around tanh-approximated GELU."""
+    """Two linear layers around the config's activation."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
+        self.activation = ACTIVATIONS[config.hidden_act]
         self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return self.fc2(gelu(self.fc1(hidden), approximate="tanh"))
+        return self.fc2(self.activation(self.fc1(hidden)))
 
 
 class VisionLayer(nn.Module):
@@ -137,7 +155,7 @@ class VisionTower(nn.Module):
         self.head = PoolingHead(config) if has_head else None
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor | None]:
-        """(F, patches, Dv) and (F, 1, Dv) from (F, 3, I, I) in -1..1."""
+        """(F, patches, Dv) and (F, 1, Dv) from (F, 3, I, I), normalised."""
         hidden = self.post_layernorm(self.encoder(self.embeddings(pixel_values)))
         return hidden, None if self.head is None else self.head(hidden)
 
@@ -154,6 +172,7 @@ class FrameEncoder(nn.Module):
             nn.Linear(vision.hidden_size, size), nn.GELU(), nn.Linear(size, size)
         )
         self.pooling = pooling_matrix(vision.grid_size, config.frame_token_pooled)
+        self.image_mean, self.image_std = vision.image_mean, vision.image_std
 
     def forward(self, frames: Tensor) -> Tensor:
         """(F, N, D) from (F, I, I, 3) uint8 RGB."""
@@ -161,13 +180,23 @@ class FrameEncoder(nn.Module):
 
     def frame_tokens(self, frames: Tensor) -> Tensor:
         """(F, N, Dv), the connector's input, from (F, I, I, 3) uint8 RGB."""
-        # The cast comes first: TensorRT accepts uint8 only as the input of a cast.
-        pixels = frames.to(torch.float32).permute(0, 3, 1, 2)
-        hidden, cls = self.vision_model((pixels / PIXEL_MAX - PIXEL_MEAN) / PIXEL_MEAN)
+        hidden, cls = self.vision_model(self.pixel_values(frames))
         if not len(self.pooling):
             return cls
         pooled = (self.pooling @ widened(hidden)).to(hidden.dtype)  # (F, rows*columns, Dv)
         return torch.cat([cls, pooled], dim=1) if self.has_cls else pooled
+
+    def pixel_values(self, frames: Tensor) -> Tensor:
+        """(F, 3, I, I) float32, the tower's input, from (F, I, I, 3) uint8 RGB."""
+        # The cast comes first: TensorRT accepts uint8 only as the input of a cast.
+        pixels = frames.to(torch.float32).permute(0, 3, 1, 2)
+        mean, std = (_by_channel(each, pixels) for each in (self.image_mean, self.image_std))
+        return (pixels / PIXEL_MAX - mean) / std
+
+
+def _by_channel(values: tuple[float, float, float], pixels: Tensor) -> float | Tensor:
+    """What `pixels` (F, 3, I, I) are combined with: (3, 1, 1), or the number that all share."""
+    return values[0] if len(set(values)) == 1 else pixels.new_tensor(values)[:, None, None]
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> Tensor:

@@ -1,15 +1,14 @@
 """The safetensors files of a checkpoint's folder, whoever wrote it: its tensors by name.
 
-Weights are in one file, or in several that Hugging Face's index lists. Links are followed: the
-Hugging Face Hub's cache is made of them. Buffers that every model computes itself (`BUFFERS`) are
-omitted.
+Weights are in one file, in several that Hugging Face's index lists, or in files that the caller
+names. Links are followed: the Hugging Face Hub's cache is made of them. Buffers that every model
+computes itself (`BUFFERS`) are omitted.
 """
 
 import json
-import math
 import os
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,21 +66,23 @@ class StoredTensor:
 
 
 class WeightFiles:
-    """The checked headers of a folder's weight files; each tensor is read when it is requested.
+    """The checked headers of weight files; each tensor is read when it is requested.
 
     Attributes:
         files: in the order of their names.
         tensors: all tensors but `BUFFERS`, by name.
     """
 
-    def __init__(self, folder: Path) -> None:
-        """Find the files and read their headers.
+    def __init__(self, folder: Path, files: Sequence[Path] = ()) -> None:
+        """Read the headers of `files`, or of the files that are found in `folder`.
 
         Raises:
             CheckpointError: files are missing, damaged, unreadable or contradict each other.
         """
         self._folder = folder
-        self.files = _chosen_files(folder)
+        if files:
+            require_files(folder, files)
+        self.files = list(files) or _chosen_files(folder)
         self.tensors: Mapping[str, StoredTensor] = _stored_tensors(self.files)
 
     def read(self, name: str) -> Tensor:
@@ -106,19 +107,54 @@ class WeightFiles:
         Raises:
             CheckpointError: names every tensor with NaN or infinite weights.
         """
-        faults = []
-        for name in names:
-            stored = self.tensors[name]
-            num_nan, num_infinite = _count_not_finite(stored)
-            if num_nan or num_infinite:
-                total = math.prod(stored.shape)
-                faults.append(f"{name!r} ({num_nan} NaN, {num_infinite} infinite of {total})")
-        if faults:
-            raise CheckpointError(
-                f"{self._folder}: weights are not finite numbers: "
-                f"{joined_faults(faults, NUM_FAULTS_SHOWN)}; the file is damaged or the training "
-                f"diverged: {COPY_AGAIN}, or use an earlier one"
-            )
+        found = ((name, self.tensors[name]) for name in names)
+        faults = [not_finite_fault(name, _blocks(stored), stored.dtype) for name, stored in found]
+        raise_not_finite(self._folder, [fault for fault in faults if fault])
+
+
+def not_finite_fault(name: str, blocks: Iterable[memoryview], dtype: str) -> str | None:
+    """How many of a tensor's weights are not finite numbers, as a fault; None if all are.
+
+    Args:
+        name: of the tensor.
+        blocks: its bytes, in blocks of whole weights that stay in a processor's cache.
+        dtype: a key of `FLOAT_DTYPES`.
+    """
+    num_nan = num_infinite = total = 0
+    unsigned, exponent = FLOAT_DTYPES[dtype]
+    # In numpy: on blocks this small, PyTorch's threads cost more than they save.
+    for block in blocks:
+        bits: npt.NDArray[np.uint32] = np.frombuffer(block, unsigned)
+        total += len(bits)
+        num_not_finite = int(np.count_nonzero((bits & exponent) == exponent))
+        if num_not_finite:
+            infinite = int(np.count_nonzero(bits << 1 == exponent << 1))  # without the sign
+            num_infinite += infinite
+            num_nan += num_not_finite - infinite
+    if not (num_nan or num_infinite):
+        return None
+    return f"{name!r} ({num_nan} NaN, {num_infinite} infinite of {total})"
+
+
+def raise_not_finite(path: Path, faults: Sequence[str]) -> None:
+    """Raise an error for the faults that `not_finite_fault` found in `path`, if any.
+
+    Raises:
+        CheckpointError: names every tensor in `faults`.
+    """
+    if faults:
+        raise CheckpointError(
+            f"{path}: weights are not finite numbers: {joined_faults(faults, NUM_FAULTS_SHOWN)}; "
+            f"the file is damaged or the training diverged: {COPY_AGAIN}, or use an earlier one"
+        )
+
+
+def same_data(one: StoredTensor, other: StoredTensor) -> bool:
+    """Whether two tensors have the same dims, dtype and bytes, compared a block at a time."""
+    if (one.shape, one.dtype) != (other.shape, other.dtype):
+        return False
+    blocks = zip(_blocks(one), _blocks(other), strict=True)
+    return all(ours == theirs for ours, theirs in blocks)
 
 
 def tied_head_fault(tensors: Mapping[str, StoredTensor]) -> str | None:
@@ -127,7 +163,7 @@ def tied_head_fault(tensors: Mapping[str, StoredTensor]) -> str | None:
     Some tools write a tied head as well, which is harmless: a copy of the embedding is dropped.
     """
     head, embedding = tensors.get(HEAD_WEIGHT), tensors.get(EMBEDDING_WEIGHT)
-    if head is None or embedding is None or _same_data(head, embedding):
+    if head is None or embedding is None or same_data(head, embedding):
         return None
     return (
         f"{HEAD_WEIGHT!r} ({head}) is not the same as {EMBEDDING_WEIGHT!r} ({embedding}), although "
@@ -200,7 +236,7 @@ def _difference(ours: Mapping[str, StoredTensor], theirs: Mapping[str, StoredTen
         name = min(unshared)
         return f"only {({**ours, **theirs})[name].file.name} has {name!r}"
     for name, stored in ours.items():
-        if not _same_data(stored, theirs[name]):
+        if not same_data(stored, theirs[name]):
             return f"{name!r} ({stored}) is not the same as {theirs[name]}"
     return ""
 
@@ -265,25 +301,3 @@ def _blocks(stored: StoredTensor) -> Iterator[memoryview]:
                 yield block
     except OSError as exc:
         raise unreadable(stored.file, exc) from exc
-
-
-def _same_data(one: StoredTensor, other: StoredTensor) -> bool:
-    if (one.shape, one.dtype) != (other.shape, other.dtype):
-        return False
-    blocks = zip(_blocks(one), _blocks(other), strict=True)
-    return all(ours == theirs for ours, theirs in blocks)
-
-
-def _count_not_finite(stored: StoredTensor) -> tuple[int, int]:
-    """How many of a tensor's weights are NaN, and how many are infinite."""
-    num_nan = num_infinite = 0
-    dtype, exponent = FLOAT_DTYPES[stored.dtype]
-    # In numpy: on blocks this small, PyTorch's threads cost more than they save.
-    for block in _blocks(stored):
-        bits: npt.NDArray[np.uint32] = np.frombuffer(block, dtype)
-        num_not_finite = int(np.count_nonzero((bits & exponent) == exponent))
-        if num_not_finite:
-            infinite = int(np.count_nonzero(bits << 1 == exponent << 1))  # without the sign
-            num_infinite += infinite
-            num_nan += num_not_finite - infinite
-    return num_nan, num_infinite

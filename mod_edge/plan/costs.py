@@ -7,7 +7,7 @@ runs only for decisions and replies); vision is counted separately.
 
 from dataclasses import dataclass, replace
 
-from mod_edge.config import ModelConfig, VisionConfig
+from mod_edge.config import ModelConfig, TextConfig, VisionConfig
 from mod_edge.plan.targets import ITEM_BYTES
 
 # The paper profiles 600 frames: five minutes at 2 frames/s.
@@ -67,10 +67,20 @@ def num_parameters(config: ModelConfig) -> dict[str, int]:
         "vision": _vision_parameters(config.vision_config, has_head=config.frame_token_cls),
         "connector": _linear(config.vision_config.hidden_size, size) + _linear(size, size),
         "embedding": text.vocab_size * size,
-        "decoder": text.num_hidden_layers * (layer_parameters(config) + 2 * size) + routers + size,
+        "decoder": text.num_hidden_layers * (layer_parameters(config) + _layer_vectors(text))
+        + routers
+        + size,
         "head": 0 if text.tie_word_embeddings else text.vocab_size * size,
     }
     return counts | {"total": sum(counts.values())}
+
+
+def _layer_vectors(text: TextConfig) -> int:
+    """Weights of one decoder layer's norms and biases, without the router's."""
+    num_heads, num_key_heads = text.num_attention_heads, text.num_key_value_heads
+    biases = (num_heads + 2 * num_key_heads) * text.head_dim if text.attention_bias else 0
+    head_norms = 2 * text.head_dim if text.qk_norm else 0
+    return 2 * text.hidden_size + biases + head_norms
 
 
 def _vision_parameters(vision: VisionConfig, *, has_head: bool) -> int:

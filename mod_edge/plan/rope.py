@@ -17,12 +17,15 @@ Float32Array = npt.NDArray[np.float32]
 
 
 def inverse_frequencies(config: TextConfig) -> FloatArray:
-    """(E/2,) float64 radians per position, with Llama 3's scaling if the config has it."""
+    """(E/2,) float64 radians per position, scaled as the config says."""
     half = np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim
     frequencies = 1.0 / config.rope_theta**half
-    if config.rope_scaling is not None:
-        frequencies = _llama3_scaled(frequencies, config.rope_scaling)
-    return frequencies
+    scaling = config.rope_scaling
+    if scaling is None:
+        return frequencies
+    if scaling.rope_type == "linear":
+        return frequencies / scaling.factor
+    return _llama3_scaled(frequencies, scaling)
 
 
 class StepAngles:
@@ -43,8 +46,8 @@ class StepAngles:
 
 def _llama3_scaled(frequencies: FloatArray, scaling: RopeScaling) -> FloatArray:
     """Low frequencies divided by `factor`, high ones kept, linearly blended between (Llama 3.1)."""
-    turns = scaling.original_max_position_embeddings * frequencies / (2 * math.pi)
-    span = scaling.high_freq_factor - scaling.low_freq_factor
-    keep = np.clip((turns - scaling.low_freq_factor) / span, 0.0, 1.0)
+    low, high, num_positions = scaling.llama3
+    turns = num_positions * frequencies / (2 * math.pi)
+    keep = np.clip((turns - low) / (high - low), 0.0, 1.0)
     scaled: FloatArray = keep * frequencies + (1 - keep) * frequencies / scaling.factor
     return scaled

@@ -24,10 +24,10 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from mod_edge.config import ModelConfig
 from mod_edge.errors import DataError
-from mod_edge.model.vision import PIXEL_MAX, PIXEL_MEAN, FrameEncoder, pooling_matrix
+from mod_edge.model.vision import FrameEncoder, pooling_matrix
 from mod_edge.native.worker_death import death_of
 from mod_edge.runtime.capture.video_file import VideoFile
-from mod_edge.runtime.preprocess import letterbox
+from mod_edge.runtime.preprocess import fit_frame
 from mod_edge.toy_scenes.render import PHOTOGRAPH_FPS, Image, Renderer, photographs_of
 from mod_edge.toy_scenes.scene import COLOURS, SHAPES, Look
 from mod_edge.toy_scenes.scene_generator import write_scene
@@ -150,8 +150,7 @@ def _train(
     for step in range(1, options.steps + 1):
         batch = next(pictures)
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-            pixels = batch["picture"].permute(0, 3, 1, 2).float()
-            hidden, cls = vision((pixels / PIXEL_MAX - PIXEL_MEAN) / PIXEL_MEAN)
+            hidden, cls = vision(encoder.pixel_values(batch["picture"]))
         loss = _loss(probes, encoder.pooling, hidden.float(), cls.float()[:, 0], batch)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -233,7 +232,7 @@ class Pictures(IterableDataset[dict[str, Tensor]]):
             for time_s in rng.uniform(0, SCENE_S, PICTURES_A_SCENE):
                 quality = int(rng.integers(*JPEG_QUALITY))
                 picture = np.empty((side, side, 3), np.uint8)
-                letterbox(_compressed(renderer.frame(time_s), quality), picture)
+                fit_frame(_compressed(renderer.frame(time_s), quality), picture, vision)
                 owners = renderer.owners(time_s, OWNER_CELLS * vision.grid_size)
                 yield {
                     "picture": torch.from_numpy(picture),

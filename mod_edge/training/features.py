@@ -39,7 +39,7 @@ from mod_edge.model.video_llm import VideoLLM
 from mod_edge.progress import OnStep
 from mod_edge.runtime.capture.opencv import open_file
 from mod_edge.runtime.capture.video_file import VideoFile
-from mod_edge.runtime.preprocess import letterbox
+from mod_edge.runtime.preprocess import fit_frame
 
 FEATURES_FOLDER = ".features"
 FRAMES_FILE, COUNTS_FILE = "frames.f16", "num_frames.txt"
@@ -210,7 +210,7 @@ def _compute(
             with VideoFile(clip.video, fps=fps, max_frames=clip.most_frames(fps)) as video:
                 for frame in video:
                     place = frame.index % FRAMES_AT_ONCE
-                    letterbox(frame.image, pixels[place])
+                    fit_frame(frame.image, pixels[place], config.vision_config)
                     if place == FRAMES_AT_ONCE - 1:
                         encode(FRAMES_AT_ONCE)
                 if left := video.num_frames % FRAMES_AT_ONCE:

@@ -115,7 +115,7 @@ class BatchedDecoder:
         attention, norm = layer.self_attn, layer.input_layernorm
         states = self._normed_product(hidden, norm, attention.q_proj, attention.k_proj)
         rotation = self._rotation(hidden.shape[1], hidden)
-        turned = rotated(states.unflatten(-1, (-1, attention.head_dim)), rotation.cos, rotation.sin)
+        turned = turned_heads(attention, states.unflatten(-1, (-1, attention.head_dim)), rotation)
         query, key = turned.split((attention.num_heads, attention.num_key_value_heads), dim=2)
         return query, key
 
@@ -153,7 +153,7 @@ class BatchedDecoder:
         num_heads, num_key_heads = attention.num_heads, attention.num_key_value_heads
         states = states.unflatten(-1, (-1, attention.head_dim))
         turned, value = states.split((num_heads + num_key_heads, num_key_heads), dim=2)
-        turned = rotated(turned, rotation.cos, rotation.sin)
+        turned = turned_heads(attention, turned, rotation)
         query, key = turned.split((num_heads, num_key_heads), dim=2)
         return causal_attention(query, key, value).flatten(2)
 
@@ -200,12 +200,27 @@ class BatchedDecoder:
     def _normed_product(self, hidden: Tensor, norm: RMSNorm, *layers: nn.Linear) -> Tensor:
         """The outputs of `layers` for `norm`'s output, concatenated, in `dtype`."""
         weight = torch.cat([layer.weight for layer in layers]) * norm.weight
-        return linear(normalized(hidden, norm.eps, self._dtype), weight.to(self._dtype))
+        biases = [layer.bias for layer in layers if layer.bias is not None]
+        assert len(biases) in (0, len(layers))
+        bias = torch.cat(biases).to(self._dtype) if biases else None
+        return linear(normalized(hidden, norm.eps, self._dtype), weight.to(self._dtype), bias)
 
     def _product(self, states: Tensor, layer: nn.Linear) -> Tensor:
         """The output of `layer`, in `dtype`."""
         bias = None if layer.bias is None else layer.bias.to(self._dtype)
         return linear(states.to(self._dtype), layer.weight.to(self._dtype), bias)
+
+
+def turned_heads(attention: Attention, states: Tensor, rotation: Rotation) -> Tensor:
+    """Queries and keys (B, rows, H + G, E) after the norms over E, if any, and the rotation."""
+    q_norm, k_norm = attention.q_norm, attention.k_norm
+    if isinstance(q_norm, RMSNorm) and isinstance(k_norm, RMSNorm):
+        query_weight = q_norm.weight.expand(attention.num_heads, -1)
+        key_weight = k_norm.weight.expand(attention.num_key_value_heads, -1)
+        weight = torch.cat([query_weight, key_weight])  # (H + G, E)
+        normed = normalized(states.to(weight.dtype), q_norm.eps, weight.dtype) * weight
+        states = normed.to(states.dtype)
+    return rotated(states, rotation.cos, rotation.sin)
 
 
 def compact(batch: Batch, kept: Tensor, rotation: Rotation) -> Compaction:

@@ -11,6 +11,7 @@ MoD layer halves a kept token, while skipped ones pass unchanged.
 """
 
 import math
+import re
 
 import torch
 from torch import Tensor
@@ -30,8 +31,8 @@ def initial_model(config: ModelConfig, base: Checkpoint | None, seed: int) -> Vi
 
     Args:
         config: the model's config.
-        base: tensors of equal name and shape are copied from it (a router only with weight and
-            bias); None copies none.
+        base: tensors of equal name and shape are copied from it (a bias only with its
+            weight); None copies none.
         seed: seeds the random tensors; each is drawn independently, so that two models with the
             same seed agree in all tensors that both have.
     """
@@ -39,8 +40,8 @@ def initial_model(config: ModelConfig, base: Checkpoint | None, seed: int) -> Vi
     state: dict[str, Tensor] = {}
     shapes = tensor_shapes(config)
     for name, shape in shapes.items():
-        # A bias fits any router, but means nothing without its weight.
-        fits = name.replace("router.bias", "router.weight")
+        # A bias of the right length means nothing without its weight.
+        fits = re.sub(r"\.bias$", ".weight", name)
         if base is not None and known.get(name) == shape and known.get(fits) == shapes[fits]:
             state[name] = base.tensor(name).to(torch.float32)
         else:

@@ -9,8 +9,8 @@ on the same CPU, with the same number of threads and the same versions.
 
 import json
 import platform
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -21,6 +21,7 @@ from tokenizers import Tokenizer
 from mod_edge import __version__
 from mod_edge.bundle.manifest import TOKENIZER_FILE, file_sha256
 from mod_edge.bundle.staging import check_target, staged_folder
+from mod_edge.config import ModelConfig
 from mod_edge.data.clips import read_clips, split_file
 from mod_edge.errors import BackendError, DataError
 from mod_edge.model.checkpoint import CHECKPOINT, Checkpoint
@@ -180,6 +181,7 @@ def _train(
         time_s=round(trainer.time_s, 3),
         num_short_clips=num_short,
     )
+    model.config = replace(model.config, untrained_parts=_untrained(recipe.model, trained))
     with staged_folder(output, kind=CHECKPOINT, force=force) as folder:
         save_model(model, tokenizer, folder)
         _write_training(folder, recipe, data, trainer, report)
@@ -235,6 +237,12 @@ def _tokenizer(base: Checkpoint | None, recipe: Recipe) -> Tokenizer:
     if base is None:
         return preset_tokenizer(recipe.model.text_config.vocab_size)
     return read_tokenizer(base.path / TOKENIZER_FILE, recipe.model)
+
+
+def _untrained(config: ModelConfig, trained: Iterable[str]) -> tuple[str, ...]:
+    """The untrained parts of `config` of which no tensor is in `trained`."""
+    names = list(trained)
+    return tuple(part for part in config.untrained_parts if not any(part in name for name in names))
 
 
 def _write_training(

@@ -1,12 +1,14 @@
 """A clip in memory equals the frames that the runtime reads from its file."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from mod_edge.data.clips import MAX_DURATION_S, Clip
 from mod_edge.evaluation.clip_frames import num_clip_frames, read_clip_frames, seed_of
 from mod_edge.runtime.capture.video_file import VideoFile
-from mod_edge.runtime.preprocess import letterbox
+from mod_edge.runtime.preprocess import letterbox, stretch
 
 
 @pytest.fixture
@@ -25,6 +27,18 @@ def test_frames_equal_those_of_the_file(clip, frames, tiny_source):
             assert (mine.index, mine.time_s) == (frame.index, frame.time_s)
             np.testing.assert_array_equal(ours, theirs)
             np.testing.assert_array_equal(ours, frames.pixels[mine.index])
+
+
+def test_frames_are_stretched_for_a_model_that_wants_it(clip, tiny_source):
+    vision = replace(tiny_source.config.vision_config, frame_resize="stretch")
+    frames = read_clip_frames(
+        Clip("box", clip, 0.4, ()), replace(tiny_source.config, vision_config=vision)
+    )
+    with VideoFile(clip, fps=2) as video:
+        image = next(iter(video)).image
+    theirs = np.empty_like(frames.pixels[0])
+    stretch(image, theirs)
+    np.testing.assert_array_equal(frames.pixels, theirs[None])
 
 
 def test_a_clip_ends_at_the_duration_of_its_line(frames):

@@ -1,6 +1,7 @@
 """The checkpoint writer: files that the safetensors library reads, in shards of limited size."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -62,5 +63,23 @@ def test_a_tensor_of_another_shape_fails_an_assertion(tensors, tmp_path):
 
 def test_only_a_single_large_tensor_makes_a_file_larger_than_a_shard(monkeypatch):
     monkeypatch.setattr(checkpoint_writer, "SHARD_BYTES", 100)
-    shapes = {"a": (5, 5), "b": (6,), "c": (20,), "d": (30,), "e": (4,), "f": (21,)}
-    assert checkpoint_writer._shards(shapes, itemsize=4) == [["a"], ["b"], ["c"], ["d"], ["e", "f"]]
+    sizes = {"a": 100, "b": 24, "c": 80, "d": 120, "e": 16, "f": 84}
+    assert checkpoint_writer._shards(sizes) == [["a"], ["b"], ["c"], ["d"], ["e", "f"]]
+
+
+def test_tensors_keep_dtypes_of_their_own_and_the_library_reads_them(tensors, tmp_path):
+    half = replace(CONFIG, dtype="bfloat16")
+    dtypes = {
+        name: torch.float32 if name.startswith("vision_model.") else torch.float16
+        for name in tensors
+        if name.startswith(("vision_model.", "model.norm."))
+    }
+    # An odd number of 2-byte weights before the others would leave them unaligned.
+    dtypes["connector.0.bias"] = torch.float32
+    write_checkpoint(tmp_path, half, TOKENIZER, tensors.__getitem__, dtypes=dtypes)
+    checkpoint = Checkpoint(tmp_path)
+    for name, found in load_file(tmp_path / WEIGHTS_FILE).items():
+        assert found.dtype == dtypes.get(name, torch.bfloat16), name
+        assert torch.equal(found, tensors[name].to(found.dtype)), name
+        assert torch.equal(checkpoint.tensor(name), found)
+    assert checkpoint.load_model().connector[0].bias.dtype == torch.float32

@@ -70,6 +70,23 @@ def step_by_step(model, embeds, steps):
     return torch.cat(logits)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [{"attention_bias": True}, {"qk_norm": True, "attention_bias": True}],
+    ids=["biases", "biases and norms"],
+)
+def test_a_decoder_with_qwens_attention_equals_the_naive_one_in_steps_and_at_once(
+    make_config, make_model, text
+):
+    # A key bias that is left out gives 0.08, norms after RoPE 0.2, no norms 1.2.
+    model = make_model(make_config(**text), dtype=torch.float64)
+    embeds = random_embeds(model.config, STREAM, torch.float64)
+    layout = layout_of(model.config, STREAM)
+    theirs, _ = naive_logits(model, embeds, layout.frame_index.tolist())
+    assert relative_error(model.full_forward(embeds, layout), theirs) <= RTOL_FP64
+    assert relative_error(step_by_step(model, embeds, STEPS), theirs) <= RTOL_FP64
+
+
 # Frames of a model without an interval token: steps of frames alone, also right after a step.
 STEPS_WITHOUT_INTERVAL = ((4, FRAME), (FRAME,), (FRAME, FRAME), (3,), (2, FRAME), (1,), (FRAME,))
 

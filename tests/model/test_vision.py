@@ -95,6 +95,19 @@ def test_bytes_become_minus_one_to_one_with_channels_first(numbered):
     assert (pixel_values[0, :, 5, 2] == -1).all()
 
 
+def test_each_channel_has_a_mean_and_a_deviation_of_its_own(numbered, make_config):
+    vision = replace(
+        make_config().vision_config, image_mean=(0.0, 0.2, 1.0), image_std=(0.5, 0.25, 2.0)
+    )
+    encoder = numbered(vision_config=vision)
+    frames = torch.zeros(1, 59, 59, 3, dtype=torch.uint8)
+    frames[0, 2, 5] = torch.tensor([51, 51, 255], dtype=torch.uint8)
+    encoder(frames)
+    pixel_values = encoder.vision_model.pixel_values
+    torch.testing.assert_close(pixel_values[0, :, 2, 5], torch.tensor([0.4, 0.0, 0.0]))
+    torch.testing.assert_close(pixel_values[0, :, 5, 2], torch.tensor([0.0, -0.8, -0.5]))
+
+
 def test_frames_are_encoded_independently(make_config, make_model):
     model = make_model(make_config())
     generator = torch.Generator().manual_seed(0)

@@ -139,7 +139,16 @@ def test_layer_parameters_equal_a_real_layers(name):
 @pytest.mark.parametrize("mod", [None, MoDConfig(), MoDConfig("all", selection="uniform")])
 @pytest.mark.parametrize("has_cls", [True, False])
 def test_parameters_are_counted_as_the_model_has_them(name, mod, has_cls):
-    config = replace(preset_config(name), mod_config=mod, frame_token_cls=has_cls)
+    require_counted(replace(preset_config(name), mod_config=mod, frame_token_cls=has_cls))
+
+
+@pytest.mark.parametrize("field", ["attention_bias", "qk_norm"])
+def test_parameters_of_qwens_attention_are_counted(make_config, field):
+    require_counted(make_config(**{field: True}))
+
+
+def require_counted(config):
+    """The counts are those of the model's own parameters."""
     counts = num_parameters(config)
     with torch.device("meta"):
         model = VideoLLM(config)

@@ -1,4 +1,4 @@
-"""RoPE's frequencies: plain, and with Llama 3.1's scaling."""
+"""RoPE's frequencies: plain, and with the two scalings."""
 
 import math
 
@@ -18,6 +18,13 @@ def test_frequencies_are_powers_of_theta(make_config):
     theirs = [500000.0 ** (-2 * pair / 16) for pair in range(8)]
     assert frequencies.dtype == np.float64
     np.testing.assert_allclose(frequencies, theirs, rtol=1e-15)
+
+
+def test_linear_scaling_divides_every_frequency(make_config):
+    plain = inverse_frequencies(make_config().text_config)
+    scaling = RopeScaling(2.5, rope_type="linear")
+    scaled = inverse_frequencies(make_config(rope_scaling=scaling).text_config)
+    np.testing.assert_array_equal(scaled, plain / 2.5)
 
 
 def test_llama3_scaling_keeps_high_frequencies_divides_low_ones_and_blends_between(make_config):

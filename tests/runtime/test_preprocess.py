@@ -1,4 +1,4 @@
-"""Letterboxing, compared with torch's antialiased bicubic on a frame with texture and edges."""
+"""Letterboxing and stretching, compared with torch on a frame with texture and edges."""
 
 from pathlib import Path
 
@@ -6,12 +6,15 @@ import cv2
 import numpy as np
 import pytest
 
+from mod_edge.config import VisionConfig
 from mod_edge.errors import ShapeError
-from mod_edge.runtime.preprocess import letterbox
+from mod_edge.runtime.preprocess import BICUBIC, BILINEAR, fit_frame, letterbox, stretch
 
 pytestmark = pytest.mark.numeric
 
 torch = pytest.importorskip("torch")
+
+every_fit = pytest.mark.parametrize("fit", [letterbox, stretch])
 
 CLIP = Path(__file__).resolve().parent.parent / "data" / "box.mp4"
 
@@ -23,6 +26,9 @@ MAX_LEVELS = 24
 # Reductions by 2, 1.67, 1.15 and 1.04: at most 1.23 and 26; INTER_CUBIC has 1.5 to 6.8 and 135.
 MEAN_LEVELS_SMALL = 1.4
 MAX_LEVELS_SMALL = 30
+# At most 1.54 and 38; INTER_CUBIC and INTER_LINEAR have up to 8.0 and 195.
+MEAN_LEVELS_STRETCHED = 1.8
+MAX_LEVELS_STRETCHED = 45
 
 
 def textured_frame(height, width):
@@ -47,11 +53,11 @@ def textured_frame(height, width):
     return frame
 
 
-def reference(frame, height, width, *, antialias=True):
-    """RGB of the frame at (height, width), by torch's bicubic."""
+def reference(frame, height, width, *, mode="bicubic", antialias=True):
+    """RGB of the frame at (height, width), by torch's resampling."""
     planes = torch.from_numpy(frame[..., ::-1].astype(np.float32)).permute(2, 0, 1)[None]
     fitted = torch.nn.functional.interpolate(
-        planes, (height, width), mode="bicubic", antialias=antialias, align_corners=False
+        planes, (height, width), mode=mode, antialias=antialias, align_corners=False
     )
     return fitted[0].permute(1, 2, 0).clamp(0, 255).numpy()
 
@@ -59,6 +65,12 @@ def reference(frame, height, width, *, antialias=True):
 def boxed(frame, image_size):
     out = np.full((image_size, image_size, 3), 77, np.uint8)  # old content must be overwritten
     letterbox(frame, out)
+    return out
+
+
+def stretched(frame, image_size, kernel=BICUBIC):
+    out = np.full((image_size, image_size, 3), 77, np.uint8)
+    assert stretch(frame, out, kernel) == (0, 0, image_size, image_size)
     return out
 
 
@@ -132,6 +144,66 @@ def test_the_picture_is_centred_on_black(height, width, rows, columns):
     assert np.abs(boxed(image, 64).astype(int) - expected).max() <= 1
 
 
+# ---- stretching ----
+
+
+@pytest.mark.parametrize(
+    ("height", "width"),
+    [
+        (1080, 1920),
+        (1280, 720),  # by 3.3, through an area average, and by 1.9
+        (480, 640),
+        (384, 640),  # the height stays
+        (360, 640),  # the height is enlarged
+        (460, 300),  # by 1.2, and enlarged
+    ],
+)
+@pytest.mark.parametrize(
+    ("kernel", "mode"), [(BICUBIC, "bicubic"), (BILINEAR, "bilinear")], ids=["bicubic", "bilinear"]
+)
+def test_each_side_is_stretched_like_antialiased_resampling(height, width, kernel, mode):
+    frame = textured_frame(height, width)
+    theirs = reference(frame, 384, 384, mode=mode)
+    mean, largest = difference(stretched(frame, 384, kernel), theirs)
+    assert mean < MEAN_LEVELS_STRETCHED
+    assert largest < MAX_LEVELS_STRETCHED
+
+
+def test_bilinear_is_not_bicubic(full_hd):
+    theirs = reference(full_hd, 384, 384)
+    assert difference(stretched(full_hd, 384, BILINEAR), theirs)[0] > MEAN_LEVELS_STRETCHED
+
+
+@pytest.mark.parametrize("side", [50, 64, 70, 100, 300])
+def test_a_square_frame_is_stretched_as_it_is_letterboxed(side):
+    frame = textured_frame(side, side)
+    np.testing.assert_array_equal(stretched(frame, 64), boxed(frame, 64))
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 500), (500, 1), (9, 5), (64, 7)])
+def test_a_stretched_frame_fills_the_square(height, width):
+    image = np.full((height, width, 3), (10, 100, 200), np.uint8)  # BGR
+    assert np.abs(stretched(image, 64).astype(int) - (200, 100, 10)).max() <= 1
+
+
+@pytest.mark.parametrize("frame_resize", ["letterbox", "stretch"])
+@pytest.mark.parametrize("frame_resample", ["bicubic", "bilinear"])
+def test_a_frame_is_fitted_as_the_config_says(frame_resize, frame_resample):
+    vision = VisionConfig(
+        8, 8, 1, 1, 64, 8, frame_resize=frame_resize, frame_resample=frame_resample
+    )
+    frame = textured_frame(90, 160)
+    ours, theirs = np.empty((2, 64, 64, 3), np.uint8)
+    placement = fit_frame(frame, ours, vision)
+    fit = {"letterbox": letterbox, "stretch": stretch}[frame_resize]
+    kernel = {"bicubic": BICUBIC, "bilinear": BILINEAR}[frame_resample]
+    assert placement == fit(frame, theirs, kernel)
+    np.testing.assert_array_equal(ours, theirs)
+
+
+# ---- buffers ----
+
+
 def test_letterboxing_one_frame_of_a_batch_leaves_its_neighbours_unchanged():
     batch = np.full((3, 32, 32, 3), 77, np.uint8)
     letterbox(np.full((20, 40, 3), 255, np.uint8), batch[1])
@@ -139,6 +211,7 @@ def test_letterboxing_one_frame_of_a_batch_leaves_its_neighbours_unchanged():
     assert set(np.unique(batch[1])) == {0, 255}
 
 
+@every_fit
 @pytest.mark.parametrize(
     "image",
     [
@@ -150,11 +223,12 @@ def test_letterboxing_one_frame_of_a_batch_leaves_its_neighbours_unchanged():
     ],
     ids=lambda image: f"{image.shape}-{image.dtype}",
 )
-def test_an_image_of_another_shape_or_dtype_is_an_error_with_the_conversion_to_use(image):
+def test_an_image_of_another_shape_or_dtype_is_an_error_with_the_conversion_to_use(fit, image):
     with pytest.raises(ShapeError, match=r"wanted \(H, W, 3\) uint8 in BGR.*cvtColor"):
-        boxed(image, 16)
+        fit(image, np.empty((16, 16, 3), np.uint8))
 
 
+@every_fit
 @pytest.mark.parametrize(
     "out",
     [
@@ -165,6 +239,6 @@ def test_an_image_of_another_shape_or_dtype_is_an_error_with_the_conversion_to_u
     ],
     ids=lambda out: f"{out.shape}-{out.dtype}-{out.strides}",
 )
-def test_a_buffer_of_another_shape_or_dtype_is_an_error(out):
+def test_a_buffer_of_another_shape_or_dtype_is_an_error(fit, out):
     with pytest.raises(ShapeError, match=r"wanted \(I, I, 3\) uint8"):
-        letterbox(np.zeros((8, 8, 3), np.uint8), out)
+        fit(np.zeros((8, 8, 3), np.uint8), out)

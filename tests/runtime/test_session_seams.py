@@ -2,6 +2,7 @@
 
 import json
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -237,6 +238,17 @@ def test_a_frame_event_carries_picture_placement_and_kept_tokens_where_asked(fra
         assert frame.details.placement == (side // 4, 0, side // 2, side)
         # its own, though the stream's arrays are those of the last step by now
         assert frame.details.kept[1].tolist() == [frame.index, frame.index + 1]
+
+
+def test_a_model_that_stretches_frames_sees_the_picture_in_its_whole_square():
+    config = replace(CONFIG, vision_config=replace(CONFIG.vision_config, frame_resize="stretch"))
+    options, rows = SessionOptions(0.725, 4, 2, 256, 0.125), Rows(1000, 1000)
+    state = KeepingStream([SILENT] * 2 * len(HALF_SECONDS), [])  # by the greys
+    session = Session(state, config, BYTE_FALLBACK, KvPlan(rows, 0, 0.0, 0.0), options)
+    side = config.vision_config.image_size
+    for event in session.stream(WidePictures(HALF_SECONDS), details=True):
+        assert event.details.placement == (0, 0, side, side)
+        assert event.details.kept[1][0] == 2 * event.index  # no black lowers the mean
 
 
 def test_nobody_pays_for_details_that_nobody_wants():

@@ -11,7 +11,7 @@ import torch
 
 from mod_edge.errors import DataError, SourceError
 from mod_edge.runtime.capture.video_file import VideoFile
-from mod_edge.runtime.preprocess import letterbox
+from mod_edge.runtime.preprocess import fit_frame
 from mod_edge.training import features as features_module
 from tests.training.toy_data import write_toy_data
 
@@ -54,12 +54,17 @@ def images_of(clip, model):
     with VideoFile(clip.video, fps=model.config.stream_config.frame_fps) as video:
         for frame in video:
             images.append(np.zeros((side, side, 3), np.uint8))
-            letterbox(frame.image, images[-1])
+            fit_frame(frame.image, images[-1], model.config.vision_config)
     return np.stack(images)
 
 
+@pytest.mark.parametrize("frame_resize", ["letterbox", "stretch"])
 @pytest.mark.usefixtures("batches_of_four")
-def test_the_connectors_output_for_features_is_the_runtimes(clips, model, tmp_path):
+def test_the_connectors_output_for_features_is_the_runtimes(
+    clips, make_config, make_model, tmp_path, frame_resize
+):
+    vision = replace(make_config().vision_config, frame_resize=frame_resize)
+    model = make_model(replace(make_config(), vision_config=vision))
     features = frame_features(tmp_path / "data", clips, model, CPU, no_step)
     assert features.num_frames.tolist() == [9, 9, 9]
     for clip, first in zip(clips, features.first_frames, strict=True):

@@ -35,6 +35,9 @@ POLICIES = [
     *(MoDConfig(insertion) for insertion in BASELINES),
 ]
 
+# What Qwen2 and Qwen3 add to Llama's attention.
+QWENS = [{}, {"attention_bias": True}, {"attention_bias": True, "qk_norm": True}]
+
 
 def policy_name(mod):
     return "full computation" if mod is None else "-".join(map(str, vars(mod).values()))
@@ -116,6 +119,14 @@ def test_logits_of_a_batch_are_the_references(policy, make_config, make_model, m
     assert relative_error(ours, theirs) <= RTOL_FP64
 
 
+@pytest.mark.parametrize("text", QWENS[1:], ids=list)
+def test_logits_of_qwens_attention_are_the_references(make_config, make_model, text):
+    model = make_model(make_config(num_key_value_heads=3, **text), dtype=torch.float64)
+    batch = random_batch(model.config)
+    ours = BatchedDecoder(model, torch.float64).logits(batch)
+    assert relative_error(ours, reference_logits(model, batch)) <= RTOL_FP64
+
+
 @pytest.mark.parametrize("layout", OTHER_LAYOUTS)
 def test_logits_of_other_frame_layouts_are_the_references(make_config, make_model, layout):
     model = make_model(OTHER_LAYOUTS[layout](make_config()), dtype=torch.float64)
@@ -124,18 +135,20 @@ def test_logits_of_other_frame_layouts_are_the_references(make_config, make_mode
     assert relative_error(ours, reference_logits(model, batch)) <= RTOL_FP64
 
 
+@pytest.mark.parametrize("text", QWENS, ids=list)
 @pytest.mark.parametrize(
     "mod",
     [None, *(MoDConfig("all", 0.5, router_scaling=each) for each in ROUTER_SCALINGS)],
     ids=policy_name,
 )
-def test_every_parameter_gets_the_references_gradient(make_config, make_model, mod):
+def test_every_parameter_gets_the_references_gradient(make_config, make_model, mod, text):
     """Including routers and tied weights.
 
     The last layer's router has almost no gradient under `full` scaling, because the norm after it
     removes the scale.
     """
-    model = make_model(make_config(mod=mod, tie_word_embeddings=True), dtype=torch.float64)
+    config = make_config(mod=mod, tie_word_embeddings=True, **text)
+    model = make_model(config, dtype=torch.float64)
     batch = random_batch(model.config)
     trained = {
         name: parameter.requires_grad_(True)
@@ -154,13 +167,14 @@ def test_every_parameter_gets_the_references_gradient(make_config, make_model, m
         assert relative_error(our, their) <= RTOL_GRADIENT, name
 
 
+@pytest.mark.parametrize("text", [QWENS[0], QWENS[-1]], ids=list)
 @pytest.mark.parametrize(
     ("dtype", "allowed"), [(torch.float32, RTOL_FP32), (torch.bfloat16, RTOL_BF16)]
 )
 def test_narrow_matrix_products_stay_near_the_reference(
-    make_config, make_model, monkeypatch, dtype, allowed
+    make_config, make_model, monkeypatch, dtype, allowed, text
 ):
-    model = make_model(make_config(num_key_value_heads=3))
+    model = make_model(make_config(num_key_value_heads=3, **text))
     batch = random_batch(model.config)
     decoder = BatchedDecoder(model, dtype)
     choices = noted_choices(decoder, monkeypatch)
@@ -182,8 +196,9 @@ def test_random_selection_differs_by_layer_and_repeats_with_its_seed(
     assert torch.equal(first, again)
 
 
-def test_a_layers_queries_and_keys_are_the_references(make_config, make_model):
-    model = make_model(make_config(mod=None), dtype=torch.float64)
+@pytest.mark.parametrize("text", [QWENS[0], QWENS[-1]], ids=list)
+def test_a_layers_queries_and_keys_are_the_references(make_config, make_model, text):
+    model = make_model(make_config(mod=None, **text), dtype=torch.float64)
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(2, 9, 48, generator=generator, dtype=torch.float64)
     layer, found = (
@@ -191,7 +206,9 @@ def test_a_layers_queries_and_keys_are_the_references(make_config, make_model):
         BatchedDecoder(model, torch.float64).query_and_key(hidden, 1),
     )
     attention = layer.self_attn
-    for ours, projection in zip(found, (attention.q_proj, attention.k_proj), strict=True):
-        for stream, states in zip(ours, projection(layer.input_layernorm(hidden)), strict=True):
-            theirs = rotate(states.unflatten(-1, (-1, 16)), torch.arange(9), attention.frequencies)
+    parts = ((attention.q_proj, attention.q_norm), (attention.k_proj, attention.k_norm))
+    for ours, (projection, norm) in zip(found, parts, strict=True):
+        heads = norm(projection(layer.input_layernorm(hidden)).unflatten(-1, (-1, 16)))
+        for stream, states in zip(ours, heads, strict=True):
+            theirs = rotate(states, torch.arange(9), attention.frequencies)
             assert relative_error(stream, theirs) <= RTOL_FP64

@@ -7,6 +7,7 @@ import torch
 
 from mod_edge.config import MoDConfig
 from mod_edge.model.checkpoint import Checkpoint
+from mod_edge.model.presets import preset_config, write_random_checkpoint
 from mod_edge.training.initial_weights import ROUTER_BIAS, SMALL_DEVIATION, initial_model
 
 pytestmark = pytest.mark.numeric
@@ -36,10 +37,33 @@ def test_a_checkpoints_tensors_are_copied_if_name_and_shape_match(base):
 
 def test_a_router_is_copied_with_weight_and_bias_or_not_at_all(base):
     text = replace(base.config.text_config, hidden_size=48)
-    router = (
-        initial_model(replace(base.config, text_config=text), base, seed=0).model.layers[1].router
-    )
+    config = replace(base.config, text_config=text)
+    router = initial_model(config, base, seed=0).model.layers[1].router
     assert float(router.bias.detach()) == ROUTER_BIAS
+
+
+def test_an_attention_bias_is_copied_with_its_weight_or_not_at_all(tmp_path):
+    config = preset_config("tiny")
+    text = replace(config.text_config, attention_bias=True)
+    config = replace(config, text_config=text)
+    write_random_checkpoint(config, tmp_path, seed=0)
+    base = Checkpoint(tmp_path)
+    name = "model.layers.1.self_attn.q_proj.bias"
+    copied = initial_model(config, base, seed=0)
+    assert torch.equal(copied.get_parameter(name), base.tensor(name))
+    narrower = replace(config, text_config=replace(text, hidden_size=48))
+    assert not initial_model(narrower, base, seed=0).get_parameter(name).any()
+
+
+def test_attention_biases_start_at_0_and_head_norms_at_1(base):
+    text = replace(base.config.text_config, attention_bias=True, qk_norm=True)
+    model = initial_model(replace(base.config, text_config=text), None, seed=0)
+    attention = model.model.layers[1].self_attn
+    for projection in (attention.q_proj, attention.k_proj, attention.v_proj):
+        assert torch.equal(projection.bias, torch.zeros(len(projection.weight)))
+    assert attention.o_proj.bias is None
+    assert torch.equal(attention.q_norm.weight, torch.ones(16))
+    assert torch.equal(attention.k_norm.weight, torch.ones(16))
 
 
 def test_new_weights_have_the_documented_deviations(base):

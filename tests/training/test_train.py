@@ -348,6 +348,17 @@ def test_a_loss_that_is_not_finite_is_an_error(cut, data):
         run(data, RECIPE, cut, resume=True)
 
 
+@pytest.mark.parametrize(
+    ("trainable", "left"),
+    [(("connector", "lm_head"), ("router",)), (("model.layers",), ("connector",)), (("",), ())],
+)
+def test_a_part_that_was_trained_is_not_called_untrained(data, tmp_path, trainable, left):
+    config = replace(SMALL, untrained_parts=("connector", "router"))
+    settings = replace(SETTINGS, steps=1, trainable=trainable)
+    run(data, Recipe("tiny", config, settings), tmp_path / "model")
+    assert Checkpoint(tmp_path / "model").config == replace(SMALL, untrained_parts=left)
+
+
 def test_trainable_strings_that_match_nothing_are_refused():
     model = initial_model(SMALL, None, 0)
     with pytest.raises(DataError, match=r"'lora', 'vision_model'; the model has connector, lm_"):

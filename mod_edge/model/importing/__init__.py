@@ -1,0 +1,1 @@
+"""Published weights in: folders of Hugging Face models become a mod-edge checkpoint."""
