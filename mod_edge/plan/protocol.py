@@ -16,6 +16,7 @@ text alone has the same turns without the frames and their brackets:
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from enum import Enum
 from itertools import islice
 
@@ -23,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from mod_edge.config import StreamConfig
+from mod_edge.config import ChatTemplate, StreamConfig
 from mod_edge.plan.chat import Part, control_ids_of, ids_of_parts, parts_of_string
 
 # Text tokens that every window leaves room for, beside the system prompt and one reply: an
@@ -118,7 +119,7 @@ class Protocol:
     def reply_ids(self, reply: str) -> list[int]:
         """Ids of a written reply after its prompt, with the end token: what a model learns."""
         said = self._filled("reply", reply=reply) if reply else []
-        return [*self._encode(said), self._config.eos_token_id]
+        return [*self._continued(said), self._config.eos_token_id]
 
     def note_frame(self) -> None:
         """Record that a frame has been fed after its prefix."""
@@ -164,11 +165,24 @@ class Protocol:
     def _filled(self, name: str, **written: str) -> list[Part]:
         return parts_of_string(getattr(self._template, name), self._control_ids, **written)
 
+    def _continued(self, said: list[Part]) -> list[int]:
+        """Ids of `said` as the prompt's text goes on with it.
+
+        Encoded alone, a text may get a dummy space (Llama 2), which no reply has.
+        """
+        before = self._filled("generation")[-1:]
+        prefix, ids = self._encode(before), self._encode(before + said)
+        # A token across the border would be no continuation of what has been fed.
+        return ids[len(prefix) :] if ids[: len(prefix)] == prefix else self._encode(said)
+
     def _encode(self, parts: list[Part]) -> list[int]:
         return ids_of_parts(self._tokenizer, parts)
 
 
 def text_minimum(config: StreamConfig, tokenizer: Tokenizer, max_new_tokens: int) -> int:
     """Text tokens that every window must hold: system prompt, instruction and one reply."""
-    opening = Protocol(config, tokenizer, threshold=0).opening_ids()
-    return len(opening) + QUERY_ALLOWANCE + max_new_tokens
+    protocol = Protocol(config, tokenizer, threshold=0)
+    plain = Protocol(replace(config, chat_template=ChatTemplate()), tokenizer, threshold=0)
+    # The allowance counts the default template's strings around an instruction.
+    more = max(0, len(protocol.query_ids("")) - len(plain.query_ids("")))
+    return len(protocol.opening_ids()) + QUERY_ALLOWANCE + more + max_new_tokens
