@@ -16,12 +16,12 @@ def byte_token(byte):
     return f"<0x{byte:02X}>"
 
 
-def byte_fallback_tokenizer(num_learned=80):
-    """Trained on `CORPUS`; in Llama 2's order: control tokens, bytes, learned tokens."""
+def byte_fallback_tokenizer(num_learned=80, *, corpus=CORPUS):
+    """Trained on `corpus`; in Llama 2's order: control tokens, bytes, learned tokens."""
     learner = Tokenizer(models.BPE())
     learner.pre_tokenizer = pre_tokenizers.Metaspace()
     trainer = trainers.BpeTrainer(vocab_size=num_learned, show_progress=False)
-    learner.train_from_iterator(CORPUS, trainer)
+    learner.train_from_iterator(corpus, trainer)
     learned = json.loads(learner.to_str())["model"]
     tokens = [*CONTROL, *map(byte_token, range(256)), *sorted(learned["vocab"])]
     tokenizer = Tokenizer(

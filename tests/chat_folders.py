@@ -1,4 +1,7 @@
-"""Tokenizers with the published chat templates, as the judge of ours reads them."""
+"""Tokenizers and folders with the published chat templates, as the judge of ours reads them."""
+
+import json
+from dataclasses import replace
 
 from mod_edge.plan.chat import TEMPLATES
 from mod_edge.plan.tokenizer import BOS, preset_tokenizer
@@ -32,6 +35,44 @@ def chat_tokenizer(name):
     tokenizer.encode_special_tokens = False
     tokenizer.add_special_tokens(list(TEMPLATES[name].control_tokens))
     return tokenizer
+
+
+def in_chat_template(stream, name, tokenizer):
+    """The stream config with the template `name` and its tokens in `tokenizer`."""
+    bos = BOS_TOKEN[name]
+    return replace(
+        stream,
+        bos_token_id=bos and tokenizer.token_to_id(bos),
+        eos_token_id=tokenizer.token_to_id(END_OF_TURN[name]),
+        chat_template=TEMPLATES[name],
+    )
+
+
+def write_folder(path, name, *, tokenizer=None, template=True, config=(), settings=()):
+    """The tokenizer's part of a Hugging Face folder, and the parsed config.json.
+
+    `config` and `settings` change config.json and tokenizer_config.json, `template` is another
+    program, or False.
+    """
+    path.mkdir(exist_ok=True)
+    tokenizer = tokenizer or chat_tokenizer(name)
+    tokenizer.save(str(path / "tokenizer.json"))
+    end, bos = END_OF_TURN[name], BOS_TOKEN[name]
+    documents = {
+        "config.json": {
+            "architectures": ["LlamaForCausalLM"],
+            "vocab_size": 640,
+            "eos_token_id": tokenizer.token_to_id(end),
+        }
+        | dict(config),
+        "tokenizer_config.json": {"eos_token": end, "bos_token": bos} | dict(settings),
+    }
+    for file, document in documents.items():
+        (path / file).write_text(json.dumps(document))
+    if template:
+        source = PUBLISHED[name] if template is True else template
+        (path / "chat_template.jinja").write_text(source)
+    return documents["config.json"]
 
 
 def judge_of(tokenizer, name):

@@ -118,7 +118,7 @@ class Protocol:
     def reply_ids(self, reply: str) -> list[int]:
         """Ids of a written reply after its prompt, with the end token: what a model learns."""
         said = self._filled("reply", reply=reply) if reply else []
-        return [*self._encode(said), self._config.eos_token_id]
+        return [*self._continued(said), self._config.eos_token_id]
 
     def note_frame(self) -> None:
         """Record that a frame has been fed after its prefix."""
@@ -163,6 +163,16 @@ class Protocol:
 
     def _filled(self, name: str, **written: str) -> list[Part]:
         return parts_of_string(getattr(self._template, name), self._control_ids, **written)
+
+    def _continued(self, said: list[Part]) -> list[int]:
+        """Ids of `said` as the prompt's text goes on with it.
+
+        Encoded alone, a text may get a dummy space (Llama 2), which no reply has.
+        """
+        before = self._filled("generation")[-1:]
+        prefix, ids = self._encode(before), self._encode(before + said)
+        # A token across the border would be no continuation of what has been fed.
+        return ids[len(prefix) :] if ids[: len(prefix)] == prefix else self._encode(said)
 
     def _encode(self, parts: list[Part]) -> list[int]:
         return ids_of_parts(self._tokenizer, parts)

@@ -40,10 +40,7 @@ def read_tokenizer(path: Path, config: ModelConfig) -> Tokenizer:
             added token of the file, the text of a control token encodes to it, or a token has no
             row in the embedding.
     """
-    try:
-        tokenizer = Tokenizer.from_buffer(path.read_bytes())
-    except Exception as exc:  # the library raises bare Exception for every fault
-        raise CheckpointError(f"{path} cannot be read as a tokenizer.json: {exc}") from exc
+    tokenizer = load_tokenizer(path)
     stream = config.stream_config
     added = tokenizer.get_added_tokens_decoder()
     # Fine-tuning tools add them without the mark "special" too, and then text matches them.
@@ -69,10 +66,22 @@ def read_tokenizer(path: Path, config: ModelConfig) -> Tokenizer:
     for token_id in sorted(control_ids):
         if token_id in text_ids(tokenizer, added[token_id].content):
             faults.append(f"the text {added[token_id].content!r} is control token {token_id}")
-    faults += _beyond_embedding(tokenizer, config.text_config.vocab_size)
+    faults += beyond_embedding(tokenizer, config.text_config.vocab_size)
     if faults:
         raise CheckpointError(f"{path} does not fit config.json: {'; '.join(faults)}")
     return tokenizer
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer in the file at `path`, as it is there.
+
+    Raises:
+        CheckpointError: the file cannot be read as a tokenizer.json.
+    """
+    try:
+        return Tokenizer.from_buffer(path.read_bytes())
+    except Exception as exc:  # the library raises bare Exception for every fault
+        raise CheckpointError(f"{path} cannot be read as a tokenizer.json: {exc}") from exc
 
 
 def prepared(tokenizer: Tokenizer) -> Tokenizer:
@@ -97,6 +106,20 @@ def text_ids(tokenizer: Tokenizer, text: str) -> list[int]:
     """
     ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
     return ids
+
+
+def beyond_embedding(tokenizer: Tokenizer, vocab_size: int) -> list[str]:
+    """The tokens without a row among the embedding's `vocab_size`, as one fault at most.
+
+    The number of tokens says nothing: ids may have holes, and rows may have no token.
+    """
+    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+    beyond = [(token_id, token) for token, token_id in vocabulary.items() if token_id >= vocab_size]
+    if not beyond:
+        return []
+    tokens = [f"{token!r} is {token_id}" for token_id, token in sorted(beyond)]
+    shown = joined_faults(tokens, NUM_TOKENS_SHOWN)
+    return [f"vocab_size is {vocab_size}, wanted ids below it for all tokens: {shown}"]
 
 
 def stream_config_of(tokenizer: Tokenizer) -> StreamConfig:
@@ -143,20 +166,6 @@ def tokenizer_of_corpus(corpus: Iterable[str], num_learned: int, vocab_size: int
     for token_id in range(len(vocabulary), vocab_size):
         vocabulary[f"Ġ<{token_id}>"] = token_id  # Ġ is byte-level BPE's space
     return prepared(Tokenizer.from_str(json.dumps(document)))
-
-
-def _beyond_embedding(tokenizer: Tokenizer, vocab_size: int) -> list[str]:
-    """The tokens without a row among the embedding's `vocab_size`, as one fault at most.
-
-    The number of tokens says nothing: ids may have holes, and rows may have no token.
-    """
-    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
-    beyond = [(token_id, token) for token, token_id in vocabulary.items() if token_id >= vocab_size]
-    if not beyond:
-        return []
-    tokens = [f"{token!r} is {token_id}" for token_id, token in sorted(beyond)]
-    shown = joined_faults(tokens, NUM_TOKENS_SHOWN)
-    return [f"vocab_size is {vocab_size}, wanted ids below it for all tokens: {shown}"]
 
 
 def _narration() -> Iterator[str]:

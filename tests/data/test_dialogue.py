@@ -1,5 +1,6 @@
 """Dialogues aligned with frames; a session feeds exactly the ids that are trained on."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,11 @@ from mod_edge.data.clips import Clip, Line
 from mod_edge.data.dialogue import Shown, Turn, dialogue_of_clip, pieces_of_dialogue
 from mod_edge.plan.kv_budget import plan_window
 from mod_edge.plan.protocol import Decision, text_minimum
-from mod_edge.plan.tokenizer import read_tokenizer
+from mod_edge.plan.tokenizer import prepared, read_tokenizer
 from mod_edge.runtime.capture.source import Frame
 from mod_edge.runtime.queries import Query
 from mod_edge.runtime.session import Session, SessionOptions
+from tests.chat_folders import chat_tokenizer, in_chat_template
 from tests.frame_layouts import without_interval
 
 FPS = 2.0
@@ -146,10 +148,20 @@ def run_scripted_session(pieces, lines, config, tokenizer):
     return session, parrot
 
 
-@pytest.mark.parametrize("interval", [",", ""], ids=["interval", "no interval"])
-def test_a_dialogues_ids_are_those_that_a_session_feeds(config, tokenizer, interval):
-    if not interval:
+def in_template(config, name):
+    """The config in a chat template, with the template's tokenizer."""
+    tokenizer = prepared(chat_tokenizer(name))
+    text = replace(config.text_config, vocab_size=tokenizer.get_vocab_size())
+    stream = in_chat_template(config.stream_config, name, tokenizer)
+    return replace(config, text_config=text, stream_config=stream), tokenizer
+
+
+@pytest.mark.parametrize("layout", ["interval", "no interval", "chatml", "llama3"])
+def test_a_dialogues_ids_are_those_that_a_session_feeds(config, tokenizer, layout):
+    if layout == "no interval":
         config = without_interval(config)
+    elif layout != "interval":
+        config, tokenizer = in_template(config, layout)
     lines = [
         Line("user", "Please narrate the video in real time.", 0.0),
         Line("assistant", "A man walks on the path.", 0.0),

@@ -4,13 +4,21 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mod_edge.config import ChatTemplate
 from mod_edge.model.presets import preset_config
 from mod_edge.plan.chat import TEMPLATES, ids_of_parts, parts_of_string
 from mod_edge.plan.protocol import Decision, Protocol
-from mod_edge.plan.tokenizer import prepared, text_ids
-from tests.chat_folders import BOS_TOKEN, END_OF_TURN, chat_tokenizer, judge_of, judged_ids
+from mod_edge.plan.tokenizer import prepared, preset_tokenizer, text_ids
+from tests.chat_folders import (
+    END_OF_TURN,
+    chat_tokenizer,
+    in_chat_template,
+    judge_of,
+    judged_ids,
+)
 
 STREAM = preset_config("tiny").stream_config
 SYSTEM = "You watch: répondez, 東京!"
@@ -29,14 +37,7 @@ def tokenizer(name):
 
 @pytest.fixture
 def stream(name, tokenizer):
-    bos = BOS_TOKEN[name]
-    return replace(
-        STREAM,
-        system_prompt=SYSTEM,
-        bos_token_id=bos and tokenizer.token_to_id(bos),
-        eos_token_id=tokenizer.token_to_id(END_OF_TURN[name]),
-        chat_template=TEMPLATES[name],
-    )
+    return in_chat_template(replace(STREAM, system_prompt=SYSTEM), name, tokenizer)
 
 
 @pytest.fixture
@@ -176,3 +177,14 @@ def test_braces_in_a_template_are_text(tokenizer):
     template = ChatTemplate(query="\n{{x}} {query} {}", system="{system}{")
     protocol = Protocol(replace(STREAM, chat_template=template), tokenizer, threshold=0)
     assert protocol.query_ids("q") == text_ids(tokenizer, "]\n{{x}} q {}\nAssistant:")
+
+
+# ---- replies that training data writes ----
+
+PRESET = preset_tokenizer(600)
+
+
+@given(st.text(min_size=1))
+def test_a_plain_reply_is_its_text_after_a_space(reply):
+    ids = Protocol(STREAM, PRESET, threshold=0).reply_ids(reply)
+    assert ids == [*text_ids(PRESET, f" {reply}"), STREAM.eos_token_id]

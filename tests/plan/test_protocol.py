@@ -302,10 +302,11 @@ class Pictures:
             yield Frame(number, time_s, np.full((64, 64, 3), number, np.uint8))
 
 
-def session_of(state, *, frames_per_step, max_new_tokens, tokenizer=TOKENIZER):
+def session_of(state, *, frames_per_step, max_new_tokens, tokenizer=TOKENIZER, stream=STREAM):
     rows = Rows(100_000, 100_000)
     options = SessionOptions(0.725, max_new_tokens, frames_per_step, 256, 0.125)
-    return Session(state, CONFIG, tokenizer, KvPlan(rows, 0, 0.0, 0.0), options)
+    config = replace(CONFIG, stream_config=stream)
+    return Session(state, config, tokenizer, KvPlan(rows, 0, 0.0, 0.0), options)
 
 
 def published_stream(times, decisions, replies, queries, *, max_new_tokens):
@@ -404,6 +405,19 @@ def test_a_stream_written_out_token_by_token():
         *[*encode("]\nAssistant:"), OTHER],
         *[EOS, *encode("\n["), *frames[2]],
     ]
+
+
+def test_a_further_stop_token_ends_a_reply_and_the_end_token_is_fed_for_it():
+    state = ScriptedStream([SPEAK, SILENT], [[WORD, OTHER, WORD]])
+    stream = replace(STREAM, stop_token_ids=(OTHER,))
+    session = session_of(state, frames_per_step=1, max_new_tokens=9, stream=stream)
+    events = list(session.stream(Pictures([0.0, 0.5])))
+    (reply,) = [event for event in events if isinstance(event, ReplyEvent)]
+    assert (reply.token_ids, reply.is_cut) == ([WORD], False)
+    prompt = encode("]\nAssistant:")
+    after = [*prompt, WORD, EOS, *encode("\n[")]
+    start = state.stream.index(prompt[0], len(encode(STREAM.system_prompt)))
+    assert state.stream[start : start + len(after)] == after
 
 
 @pytest.mark.parametrize("frames_per_step", [1, 2, 3, 5])
