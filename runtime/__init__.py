@@ -21,10 +21,12 @@ from mod_edge.runtime.events import (
     RollEvent,
     Summary,
     TextEvent,
+    TextSummary,
 )
-from mod_edge.runtime.open_session import open_session
+from mod_edge.runtime.open_session import open_session, open_text_session
 from mod_edge.runtime.queries import Query
 from mod_edge.runtime.session import Session
+from mod_edge.runtime.text_session import TextSession
 
 __all__ = [
     "Event",
@@ -39,7 +41,10 @@ __all__ = [
     "Session",
     "Summary",
     "TextEvent",
+    "TextSession",
+    "TextSummary",
     "VideoFile",
     "open_session",
     "open_source",
+    "open_text_session",
 ]

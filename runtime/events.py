@@ -12,7 +12,11 @@ from mod_edge.runtime.preprocess import Placement
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened at `time_s` seconds of video (or since a camera's first frame)."""
+    """Something that happened at `time_s` seconds.
+
+    They are seconds of video, or since a camera's first frame; without video, seconds since the
+    first query.
+    """
 
     kind: ClassVar[str]
     time_s: float
@@ -150,6 +154,32 @@ class Summary(Event):
     letterbox_ms: dict[str, float]
     vision_ms: dict[str, float]
     decoder_ms: dict[str, float]
+    cache_fill: float
+    backend: str = ""
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class TextSummary(Event):
+    """Totals of a conversation of text alone, at its end or when it was stopped.
+
+    Attributes:
+        num_tokens: tokens ever fed; num_evicted of them were evicted, in num_rolls rolls.
+        first_token_ms: p50 and p95 of the time from a query to its reply's first token.
+        tokens_per_s: tokens per second of the steps after the first tokens.
+        cache_fill: share of the cache's rows in use, 0..1.
+        backend: what computed it, with its CPU threads.
+        warnings: for the user, one sentence each.
+    """
+
+    kind = "summary"
+    num_replies: int
+    num_reply_tokens: int
+    num_rolls: int
+    num_tokens: int
+    num_evicted: int
+    first_token_ms: dict[str, float]
+    tokens_per_s: float
     cache_fill: float
     backend: str = ""
     warnings: list[str] = field(default_factory=list)

@@ -2,14 +2,18 @@
 
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TypeVar
 
 from mod_edge.bundle.bundle import Bundle, open_bundle
 from mod_edge.errors import ConfigError
-from mod_edge.plan.kv_budget import rows_of_frames
+from mod_edge.plan.kv_budget import KvPlan, rows_of_frames
 from mod_edge.profiles import Profile
 from mod_edge.runtime.backends import BackendChoice, load_model
 from mod_edge.runtime.loaded_model import StreamLimits
 from mod_edge.runtime.session import Session, SessionOptions
+from mod_edge.runtime.text_session import TextSession
+
+AnySession = TypeVar("AnySession", Session, TextSession)
 
 
 def open_session(
@@ -74,14 +78,58 @@ def open_session(
     plan = bundle.plan(
         defaults.window, options.max_new_tokens, window=window, kv_budget_mib=kv_budget_mib
     )
+    return _opened(Session, bundle, plan, options, choice)
+
+
+def open_text_session(
+    bundle: str | Path | Bundle,
+    *,
+    backend: str = "auto",
+    device: str = "auto",
+    checkpoint: str | Path | None = None,
+    profile: str | Path | Profile | None = None,
+    window: str | None = None,
+    kv_budget_mib: float | None = None,
+    max_new_tokens: int | None = None,
+) -> TextSession:
+    """A session for text alone on a bundle; use it as a context manager.
+
+    The arguments and errors are those of `open_session`. A window in tokens is tokens of text; a
+    window in seconds has the memory that it would have for video.
+    """
+    choice = BackendChoice(backend, device, None if checkpoint is None else Path(checkpoint))
+    if not isinstance(bundle, Bundle):
+        bundle = open_bundle(bundle)
+    bundle.require_whole()
+    defaults = profile if isinstance(profile, Profile) else bundle.profile(profile)
+    options = SessionOptions(
+        threshold=bundle.config.stream_config.frame_token_interval_threshold,
+        max_new_tokens=defaults.max_new_tokens if max_new_tokens is None else max_new_tokens,
+        frames_per_step=defaults.frames_per_step.min,
+        max_step_tokens=defaults.max_step_tokens,
+        evict_fraction=defaults.evict_fraction,
+    )
+    plan = bundle.text_plan(
+        defaults.window, options.max_new_tokens, window=window, kv_budget_mib=kv_budget_mib
+    )
+    return _opened(TextSession, bundle, plan, options, choice)
+
+
+def _opened(
+    kind: type[AnySession],
+    bundle: Bundle,
+    plan: KvPlan,
+    options: SessionOptions,
+    choice: BackendChoice,
+) -> AnySession:
     limits = StreamLimits(plan.capacity, options.max_step_tokens, options.frames_per_step)
     model, reason = load_model(bundle, limits, choice)
     with ExitStack() as release:
         release.callback(model.close)
         state = release.enter_context(model.open_stream())
-        session = Session(
+        session = kind(
             state,
-            config,
+            bundle.config,
             bundle.tokenizer,
             plan,
             options,

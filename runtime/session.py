@@ -3,7 +3,6 @@
 import time
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -13,25 +12,15 @@ from tokenizers import Tokenizer
 from mod_edge.config import ModelConfig
 from mod_edge.errors import ConfigError
 from mod_edge.plan.kv_budget import KvPlan, rows_of, rows_of_frames
-from mod_edge.plan.kv_window import NO_ROWS, KvWindow, Rows
-from mod_edge.plan.protocol import Decision, Protocol
-from mod_edge.plan.reply_text import ReplyText
+from mod_edge.plan.kv_window import NO_ROWS, Rows
+from mod_edge.plan.protocol import Decision
 from mod_edge.runtime.capture.source import Frame, Source
-from mod_edge.runtime.events import (
-    Event,
-    FrameDetails,
-    FrameEvent,
-    QueryEvent,
-    ReplyEvent,
-    RollEvent,
-    Summary,
-    TextEvent,
-)
+from mod_edge.runtime.conversation import Conversation
+from mod_edge.runtime.events import Event, FrameDetails, FrameEvent, QueryEvent, Summary
 from mod_edge.runtime.loaded_model import FrameEmbeds, LoadedModel, StreamState
 from mod_edge.runtime.preprocess import Placement, fit_frame
 from mod_edge.runtime.queries import Query, QueryQueue
 from mod_edge.runtime.stats import Latencies
-from mod_edge.runtime.stepper import Stepper
 
 
 @dataclass(frozen=True)
@@ -78,7 +67,7 @@ class FrameCosts:
     decoder_ms: float = 0.0
 
 
-class Session:
+class Session(Conversation):
     """Runs one stream; `stream` can be called once."""
 
     def __init__(
@@ -103,22 +92,24 @@ class Session:
             backend: the backend and why it was chosen, for people; default: the stream's name.
             model: closed with the session; None if it is shared.
         """
-        self.state = state
-        self.backend = backend or state.name
-        self._model = model
-        self.plan = plan
+        super().__init__(
+            state,
+            config,
+            tokenizer,
+            plan,
+            threshold=options.threshold,
+            max_new_tokens=options.max_new_tokens,
+            max_step_tokens=options.max_step_tokens,
+            evict_fraction=options.evict_fraction,
+            backend=backend,
+            model=model,
+        )
         self.options = options
-        self.window = KvWindow(plan.capacity, evict_fraction=options.evict_fraction)
-        self._stepper = Stepper(state, config, self.window, options.max_step_tokens)
-        self.config = config
-        self._tokenizer = tokenizer
-        self._protocol = Protocol(config.stream_config, tokenizer, options.threshold)
         side = config.vision_config.image_size
         self._pixels = np.zeros((options.frames_per_step, side, side, 3), np.uint8)
         self._time_s = 0.0
         self._num_frames = 0
         self._decisions = Counter[Decision]()
-        self._num_replies = self._num_reply_tokens = self._num_rolls = 0
         self._letterbox_ms, self._vision_ms, self._decoder_ms = (Latencies() for _ in range(3))
         self._started_s: float | None = None
         self._source: Source | None = None
@@ -129,10 +120,6 @@ class Session:
 
     def __enter__(self) -> "Session":
         return self
-
-    def __exit__(self, *_exc: object) -> None:
-        with self._model or nullcontext(), self.state:
-            pass
 
     def stream(
         self, source: Source, queries: Sequence[Query] = (), *, details: bool = False
@@ -186,7 +173,7 @@ class Session:
             )
         if isinstance(query, str):
             query = Query(query, self._time_s)
-        self._check_reply(query.text, self._num_prompt_tokens(query), self._standing_rows)
+        self._check_question(query.text, self._num_prompt_tokens(query), self._standing_rows)
         self._queries.put(query)
 
     def summary(self) -> Summary:
@@ -271,7 +258,7 @@ class Session:
         self._stepper.take_back_frames(len(seen) - num_standing)
         costs = replace(costs, decoder_ms=1000 * (time.perf_counter() - started) / num_standing)
         details = self._details(seen[:num_standing])
-        yield from self._take_rolls()
+        yield from self._take_rolls(self._time_s)
         for each, decision, detail in zip(seen, decisions, details, strict=False):
             yield self._note_frame(each.frame, decision, costs, detail)
         if decisions[-1] is Decision.ASKED:
@@ -318,56 +305,11 @@ class Session:
         )
 
     def _answer(self, query: Query | None) -> Iterator[Event]:
-        """Generate a reply greedily, to `query` or to the last frame."""
+        """Reply to `query` or to the last frame."""
         if query is not None:
             yield QueryEvent(self._time_s, query.text, query.time_s)
-        started = time.perf_counter()
-        prompt = self._protocol.response_prompt(query.text if query else None)
-        logits = self._stepper.feed_text(prompt, continues=False)
-        if self.window.sink_is_open:  # the standing instruction ends it
-            self.window.close_sink()
-        words = ReplyText(self._tokenizer)
-        stop_ids, ids = self._protocol.stop_ids, list[int]()
-        token_id = int(logits.argmax())
-        first_token_ms = 1000 * (time.perf_counter() - started)
-        tokens_ms = 0.0  # of the steps alone, without the caller's time between events
-        while token_id not in stop_ids:
-            ids.append(token_id)
-            yield from self._take_rolls()
-            yield TextEvent(self._time_s, words.add(token_id), token_id)
-            if len(ids) == self.options.max_new_tokens:
-                break
-            started = time.perf_counter()
-            token_id = int(self._stepper.feed_text([token_id], continues=True).argmax())
-            tokens_ms += 1000 * (time.perf_counter() - started)
-        if rest := words.finish():
-            yield TextEvent(self._time_s, rest, ids[-1])
-        is_cut = token_id not in stop_ids
-        eos = self.config.stream_config.eos_token_id
-        self._protocol.note_reply([token_id, eos] if is_cut else [eos])
-        self._num_replies += 1
-        self._num_reply_tokens += len(ids)
-        yield from self._take_rolls()
-        yield ReplyEvent(
-            time_s=self._time_s,
-            query=query.text if query else None,
-            text=words.text().strip(),
-            token_ids=ids,
-            is_cut=is_cut,
-            first_token_ms=round(first_token_ms, 3),
-            token_ms=round(tokens_ms / max(len(ids) - is_cut, 1), 3),
-        )
-
-    def _take_rolls(self) -> Iterator[Event]:
-        for roll in self._stepper.rolls:
-            self._num_rolls += 1
-            dropped, total = roll.eviction.dropped.dense, roll.eviction.num_evicted
-            yield RollEvent(self._time_s, dropped, total, round(roll.roll_ms, 3))
-        self._stepper.rolls.clear()
-
-    def _cache_fill(self) -> float:
-        length, capacity = self.window.length, self.window.capacity
-        return max(length.dense / capacity.dense, length.mod / capacity.mod)
+        text = query.text if query else None
+        yield from self._reply(self._protocol.response_prompt(text), text, self._time_s)
 
     def _check_window(self, queries: Sequence[Query]) -> None:
         """Check at the start that every step and reply will fit beside the sink."""
@@ -389,21 +331,10 @@ class Session:
         prompts = {query.text: self._num_prompt_tokens(query) for query in queries}
         longest = max(prompts, key=lambda text: prompts[text], default="")
         unasked = len(protocol.response_prompt(None)) + 1
-        self._check_reply(longest, max(prompts.get(longest, 0), unasked), sink)
+        self._check_question(longest, max(prompts.get(longest, 0), unasked), sink)
 
-    def _check_reply(self, text: str, num_prompt_tokens: int, sink: Rows) -> None:
-        """Check that a query and its reply fit beside the sink."""
-        limit = self.plan.capacity
-        reply = self._protocol.longest_prefix() + num_prompt_tokens + self.options.max_new_tokens
-        needed = sink.plus(Rows(reply, reply))
-        if not needed.fits(limit):
-            raise ConfigError(
-                f"a reply to {text[:40]!r} takes {reply} tokens, {num_prompt_tokens} of them the "
-                "question: with the system prompt and the standing instruction that is "
-                f"{needed.dense} ({needed.mod} rows in MoD layers), the window has {limit.dense} "
-                f"({limit.mod}); raise --window or --kv-budget, shorten the queries, or lower "
-                "--max-new-tokens"
-            )
+    def _check_question(self, text: str, num_prompt_tokens: int, sink: Rows) -> None:
+        self._check_reply(text, self._protocol.longest_prefix(), num_prompt_tokens, sink)
 
     def _num_prompt_tokens(self, query: Query) -> int:
         return len(self._protocol.query_ids(query.text))

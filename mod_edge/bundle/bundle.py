@@ -18,7 +18,7 @@ from mod_edge.bundle.manifest import (
 )
 from mod_edge.config import ModelConfig, read_config
 from mod_edge.errors import BundleError, CheckpointError, ConfigError
-from mod_edge.plan.kv_budget import KvPlan, plan_budget, plan_capacity, plan_window
+from mod_edge.plan.kv_budget import KvPlan, plan_budget, plan_capacity, plan_of_text, plan_window
 from mod_edge.plan.protocol import text_minimum
 from mod_edge.plan.signature import GraphSignature, bundle_signatures
 from mod_edge.plan.targets import TARGETS, Lowering, Target
@@ -162,6 +162,26 @@ class Bundle:
         if kv_budget_mib is not None:
             return plan_budget(config, kv_budget_mib, least_text, dtype=lowering.dtype)
         return plan_window(config, window or default_window, least_text, dtype=lowering.dtype)
+
+    def text_plan(
+        self,
+        default_window: str,
+        max_new_tokens: int,
+        *,
+        window: str | None = None,
+        kv_budget_mib: float | None = None,
+    ) -> KvPlan:
+        """The cache size of a conversation of text alone.
+
+        A window in tokens is tokens of text. In the memory of other windows, and in a budget, MoD
+        layers get as many rows as dense ones. The arguments and errors are those of `plan`.
+        """
+        plan = self.plan(default_window, max_new_tokens, window=window, kv_budget_mib=kv_budget_mib)
+        if self.lowering.capacity is not None:
+            return plan
+        asked = default_window if window is None and kv_budget_mib is None else window
+        num_tokens = int(asked) if asked is not None and asked.strip().isdecimal() else None
+        return plan_of_text(self.config, plan, num_tokens, dtype=self.lowering.dtype)
 
 
 def open_bundle(folder: str | Path, *, hash_all: bool = False) -> Bundle:

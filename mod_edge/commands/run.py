@@ -13,6 +13,7 @@ from mod_edge.commands.arguments import (
     DeviceOption,
     OptionalProfileOption,
     ThreadsOption,
+    refuse_options,
     use_threads,
 )
 from mod_edge.commands.console import reports_errors
@@ -28,8 +29,13 @@ if TYPE_CHECKING:
 FFMPEG_OPTIONS = "rtsp_transport;tcp|multiple_requests;1"
 
 
+VIDEO = "--source FILE or --camera NUMBER"
+OF_VIDEO = ("max_frames", "threshold", "frames_per_step")
+
+
 @reports_errors
 def run(
+    context: typer.Context,
     bundle: BundleArgument = DEFAULT_BUNDLE,
     source: Annotated[
         str | None,
@@ -42,7 +48,8 @@ def run(
         list[str] | None,
         typer.Option(
             help="Instruction or question. A number after the last @ is its time in seconds of "
-            'video, 0 if there is none: "text@12.5". Repeatable.'
+            'video, 0 if there is none: "text@12.5". Repeatable. Without a video, each query is a '
+            "turn of a conversation of text alone."
         ),
     ] = None,
     window: Annotated[
@@ -78,8 +85,16 @@ def run(
     verbose: Annotated[bool, typer.Option("--verbose", help="Print frames and evictions.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
 ) -> None:
-    """Stream a video file or a camera through a bundle; Ctrl-C ends it with a summary."""
-    if (source is None) == (camera is None):
+    """Stream a video file or a camera through a bundle; Ctrl-C ends it with a summary.
+
+    With --query alone, without a video, the model replies to text.
+    """
+    is_text = source is None and camera is None
+    if is_text:
+        refuse_options(context, OF_VIDEO, VIDEO)
+    if is_text and not query:
+        raise typer.BadParameter(f"give {VIDEO}, or --query TEXT for a conversation of text alone")
+    if source is not None and camera is not None:
         raise typer.BadParameter("give one of --source FILE and --camera NUMBER")
     use_threads(threads)
     os.environ.setdefault("OPENCV_FFMPEG_CAPTURE_OPTIONS", FFMPEG_OPTIONS)
@@ -88,12 +103,27 @@ def run(
     with quiet_imports():
         from mod_edge.bundle.bundle import open_bundle
         from mod_edge.commands.stream_view import screen_view, show_stream
+        from mod_edge.commands.text_view import show_conversation
         from mod_edge.runtime.capture.open_source import open_source
         from mod_edge.runtime.capture.opencv import open_file
         from mod_edge.runtime.capture.source_name import parse_source
-        from mod_edge.runtime.open_session import open_session
+        from mod_edge.runtime.open_session import open_session, open_text_session
 
     queries = _queries(query or ())
+    if is_text:
+        texts = _untimed(queries)
+        with open_text_session(
+            open_bundle(bundle, hash_all=check),
+            backend=backend,
+            device=device,
+            checkpoint=checkpoint,
+            profile=profile,
+            window=window,
+            kv_budget_mib=kv_budget,
+            max_new_tokens=max_new_tokens,
+        ) as text_session:
+            show_conversation(text_session, texts, as_json=json, is_verbose=verbose)
+        return
     chosen = parse_source(str(camera) if source is None else source)
     if isinstance(chosen, Path):
         open_file(chosen).release()  # its errors, before gigabytes are loaded
@@ -118,6 +148,19 @@ def run(
     ):
         view = screen_view(session, as_json=json, is_verbose=verbose)
         show_stream(session, frames, queries, [view])
+
+
+def _untimed(queries: Sequence["Query"]) -> list[str]:
+    """The texts of queries without video, which has the clock for their times."""
+    timed = [query for query in queries if query.time_s > 0]
+    if timed:
+        first = timed[0]
+        raise typer.BadParameter(
+            f"{first.text[:40]!r} is at {first.time_s:g} s of video, but there is no video: omit "
+            f"its time, give {VIDEO}, or add @0 to keep it as text",
+            param_hint="--query",
+        )
+    return [query.text for query in queries]
 
 
 def _queries(texts: Sequence[str]) -> list["Query"]:

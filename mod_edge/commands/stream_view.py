@@ -1,7 +1,7 @@
 """How `mod-edge run` shows a stream: a live view on a terminal, else plain lines or JSON lines."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 
 from rich.console import Group
@@ -55,17 +55,45 @@ def show_stream(
     with ExitStack() as opened:
         for view in views:
             opened.enter_context(view)
-        try:
-            for event in session.stream(source, queries):
-                for view in views:
-                    view.show(event)
-        except KeyboardInterrupt:
-            pass  # the usual way to end a camera's stream
-        except ModEdgeError:
-            if session.summary().num_frames:  # a camera may fail after hours
-                _finish(session, views)
-            raise
-        _finish(session, views)
+
+        def show(event: Event) -> None:
+            for view in views:
+                view.show(event)
+
+        def finish() -> None:
+            summary = session.summary()
+            for view in views:
+                view.finish(summary)
+
+        events = session.stream(source, queries)
+        show_events(events, show, finish, has_begun=lambda: session.summary().num_frames > 0)
+
+
+def show_events(
+    events: Iterable[Event],
+    show: Callable[[Event], None],
+    finish: Callable[[], None],
+    *,
+    has_begun: Callable[[], bool],
+) -> None:
+    """Show events until their end or Ctrl-C, then the summary.
+
+    Args:
+        events: of a session.
+        show: shows one event.
+        finish: shows the summary.
+        has_begun: whether an error is raised after the summary: a camera may fail after hours.
+    """
+    try:
+        for event in events:
+            show(event)
+    except KeyboardInterrupt:
+        pass  # the usual way to end a camera's stream
+    except ModEdgeError:
+        if has_begun():
+            finish()
+        raise
+    finish()
 
 
 def screen_view(session: Session, *, as_json: bool, is_verbose: bool) -> "StreamView":
@@ -75,12 +103,6 @@ def screen_view(session: Session, *, as_json: bool, is_verbose: bool) -> "Stream
     if can_redraw(out):
         return LiveView(session, is_verbose=is_verbose)
     return PlainView(session, is_verbose=is_verbose)
-
-
-def _finish(session: Session, views: Sequence["StreamView"]) -> None:
-    summary = session.summary()
-    for view in views:
-        view.finish(summary)
 
 
 class StreamView(ABC):

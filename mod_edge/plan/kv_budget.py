@@ -26,7 +26,7 @@ class KvPlan:
     Attributes:
         capacity: rows of the buffers of a dense and of a MoD layer.
         size_bytes: of all layers' keys and values.
-        num_seconds: of video in the window.
+        num_seconds: of video in the window; 0 in a window for text alone.
         num_seconds_full: of video that a full-computation model would hold in the same bytes.
     """
 
@@ -136,6 +136,22 @@ def plan_budget(config: ModelConfig, budget_mib: float, text_minimum: int, *, dt
         )
     capacity = _capacity(config, num_frames, text_minimum)
     return _plan(config, capacity, num_frames, text_minimum, dtype)
+
+
+def plan_of_text(
+    config: ModelConfig, plan: KvPlan, num_tokens: int | None, *, dtype: str
+) -> KvPlan:
+    """The plan for a conversation of text alone, whose tokens take a row in every layer.
+
+    Args:
+        config: the model.
+        plan: a window for video.
+        num_tokens: of the text's window; None for as many as fit in the memory of `plan`.
+        dtype: of keys and values, a key of `ITEM_BYTES`.
+    """
+    row_bytes = _size_bytes(config, Rows(1, 1), dtype)
+    num_rows = num_tokens or plan.size_bytes // row_bytes
+    return KvPlan(Rows(num_rows, num_rows), num_rows * row_bytes, 0.0, 0.0)
 
 
 def _capacity(config: ModelConfig, num_frames: int, text_minimum: int) -> Rows:

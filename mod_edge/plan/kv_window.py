@@ -137,6 +137,16 @@ class KvWindow:
         self.length = self.length.minus(rows)
         self.num_tokens -= rows.dense
 
+    def take_back_text(self, num_tokens: int) -> None:
+        """Undo the last text tokens of the newest segment, which has at least as many."""
+        if num_tokens == 0:
+            return
+        rows = Rows(num_tokens, num_tokens)
+        assert rows.fits(self._segments[-1]), "only the newest segment can be shortened"
+        self._segments[-1] = self._segments[-1].minus(rows)
+        self.length = self.length.minus(rows)
+        self.num_tokens -= num_tokens
+
     def _rows_to_free(self, needed: Rows) -> Rows:
         """Missing rows in each geometry, at least a whole chunk if any are missing."""
         free = []

@@ -16,6 +16,7 @@ text alone has the same turns without the frames and their brackets:
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from enum import Enum
 from itertools import islice
 
@@ -23,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from mod_edge.config import StreamConfig
+from mod_edge.config import ChatTemplate, StreamConfig
 from mod_edge.plan.chat import Part, control_ids_of, ids_of_parts, parts_of_string
 
 # Text tokens that every window leaves room for, beside the system prompt and one reply: an
@@ -180,5 +181,8 @@ class Protocol:
 
 def text_minimum(config: StreamConfig, tokenizer: Tokenizer, max_new_tokens: int) -> int:
     """Text tokens that every window must hold: system prompt, instruction and one reply."""
-    opening = Protocol(config, tokenizer, threshold=0).opening_ids()
-    return len(opening) + QUERY_ALLOWANCE + max_new_tokens
+    protocol = Protocol(config, tokenizer, threshold=0)
+    plain = Protocol(replace(config, chat_template=ChatTemplate()), tokenizer, threshold=0)
+    # The allowance counts the default template's strings around an instruction.
+    more = max(0, len(protocol.query_ids("")) - len(plain.query_ids("")))
+    return len(protocol.opening_ids()) + QUERY_ALLOWANCE + more + max_new_tokens

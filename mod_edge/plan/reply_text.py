@@ -7,6 +7,7 @@ U+FFFD replaces only the bytes that belong to no character. Valid text is the li
 """
 
 import codecs
+from bisect import bisect_left
 
 from tokenizers import Tokenizer
 
@@ -16,9 +17,19 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 class ReplyText:
     """The text of one reply: its pieces, joined, are `text()`."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        """The text of a reply without tokens."""
+    def __init__(self, tokenizer: Tokenizer, end: str | None = None) -> None:
+        """The text of a reply without tokens.
+
+        Args:
+            tokenizer: the model's.
+            end: text before which the reply ends; what may be its start is held back. None if only
+                tokens end it.
+        """
         self._tokenizer = tokenizer
+        self._end_text = end
+        self._held_text = ""  # the start of `end`, perhaps
+        self._lengths: list[int] = []  # of the text up to each token, what was held included
+        self._length: int | None = None  # of the text before `end`
         self._byte_ids = _byte_ids(tokenizer)
         self._byte_of = {token_id: byte for byte, token_id in enumerate(self._byte_ids)}
         self._held = bytearray()  # the start of a character, from byte tokens
@@ -27,8 +38,36 @@ class ReplyText:
         # a space at the start of what they are given.
         self._first = self._end = 0
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether `end` was found; nothing may be added then."""
+        return self._length is not None
+
+    @property
+    def num_tokens(self) -> int:
+        """The first tokens that have all of the text."""
+        if self._length is None:
+            return len(self._lengths)
+        return bisect_left(self._lengths, self._length) + 1 if self._length else 0
+
     def add(self, token_id: int) -> str:
-        """The text that this token completes; empty while a character is incomplete."""
+        """The text that this token completes; empty while a character is incomplete or held."""
+        piece = self._piece(token_id)
+        self._lengths.append((self._lengths[-1] if self._lengths else 0) + len(piece))
+        return piece if self._end_text is None else self._before_end(piece, self._end_text)
+
+    def finish(self) -> str:
+        """The rest after the last token: U+FFFD for each part of an incomplete character."""
+        if self.has_ended:
+            return ""
+        self._take_characters(is_end=True)
+        return self._held_text + self._given(self._next_piece())
+
+    def text(self) -> str:
+        """The whole text, once it is finished."""
+        return self._decode(0, len(self._ids))[: self._length]
+
+    def _piece(self, token_id: int) -> str:
         if token_id in self._byte_of:
             self._held.append(self._byte_of[token_id])
             self._take_characters(is_end=False)
@@ -39,14 +78,17 @@ class ReplyText:
         # The rest of a character may follow, with decoders of bytes without byte tokens.
         return "" if piece.endswith(REPLACEMENT) else self._given(piece)
 
-    def finish(self) -> str:
-        """The rest after the last token: U+FFFD for each part of an incomplete character."""
-        self._take_characters(is_end=True)
-        return self._given(self._next_piece())
-
-    def text(self) -> str:
-        """The whole text, once it is finished."""
-        return self._decode(0, len(self._ids))
+    def _before_end(self, piece: str, end: str) -> str:
+        """The text with this piece that is surely before `end`; the rest is held."""
+        text = self._held_text + piece
+        place = text.find(end)
+        if place >= 0:
+            self._length = self._lengths[-1] - len(text) + place
+            return text[:place]
+        num_held = next(n for n in reversed(range(len(end))) if text.endswith(end[:n]))
+        place = len(text) - num_held
+        self._held_text = text[place:]
+        return text[:place]
 
     def _take_characters(self, *, is_end: bool) -> None:
         """Move the held bytes to the ids, unless they can still become a character."""

@@ -75,6 +75,8 @@ def test_every_command_explains_its_options_and_exit_codes(command):
         ("inspect", "tiny", "--frames", "0"),
         ("run", "bundle"),
         ("run", "bundle", "--source", "a.mp4", "--camera", "0"),
+        ("run", "bundle", "--query", "text@12"),
+        ("run", "bundle", "--query", "text", "--max-frames", "3"),
         ("run", "bundle", "--camera", "-1"),
         ("run", "bundle", "--camera", "256"),
     ],
@@ -374,6 +376,45 @@ def test_a_video_that_ends_early_gives_a_summary_and_a_warning(tiny_bundle, tmp_
     assert events[-1]["event"] == "summary"
     assert 1 < events[-1]["num_frames"] < 12
     assert "ended early" in events[-1]["warnings"][0]
+
+
+def test_run_without_a_video_replies_to_text_turn_by_turn(tiny_bundle):
+    arguments = ("run", tiny_bundle, "--query", QUERY, "--query", "And now?@0")
+    result = succeeds(*arguments, "--max-new-tokens", 4)
+    lines = result.stdout.splitlines()
+    assert lines[0] == f"query     {QUERY}"
+    assert [line.split()[0] for line in lines if line.startswith(("query ", "reply "))] == [
+        *("query", "reply", "query", "reply")
+    ]
+    assert re.search(r"speed    [\d.]+ tokens/s, first token after [\d.]+/[\d.]+ ms", lines[-2])
+    assert result.stderr.startswith("backend onnx (onnxruntime ")
+    assert re.search(r"window \d+ tokens of text, \d\.\d MiB", result.stderr)
+    events = events_of(succeeds(*arguments, "--max-new-tokens", 4, "--json"))
+    assert [event["query"] for event in events if event["event"] == "query"] == [QUERY, "And now?"]
+    assert {event["event"] for event in events} == {"query", "text", "reply", "summary"}
+    said = "".join(event["text"] for event in events if event["event"] == "text")
+    replies = [event["text"] for event in events if event["event"] == "reply"]
+    assert "".join(said.split()) == "".join("".join(replies).split())
+
+
+def test_run_without_a_video_takes_a_window_of_text(tiny_bundle):
+    for options, wanted in (
+        (("--window", 300), "window 300 tokens of text"),
+        (("--kv-budget", 1.5), ", 1.5 MiB"),
+    ):
+        result = succeeds("run", tiny_bundle, "--query", "a", "--max-new-tokens", 2, *options)
+        assert wanted in result.stderr
+
+
+def test_without_a_video_what_needs_one_is_a_usage_error_that_says_so():
+    for options, message in (
+        ((), "or --query TEXT for a conversation of text alone"),
+        (("--query", "a@12", "--query", "b"), "'a' is at 12 s of video, but there is no video"),
+        (("--query", "a", "--max-frames", 3, "--threshold", 1), "--max-frames, --threshold only"),
+    ):
+        result = invoke("run", "bundle", *options)
+        assert result.exit_code == 2
+        assert message in " ".join(re.sub("[│\n]", " ", result.stderr).split())
 
 
 # ---- eval of a text ----

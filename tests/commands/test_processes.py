@@ -262,6 +262,15 @@ def test_a_device_needs_no_folder_for_temporary_files(tiny_bundle, clip, command
     assert result.stdout
 
 
+def test_a_device_replies_to_text_and_measures_its_perplexity_without_torch(tiny_bundle, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("A man walks on the path.")
+    for command, options in (("run", ("--query", "What?", "--json")), ("eval", ("--text", text))):
+        result = run_without(["torch", "onnx", "safetensors"], command, tiny_bundle, *options)
+        assert result.returncode == 0, result.stderr
+        assert result.stdout
+
+
 def test_without_torch_the_reference_backend_names_the_pip_command(tiny_bundle, clip):
     options = ("--backend", "torch", "--checkpoint", "checkpoint")
     result = run_without(["torch"], "run", tiny_bundle, "--source", clip, *options)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mod_edge.config import ChatTemplate
 from mod_edge.model.presets import preset_config
 from mod_edge.plan.chat import TEMPLATES, ids_of_parts, parts_of_string
-from mod_edge.plan.protocol import Decision, Protocol
+from mod_edge.plan.protocol import Decision, Protocol, text_minimum
 from mod_edge.plan.tokenizer import prepared, preset_tokenizer, text_ids
 from tests.chat_folders import (
     END_OF_TURN,
@@ -177,6 +177,16 @@ def test_braces_in_a_template_are_text(tokenizer):
     template = ChatTemplate(query="\n{{x}} {query} {}", system="{system}{")
     protocol = Protocol(replace(STREAM, chat_template=template), tokenizer, threshold=0)
     assert protocol.query_ids("q") == text_ids(tokenizer, "]\n{{x}} q {}\nAssistant:")
+
+
+def test_every_window_has_room_for_an_instruction_whatever_the_template(stream, tokenizer):
+    def room(stream):
+        protocol = Protocol(stream, tokenizer, threshold=0)
+        own = len(protocol.opening_ids()) + len(protocol.query_ids(""))
+        return text_minimum(stream, tokenizer, max_new_tokens=0) - own
+
+    wordy = replace(stream.chat_template, query="\n" + "word " * 90 + "{query}")
+    assert room(replace(stream, chat_template=wordy)) == room(stream) == room(STREAM) > 50
 
 
 # ---- replies that training data writes ----

@@ -166,6 +166,17 @@ class WindowMachine(RuleBasedStateMachine):
         self.window.take_back()
         self.reference.take_back()
 
+    @rule(num_tokens=st.integers(0, 5))
+    @precondition(lambda self: bool(self.reference.segments()))
+    def take_back_text(self, num_tokens):
+        """Text that continues the newest segment, without its last tokens."""
+        text = Rows(5, 5)
+        if fits(text, self.window.capacity.minus(self.window.length)):
+            self.window.append(text, continues=True)
+            self.window.take_back_text(5 - num_tokens)
+            kept = Rows(num_tokens, num_tokens)
+            self.reference.append(kept, continues=True)
+
     @rule(rows=st.integers(1, 5))
     @precondition(lambda self: not self.reference.sink_is_open)
     def take_back_undoes_append(self, rows):

@@ -156,3 +156,46 @@ def test_a_token_that_reads_like_a_byte_is_text_without_byte_fallback(tokenizer)
 
 def test_a_reply_without_tokens_has_no_text():
     assert pieces_of(LLAMA_2, []) == ([], "", "")
+
+
+# ---- text that ends where another begins ----
+
+
+def pieces_before(end, ids):
+    """The pieces before `end` as they come, with the rest, and the reply's text."""
+    reply = ReplyText(LLAMA_3, end)
+    pieces = []
+    for token_id in ids:
+        pieces.append(reply.add(token_id))
+        if reply.has_ended:
+            break
+    return [*pieces, reply.finish()], reply
+
+
+@given(st.text("abU\n "), st.sampled_from(["\nU", "a", "aab", "\n\n"]))
+def test_a_reply_is_its_text_before_the_end_and_the_fewest_tokens_that_have_it(text, end):
+    ids = text_ids(LLAMA_3, text)
+    pieces, reply = pieces_before(end, ids)
+    wanted = text.partition(end)[0]
+    assert "".join(pieces) == reply.text() == wanted
+    assert reply.has_ended == (end in text)
+    if reply.has_ended:
+        lengths = [len(LLAMA_3.decode(ids[:count])) for count in range(len(ids) + 1)]
+        assert reply.num_tokens == next(n for n in range(len(ids) + 1) if lengths[n] >= len(wanted))
+    else:
+        assert reply.num_tokens == len(ids)
+
+
+def test_only_what_may_be_the_start_of_the_end_is_held_back():
+    ids = [token_id for part in ("a", "\n", "\n", "U", "b") for token_id in text_ids(LLAMA_3, part)]
+    pieces, reply = pieces_before("\nUs", ids)
+    assert pieces == ["a", "", "\n", "", "\nUb", ""]
+    assert not reply.has_ended
+
+
+@given(st.lists(st.integers(0, 479)))
+def test_any_tokens_end_like_their_text(ids):
+    _, _, text = pieces_of(LLAMA_3, ids)
+    pieces, reply = pieces_before("e", ids)
+    assert "".join(pieces) == reply.text()
+    assert reply.text().startswith(text.partition("e")[0])

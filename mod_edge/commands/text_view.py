@@ -1,0 +1,125 @@
+"""How `mod-edge run` shows a conversation of text alone: token by token, or as JSON lines."""
+
+from collections.abc import Sequence
+
+from mod_edge.commands.console import (
+    err,
+    out,
+    print_json,
+    print_pairs,
+    print_warning,
+    printable,
+)
+from mod_edge.commands.stream_view import show_events
+from mod_edge.runtime.events import (
+    Event,
+    QueryEvent,
+    ReplyEvent,
+    RollEvent,
+    TextEvent,
+    TextSummary,
+)
+from mod_edge.runtime.text_session import TextSession
+
+
+def show_conversation(
+    session: TextSession, queries: Sequence[str], *, as_json: bool, is_verbose: bool
+) -> None:
+    """Reply to `queries` until the last one or Ctrl-C, then show the summary.
+
+    Raises:
+        ModEdgeError: a query does not fit, or the backend failed.
+    """
+    view = JsonTextView() if as_json else PlainTextView(session, is_verbose=is_verbose)
+    show_events(
+        session.converse(queries),
+        view.show,
+        finish=lambda: view.finish(session.summary()),
+        has_begun=lambda: session.summary().num_replies > 0,
+    )
+
+
+class JsonTextView:
+    """One JSON object per line on stdout, one for each token too."""
+
+    def show(self, event: Event) -> None:
+        """Print one event."""
+        print_json(event.to_json())
+
+    def finish(self, summary: TextSummary) -> None:
+        """Print the summary."""
+        print_json(summary.to_json())
+
+
+class PlainTextView:
+    """Each query and, token by token, its reply; if `is_verbose`, evictions too."""
+
+    def __init__(self, session: TextSession, *, is_verbose: bool) -> None:
+        self._is_verbose = is_verbose
+        self._rolls: list[RollEvent] = []  # shown after the reply in progress
+        self._has_begun = False  # whether the reply in progress has a visible character
+        self._spaces = ""  # blanks and line breaks are printed when text follows them
+        self._is_replying = False
+        _print_header(session)
+
+    def show(self, event: Event) -> None:
+        """Print one event."""
+        if isinstance(event, QueryEvent):
+            out.print("query     ", style="cyan", end="")
+            out.print(printable(event.query))
+            out.print("reply     ", style="green", end="")
+            self._is_replying, self._has_begun, self._spaces = True, False, ""
+        elif isinstance(event, TextEvent):
+            self._print_piece(event.text)
+        elif isinstance(event, RollEvent) and self._is_verbose:
+            self._rolls.append(event)
+        elif isinstance(event, ReplyEvent):
+            self._end_reply(" ..." if event.is_cut else "")
+
+    def finish(self, summary: TextSummary) -> None:
+        """Print the summary."""
+        if self._is_replying:  # Ctrl-C
+            self._end_reply(" ...")
+        first = summary.first_token_ms
+        rows = [
+            ("replies", f"{summary.num_replies} with {summary.num_reply_tokens} tokens"),
+            (
+                "speed",
+                f"{summary.tokens_per_s:.1f} tokens/s, first token after "
+                f"{first['p50']:.1f}/{first['p95']:.1f} ms, p50/p95",
+            ),
+            (
+                "cache",
+                f"{summary.cache_fill:.0%} full, {summary.num_evicted} of {summary.num_tokens} "
+                f"tokens evicted in {summary.num_rolls} rolls",
+            ),
+        ]
+        print_pairs(rows)
+        for warning in summary.warnings:
+            print_warning(warning)
+
+    def _print_piece(self, piece: str) -> None:
+        text = self._spaces + piece
+        visible = text.rstrip()
+        self._spaces = text[len(visible) :] if self._has_begun or visible else ""
+        if not self._has_begun:
+            visible = visible.lstrip()
+        if visible:
+            self._has_begun = True
+            out.print("\n".join(map(printable, visible.split("\n"))), end="")
+
+    def _end_reply(self, mark: str) -> None:
+        out.print("" if self._has_begun else "(empty)", end="")
+        out.print(mark, style="dim")
+        self._is_replying = False
+        for roll in self._rolls:
+            evicted = f"{roll.num_dropped_tokens} tokens evicted in {roll.roll_ms:.1f} ms"
+            out.print("roll      ", style="magenta", end="")
+            out.print(evicted)
+        self._rolls.clear()
+
+
+def _print_header(session: TextSession) -> None:
+    plan = session.plan
+    err.print(f"backend {session.backend}")
+    err.print(f"window {min(plan.capacity)} tokens of text, {plan.size_bytes / 2**20:.1f} MiB")

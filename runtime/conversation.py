@@ -1,0 +1,143 @@
+"""A conversation with a model on one stream: what video and text alone have in common."""
+
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+
+from tokenizers import Tokenizer
+
+from mod_edge.config import ModelConfig
+from mod_edge.errors import ConfigError
+from mod_edge.plan.kv_budget import KvPlan
+from mod_edge.plan.kv_window import KvWindow, Rows
+from mod_edge.plan.protocol import Protocol
+from mod_edge.plan.reply_text import ReplyText
+from mod_edge.runtime.events import Event, ReplyEvent, RollEvent, TextEvent
+from mod_edge.runtime.loaded_model import LoadedModel, StreamState
+from mod_edge.runtime.stats import Latencies
+from mod_edge.runtime.stepper import Stepper
+
+
+class Conversation:
+    """Generates replies on a stream and rolls its window; a context manager that closes both."""
+
+    def __init__(
+        self,
+        state: StreamState,
+        config: ModelConfig,
+        tokenizer: Tokenizer,
+        plan: KvPlan,
+        *,
+        threshold: float,
+        max_new_tokens: int,
+        max_step_tokens: int,
+        evict_fraction: float,
+        backend: str,
+        model: LoadedModel | None,
+    ) -> None:
+        self.state = state
+        self.backend = backend or state.name
+        self._model = model
+        self.plan = plan
+        self.window = KvWindow(plan.capacity, evict_fraction=evict_fraction)
+        self._stepper = Stepper(state, config, self.window, max_step_tokens)
+        self.config = config
+        self._tokenizer = tokenizer
+        self._protocol = Protocol(config.stream_config, tokenizer, threshold)
+        self._max_new_tokens = max_new_tokens
+        self._num_replies = self._num_reply_tokens = self._num_rolls = 0
+        self._first_token_ms = Latencies()
+        self._num_token_steps, self._token_steps_ms = 0, 0.0
+
+    def __exit__(self, *_exc: object) -> None:
+        with self._model or nullcontext(), self.state:
+            pass
+
+    def _reply(
+        self, prompt: list[int], query: str | None, time_s: float, *, end: str | None = None
+    ) -> Iterator[Event]:
+        """Feed `prompt` and generate a reply greedily.
+
+        Args:
+            prompt: ids, from the protocol.
+            query: the query in it, None if the model speaks unasked.
+            time_s: the time of the events.
+            end: text at which the reply ends too; it is not part of the reply.
+        """
+        started = time.perf_counter()
+        logits = self._stepper.feed_text(prompt, continues=False)
+        if self.window.sink_is_open:  # the standing instruction ends it
+            self.window.close_sink()
+        words = ReplyText(self._tokenizer, end)
+        stop_ids, ids = self._protocol.stop_ids, list[int]()
+        token_id = int(logits.argmax())
+        first_token_ms = 1000 * (time.perf_counter() - started)
+        tokens_ms, num_steps = 0.0, 0  # of the steps alone, without the caller's time in between
+        while token_id not in stop_ids:
+            ids.append(token_id)
+            yield from self._take_rolls(time_s)
+            yield TextEvent(time_s, words.add(token_id), token_id)
+            if len(ids) == self._max_new_tokens or words.has_ended:
+                break
+            started = time.perf_counter()
+            token_id = int(self._stepper.feed_text([token_id], continues=True).argmax())
+            tokens_ms += 1000 * (time.perf_counter() - started)
+            num_steps += 1
+        if rest := words.finish():
+            yield TextEvent(time_s, rest, ids[-1])
+        is_cut = token_id not in stop_ids and not words.has_ended
+        ids = self._close_reply(ids, words.num_tokens, num_steps)
+        self._first_token_ms.add(first_token_ms)
+        self._num_token_steps += num_steps
+        self._token_steps_ms += tokens_ms
+        yield from self._take_rolls(time_s)
+        yield ReplyEvent(
+            time_s=time_s,
+            query=query,
+            text=words.text().strip(),
+            token_ids=ids,
+            is_cut=is_cut,
+            first_token_ms=round(first_token_ms, 3),
+            token_ms=round(tokens_ms / max(num_steps, 1), 3),
+        )
+
+    def _close_reply(self, ids: list[int], num_kept: int, num_fed: int) -> list[int]:
+        """The reply's ids without those after its text, which are removed from the cache."""
+        kept = ids[:num_kept]
+        self.window.take_back_text(max(num_fed - num_kept, 0))
+        self._protocol.note_reply([*kept[num_fed:], self.config.stream_config.eos_token_id])
+        self._num_replies += 1
+        self._num_reply_tokens += len(kept)
+        return kept
+
+    def _take_rolls(self, time_s: float) -> Iterator[Event]:
+        for roll in self._stepper.rolls:
+            self._num_rolls += 1
+            dropped, total = roll.eviction.dropped.dense, roll.eviction.num_evicted
+            yield RollEvent(time_s, dropped, total, round(roll.roll_ms, 3))
+        self._stepper.rolls.clear()
+
+    def _cache_fill(self) -> float:
+        length, capacity = self.window.length, self.window.capacity
+        return max(length.dense / capacity.dense, length.mod / capacity.mod)
+
+    def _check_reply(self, text: str, num_before: int, num_prompt_tokens: int, sink: Rows) -> None:
+        """Check that a query and its reply fit beside the sink.
+
+        Args:
+            text: of the query.
+            num_before: ids before the prompt that belong to its segment.
+            num_prompt_tokens: of the query.
+            sink: rows that are never evicted.
+        """
+        limit = self.plan.capacity
+        reply = num_before + num_prompt_tokens + self._max_new_tokens
+        needed = sink.plus(Rows(reply, reply))
+        if not needed.fits(limit):
+            raise ConfigError(
+                f"a reply to {text[:40]!r} takes {reply} tokens, {num_prompt_tokens} of them the "
+                "question: with the system prompt and the standing instruction that is "
+                f"{needed.dense} ({needed.mod} rows in MoD layers), the window has {limit.dense} "
+                f"({limit.mod}); raise --window or --kv-budget, shorten the queries, or lower "
+                "--max-new-tokens"
+            )
