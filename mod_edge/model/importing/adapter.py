@@ -132,7 +132,8 @@ class Adapter:
             block, factor = (each[start : start + num_rows] for each in (tensor, left))
             wide = block.to(torch.float32), factor.to(torch.float32)
             block.copy_(torch.addmm(*wide, right, alpha=factors.scale))
-            if not block.isfinite().all():
+            # Ten times as fast as `block.isfinite()`, and NaN is the least and the largest.
+            if not torch.stack(block.aminmax()).isfinite().all():
                 raise CheckpointError(
                     f"{name!r} of {self._base} with {self.path} is not finite in {tensor.dtype}: "
                     "a number is infinite, NaN or above what the dtype holds; use a base in "

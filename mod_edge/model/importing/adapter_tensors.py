@@ -115,10 +115,9 @@ class AdapterTensors:
             self.faults.append(f"{other!r} and {their_name!r} are the same tensor, but differ")
 
     def _rows_of_vocabulary(self) -> int:
-        for name in VOCABULARY:
-            if name in self.saved:
-                return self._stored[self.saved[name]].shape[0]
-        return self._text.vocab_size
+        saved = (self._stored[self.saved[name]] for name in VOCABULARY if name in self.saved)
+        sizes = (stored.shape[0] for stored in saved if stored.shape)
+        return next(sizes, self._text.vocab_size)
 
     def _check_saved(self) -> None:
         shapes = {**self._decoder, **self._connector}
@@ -158,11 +157,12 @@ class AdapterTensors:
         modules = [name.removesuffix(".weight") for name in matrices]
         for module in modules:
             self._check_module(module, self._factor_names.get(module, {}))
-        for module in self._factor_names.keys() - set(modules):
-            names = self._factor_names[module].values()
-            self.faults += [
-                f"{name!r} changes a module that the base does not have" for name in names
-            ]
+        self.faults += [
+            f"{name!r} changes a module that the base does not have"
+            for module, names in self._factor_names.items()
+            if module not in modules
+            for name in names.values()
+        ]
 
     def _check_module(self, module: str, names: Mapping[str, str]) -> None:
         is_target, rank = self._config.targets(module), self._config.rank_of(module)
@@ -214,7 +214,8 @@ class AdapterTensors:
             self.rows[f"{module}.weight"] = Rows(name, token_ids)
         self.faults += [
             f"{self._row_names[module]!r} is not in trainable_token_indices"
-            for module in self._row_names.keys() - chosen.keys()
+            for module in self._row_names
+            if module not in chosen
         ]
 
     def _check_shape(self, their_name: str, wanted: tuple[int, ...]) -> None:
