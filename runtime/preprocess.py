@@ -1,9 +1,9 @@
 """Prepare frames for the vision encoder: square, RGB, letterboxed or stretched.
 
 VideoLLM-online prepares its training frames with ffmpeg: bicubic to the longest side, centred on
-black. SigLIP's own processor stretches both sides to the square, bicubic, in SigLIP 2 bilinear.
-ffmpeg's bicubic is antialiased: its kernel grows with the reduction. OpenCV's is not: it
-reads 4x4 pixels at any reduction, so thin lines break up and text flickers.
+black. SigLIP's own image processor stretches both sides to the square: bicubic, in SigLIP 2
+bilinear. All of these are antialiased: the kernel grows with the reduction. OpenCV's is not: its
+bicubic reads 4x4 pixels at any reduction, so thin lines break up and text flickers.
 
 A frame is therefore reduced to twice the target size by area, then halved with the antialiased
 bicubic kernel. Compared with torch's antialiased bicubic: mean and largest difference in levels of
@@ -22,11 +22,12 @@ cores:
 
 A stretched frame is reduced by another factor in each axis. Where the two need different methods
 (one side is enlarged, say), the axes are resized one after the other. Compared with transformers'
-SiglipImageProcessor (Pillow), mean and largest difference in levels for the same frame, to 384:
+SiglipImageProcessor (Pillow): mean and largest difference in levels for such frames of other sizes,
+to 384 pixels:
 
                            1080p        1280x720     640x480      640x360      320x240
     stretched, bicubic     0.69  15     0.72  21     1.07  36     0.98  23     1.71  29
-    stretched, bilinear    0.85  18     0.93  19     1.35  32     0.82  24     0.22   1
+    stretched, bilinear    0.57  18     0.72  16     0.94  22     0.64  14     0.22   1
 
 Enlarging differs by OpenCV's bicubic, which has a = -0.75 where Pillow's has -0.5.
 """
@@ -56,17 +57,20 @@ class Kernel:
 
     Attributes:
         interpolation: OpenCV's, for enlarging.
-        halving_taps: followed by the pair averages of INTER_AREA, they equal the antialiased
-            kernel that halves an image.
+        halving_taps: that halve an image, followed by the pair averages of INTER_AREA.
     """
 
     interpolation: int
     halving_taps: NDArray[np.float32]
 
 
-# a = -0.5: 8 taps halve an image exactly
-BICUBIC = Kernel(cv2.INTER_CUBIC, np.array([-3, -6, 35, 76, 35, -6, -3], dtype=np.float32) / 128)
-BILINEAR = Kernel(cv2.INTER_LINEAR, np.array([1, 2, 1], dtype=np.float32) / 4)  # 4 taps
+# Followed by the pair averages, these 7 taps equal the 8 of the antialiased kernel (a = -0.5).
+BICUBIC = Kernel(
+    cv2.INTER_CUBIC, np.array([-3, -6, 35, 76, 35, -6, -3], dtype=np.float32) / np.float32(128)
+)
+# As wide as the antialiased triangle together with the area average before it; the triangle's own
+# taps, 1 2 1, blur: mean differences are half as large again.
+BILINEAR = Kernel(cv2.INTER_LINEAR, np.array([1, 4, 1], dtype=np.float32) / np.float32(6))
 KERNELS = {"bicubic": BICUBIC, "bilinear": BILINEAR}
 UNFILTERED = np.ones(1, dtype=np.float32)
 

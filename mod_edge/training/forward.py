@@ -200,7 +200,7 @@ class BatchedDecoder:
     def _normed_product(self, hidden: Tensor, norm: RMSNorm, *layers: nn.Linear) -> Tensor:
         """The outputs of `layers` for `norm`'s output, concatenated, in `dtype`."""
         weight = torch.cat([layer.weight for layer in layers]) * norm.weight
-        biases = [layer.bias for layer in layers if layer.bias is not None]
+        biases: list[Tensor] = [layer.bias for layer in layers if layer.bias is not None]
         assert len(biases) in (0, len(layers))
         bias = torch.cat(biases).to(self._dtype) if biases else None
         return linear(normalized(hidden, norm.eps, self._dtype), weight.to(self._dtype), bias)

@@ -10,6 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from jinja2.ext import Extension, loopcontrols
+from jinja2.nodes import Node
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
 from mod_edge.config import ChatTemplate
 from mod_edge.errors import ConfigError, shortened
 from mod_edge.plan.chat import TEMPLATES
@@ -40,6 +45,17 @@ class FolderTemplate:
     has_bos: bool
     default_system: str
     conversations: tuple[str, str]
+
+
+class GenerationBlock(Extension):
+    """transformers' own tag around what the model says; it writes what it contains."""
+
+    tags = {"generation"}  # noqa: RUF012 - jinja2's own annotation is that of an instance
+
+    def parse(self, parser: Parser) -> list[Node]:
+        """The nodes of the block."""
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
 def recognised(source: str, special_tokens: Mapping[str, str]) -> FolderTemplate:
@@ -112,12 +128,9 @@ def _default_system(
 
 def _rendered(source: str, special_tokens: Mapping[str, str], turns: Messages) -> str:
     """The text that the program makes of a conversation, with the prompt for its next reply."""
-    from jinja2.ext import loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
     # What transformers defines, but the date: a template has a fixed one to use without it.
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, GenerationBlock]
     )
     environment.filters["tojson"] = _json
     environment.globals["raise_exception"] = _refused

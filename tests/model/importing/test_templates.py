@@ -96,6 +96,14 @@ def test_older_folders_have_the_template_in_the_tokenizers_config(tmp_path, writ
     assert stream.chat_template == TEMPLATES["chatml"]
 
 
+def test_a_template_may_mark_what_the_model_says(tmp_path):
+    said = "message['content'] + '<|im_end|>' + '\n'}}"
+    marked = CHATML.replace(f"+ {said}", "}}{% generation %}{{" + said + "{% endgeneration %}")
+    assert marked != CHATML
+    stream, _, _ = stream_of(tmp_path, write_folder(tmp_path, "chatml", template=marked))
+    assert stream.chat_template == TEMPLATES["chatml"]
+
+
 def test_a_bos_token_that_opens_the_system_turn_is_fed_once(tmp_path):
     settings = {"bos_token": "<|im_start|>"}  # as SmolLM2 has it
     config = write_folder(tmp_path, "chatml", settings=settings)
