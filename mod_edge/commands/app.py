@@ -11,6 +11,7 @@ from mod_edge.commands.console import EXIT_ERROR, out, print_os_error
 from mod_edge.commands.doctor import doctor
 from mod_edge.commands.eval import evaluate
 from mod_edge.commands.export import export
+from mod_edge.commands.import_ import import_
 from mod_edge.commands.init import init
 from mod_edge.commands.inspect import inspect
 from mod_edge.commands.pretrain import pretrain
@@ -71,8 +72,11 @@ def main(
     """Train VideoLLM-MoD checkpoints, export them to ONNX and TensorRT, and run them on video."""
 
 
+NAMES = {import_: "import", evaluate: "eval"}  # of the commands whose functions cannot have them
+
 for command in (
     init,
+    import_,
     inspect,
     scenes,
     pretrain,
@@ -86,4 +90,4 @@ for command in (
     verify,
     doctor,
 ):
-    app.command("eval" if command is evaluate else None, epilog=EXIT_CODES)(command)
+    app.command(NAMES.get(command), epilog=EXIT_CODES)(command)

@@ -1,7 +1,8 @@
 """`mod-edge inspect`."""
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,17 +21,34 @@ from mod_edge.config import MoDConfig, ModelConfig
 from mod_edge.plan.costs import Comparison
 from mod_edge.plan.inspection import Inspection, inspection_of
 
+if TYPE_CHECKING:
+    from mod_edge.model.importing.examination import Examination
+
 
 @reports_errors
 def inspect(
-    target: Annotated[str, typer.Argument(help="Checkpoint folder, bundle folder or preset name.")],
+    target: Annotated[
+        str,
+        typer.Argument(
+            help="Checkpoint folder, bundle folder, preset name or Hugging Face folder to import."
+        ),
+    ],
     frames: Annotated[
         int,
         typer.Option(min=1, help="Length of the stream, in frames, over which costs are averaged."),
     ] = 600,
     json: JsonOption = False,
 ) -> None:
-    """Show a model's layers, parameters and cost per frame, next to the full-computation model."""
+    """Show a model's layers, parameters and cost per frame, next to the full-computation model.
+
+    Of a Hugging Face folder, show what mod-edge import would take.
+    """
+    if examination := _examination_of(Path(target)):
+        if json:
+            print_json(examination.to_json())
+        else:
+            print_examination(examination)
+        return
     inspection = inspection_of(target, _config_of(target), frames)
     if json:
         print_json(inspection.to_json())
@@ -38,16 +56,43 @@ def inspect(
         print_inspection(inspection)
 
 
+def _is_bundle(folder: Path) -> bool:
+    """A bundle needs no PyTorch, which a device does not have."""
+    return (folder / MANIFEST_FILE).is_file()
+
+
+def _examination_of(folder: Path) -> "Examination | None":
+    """What import takes of a Hugging Face folder; None for anything else."""
+    if _is_bundle(folder):
+        return None
+    require_extra("export")
+    from mod_edge.model.importing.examination import examine
+    from mod_edge.model.importing.source_folder import read_foreign_config
+
+    return None if read_foreign_config(folder) is None else examine(folder)
+
+
 def _config_of(target: str) -> ModelConfig:
-    """A bundle's config needs no PyTorch, which a device does not have."""
-    if (Path(target) / MANIFEST_FILE).is_file():
+    if _is_bundle(Path(target)):
         from mod_edge.bundle.bundle import open_bundle
 
         return open_bundle(target).config
-    require_extra("export")
     from mod_edge.model.inspection import config_of
 
     return config_of(target)
+
+
+def print_examination(examination: "Examination") -> None:
+    """Print what import takes of a Hugging Face folder, and its config as the checkpoint's."""
+    folder = printable(str(examination.folder))
+    out.print(
+        f"{folder}: {printable(examination.architecture)}, for mod-edge import {examination.option}"
+    )
+    counts = (f"{si(count, '')} {dtype}" for dtype, count in examination.parameters.items())
+    fields = asdict(examination.config)
+    rows = [("parameters", ", ".join(counts))]
+    rows += [(name, str(value)) for name, value in fields.items() if value is not None]
+    print_pairs([*rows, *(("note", printable(note)) for note in examination.notes)])
 
 
 def print_inspection(inspection: Inspection) -> None:

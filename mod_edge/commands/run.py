@@ -16,9 +16,10 @@ from mod_edge.commands.arguments import (
     refuse_options,
     use_threads,
 )
-from mod_edge.commands.console import reports_errors
+from mod_edge.commands.console import print_warning, reports_errors
 from mod_edge.errors import ConfigError
 from mod_edge.native.package_faults import quiet_imports
+from mod_edge.plan.untrained import untrained_warnings
 
 if TYPE_CHECKING:
     from mod_edge.runtime.queries import Query
@@ -128,6 +129,8 @@ def run(
     if isinstance(chosen, Path):
         open_file(chosen).release()  # its errors, before gigabytes are loaded
     opened = open_bundle(bundle, hash_all=check)
+    for warning in untrained_warnings(opened.config):
+        print_warning(warning)
     settings = opened.profile(profile)
     session = open_session(
         opened,

@@ -66,6 +66,11 @@ def check_connector(
     Raises:
         CheckpointError: it does not; says both widths.
     """
+    shapes = connector_shapes(vision_size, hidden_size)
+    if missing := shapes.keys() - stored.keys():
+        raise CheckpointError(
+            f"the connector of {path} is incomplete: no {', '.join(sorted(missing))}"
+        )
     first, last = stored["connector.0.weight"].shape, stored["connector.2.weight"].shape
     faults = []
     if len(first) == 2 and first[1] != vision_size:
@@ -77,7 +82,7 @@ def check_connector(
     if not faults:
         faults = [
             f"{name!r} is {stored[name]}, wanted {list(shape)}"
-            for name, shape in connector_shapes(vision_size, hidden_size).items()
+            for name, shape in shapes.items()
             if stored[name].shape != shape
         ]
     if faults:

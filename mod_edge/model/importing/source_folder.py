@@ -23,6 +23,7 @@ from mod_edge.model.importing.single_file import PICKLE_SUFFIXES
 from mod_edge.model.weight_files import FLOAT_DTYPES, StoredTensor, WeightFiles
 
 KIND = "Hugging Face model"  # as messages call the folder
+FOREIGN_FIELDS = {"architectures", "transformers_version", "model_type"}  # of their config.json
 ADAPTER_CONFIG_FILE = "adapter_config.json"
 PICKLE_STEMS = ("pytorch_model", "model", "consolidated")
 # config.json's description of packed weights; the second name is an older one.
@@ -74,17 +75,21 @@ class SourceFolder:
         return read_document(self.path, name)
 
 
-def is_foreign_model(folder: Path) -> bool:
-    """Whether `folder` has the config.json of a model that is not mod-edge's, and is no bundle."""
+def read_foreign_config(folder: Path) -> dict[str, Any] | None:
+    """The config.json of a model that another library wrote into `folder`; None if there is none.
+
+    None too for a bundle, for a checkpoint of mod-edge, and for a config.json that is neither: then
+    it is a damaged one of mod-edge's own.
+    """
     if (folder / MANIFEST_FILE).exists():
-        return False
+        return None
     try:
         config = read_document(folder, CONFIG_FILE)
     except CheckpointError:
-        return False
-    # Without any of the three, config.json is a damaged one of mod-edge's own.
-    names = {"architectures", "model_type", "transformers_version"}
-    return config is not None and bool(names & config.keys()) and not _is_ours(config)
+        return None
+    if config is None or _is_ours(config) or not FOREIGN_FIELDS & config.keys():
+        return None
+    return config
 
 
 def read_document(folder: Path, name: str) -> dict[str, Any] | None:
