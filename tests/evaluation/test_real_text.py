@@ -10,21 +10,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from mod_edge.config import ModelConfig, VisionConfig
 from mod_edge.evaluation.eval_model import open_model
 from mod_edge.evaluation.text_perplexity import evaluate_text, windows_of
 from mod_edge.export.bundle_writer import export_bundle
-from mod_edge.model.checkpoint import Checkpoint, tensor_shapes
-from mod_edge.model.checkpoint_writer import write_checkpoint
-from mod_edge.model.importing.decoder import decoder_tensors, text_config_of
-from mod_edge.model.importing.source_folder import SourceFolder
-from mod_edge.model.importing.templates import stream_config_for
-from mod_edge.model.importing.tokenizer import imported_tokenizer
-from mod_edge.model.presets import random_tensor
+from mod_edge.model.checkpoint import Checkpoint
+from mod_edge.model.importing.import_plan import ImportSources
+from mod_edge.model.importing.importer import import_checkpoint
 from mod_edge.plan.tokenizer import text_ids
 from mod_edge.runtime.events import ReplyEvent
 from mod_edge.runtime.open_session import open_text_session
 from tests.evaluation.test_text_perplexity import loss_of_transformers
+from tests.hugging_face_folders import write_vision
 
 pytestmark = pytest.mark.slow
 
@@ -45,24 +41,10 @@ def folder():
 
 @pytest.fixture(scope="module")
 def checkpoint(folder, tmp_path_factory):
-    """The decoder and tokenizer of the folder, with a tiny random vision encoder."""
-    source = SourceFolder(folder)
-    text = text_config_of(source.config, "config.json")
-    tokenizer = imported_tokenizer(folder, source.config)
-    stream = stream_config_for(tokenizer, folder, source.config, "auto")
-    vision = VisionConfig(32, 40, 1, 4, image_size=42, patch_size=14)
-    config = ModelConfig(text, vision, stream, dtype="bfloat16")
-    theirs, shapes = decoder_tensors(source, text), tensor_shapes(config)
-
-    def tensor_of(name):
-        if name in theirs:
-            return source.weights.read(theirs[name])
-        return random_tensor(config, name, shapes[name], 0)
-
-    path = tmp_path_factory.mktemp("real") / "checkpoint"
-    path.mkdir()
-    write_checkpoint(path, config, tokenizer, tensor_of)
-    return path
+    """The model, with a tiny random vision tower, which text does not use."""
+    path = tmp_path_factory.mktemp("real")
+    sources = ImportSources(llm=folder, vision=write_vision(path / "vision"))
+    return import_checkpoint(sources, path / "checkpoint").folder
 
 
 @pytest.fixture(scope="module")
