@@ -62,6 +62,8 @@ with open(sys.argv[1], encoding="utf-8") as lines:
 if not events or events[-1]["event"] != "summary" or events[-1]["num_frames"] != 20:
     raise SystemExit("error: mod-edge run did not end with the summary of 20 frames")
 PY
+    venv/bin/mod-edge run "$bundle" --query "What is here?"
+    venv/bin/mod-edge eval "$bundle" --text "$root/LICENSE"
     venv/bin/mod-edge inspect "$bundle"
     venv/bin/mod-edge doctor
 done

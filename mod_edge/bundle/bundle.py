@@ -174,10 +174,11 @@ class Bundle:
         """The cache size of a conversation of text alone.
 
         A window in tokens is tokens of text. In the memory of other windows, and in a budget, MoD
-        layers get as many rows as dense ones. The arguments and errors are those of `plan`.
+        layers get as many rows as dense ones; but graphs with a fixed capacity and engines, which
+        are built for video, keep the rows of `plan`. The arguments and errors are those of `plan`.
         """
         plan = self.plan(default_window, max_new_tokens, window=window, kv_budget_mib=kv_budget_mib)
-        if self.lowering.capacity is not None:
+        if self.lowering.capacity is not None or self.target.compiler:
             return plan
         asked = default_window if window is None and kv_budget_mib is None else window
         num_tokens = int(asked) if asked is not None and asked.strip().isdecimal() else None

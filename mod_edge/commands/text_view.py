@@ -35,7 +35,7 @@ def show_conversation(
         session.converse(queries),
         view.show,
         finish=lambda: view.finish(session.summary()),
-        has_begun=lambda: session.summary().num_replies > 0,
+        has_begun=lambda: session.summary().num_tokens > 0,
     )
 
 

@@ -62,7 +62,8 @@ def find_engines(
     if too_small:
         raise BackendError(
             f"the engines in {folder} are too small for this run: {', and '.join(too_small)}; "
-            "lower --window or --frames-per-step, or rebuild with a larger profile"
+            "lower --window (eval: --window-tokens) or --frames-per-step, or rebuild with a larger "
+            "profile"
         )
     newest = max(found, key=lambda engines: _built_at(folder, engines))
     here = _settings_here(newest.settings, bundle.lowering, tensorrt, compute_capability)

@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -42,7 +43,7 @@ def texts(*pieces):
     return [TextEvent(0.0, piece, 5) for piece in pieces]
 
 
-def session_of(events, *, error=None, num_replies=1):
+def session_of(events, *, error=None, num_tokens=90):
     """The part of a session that a view reads; it ends with `error`."""
 
     def converse(queries):
@@ -51,11 +52,10 @@ def session_of(events, *, error=None, num_replies=1):
         if error is not None:
             raise error
 
-    summary = SimpleNamespace(**{**vars(SUMMARY), "num_replies": num_replies})
     return SimpleNamespace(
         backend="script",
         plan=KvPlan(Rows(1000, 400), 2**20, 0.0, 0.0),
-        summary=lambda: SUMMARY if num_replies else summary,
+        summary=lambda: replace(SUMMARY, num_tokens=num_tokens),
         converse=converse,
     )
 
@@ -133,15 +133,15 @@ def test_ctrl_c_ends_a_reply_with_the_summary(printed):
     assert lines == ["query     q", "reply     a ...", *ENDING]
 
 
-def test_an_error_after_a_reply_comes_after_the_summary(printed):
+def test_an_error_within_a_reply_comes_after_the_summary(printed):
     with pytest.raises(BackendError):
-        printed(session_of([QUERY, *texts("a"), reply_of("a")], error=BackendError("gone")))
-    assert printed.out[-1] == ENDING[-1]
+        printed(session_of([QUERY, *texts("a")], error=BackendError("gone")))
+    assert printed.out == ["query     q", "reply     a ...", *ENDING]
 
 
 def test_an_error_before_the_first_reply_has_no_summary(printed):
     with pytest.raises(ConfigError):
-        printed(session_of([], error=ConfigError("too long"), num_replies=0))
+        printed(session_of([], error=ConfigError("too long"), num_tokens=0))
     assert printed.out == []
 
 

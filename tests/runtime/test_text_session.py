@@ -13,6 +13,8 @@ from mod_edge.errors import ConfigError
 from mod_edge.model.checkpoint import Checkpoint
 from mod_edge.plan.kv_budget import KvPlan
 from mod_edge.plan.kv_window import Rows
+from mod_edge.plan.protocol import Protocol
+from mod_edge.plan.targets import Lowering
 from mod_edge.plan.tokenizer import text_ids
 from mod_edge.profiles import load_profile
 from mod_edge.runtime.events import QueryEvent, ReplyEvent, RollEvent, TextEvent
@@ -34,58 +36,95 @@ def of(kind, events):
 # ---- compared with transformers ----
 
 
-def replies_of_transformers(llama, tokenizer, stream):
+def replies_of_transformers(checkpoint, end=None):
     """Each reply's ids without a cache, all ids computed again for each token.
 
-    Also the smallest lead of a likeliest token over the next.
+    Also the smallest lead of a likeliest token over the next. A reply ends before the text `end`.
     """
+    llama = hugging_face_llama(checkpoint.load_model())
+    tokenizer, stream = checkpoint.tokenizer, checkpoint.config.stream_config
     ids, replies, leads = [stream.bos_token_id], [], []
     text = f"{stream.system_prompt}\n"
     for query in QUERIES:
         ids += text_ids(tokenizer, f"{text}\nUser: {query}\nAssistant:")
         reply = []
-        while len(reply) < MAX_NEW_TOKENS and stream.eos_token_id not in reply:
+        while len(reply) < MAX_NEW_TOKENS:
             logits = llama(torch.tensor([ids + reply])).logits[0, -1]
             best, next_best = logits.topk(2).values.tolist()
             leads.append(best - next_best)
+            if int(logits.argmax()) == stream.eos_token_id:
+                break
             reply.append(int(logits.argmax()))
-        said = [token_id for token_id in reply if token_id != stream.eos_token_id]
-        replies.append(said)
-        ids += [*said, stream.eos_token_id]
+            said, found, _ = tokenizer.decode(reply).partition(end or "never")
+            if found:
+                reply = next(reply[:n] for n in range(99) if tokenizer.decode(reply[:n]) == said)
+                break
+        replies.append(reply)
+        ids += [*reply, stream.eos_token_id]
         text = ""
     return replies, min(leads)
 
 
 @pytest.fixture(scope="module")
-def theirs(write_tiny):
-    """The replies of transformers with the tiny weights: MoD layers compute all text."""
-    checkpoint = Checkpoint(write_tiny(None))
-    llama = hugging_face_llama(checkpoint.load_model())
-    stream = checkpoint.config.stream_config
-    replies, lead = replies_of_transformers(llama, checkpoint.tokenizer, stream)
+def dense(write_tiny):
+    """The tiny weights for transformers, without routers: MoD layers compute all text."""
+    return Checkpoint(write_tiny(None))
+
+
+@pytest.fixture(scope="module")
+def theirs(dense):
+    """The replies of transformers."""
+    replies, lead = replies_of_transformers(dense)
     assert lead > 1e-3  # measured 0.041; rounding moves a logit by 1e-4
     return replies
 
 
-@pytest.mark.numeric
-@pytest.mark.parametrize(
+every_backend = pytest.mark.parametrize(
     "lowering", [None, ("cpu", "fp32"), ("cuda", "fp32")], ids=["reference", "delta", "in_place"]
 )
-def test_replies_are_those_of_transformers_turn_by_turn(
-    theirs, tiny_checkpoint, any_bundle, lowering
-):
-    where = {"backend": "onnx", "device": "cpu"} if lowering else {"backend": "torch"}
-    if lowering is None:
-        where["checkpoint"] = tiny_checkpoint
-    bundle = any_bundle(*(lowering or ("cpu", "fp32")))
-    profile = replace(load_profile("cpu"), max_step_tokens=32)  # prompts are fed in pieces
-    with open_text_session(
-        bundle, profile=profile, max_new_tokens=MAX_NEW_TOKENS, **where
-    ) as session:
-        events = list(session.converse(QUERIES))
+
+
+@pytest.fixture
+def conversation(tiny_checkpoint, any_bundle):
+    """`conversation(lowering)`: events of `QUERIES` on that bundle, or on the reference if None."""
+
+    def run(lowering):
+        where = {"backend": "onnx", "device": "cpu"} if lowering else {"backend": "torch"}
+        if lowering is None:
+            where["checkpoint"] = tiny_checkpoint
+        bundle = any_bundle(*(lowering or ("cpu", "fp32")))
+        profile = replace(load_profile("cpu"), max_step_tokens=32)  # prompts are fed in pieces
+        with open_text_session(
+            bundle, profile=profile, max_new_tokens=MAX_NEW_TOKENS, **where
+        ) as session:
+            return list(session.converse(QUERIES))
+
+    return run
+
+
+@pytest.mark.numeric
+@every_backend
+def test_replies_are_those_of_transformers_turn_by_turn(theirs, conversation, lowering):
+    events = conversation(lowering)
     assert [event.token_ids for event in of(ReplyEvent, events)] == theirs
     assert [event.query for event in of(QueryEvent, events)] == list(QUERIES)
     assert of(RollEvent, events) == []
+
+
+@pytest.mark.numeric
+@every_backend
+def test_what_a_model_says_for_the_user_is_forgotten(
+    theirs, dense, conversation, lowering, monkeypatch
+):
+    end = dense.tokenizer.decode(theirs[1][4:7])
+    wanted, lead = replies_of_transformers(dense, end)
+    assert lead > 1e-3
+    assert wanted[:2] == [theirs[0], theirs[1][:4]]
+    assert wanted[2] != theirs[2]  # what was said before matters
+    monkeypatch.setattr(Protocol, "next_turn", end)
+    replies = of(ReplyEvent, conversation(lowering))
+    assert [reply.token_ids for reply in replies] == wanted
+    assert not replies[1].is_cut
 
 
 @pytest.mark.numeric
@@ -250,6 +289,9 @@ def test_a_window_for_text_has_as_many_rows_in_every_layer(tiny_bundle, bundle_f
     assert budget.capacity.dense == budget.capacity.mod
     fixed = open_bundle(bundle_for("cuda", "fp32")).text_plan("120s", 12)
     assert fixed.capacity == CAPACITY
+    lowering = Lowering("tensorrt-delta", "fp32")
+    for_engines = replace(bundle, manifest=replace(bundle.manifest, lowering=lowering))
+    assert for_engines.text_plan("120s", 12) == video
 
 
 def test_the_summary_has_tokens_per_second_and_the_time_to_the_first_token(monkeypatch):

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 
 from mod_edge.bundle.bundle import open_bundle
-from mod_edge.plan.kv_budget import plan_capacity, plan_window
+from mod_edge.plan.kv_budget import KvPlan, plan_capacity, plan_window
 from mod_edge.plan.protocol import Decision
 from mod_edge.runtime.capture.video_file import VideoFile
 from mod_edge.runtime.device.device_cache import DeviceCache
 from mod_edge.runtime.events import FrameEvent, RollEvent
 from mod_edge.runtime.queries import Query
 from mod_edge.runtime.session import Session
+from mod_edge.runtime.text_session import TextSession
 from tests.runtime.recorder import Recorder
 from tests.runtime.stand_in_model import FRAMES_PER_STEP, MAX_STEP_TOKENS, stand_in_for
 from tests.runtime.streams import OPTIONS, TEXT_MINIMUM, onnx_stream, outcome
@@ -100,6 +101,34 @@ def test_both_backends_produce_the_same_tokens_decisions_and_rolls(streams, targ
     ours, theirs = streams(target, precision)
     assert outcome(ours.events) == outcome(theirs.events)
     assert ours.recorder.steps == theirs.recorder.steps
+
+
+def converse(folder, state, capacity):
+    """Token ids and rolls of a conversation of text alone on `state`, which is closed."""
+    bundle = open_bundle(folder)
+    plan = KvPlan(capacity, 0, 0.0, 0.0)
+    with TextSession(state, bundle.config, bundle.tokenizer, plan, OPTIONS) as session:
+        events = list(session.converse([query.text for query in QUERIES] * 4))
+    return outcome(events)
+
+
+@every_bundle
+def test_both_backends_say_the_same_without_video(bundle_for, stand_in_bundle, target, precision):
+    machine = stand_in_for(stand_in_bundle(target, precision))
+    machine.build()
+    with machine.load() as model:
+        ours = converse(machine.bundle.folder, model.open_stream(), machine.limits.capacity)
+    reference = bundle_for(*REFERENCES[target, precision])
+    state = onnx_stream(
+        reference,
+        machine.limits.capacity,
+        max_step_tokens=MAX_STEP_TOKENS,
+        frames_per_step=FRAMES_PER_STEP,
+    )
+    _, replies, rolls = theirs = converse(reference, state, machine.limits.capacity)
+    assert ours == theirs
+    assert len(replies) == 8
+    assert len(rolls) >= 2
 
 
 @every_bundle
