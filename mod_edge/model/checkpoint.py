@@ -1,8 +1,8 @@
 """A checkpoint folder: config.json, tokenizer.json and safetensors under Hugging Face's names.
 
-Tensors are `vision_model.*` (SigLIP), `connector.0|2.*`, `model.*` and `lm_head.weight` (Llama) and
-`model.layers.N.router.*` (LayerExpert). Names and shapes are checked from the files' headers, all
-faults at once; only a tied head's weights are read for it.
+Tensors are `vision_model.*` (SigLIP), `connector.0|2.*`, `model.*` and `lm_head.weight` (Llama,
+Qwen2 or Qwen3) and `model.layers.N.router.*` (LayerExpert). Names and shapes are checked from the
+files' headers, all faults at once; only a tied head's weights are read for it.
 """
 
 import hashlib

@@ -24,6 +24,7 @@ from mod_edge.plan.layout import step_layout
 from mod_edge.plan.signature import bundle_signatures
 from mod_edge.plan.targets import TARGETS, Lowering
 from tests.conftest import CAPACITY
+from tests.export.node_dtypes import dtype_of_inputs
 
 pytestmark = pytest.mark.numeric
 
@@ -133,21 +134,6 @@ def test_weights_have_the_precision_and_norms_and_router_stay_float32(
             is_wide = any(part in tensor.name for part in ("norm", "router"))
             wanted = TensorProto.FLOAT if is_wide else ONNX_TYPES[precision]
             assert tensor.data_type == wanted, tensor.name
-
-
-def dtype_of_inputs(model, op_type):
-    """Element types of the first input of every node of a type, by onnx's own inference."""
-    inferred = onnx.shape_inference.infer_shapes(model)
-    types = {
-        value.name: value.type.tensor_type.elem_type
-        for value in (
-            *inferred.graph.value_info,
-            *inferred.graph.input,
-            *inferred.graph.output,
-        )
-    }
-    types |= {tensor.name: tensor.data_type for tensor in inferred.graph.initializer}
-    return {types[node.input[0]] for node in inferred.graph.node if node.op_type == op_type}
 
 
 @pytest.mark.parametrize(("target", "precision"), [("rtx", "fp16"), ("tensorrt-delta", "fp16")])

@@ -112,7 +112,8 @@ class Adapter:
             `tensor`.
 
         Raises:
-            CheckpointError: the result is not finite in the tensor's dtype.
+            CheckpointError: a sum of finite numbers is above what the tensor's dtype holds; what is
+                not finite in the base stays so.
         """
         factors, rows = self._tensors.factors.get(name), self._tensors.rows.get(name)
         if factors is not None:
@@ -126,19 +127,24 @@ class Adapter:
         left, right = self._weights.read(factors.b), self._weights.read(factors.a)
         if name == EMBEDDING_WEIGHT:  # peft keeps the factors of the transposed embedding
             left, right = right.T, left.T
-        right = right.to(torch.float32)
+        right, scale = right.to(torch.float32), factors.scale
         num_rows = max(1, BLOCK_NUMBERS // tensor.shape[1])
         for start in range(0, len(tensor), num_rows):
             block, factor = (each[start : start + num_rows] for each in (tensor, left))
-            wide = block.to(torch.float32), factor.to(torch.float32)
-            block.copy_(torch.addmm(*wide, right, alpha=factors.scale))
-            # Ten times as fast as `block.isfinite()`, and NaN is the least and the largest.
-            if not torch.stack(block.aminmax()).isfinite().all():
+            sums = torch.addmm(
+                block.to(torch.float32), factor.to(torch.float32), right, alpha=scale
+            )
+            block.copy_(sums)
+            if _is_finite(sums) and not _is_finite(block):
                 raise CheckpointError(
-                    f"{name!r} of {self._base} with {self.path} is not finite in {tensor.dtype}: "
-                    "a number is infinite, NaN or above what the dtype holds; use a base in "
-                    "bfloat16 or float32"
+                    f"{name!r} of {self._base} with {self.path} has numbers above the largest of "
+                    f"{tensor.dtype}; use a base in bfloat16 or float32"
                 )
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Ten times as fast as `isfinite().all()`; NaN is both the least and the largest number."""
+    return bool(torch.stack(tensor.aminmax()).isfinite().all())
 
 
 def _weight_file(folder: Path) -> Path:

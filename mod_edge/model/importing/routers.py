@@ -62,10 +62,9 @@ class Routers:
         (path,) = weights.files
         if faults := [*other_faults, *self._faults(layers, hidden_size)]:
             raise CheckpointError(
-                f"{path}: its routers do not fit the model, which has MoD layers "
-                f"{', '.join(map(str, layers)) or '(none)'}: "
-                f"{joined_faults(faults, NUM_FAULTS_SHOWN)}; choose the layers that it was trained "
-                "for, or give other routers"
+                f"{path}: its routers do not fit the model: "
+                f"{joined_faults(faults, NUM_FAULTS_SHOWN)}; choose the MoD layers that it was "
+                "trained for, or give other routers"
             )
         weights.require_finite(self._names.values())
 
@@ -77,22 +76,20 @@ class Routers:
         return self._weights.read(self._names[name])
 
     def _faults(self, layers: Sequence[int], hidden_size: int) -> list[str]:
-        shapes: dict[str, tuple[int, ...]] = {}
-        for layer in layers:
-            shapes[OUR_ROUTER.format(layer, "weight")] = (1, hidden_size)
-            shapes[OUR_ROUTER.format(layer, "bias")] = (1,)
+        found = sorted({_layer_of(name) for name in self._names})
         has_biases = any(name.endswith(".bias") for name in self._names)
-        faults = [
-            f"no {name!r}"
-            for name in shapes
-            if name not in self._names and (has_biases or name.endswith(".weight"))
-        ]
-        for name, their_name in self._names.items():
-            stored = self._weights.tensors[their_name]
-            if name not in shapes:
-                faults.append(f"{their_name!r} is not of a MoD layer")
-            elif stored.shape != shapes[name]:
-                faults.append(f"{their_name!r} is {stored}, wanted {list(shapes[name])}")
+        kinds = {"weight": (1, hidden_size), **({"bias": (1,)} if has_biases else {})}
+        faults = []
+        if found != sorted(layers):
+            ours, theirs = (", ".join(map(str, each)) or "(none)" for each in (layers, found))
+            faults.append(f"it has those of layers {theirs}, the MoD layers are {ours}")
+        for layer in found:
+            for kind, shape in kinds.items():
+                name = OUR_ROUTER.format(layer, kind)
+                if name not in self._names:
+                    faults.append(f"no {name!r}")
+                elif (stored := self._weights.tensors[self._names[name]]).shape != shape:
+                    faults.append(f"{self._names[name]!r} is {stored}, wanted {list(shape)}")
         return faults
 
 
@@ -148,3 +145,10 @@ def initial_router(name: str, hidden_size: int, dtype: torch.dtype) -> Tensor:
         return torch.full((1,), INITIAL_BIAS, dtype=dtype)
     noise = torch.randn(1, hidden_size, generator=seeded_generator(INITIAL_SEED, name))
     return (noise * (INITIAL_DEVIATION / hidden_size**0.5)).to(dtype)
+
+
+def _layer_of(name: str) -> int:
+    """The layer of a router's tensor by our name."""
+    match = ROUTER.fullmatch(name)
+    assert match is not None, name
+    return int(match[1])
