@@ -44,6 +44,11 @@ from mod_edge.model.importing.tokenizer import imported_tokenizer
 from mod_edge.model.weight_files import WeightFiles
 
 TORCH_DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
+LETTERBOX = "letterbox"  # a `frame_resize`
+VIDEOLLM_ONLINE = (
+    "the adapter has a connector: frames keep their aspect (letterbox) and --template auto is "
+    "plain, as VideoLLM-online trains"
+)
 ROUTER = ".router."  # in the names of routers' tensors
 
 
@@ -115,6 +120,11 @@ class _Decoder:
     tensors: Tensors
 
     @property
+    def has_connector(self) -> bool:
+        """Whether the adapter brings a connector, as VideoLLM-online's does."""
+        return self.adapter is not None and "connector.0.weight" in self.adapter.saved
+
+    @property
     def dtype(self) -> torch.dtype:
         """The dtype of most weights."""
         counts: Counter[torch.dtype] = Counter()
@@ -134,10 +144,13 @@ def plan_import(sources: ImportSources, mod: MoDConfig | None) -> ImportPlan:
     vision = open_vision(sources.vision)
     notes = [*decoder.part.notes, *vision.notes]
     connector = _connector_part(sources, decoder, vision.config.hidden_size)
+    if decoder.has_connector:
+        notes.append(VIDEOLLM_ONLINE)
+    frames = {"frame_resize": LETTERBOX} if decoder.has_connector else {}
     tokenizer, stream = _conversation(sources, decoder, notes)
     config = ModelConfig(
         decoder.text,
-        vision.config,
+        replace(vision.config, **frames),
         stream,
         mod,
         frame_token_cls=vision.has_cls,
@@ -252,8 +265,7 @@ def _conversation(
 ) -> tuple[Tokenizer, StreamConfig]:
     """The tokenizer, and the strings and ids of the protocol.
 
-    An adapter that resizes the embedding brings the tokenizer of its rows. One that brings a
-    connector was trained on streams as VideoLLM-online's was, in plain text.
+    An adapter that resizes the embedding brings the tokenizer of its rows.
     """
     folder, template = sources.llm, sources.template
     config = {**decoder.part.source.config, "vocab_size": decoder.text.vocab_size}
@@ -262,8 +274,8 @@ def _conversation(
         is_resized = config["vocab_size"] != decoder.part.source.config["vocab_size"]
         if is_resized and (adapter.path / TOKENIZER_FILE).exists():
             folder = adapter.path
-        if template == AUTO and "connector.0.weight" in adapter.saved:
-            template = PLAIN
+    if template == AUTO and decoder.has_connector:
+        template = PLAIN
     tokenizer = imported_tokenizer(folder, config)
     return tokenizer, stream_config_for(tokenizer, folder, config, template, note=notes.append)
 
