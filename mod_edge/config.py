@@ -38,6 +38,7 @@ LLAMA3_ROPE_FIELDS = (
 FRAME_FPS_BOUNDS = (0.001, 1000)
 MAX_ROPE_FACTOR = 1e6
 MAX_ROPE_THETA = 1e15
+MAX_LAYERS = 1000
 
 # "Deep" means after the second layer: the first two always see every token (paper, Table 2).
 NUM_SHALLOW_LAYERS = 2
@@ -133,6 +134,7 @@ class TextConfig:
 
     def __post_init__(self) -> None:
         _require_positive(self, "text_config")
+        _require_few_layers("text_config", self.num_hidden_layers)
         _require(
             self.num_attention_heads % self.num_key_value_heads == 0,
             "text_config.num_attention_heads",
@@ -188,6 +190,7 @@ class VisionConfig:
 
     def __post_init__(self) -> None:
         _require_positive(self, "vision_config")
+        _require_few_layers("vision_config", self.num_hidden_layers)
         _require_one_of("vision_config.hidden_act", self.hidden_act, VISION_ACTIVATIONS)
         _require_one_of("vision_config.frame_resize", self.frame_resize, FRAME_RESIZES)
         _require_one_of("vision_config.frame_resample", self.frame_resample, FRAME_RESAMPLES)
@@ -594,6 +597,12 @@ def _require_text(name: str, text: str) -> None:
 
 def _require_one_of(name: str, got: str, known: tuple[str, ...]) -> None:
     _require(got in known, name, got, f"one of {', '.join(known)}{nearest_hint(got, known)}")
+
+
+def _require_few_layers(section: str, num_layers: int) -> None:
+    _require(
+        num_layers <= MAX_LAYERS, f"{section}.num_hidden_layers", num_layers, f"1 to {MAX_LAYERS}"
+    )
 
 
 def _require_positive(section: Any, name: str) -> None:

@@ -159,6 +159,13 @@ def test_values_that_are_not_positive_are_all_named(document):
         ("stream_config", "stream_end", "\udce9", r"stream_end='\\udce9', wanted Unicode text"),
         ("stream_config", "stream_end_id", 2, "silent and speak are the same"),
         ("text_config", "rope_theta", 1e300, r"rope_theta=1e\+300, wanted 1 to 1e\+15"),
+        (
+            "text_config",
+            "num_hidden_layers",
+            10**9,
+            "num_hidden_layers=1000000000, wanted 1 to 1000",
+        ),
+        ("vision_config", "num_hidden_layers", 1001, "num_hidden_layers=1001, wanted 1 to 1000"),
         ("text_config", "rope_theta", 0.5, "rope_theta=0.5, wanted 1 to"),
         ("stream_config", "frame_token_interval", "", r"interval_id=2, wanted null if .* empty"),
         (

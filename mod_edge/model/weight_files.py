@@ -136,15 +136,17 @@ def not_finite_fault(name: str, blocks: Iterable[memoryview], dtype: str) -> str
     return f"{name!r} ({num_nan} NaN, {num_infinite} infinite of {total})"
 
 
-def raise_not_finite(path: Path, faults: Sequence[str]) -> None:
-    """Raise an error for the faults that `not_finite_fault` found in `path`, if any.
+def raise_not_finite(place: Path | str, faults: Sequence[str]) -> None:
+    """Raise an error for the faults that `not_finite_fault` found in `place`, if any.
+
+    `place` names a folder or files.
 
     Raises:
         CheckpointError: names every tensor in `faults`.
     """
     if faults:
         raise CheckpointError(
-            f"{path}: weights are not finite numbers: {joined_faults(faults, NUM_FAULTS_SHOWN)}; "
+            f"{place}: weights are not finite numbers: {joined_faults(faults, NUM_FAULTS_SHOWN)}; "
             f"the file is damaged or the training diverged: {COPY_AGAIN}, or use an earlier one"
         )
 

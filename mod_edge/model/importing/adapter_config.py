@@ -13,11 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from mod_edge.config import EMBEDDING_WEIGHT, HEAD_WEIGHT
-from mod_edge.document_parser import parse_json
 from mod_edge.errors import CheckpointError, ConfigError, shortened
-from mod_edge.model.checkpoint_folder import COPY_AGAIN, require_files, unreadable
+from mod_edge.model.importing.source_folder import ADAPTER_CONFIG_FILE, read_document
 
-ADAPTER_CONFIG_FILE = "adapter_config.json"
 ALL_LINEAR = "all-linear"
 # Initial values that leave the base's weights as they are. The others (pissa, olora, corda, loftq,
 # lora_ga) subtract from them, so that the trained factors fit the changed base alone.
@@ -142,7 +140,7 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
         ConfigError: names everything in the file that is not merged, or not understood.
     """
     path = folder / ADAPTER_CONFIG_FILE
-    reading = _Reading(_parsed(folder, path))
+    reading = _Reading(_document(folder))
     peft_type = reading.data.get("peft_type")
     if peft_type != "LORA":
         raise ConfigError(
@@ -155,22 +153,14 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
     return config
 
 
-def _parsed(folder: Path, path: Path) -> dict[str, Any]:
-    if not path.exists():
+def _document(folder: Path) -> dict[str, Any]:
+    document = read_document(folder, ADAPTER_CONFIG_FILE)
+    if document is None:
         fault = f"no {ADAPTER_CONFIG_FILE}" if folder.exists() else "no such folder"
         raise CheckpointError(
             f"{folder} is not an adapter ({fault}); give the folder that peft's save_pretrained "
             "wrote"
         )
-    require_files(folder, [path])
-    try:
-        document = parse_json(path.read_text(encoding="utf-8"))
-    except OSError as exc:
-        raise unreadable(path, exc) from exc
-    except ValueError as exc:
-        raise CheckpointError(f"{path} is not valid JSON: {exc}; {COPY_AGAIN}") from exc
-    if not isinstance(document, dict):
-        raise CheckpointError(f"{path} is not a JSON object; {COPY_AGAIN}")
     return document
 
 

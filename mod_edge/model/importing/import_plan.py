@@ -234,6 +234,14 @@ def _router_part(
             f"both {sources.routers} and the adapter {sources.adapter} have routers; omit --routers"
         )
     if not layers:
+        if sources.routers is not None:
+            policy = (
+                "full computation" if config.mod_config is None else config.mod_config.insertion
+            )
+            raise ConfigError(
+                f"{sources.routers} has routers, but {policy} has none: omit the routers, or "
+                "choose another policy"
+            )
         if has_saved:
             notes.append(
                 f"the routers of {sources.adapter} are not used: full computation has none "
@@ -274,10 +282,16 @@ def _conversation(
         is_resized = config["vocab_size"] != decoder.part.source.config["vocab_size"]
         if is_resized and (adapter.path / TOKENIZER_FILE).exists():
             folder = adapter.path
-    if template == AUTO and decoder.has_connector:
-        template = PLAIN
     tokenizer = imported_tokenizer(folder, config)
-    return tokenizer, stream_config_for(tokenizer, folder, config, template, note=notes.append)
+    if template != AUTO or not decoder.has_connector:
+        return tokenizer, stream_config_for(tokenizer, folder, config, template, note=notes.append)
+    try:
+        return tokenizer, stream_config_for(tokenizer, folder, config, PLAIN, note=notes.append)
+    except ConfigError as exc:
+        raise ConfigError(
+            f"an adapter with a connector streams plain text, as VideoLLM-online's does, but "
+            f"{exc}; if it was trained otherwise, give its --template"
+        ) from exc
 
 
 def _tensors_of(weights: WeightFiles, names: Mapping[str, str]) -> Tensors:

@@ -107,9 +107,9 @@ class _FiniteTensors:
         return tensor
 
     def raise_faults(self) -> None:
-        """Raise an error that names every such tensor of the first file that has any."""
-        for file, faults in self._faults.items():
-            raise_not_finite(file, faults)
+        """Raise an error that names every such tensor and the files that have them."""
+        files = ", ".join(map(str, self._faults))
+        raise_not_finite(files, [fault for faults in self._faults.values() for fault in faults])
 
 
 def _blocks(tensor: Tensor) -> Iterator[memoryview]:

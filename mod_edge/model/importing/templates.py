@@ -405,10 +405,7 @@ def _string_fault(
     counts = [f"{string!r} is {len(text_ids(tokenizer, string))} tokens" for string in strings]
     fit = [repr(string) for string, _ in _one_token_each(tokenizer, known)]
     shown = ", ".join(fit[:NUM_CANDIDATES_SHOWN]) or f"none of {', '.join(map(repr, known))}"
-    return (
-        f"{field} {', '.join(counts)}, wanted one; strings that are: {shown}; --template {AUTO} "
-        "picks one"
-    )
+    return f"{field} {', '.join(counts)}, wanted one; strings that are: {shown}"
 
 
 def _one_token_each(tokenizer: Tokenizer, strings: Sequence[str]) -> list[OneToken]:

@@ -156,5 +156,5 @@ def test_a_folder_that_is_not_an_adapter_is_refused(tmp_path):
 @pytest.mark.parametrize("text", ["{", "[]", '{"r": 1'])
 def test_a_damaged_config_is_refused(tmp_path, text):
     (tmp_path / "adapter_config.json").write_text(text)
-    with pytest.raises(CheckpointError, match=r"adapter_config\.json is not"):
+    with pytest.raises(CheckpointError, match=r"adapter_config\.json (is not|contains)"):
         read_adapter_config(tmp_path)

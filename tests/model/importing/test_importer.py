@@ -174,6 +174,13 @@ def test_routers_of_a_file_are_those_of_the_checkpoint(tmp_path, llm, vision):
     assert all(torch.equal(ours[name], tensor) for name, tensor in routers.items())
 
 
+def test_routers_that_no_layer_would_use_are_refused(tmp_path, llm, vision):
+    sources = ImportSources(llm, vision, routers=tmp_path / "routers.safetensors")
+    for mod, policy in ((None, "full computation"), (MoDConfig("layer_skip"), "layer_skip")):
+        with pytest.raises(ConfigError, match=f"has routers, but {policy} has none"):
+            import_checkpoint(sources, tmp_path / "ours", mod=mod)
+
+
 # peft reads a property that transformers 5.23 deprecates, and says what it saves.
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 @pytest.mark.filterwarnings("ignore:Setting .save_embedding_layers. to .True.:UserWarning")
@@ -242,3 +249,12 @@ def test_all_weights_that_are_not_numbers_are_named_with_their_file(tmp_path, ll
     assert f"'{names[0]}' (1 NaN, 0 infinite of 80)" in message
     assert f"'{names[1]}' (0 NaN, 1 infinite of {112 * 80})" in message
     assert not (tmp_path / "ours").exists()
+    tower = load_file(vision / "model.safetensors")
+    name = next(iter(tower))
+    tower[name].view(-1)[0] = torch.nan
+    damaged = shutil.copytree(vision, tmp_path / "vision")
+    save_file(tower, damaged / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"norm\.weight") as caught:
+        import_checkpoint(ImportSources(folder, damaged), tmp_path / "ours")
+    assert all(str(each / "model.safetensors") in str(caught.value) for each in (folder, damaged))
+    assert f"'{name}' (1 NaN" in str(caught.value)

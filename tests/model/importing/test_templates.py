@@ -27,7 +27,7 @@ from tests.chat_folders import (
 )
 
 QUESTION, ANSWER, FURTHER = "What is  the capital?", "Paris.", "And\nnow? 🙂"
-SMOLLM2 = "MOD_EDGE_SMOLLM2"  # environment variable: a folder of SmolLM2-135M-Instruct
+SMOLLM2 = "MOD_EDGE_REAL_LLM"  # environment variable: a folder of SmolLM2-135M-Instruct
 
 
 @pytest.fixture(params=["chatml", "llama3"])
