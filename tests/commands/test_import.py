@@ -267,8 +267,8 @@ def test_an_adapter_for_another_base_is_refused(parts):
 def test_routers_of_other_layers_are_refused(parts):
     path = parts / "routers.safetensors"
     save_file({"model.layers.0.router.weight": torch.ones(1, 80)}, path)
-    fault = refusal(parts, "--policy", "mod", "--routers", path)
-    assert "it has those of layers 0, the MoD layers are 1" in fault
+    line = refusal(parts, "--policy", "mod", "--routers", path)
+    assert "it has those of layers 0, the MoD layers are 1" in line
 
 
 def test_a_place_that_cannot_be_written_is_one_line(parts):

@@ -144,13 +144,14 @@ def plan_import(sources: ImportSources, mod: MoDConfig | None) -> ImportPlan:
     vision = open_vision(sources.vision)
     notes = [*decoder.part.notes, *vision.notes]
     connector = _connector_part(sources, decoder, vision.config.hidden_size)
+    tower = vision.config
     if decoder.has_connector:
+        tower = replace(tower, frame_resize=LETTERBOX)
         notes.append(VIDEOLLM_ONLINE)
-    frames = {"frame_resize": LETTERBOX} if decoder.has_connector else {}
     tokenizer, stream = _conversation(sources, decoder, notes)
     config = ModelConfig(
         decoder.text,
-        replace(vision.config, **frames),
+        tower,
         stream,
         mod,
         frame_token_cls=vision.has_cls,
@@ -160,8 +161,8 @@ def plan_import(sources: ImportSources, mod: MoDConfig | None) -> ImportPlan:
     parts = {"connector": connector, "router": routers}
     untrained = (name for name, part in parts.items() if _has_stand_ins(part))
     config = replace(config, untrained_parts=tuple(untrained))
-    tower = _tensors_of(vision.source.weights, vision.names)
-    tensors = tower | connector | decoder.tensors | routers
+    tensors = _tensors_of(vision.source.weights, vision.names)
+    tensors |= connector | decoder.tensors | routers
     return ImportPlan(config, tokenizer, tensors, tuple(notes))
 
 

@@ -1,7 +1,9 @@
 """Imported checkpoints, judged by transformers on the folders that it wrote."""
 
+import os
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from mod_edge.model.importing.import_plan import ImportSources
 from mod_edge.model.importing.importer import import_checkpoint
 from mod_edge.plan.chat import TEMPLATES
 from mod_edge.plan.layout import step_layout
+from mod_edge.plan.protocol import Protocol
 from tests.hugging_face_folders import change_config, write_llm, write_vision
 
 pytestmark = pytest.mark.numeric
@@ -22,6 +25,7 @@ pytestmark = pytest.mark.numeric
 # Relative to the largest logit, on x86-64: measured 1.5e-6; a bias left out gives 0.1 and more.
 RTOL = 1e-5
 MERGED_ATOL = 1e-6  # a forgotten scale gives 1 and more
+REAL_FOLDERS = ("MOD_EDGE_SMOLLM2", "MOD_EDGE_REAL_VIT")  # environment variables
 PROMPT = (7, 300, 41, 5, 511, 96, 97, 300, 12, 64, 201)
 NUM_NEW = 12
 LLAMA3 = {
@@ -258,3 +262,22 @@ def test_all_weights_that_are_not_numbers_are_named_with_their_file(tmp_path, ll
         import_checkpoint(ImportSources(folder, damaged), tmp_path / "ours")
     assert all(str(each / "model.safetensors") in str(caught.value) for each in (folder, damaged))
     assert f"'{name}' (1 NaN" in str(caught.value)
+
+
+@pytest.mark.slow
+def test_a_real_model_knows_the_capital_of_france(tmp_path):
+    llm, vision = (Path(os.environ.get(name, "")) for name in REAL_FOLDERS)
+    if not all((folder / "model.safetensors").is_file() for folder in (llm, vision)):
+        pytest.skip(f"set {' and '.join(REAL_FOLDERS)} to folders of SmolLM2-135M-Instruct and ViT")
+    import_checkpoint(ImportSources(llm, vision), tmp_path / "ours")
+    checkpoint = Checkpoint(tmp_path / "ours")
+    model, stream = checkpoint.load_model(), checkpoint.config.stream_config
+    protocol = Protocol(stream, checkpoint.tokenizer, threshold=0)
+    ids = protocol.text_prompt("What is the capital of France?")
+    said = []
+    while not said or said[-1] not in protocol.stop_ids:
+        fed = torch.tensor([*ids, *said])
+        layout = step_layout((len(fed),), 10, 10)
+        said.append(int(model.full_forward(model.model.embed_tokens(fed), layout)[-1].argmax()))
+        assert len(said) < 20
+    assert checkpoint.tokenizer.decode(said) == "The capital of France is Paris."
