@@ -25,7 +25,7 @@ pytestmark = pytest.mark.numeric
 # Relative to the largest logit, on x86-64: measured 1.5e-6; a bias left out gives 0.1 and more.
 RTOL = 1e-5
 MERGED_ATOL = 1e-6  # a forgotten scale gives 1 and more
-REAL_FOLDERS = ("MOD_EDGE_SMOLLM2", "MOD_EDGE_REAL_VIT")  # environment variables
+REAL_FOLDERS = ("MOD_EDGE_REAL_LLM", "MOD_EDGE_REAL_VIT")  # environment variables
 PROMPT = (7, 300, 41, 5, 511, 96, 97, 300, 12, 64, 201)
 NUM_NEW = 12
 LLAMA3 = {
