@@ -175,7 +175,8 @@ def test_vocabulary_and_merges_become_what_transformers_makes_of_them(tmp_path):
 
 def sentencepiece_folder(folder, **options):
     """A folder of Llama 2's kind without tokenizer.json, and the library's own model of it."""
-    sentencepiece = pytest.importorskip("sentencepiece")
+    import sentencepiece
+
     corpus = ["Hello world, hello there.", "What? It stops.", "répondez 東京", "[,,]"] * 20
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(corpus),
