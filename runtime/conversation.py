@@ -72,6 +72,7 @@ class Conversation:
         stop_ids, ids = self._protocol.stop_ids, list[int]()
         token_id = int(logits.argmax())
         first_token_ms = 1000 * (time.perf_counter() - started)
+        self._first_token_ms.add(first_token_ms)
         tokens_ms, num_steps = 0.0, 0  # of the steps alone, without the caller's time in between
         while token_id not in stop_ids:
             ids.append(token_id)
@@ -81,15 +82,14 @@ class Conversation:
                 break
             started = time.perf_counter()
             token_id = int(self._stepper.feed_text([token_id], continues=True).argmax())
-            tokens_ms += 1000 * (time.perf_counter() - started)
-            num_steps += 1
+            step_ms = 1000 * (time.perf_counter() - started)
+            tokens_ms, num_steps = tokens_ms + step_ms, num_steps + 1
+            self._token_steps_ms += step_ms  # at once: the reply may be stopped
+            self._num_token_steps += 1
         if rest := words.finish():
             yield TextEvent(time_s, rest, ids[-1])
         is_cut = token_id not in stop_ids and not words.has_ended
         ids = self._close_reply(ids, words.num_tokens, num_steps)
-        self._first_token_ms.add(first_token_ms)
-        self._num_token_steps += num_steps
-        self._token_steps_ms += tokens_ms
         yield from self._take_rolls(time_s)
         yield ReplyEvent(
             time_s=time_s,

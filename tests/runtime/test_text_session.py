@@ -308,6 +308,18 @@ def test_the_summary_has_tokens_per_second_and_the_time_to_the_first_token(monke
     assert math.isclose(summary.cache_fill, summary.num_tokens / 100_000, abs_tol=1e-4)
 
 
+def test_the_summary_has_the_times_of_a_reply_that_was_stopped(monkeypatch):
+    now_s = iter(range(1000))
+    monkeypatch.setattr(time, "perf_counter", lambda: next(now_s))
+    session, _ = scripted([[WORD, OTHER, EOS]])
+    events = session.converse(["a"])
+    for _ in range(3):  # the query and two tokens
+        next(events)
+    summary = session.summary()
+    assert summary.first_token_ms == {"p50": 1000.0, "p95": 1000.0}
+    assert (summary.num_replies, summary.tokens_per_s) == (0, 1.0)
+
+
 def test_a_session_without_a_reply_has_a_summary():
     summary = scripted([])[0].summary()
     assert (summary.num_replies, summary.tokens_per_s, summary.time_s) == (0, 0.0, 0.0)
