@@ -21,6 +21,8 @@ from mod_edge.runtime.stepper import Stepper
 class Conversation:
     """Generates replies on a stream and rolls its window; a context manager that closes both."""
 
+    _sink_name = "the system prompt and the standing instruction"
+
     def __init__(
         self,
         state: StreamState,
@@ -127,17 +129,17 @@ class Conversation:
         Args:
             text: of the query.
             num_before: ids before the prompt that belong to its segment.
-            num_prompt_tokens: of the query.
+            num_prompt_tokens: of the query; 0 if it is in the sink.
             sink: rows that are never evicted.
         """
         limit = self.plan.capacity
         reply = num_before + num_prompt_tokens + self._max_new_tokens
         needed = sink.plus(Rows(reply, reply))
         if not needed.fits(limit):
+            question = f", {num_prompt_tokens} of them the question" if num_prompt_tokens else ""
             raise ConfigError(
-                f"a reply to {text[:40]!r} takes {reply} tokens, {num_prompt_tokens} of them the "
-                "question: with the system prompt and the standing instruction that is "
-                f"{needed.dense} ({needed.mod} rows in MoD layers), the window has {limit.dense} "
-                f"({limit.mod}); raise --window or --kv-budget, shorten the queries, or lower "
-                "--max-new-tokens"
+                f"a reply to {text[:40]!r} takes {reply} tokens{question}: with {self._sink_name} "
+                f"that is {needed.dense} ({needed.mod} rows in MoD layers), the window has "
+                f"{limit.dense} ({limit.mod}); raise --window or --kv-budget, shorten the queries, "
+                "or lower --max-new-tokens"
             )
