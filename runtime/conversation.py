@@ -21,6 +21,8 @@ from mod_edge.runtime.stepper import Stepper
 class Conversation:
     """Generates replies on a stream and rolls its window; a context manager that closes both."""
 
+    _sink_name = "the system prompt and the standing instruction"
+
     def __init__(
         self,
         state: StreamState,
@@ -72,6 +74,7 @@ class Conversation:
         stop_ids, ids = self._protocol.stop_ids, list[int]()
         token_id = int(logits.argmax())
         first_token_ms = 1000 * (time.perf_counter() - started)
+        self._first_token_ms.add(first_token_ms)
         tokens_ms, num_steps = 0.0, 0  # of the steps alone, without the caller's time in between
         while token_id not in stop_ids:
             ids.append(token_id)
@@ -81,15 +84,14 @@ class Conversation:
                 break
             started = time.perf_counter()
             token_id = int(self._stepper.feed_text([token_id], continues=True).argmax())
-            tokens_ms += 1000 * (time.perf_counter() - started)
-            num_steps += 1
+            step_ms = 1000 * (time.perf_counter() - started)
+            tokens_ms, num_steps = tokens_ms + step_ms, num_steps + 1
+            self._token_steps_ms += step_ms  # at once: the reply may be stopped
+            self._num_token_steps += 1
         if rest := words.finish():
             yield TextEvent(time_s, rest, ids[-1])
         is_cut = token_id not in stop_ids and not words.has_ended
         ids = self._close_reply(ids, words.num_tokens, num_steps)
-        self._first_token_ms.add(first_token_ms)
-        self._num_token_steps += num_steps
-        self._token_steps_ms += tokens_ms
         yield from self._take_rolls(time_s)
         yield ReplyEvent(
             time_s=time_s,
@@ -127,17 +129,17 @@ class Conversation:
         Args:
             text: of the query.
             num_before: ids before the prompt that belong to its segment.
-            num_prompt_tokens: of the query.
+            num_prompt_tokens: of the query; 0 if it is in the sink.
             sink: rows that are never evicted.
         """
         limit = self.plan.capacity
         reply = num_before + num_prompt_tokens + self._max_new_tokens
         needed = sink.plus(Rows(reply, reply))
         if not needed.fits(limit):
+            question = f", {num_prompt_tokens} of them the question" if num_prompt_tokens else ""
             raise ConfigError(
-                f"a reply to {text[:40]!r} takes {reply} tokens, {num_prompt_tokens} of them the "
-                "question: with the system prompt and the standing instruction that is "
-                f"{needed.dense} ({needed.mod} rows in MoD layers), the window has {limit.dense} "
-                f"({limit.mod}); raise --window or --kv-budget, shorten the queries, or lower "
-                "--max-new-tokens"
+                f"a reply to {text[:40]!r} takes {reply} tokens{question}: with {self._sink_name} "
+                f"that is {needed.dense} ({needed.mod} rows in MoD layers), the window has "
+                f"{limit.dense} ({limit.mod}); raise --window or --kv-budget, shorten the queries, "
+                "or lower --max-new-tokens"
             )

@@ -164,6 +164,7 @@ class TextSummary(Event):
     """Totals of a conversation of text alone, at its end or when it was stopped.
 
     Attributes:
+        num_replies: finished ones, with num_reply_tokens.
         num_tokens: tokens ever fed; num_evicted of them were evicted, in num_rolls rolls.
         first_token_ms: p50 and p95 of the time from a query to its reply's first token.
         tokens_per_s: tokens per second of the steps after the first tokens.

@@ -24,6 +24,8 @@ class TextSession(Conversation):
     the user's next turn would begin, or at its limit.
     """
 
+    _sink_name = "the system prompt and the first query"
+
     def __init__(
         self,
         state: StreamState,

@@ -234,7 +234,10 @@ def test_a_conversation_whose_last_reply_was_left_is_over():
         (["a", " "], "a query is empty"),
         (["a", "\udcff"], "is not Unicode text"),
         (["a", "why " * 70], r"a reply to 'why why .* the window has 100 \(100\)"),
-        (["why " * 90], r"a reply to 'why why "),
+        (
+            ["why " * 90],
+            r"'why why .* takes \d+ tokens: with the system prompt and the first query that is ",
+        ),
     ],
     ids=["empty", "not text", "later one too long", "first one too long"],
 )
@@ -306,6 +309,18 @@ def test_the_summary_has_tokens_per_second_and_the_time_to_the_first_token(monke
     assert summary.num_tokens == len(OPENING) + 2
     assert summary.to_json()["event"] == "summary"
     assert math.isclose(summary.cache_fill, summary.num_tokens / 100_000, abs_tol=1e-4)
+
+
+def test_the_summary_has_the_times_of_a_reply_that_was_stopped(monkeypatch):
+    now_s = iter(range(1000))
+    monkeypatch.setattr(time, "perf_counter", lambda: next(now_s))
+    session, _ = scripted([[WORD, OTHER, EOS]])
+    events = session.converse(["a"])
+    for _ in range(3):  # the query and two tokens
+        next(events)
+    summary = session.summary()
+    assert summary.first_token_ms == {"p50": 1000.0, "p95": 1000.0}
+    assert (summary.num_replies, summary.tokens_per_s) == (0, 1.0)
 
 
 def test_a_session_without_a_reply_has_a_summary():
