@@ -20,6 +20,7 @@ from typing import Any
 from tokenizers import Tokenizer, normalizers
 
 from mod_edge.errors import CheckpointError, joined_faults
+from mod_edge.model.checkpoint_folder import require_files
 from mod_edge.plan.tokenizer import beyond_embedding, load_tokenizer, prepared, text_ids
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -66,7 +67,11 @@ def imported_tokenizer(folder: Path, config: dict[str, Any]) -> Tokenizer:
             that converts it is missing, or other tokens have no row in the embedding.
     """
     path = folder / TOKENIZER_FILE
-    tokenizer = load_tokenizer(path) if path.is_file() else _converted(folder)
+    if path.is_file():
+        require_files(folder, [path])
+        tokenizer = load_tokenizer(path)
+    else:
+        tokenizer = _converted(folder)
     document = json.loads(tokenizer.to_str())
     vocab_size = config.get("vocab_size")
     is_changed = _without_dummy_space_at_the_start(document)

@@ -81,6 +81,13 @@ def test_other_tokens_beyond_the_embedding_are_refused(tmp_path, tokenizer, voca
     assert token in str(caught.value)
 
 
+def test_a_tokenizer_that_git_lfs_did_not_fetch_is_refused_with_the_command(tmp_path):
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9085657\n"
+    (tmp_path / "tokenizer.json").write_text(pointer)
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json is a git-lfs pointer.*lfs pull"):
+        imported(tmp_path)
+
+
 def test_a_damaged_tokenizer_file_is_refused_by_name(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"tokenizer\.json cannot be read as a tokenizer"):
