@@ -23,7 +23,7 @@ from mod_edge.commands.console import (
     reports_errors,
     si,
 )
-from mod_edge.config import INSERTIONS, MoDConfig, ModelConfig
+from mod_edge.config import BASELINES, INSERTIONS, MoDConfig, ModelConfig
 from mod_edge.native.package_faults import quiet_imports
 from mod_edge.plan.costs import num_parameters
 from mod_edge.plan.untrained import untrained_warnings
@@ -81,6 +81,12 @@ def import_(
         raise typer.BadParameter(f"{policy!r}, wanted {FULL} or {MOD}", param_hint="--policy")
     if policy == FULL:
         refuse_options(context, OF_MOD, "--policy mod")
+    if insertion in BASELINES:
+        raise typer.BadParameter(
+            f"{insertion!r} is a baseline without routers and --keep-ratio, wanted one of "
+            f"{', '.join(INSERTIONS)}",
+            param_hint="--insertion",
+        )
     use_threads(threads)
     require_extra("export")
     with quiet_imports():

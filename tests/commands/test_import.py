@@ -106,6 +106,8 @@ def test_an_existing_folder_is_replaced_only_with_force(parts):
         (["--insertion", "all"], "--insertion only with --policy mod"),
         (["--routers", "r.safetensors"], "--routers only with --policy mod"),
         (["--policy", "half"], "'half', wanted full or mod"),
+        (["--policy", "mod", "--insertion", "early_exit"], "'early_exit' is a baseline without"),
+        (["--policy", "mod", "--insertion", "layer_skip"], "'layer_skip' is a baseline without"),
     ],
 )
 def test_options_that_contradict_each_other_are_a_usage_error(parts, more, fault):
