@@ -328,7 +328,8 @@ class StreamConfig:
 
     Attributes:
         system_prompt: opens every stream, after `bos_token_id`.
-        bos_token_id: the first token of a conversation; None if it has no token of its own there.
+        bos_token_id: the first token of a conversation; None if the tokenizer has none, or if the
+            chat template's text begins with it.
         eos_token_id: ends a reply, predicted and fed.
         frame_token_interval: between two frames; predicting it means "stay silent". One token, or
             empty: then nothing stands between two frames, and predicting the end token means

@@ -103,7 +103,7 @@ def evaluate_text(
     windows = windows_of(ids, source.config.stream_config.bos_token_id, window_tokens)
     if not windows:
         raise DataError(
-            f"{text} has no token to predict: it is {len(ids)} tokens long; give a longer text"
+            f"{text} has no token to predict: its length in tokens is {len(ids)}; give a longer one"
         )
     limits = _limits(source, max(map(len, windows)))
     losses, warnings = list[float](), list[str]()

@@ -64,11 +64,14 @@ class Protocol:
 
     @property
     def stop_ids(self) -> frozenset[int]:
-        """The tokens that end a reply: the end token, its likes, and a next turn's control token.
+        """The tokens that end a reply; the end token is fed in place of each.
 
-        Whichever it was, the end token is fed.
+        They are the end token, the config's `stop_token_ids`, and the control token that opens the
+        user's next turn, if one does.
         """
-        turn = (part for part in self._filled("query", query="") if isinstance(part, int))
+        begin = self._template.query.partition("{query}")[0]
+        parts = parts_of_string(begin, self._control_ids)
+        turn = (part for part in parts if isinstance(part, int))
         config = self._config
         return frozenset((config.eos_token_id, *config.stop_token_ids, *islice(turn, 1)))
 
