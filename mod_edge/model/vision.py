@@ -206,8 +206,9 @@ def attend(query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> Tensor:
         return states.unflatten(-1, (num_heads, -1)).transpose(1, 2)
 
     query, key, value = split(query), split(key), split(value)
-    scores = query @ key.transpose(2, 3) * query.shape[-1] ** -0.5
-    return (softmax(widened(scores), dim=-1).to(value.dtype) @ value).transpose(1, 2).flatten(2)
+    # Scaled in at least float32: in a bfloat16 graph the factor would be rounded too.
+    scores = widened(query @ key.transpose(2, 3)) * query.shape[-1] ** -0.5
+    return (softmax(scores, dim=-1).to(value.dtype) @ value).transpose(1, 2).flatten(2)
 
 
 def pooling_matrix(grid_size: int, pooled: tuple[int, int] | None) -> Tensor:
