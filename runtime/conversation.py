@@ -3,6 +3,8 @@
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TypeVar
 
 from tokenizers import Tokenizer
 
@@ -17,6 +19,35 @@ from mod_edge.runtime.loaded_model import LoadedModel, StreamState
 from mod_edge.runtime.stats import Latencies
 from mod_edge.runtime.stepper import Stepper
 
+AnyConversation = TypeVar("AnyConversation", bound="Conversation")
+
+
+@dataclass(frozen=True)
+class SessionOptions:
+    """Options of a stream.
+
+    Attributes:
+        threshold: see `Protocol`; 0..1.
+        max_new_tokens: longest reply.
+        frames_per_step: frames of a file fed in one decoder step. Decisions are the same as with
+            one frame per step: if a frame speaks, the frames after it are taken back.
+        max_step_tokens: longest step; longer text is fed in pieces.
+        evict_fraction: see `KvWindow`.
+    """
+
+    threshold: float
+    max_new_tokens: int
+    frames_per_step: int
+    max_step_tokens: int
+    evict_fraction: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.threshold <= 1:
+            raise ConfigError(f"threshold={self.threshold}, wanted a probability, 0 to 1")
+        for name in ("max_new_tokens", "frames_per_step", "max_step_tokens"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)}, wanted at least 1")
+
 
 class Conversation:
     """Generates replies on a stream and rolls its window; a context manager that closes both."""
@@ -29,27 +60,39 @@ class Conversation:
         config: ModelConfig,
         tokenizer: Tokenizer,
         plan: KvPlan,
+        options: SessionOptions,
         *,
-        threshold: float,
-        max_new_tokens: int,
-        max_step_tokens: int,
-        evict_fraction: float,
-        backend: str,
-        model: LoadedModel | None,
+        backend: str = "",
+        model: LoadedModel | None = None,
     ) -> None:
+        """A conversation on an empty stream.
+
+        Args:
+            state: the stream; closed with the session.
+            config: the model's.
+            tokenizer: the model's.
+            plan: of the stream's cache.
+            options: of the stream; for text alone those of frames have no effect.
+            backend: the backend and why it was chosen, for people; default: the stream's name.
+            model: closed with the session; None if it is shared.
+        """
         self.state = state
         self.backend = backend or state.name
         self._model = model
         self.plan = plan
-        self.window = KvWindow(plan.capacity, evict_fraction=evict_fraction)
-        self._stepper = Stepper(state, config, self.window, max_step_tokens)
+        self.options = options
+        self.window = KvWindow(plan.capacity, evict_fraction=options.evict_fraction)
+        self._stepper = Stepper(state, config, self.window, options.max_step_tokens)
         self.config = config
         self._tokenizer = tokenizer
-        self._protocol = Protocol(config.stream_config, tokenizer, threshold)
-        self._max_new_tokens = max_new_tokens
+        self._protocol = Protocol(config.stream_config, tokenizer, options.threshold)
+        self._started_s: float | None = None
         self._num_replies = self._num_reply_tokens = self._num_rolls = 0
         self._first_token_ms = Latencies()
         self._num_token_steps, self._token_steps_ms = 0, 0.0
+
+    def __enter__(self: AnyConversation) -> AnyConversation:
+        return self
 
     def __exit__(self, *_exc: object) -> None:
         with self._model or nullcontext(), self.state:
@@ -80,7 +123,7 @@ class Conversation:
             ids.append(token_id)
             yield from self._take_rolls(time_s)
             yield TextEvent(time_s, words.add(token_id), token_id)
-            if len(ids) == self._max_new_tokens or words.has_ended:
+            if len(ids) == self.options.max_new_tokens or words.has_ended:
                 break
             started = time.perf_counter()
             token_id = int(self._stepper.feed_text([token_id], continues=True).argmax())
@@ -133,7 +176,7 @@ class Conversation:
             sink: rows that are never evicted.
         """
         limit = self.plan.capacity
-        reply = num_before + num_prompt_tokens + self._max_new_tokens
+        reply = num_before + num_prompt_tokens + self.options.max_new_tokens
         needed = sink.plus(Rows(reply, reply))
         if not needed.fits(limit):
             question = f", {num_prompt_tokens} of them the question" if num_prompt_tokens else ""

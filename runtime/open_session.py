@@ -9,8 +9,9 @@ from mod_edge.errors import ConfigError
 from mod_edge.plan.kv_budget import KvPlan, rows_of_frames
 from mod_edge.profiles import Profile
 from mod_edge.runtime.backends import BackendChoice, load_model
+from mod_edge.runtime.conversation import SessionOptions
 from mod_edge.runtime.loaded_model import StreamLimits
-from mod_edge.runtime.session import Session, SessionOptions
+from mod_edge.runtime.session import Session
 from mod_edge.runtime.text_session import TextSession
 
 AnySession = TypeVar("AnySession", Session, TextSession)
@@ -52,23 +53,10 @@ def open_session(
         CacheError: there is not enough memory for the window.
     """
     choice = BackendChoice(backend, device, None if checkpoint is None else Path(checkpoint))
-    if not isinstance(bundle, Bundle):
-        bundle = open_bundle(bundle)
-    bundle.require_whole()
-    config = bundle.config
-    defaults = profile if isinstance(profile, Profile) else bundle.profile(profile)
-    options = SessionOptions(
-        threshold=(
-            config.stream_config.frame_token_interval_threshold if threshold is None else threshold
-        ),
-        max_new_tokens=defaults.max_new_tokens if max_new_tokens is None else max_new_tokens,
-        frames_per_step=(
-            defaults.frames_per_step.opt if frames_per_step is None else frames_per_step
-        ),
-        max_step_tokens=defaults.max_step_tokens,
-        evict_fraction=defaults.evict_fraction,
-    )
-    least = rows_of_frames(config, options.frames_per_step, num_before=1).dense
+    bundle, defaults = _opened_bundle(bundle, profile)
+    frames = defaults.frames_per_step.opt if frames_per_step is None else frames_per_step
+    options = _options(bundle, defaults, threshold, max_new_tokens, frames)
+    least = rows_of_frames(bundle.config, options.frames_per_step, num_before=1).dense
     if options.max_step_tokens < least:
         raise ConfigError(
             f"frames_per_step={options.frames_per_step} takes {least} tokens per step, profile "
@@ -98,21 +86,41 @@ def open_text_session(
     window in seconds has the memory that it would have for video.
     """
     choice = BackendChoice(backend, device, None if checkpoint is None else Path(checkpoint))
-    if not isinstance(bundle, Bundle):
-        bundle = open_bundle(bundle)
-    bundle.require_whole()
-    defaults = profile if isinstance(profile, Profile) else bundle.profile(profile)
-    options = SessionOptions(
-        threshold=bundle.config.stream_config.frame_token_interval_threshold,
-        max_new_tokens=defaults.max_new_tokens if max_new_tokens is None else max_new_tokens,
-        frames_per_step=defaults.frames_per_step.min,
-        max_step_tokens=defaults.max_step_tokens,
-        evict_fraction=defaults.evict_fraction,
-    )
+    bundle, defaults = _opened_bundle(bundle, profile)
+    frames = defaults.frames_per_step.min
+    options = _options(bundle, defaults, None, max_new_tokens, frames)
     plan = bundle.text_plan(
         defaults.window, options.max_new_tokens, window=window, kv_budget_mib=kv_budget_mib
     )
     return _opened(TextSession, bundle, plan, options, choice)
+
+
+def _opened_bundle(
+    bundle: str | Path | Bundle, profile: str | Path | Profile | None
+) -> tuple[Bundle, Profile]:
+    """A whole bundle, opened if it is a folder, and the profile with its defaults."""
+    if not isinstance(bundle, Bundle):
+        bundle = open_bundle(bundle)
+    bundle.require_whole()
+    return bundle, profile if isinstance(profile, Profile) else bundle.profile(profile)
+
+
+def _options(
+    bundle: Bundle,
+    defaults: Profile,
+    threshold: float | None,
+    max_new_tokens: int | None,
+    frames_per_step: int,
+) -> SessionOptions:
+    if threshold is None:
+        threshold = bundle.config.stream_config.frame_token_interval_threshold
+    return SessionOptions(
+        threshold=threshold,
+        max_new_tokens=defaults.max_new_tokens if max_new_tokens is None else max_new_tokens,
+        frames_per_step=frames_per_step,
+        max_step_tokens=defaults.max_step_tokens,
+        evict_fraction=defaults.evict_fraction,
+    )
 
 
 def _opened(

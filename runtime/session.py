@@ -15,39 +15,12 @@ from mod_edge.plan.kv_budget import KvPlan, rows_of, rows_of_frames
 from mod_edge.plan.kv_window import NO_ROWS, Rows
 from mod_edge.plan.protocol import Decision
 from mod_edge.runtime.capture.source import Frame, Source
-from mod_edge.runtime.conversation import Conversation
+from mod_edge.runtime.conversation import Conversation, SessionOptions
 from mod_edge.runtime.events import Event, FrameDetails, FrameEvent, QueryEvent, Summary
 from mod_edge.runtime.loaded_model import FrameEmbeds, LoadedModel, StreamState
 from mod_edge.runtime.preprocess import Placement, fit_frame
 from mod_edge.runtime.queries import Query, QueryQueue
 from mod_edge.runtime.stats import Latencies
-
-
-@dataclass(frozen=True)
-class SessionOptions:
-    """Options of a stream.
-
-    Attributes:
-        threshold: see `Protocol`; 0..1.
-        max_new_tokens: longest reply.
-        frames_per_step: frames of a file fed in one decoder step. Decisions are the same as with
-            one frame per step: if a frame speaks, the frames after it are taken back.
-        max_step_tokens: longest step; longer text is fed in pieces.
-        evict_fraction: see `KvWindow`.
-    """
-
-    threshold: float
-    max_new_tokens: int
-    frames_per_step: int
-    max_step_tokens: int
-    evict_fraction: float
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.threshold <= 1:
-            raise ConfigError(f"threshold={self.threshold}, wanted a probability, 0 to 1")
-        for name in ("max_new_tokens", "frames_per_step", "max_step_tokens"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}={getattr(self, name)}, wanted at least 1")
 
 
 @dataclass(frozen=True)
@@ -92,34 +65,18 @@ class Session(Conversation):
             backend: the backend and why it was chosen, for people; default: the stream's name.
             model: closed with the session; None if it is shared.
         """
-        super().__init__(
-            state,
-            config,
-            tokenizer,
-            plan,
-            threshold=options.threshold,
-            max_new_tokens=options.max_new_tokens,
-            max_step_tokens=options.max_step_tokens,
-            evict_fraction=options.evict_fraction,
-            backend=backend,
-            model=model,
-        )
-        self.options = options
+        super().__init__(state, config, tokenizer, plan, options, backend=backend, model=model)
         side = config.vision_config.image_size
         self._pixels = np.zeros((options.frames_per_step, side, side, 3), np.uint8)
         self._time_s = 0.0
         self._num_frames = 0
         self._decisions = Counter[Decision]()
         self._letterbox_ms, self._vision_ms, self._decoder_ms = (Latencies() for _ in range(3))
-        self._started_s: float | None = None
         self._source: Source | None = None
         self._queries = QueryQueue()
         self._is_streaming = False
         self._has_details = False
         self._standing_rows = NO_ROWS
-
-    def __enter__(self) -> "Session":
-        return self
 
     def stream(
         self, source: Source, queries: Sequence[Query] = (), *, details: bool = False

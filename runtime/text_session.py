@@ -3,68 +3,24 @@
 import time
 from collections.abc import Iterator, Sequence
 
-from tokenizers import Tokenizer
-
-from mod_edge.config import ModelConfig
 from mod_edge.errors import ConfigError
-from mod_edge.plan.kv_budget import KvPlan
 from mod_edge.plan.kv_window import NO_ROWS, Rows
 from mod_edge.plan.protocol import MAX_UNFED, Protocol
 from mod_edge.runtime.conversation import Conversation
 from mod_edge.runtime.events import Event, QueryEvent, TextSummary
-from mod_edge.runtime.loaded_model import LoadedModel, StreamState
 from mod_edge.runtime.queries import Query
-from mod_edge.runtime.session import SessionOptions
 
 
 class TextSession(Conversation):
     """Replies to queries, turn by turn.
 
-    The system prompt and the first query are never evicted. A reply ends with the end token, where
-    the user's next turn would begin, or at its limit.
+    `open_text_session` makes one from a bundle. The system prompt and the first query are never
+    evicted. A reply ends with the end token, where the user's next turn would begin, or at its
+    limit.
     """
 
     _sink_name = "the system prompt and the first query"
-
-    def __init__(
-        self,
-        state: StreamState,
-        config: ModelConfig,
-        tokenizer: Tokenizer,
-        plan: KvPlan,
-        options: SessionOptions,
-        *,
-        backend: str = "",
-        model: LoadedModel | None = None,
-    ) -> None:
-        """A session on an empty stream. `open_text_session` makes one from a bundle.
-
-        Args:
-            state: the stream; closed with the session.
-            config: the model's.
-            tokenizer: the model's.
-            plan: of the stream's cache.
-            options: of the stream; those of frames have no effect.
-            backend: the backend and why it was chosen, for people; default: the stream's name.
-            model: closed with the session; None if it is shared.
-        """
-        super().__init__(
-            state,
-            config,
-            tokenizer,
-            plan,
-            threshold=options.threshold,
-            max_new_tokens=options.max_new_tokens,
-            max_step_tokens=options.max_step_tokens,
-            evict_fraction=options.evict_fraction,
-            backend=backend,
-            model=model,
-        )
-        self._started_s: float | None = None
-        self._is_replying = False
-
-    def __enter__(self) -> "TextSession":
-        return self
+    _is_replying = False
 
     def converse(self, queries: Sequence[str]) -> Iterator[Event]:
         """Reply to one query after the other, yielding events as they happen.

@@ -22,8 +22,9 @@ from mod_edge.plan.kv_window import NO_ROWS, Rows
 from mod_edge.plan.protocol import text_minimum
 from mod_edge.profiles import Profile, load_profile
 from mod_edge.runtime.backends import BackendChoice, load_model
+from mod_edge.runtime.conversation import SessionOptions
 from mod_edge.runtime.loaded_model import LoadedModel, StreamLimits, StreamState
-from mod_edge.runtime.session import Session, SessionOptions
+from mod_edge.runtime.session import Session
 
 REFERENCE_PROFILE = "cpu"
 # A reply longer than this many times the longest true one is wrong, and may never end.

@@ -13,8 +13,9 @@ from mod_edge.plan.kv_budget import plan_window
 from mod_edge.plan.protocol import Decision, text_minimum
 from mod_edge.plan.tokenizer import prepared, read_tokenizer
 from mod_edge.runtime.capture.source import Frame
+from mod_edge.runtime.conversation import SessionOptions
 from mod_edge.runtime.queries import Query
-from mod_edge.runtime.session import Session, SessionOptions
+from mod_edge.runtime.session import Session
 from tests.chat_folders import chat_tokenizer, in_chat_template
 from tests.frame_layouts import without_interval
 

@@ -17,10 +17,11 @@ from mod_edge.plan.layout import FRAME
 from mod_edge.plan.protocol import Decision, Protocol
 from mod_edge.plan.tokenizer import prepared, preset_tokenizer
 from mod_edge.runtime.capture.source import Frame
+from mod_edge.runtime.conversation import SessionOptions
 from mod_edge.runtime.events import FrameEvent, ReplyEvent
 from mod_edge.runtime.loaded_model import StreamState
 from mod_edge.runtime.queries import Query
-from mod_edge.runtime.session import Session, SessionOptions
+from mod_edge.runtime.session import Session
 from tests.byte_fallback import byte_fallback_tokenizer
 from tests.frame_layouts import without_interval
 

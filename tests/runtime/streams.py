@@ -1,10 +1,10 @@
 """A stream on ONNX Runtime, and the outcome of a stream to compare between backends."""
 
 from mod_edge.bundle.bundle import open_bundle
+from mod_edge.runtime.conversation import SessionOptions
 from mod_edge.runtime.cpu.onnx_model import OnnxModel, OnnxStream
 from mod_edge.runtime.events import FrameEvent, ReplyEvent, RollEvent
 from mod_edge.runtime.loaded_model import StreamLimits
-from mod_edge.runtime.session import SessionOptions
 from tests.runtime.stand_in_model import FRAMES_PER_STEP, MAX_STEP_TOKENS
 
 OPTIONS = SessionOptions(

@@ -5,10 +5,11 @@ import pytest
 from mod_edge.bundle.bundle import open_bundle
 from mod_edge.errors import BackendError, ConfigError
 from mod_edge.profiles import load_profile
+from mod_edge.runtime.conversation import SessionOptions
 from mod_edge.runtime.cpu.onnx_model import OnnxModel
 from mod_edge.runtime.loaded_model import StreamLimits, WrappedStream
 from mod_edge.runtime.open_session import open_session
-from mod_edge.runtime.session import Session, SessionOptions
+from mod_edge.runtime.session import Session
 from tests.conftest import CAPACITY
 
 

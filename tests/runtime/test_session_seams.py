@@ -13,9 +13,10 @@ from mod_edge.plan.kv_window import Rows
 from mod_edge.plan.protocol import Decision, Protocol
 from mod_edge.plan.tokenizer import prepared, text_ids
 from mod_edge.runtime.capture.source import Frame
+from mod_edge.runtime.conversation import SessionOptions
 from mod_edge.runtime.events import FrameEvent, QueryEvent, ReplyEvent, TextEvent
 from mod_edge.runtime.queries import Query, QueryQueue
-from mod_edge.runtime.session import Session, SessionOptions
+from mod_edge.runtime.session import Session
 from tests.byte_fallback import byte_fallback_tokenizer, byte_token
 from tests.plan.test_protocol import (
     CONFIG,

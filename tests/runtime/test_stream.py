@@ -11,11 +11,12 @@ from mod_edge.model.checkpoint import Checkpoint
 from mod_edge.plan.kv_budget import plan_window
 from mod_edge.plan.protocol import Decision
 from mod_edge.runtime.capture.video_file import VideoFile
+from mod_edge.runtime.conversation import SessionOptions
 from mod_edge.runtime.cpu.torch_model import TorchModel
 from mod_edge.runtime.events import FrameEvent, ReplyEvent, RollEvent, TextEvent
 from mod_edge.runtime.loaded_model import WrappedStream
 from mod_edge.runtime.queries import Query
-from mod_edge.runtime.session import Session, SessionOptions
+from mod_edge.runtime.session import Session
 from tests.runtime.recorder import Recorder
 from tests.runtime.streams import onnx_stream, outcome
 

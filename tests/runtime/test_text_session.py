@@ -17,9 +17,9 @@ from mod_edge.plan.protocol import Protocol
 from mod_edge.plan.targets import Lowering
 from mod_edge.plan.tokenizer import text_ids
 from mod_edge.profiles import load_profile
+from mod_edge.runtime.conversation import SessionOptions
 from mod_edge.runtime.events import QueryEvent, ReplyEvent, RollEvent, TextEvent
 from mod_edge.runtime.open_session import open_text_session
-from mod_edge.runtime.session import SessionOptions
 from mod_edge.runtime.text_session import TextSession
 from tests.conftest import CAPACITY
 from tests.model.test_reference import hugging_face_llama

@@ -23,11 +23,12 @@ from mod_edge.plan.kv_window import Rows
 from mod_edge.plan.layout import FRAME
 from mod_edge.plan.targets import CPU_FP32, Lowering
 from mod_edge.profiles import load_profile
+from mod_edge.runtime.conversation import SessionOptions
 from mod_edge.runtime.cpu.torch_model import TorchModel
 from mod_edge.runtime.events import FrameEvent, ReplyEvent
 from mod_edge.runtime.open_session import open_session
 from mod_edge.runtime.queries import Query
-from mod_edge.runtime.session import Session, SessionOptions
+from mod_edge.runtime.session import Session
 from mod_edge.verification.recording import StepCall
 from mod_edge.verification.reference_stream import MAX_FRAMES, MIN_ROLLS, record_stream
 from mod_edge.verification.sample_video import SampleVideo
