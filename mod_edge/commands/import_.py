@@ -96,7 +96,7 @@ def import_(
     sources = ImportSources(llm, vision, connector, adapter, routers, template)
     mod = MoDConfig(insertion, keep_ratio) if policy == MOD else None
     with progress("import") as show:
-        report = import_checkpoint(sources, output, mod=mod, force=force, on_progress=show)
+        report = import_checkpoint(sources, output, mod=mod, force=force, on_step=show)
     if json:
         print_json(report.to_json())
     else:

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 # it will be closed: an mp4 with its index at the end then has no frames.
 FFMPEG_OPTIONS = "rtsp_transport;tcp|multiple_requests;1"
 
-
 VIDEO = "--source FILE or --camera NUMBER"
 OF_VIDEO = ("max_frames", "threshold", "frames_per_step")
 

@@ -28,6 +28,7 @@ from mod_edge.runtime.events import (
     RollEvent,
     Summary,
     TextEvent,
+    TextSummary,
 )
 from mod_edge.runtime.queries import Query
 from mod_edge.runtime.session import Session
@@ -192,9 +193,9 @@ class LiveView(StreamView):
         status = Text.assemble(
             (f"{_clock(summary.time_s)} ", "bold"),
             (f"{self._decision.value:<9} ", DECISION_STYLES[self._decision]),
-            f"{summary.fps:5.1f} fps  letterbox {_times(summary.letterbox_ms)}  "
-            f"vision {_times(summary.vision_ms)}  "
-            f"decoder {_times(summary.decoder_ms)} ms p50/p95  "
+            f"{summary.fps:5.1f} fps  letterbox {times(summary.letterbox_ms)}  "
+            f"vision {times(summary.vision_ms)}  "
+            f"decoder {times(summary.decoder_ms)} ms p50/p95  "
             f"cache {summary.cache_fill:4.0%}  dropped {summary.num_dropped}",
         )
         speech = Text(printable(self._spoken), style="green")
@@ -234,31 +235,47 @@ def _line(event: Event) -> Text:
         decision = (f"{event.decision.value:<9} ", DECISION_STYLES[event.decision])
         return Text.assemble(clock, decision, f"frame {event.index}, {times}")
     assert isinstance(event, RollEvent)
+    return Text.assemble(clock, *roll_line(event))
+
+
+def roll_line(event: RollEvent) -> tuple[tuple[str, str], str]:
+    """The parts of a line about an eviction, after its time."""
     evicted = f"{event.num_dropped_tokens} tokens evicted in {event.roll_ms:.1f} ms"
-    return Text.assemble(clock, ("roll      ", "magenta"), evicted)
+    return ("roll      ", "magenta"), evicted
 
 
 def _print_summary(summary: Summary) -> None:
     decisions = ", ".join(f"{count} {name}" for name, count in summary.decisions.items())
     rows = [
         ("frames", f"{summary.num_frames} ({decisions}), {summary.num_dropped} dropped"),
-        ("replies", f"{summary.num_replies} with {summary.num_reply_tokens} tokens"),
+        replies_row(summary),
         ("speed", f"{summary.fps:.1f} frames/s over {summary.wall_s:.1f} s"),
-        ("letterbox", f"{_times(summary.letterbox_ms)} ms per frame, p50/p95"),
-        ("vision", f"{_times(summary.vision_ms)} ms per frame, p50/p95"),
-        ("decoder", f"{_times(summary.decoder_ms)} ms per frame, p50/p95"),
-        (
-            "cache",
-            f"{summary.cache_fill:.0%} full, {summary.num_evicted} of {summary.num_tokens} tokens "
-            f"evicted in {summary.num_rolls} rolls",
-        ),
+        ("letterbox", f"{times(summary.letterbox_ms)} ms per frame, p50/p95"),
+        ("vision", f"{times(summary.vision_ms)} ms per frame, p50/p95"),
+        ("decoder", f"{times(summary.decoder_ms)} ms per frame, p50/p95"),
+        cache_row(summary),
     ]
     print_pairs(rows)
     for warning in summary.warnings:
         print_warning(warning)
 
 
-def _times(percentiles: dict[str, float]) -> str:
+def replies_row(summary: Summary | TextSummary) -> tuple[str, str]:
+    """The row of a summary about the replies."""
+    return "replies", f"{summary.num_replies} with {summary.num_reply_tokens} tokens"
+
+
+def cache_row(summary: Summary | TextSummary) -> tuple[str, str]:
+    """The row of a summary about the KV cache."""
+    return (
+        "cache",
+        f"{summary.cache_fill:.0%} full, {summary.num_evicted} of {summary.num_tokens} tokens "
+        f"evicted in {summary.num_rolls} rolls",
+    )
+
+
+def times(percentiles: dict[str, float]) -> str:
+    """Two milliseconds figures, p50/p95."""
     return f"{percentiles['p50']:.1f}/{percentiles['p95']:.1f}"
 
 

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from rich.text import Text
+
 from mod_edge.commands.console import (
     err,
     out,
@@ -10,7 +12,13 @@ from mod_edge.commands.console import (
     print_warning,
     printable,
 )
-from mod_edge.commands.stream_view import show_events
+from mod_edge.commands.stream_view import (
+    cache_row,
+    replies_row,
+    roll_line,
+    show_events,
+    times,
+)
 from mod_edge.runtime.events import (
     Event,
     QueryEvent,
@@ -80,20 +88,9 @@ class PlainTextView:
         """Print the summary."""
         if self._is_replying:  # Ctrl-C
             self._end_reply(" ...")
-        first = summary.first_token_ms
-        rows = [
-            ("replies", f"{summary.num_replies} with {summary.num_reply_tokens} tokens"),
-            (
-                "speed",
-                f"{summary.tokens_per_s:.1f} tokens/s, first token after "
-                f"{first['p50']:.1f}/{first['p95']:.1f} ms, p50/p95",
-            ),
-            (
-                "cache",
-                f"{summary.cache_fill:.0%} full, {summary.num_evicted} of {summary.num_tokens} "
-                f"tokens evicted in {summary.num_rolls} rolls",
-            ),
-        ]
+        first = times(summary.first_token_ms)
+        speed = f"{summary.tokens_per_s:.1f} tokens/s, first token after {first} ms, p50/p95"
+        rows = [replies_row(summary), ("speed", speed), cache_row(summary)]
         print_pairs(rows)
         for warning in summary.warnings:
             print_warning(warning)
@@ -113,9 +110,7 @@ class PlainTextView:
         out.print(mark, style="dim")
         self._is_replying = False
         for roll in self._rolls:
-            evicted = f"{roll.num_dropped_tokens} tokens evicted in {roll.roll_ms:.1f} ms"
-            out.print("roll      ", style="magenta", end="")
-            out.print(evicted)
+            out.print(Text.assemble(*roll_line(roll)))
         self._rolls.clear()
 
 

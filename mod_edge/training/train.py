@@ -240,7 +240,7 @@ def _tokenizer(base: Checkpoint | None, recipe: Recipe) -> Tokenizer:
 
 
 def _untrained(config: ModelConfig, trained: Iterable[str]) -> tuple[str, ...]:
-    """The untrained parts of `config` of which no tensor is in `trained`."""
+    """The parts that were untrained in `config` and that this training did not train either."""
     names = list(trained)
     return tuple(part for part in config.untrained_parts if not any(part in name for name in names))
 

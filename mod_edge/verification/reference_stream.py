@@ -13,10 +13,11 @@ from mod_edge.plan.kv_window import Rows
 from mod_edge.plan.protocol import Protocol
 from mod_edge.plan.targets import Lowering
 from mod_edge.runtime.capture.source import Source
+from mod_edge.runtime.conversation import SessionOptions
 from mod_edge.runtime.events import FrameEvent
 from mod_edge.runtime.loaded_model import Int64Array
 from mod_edge.runtime.queries import Query
-from mod_edge.runtime.session import Session, SessionOptions
+from mod_edge.runtime.session import Session
 from mod_edge.verification.recording import AFTER_ROLL, EvictCall, StreamTrace
 from mod_edge.verification.reference_recording import Recorder
 from mod_edge.verification.stream_check import replay

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from mod_edge.config import EMBEDDING_WEIGHT, HEAD_WEIGHT, TextConfig
 from mod_edge.model.importing.adapter_config import EMBEDDING, HEAD, AdapterConfig
+from mod_edge.model.importing.connector import connector_shapes
 from mod_edge.model.importing.peft_names import ORIGINAL, PEFT_PREFIX, unwrapped_names
 from mod_edge.model.importing.routers import router_name
 from mod_edge.model.weight_files import WeightFiles, same_data
@@ -70,7 +71,7 @@ class AdapterTensors:
         self.faults: list[str] = []
         self._stored, self._config, self._text = weights.tensors, config, text
         self._decoder = {**shapes, HEAD_WEIGHT: shapes[EMBEDDING_WEIGHT]}
-        self._connector = _connector_shapes(text.hidden_size)
+        self._connector = connector_shapes(ANY, text.hidden_size)  # its input is checked elsewhere
         self._factor_names: dict[str, dict[str, str]] = {}
         self._row_names: dict[str, str] = {}
         self._sort()
@@ -259,13 +260,3 @@ class AdapterTensors:
             self.saved = dict.fromkeys(VOCABULARY, shared[0]) | self.saved
         if self.is_tied:
             self.saved.pop(HEAD_WEIGHT, None)
-
-
-def _connector_shapes(hidden_size: int) -> dict[str, tuple[int, ...]]:
-    """Shapes of the connector's tensors; the vision tower's width is checked elsewhere."""
-    return {
-        "connector.0.weight": (hidden_size, ANY),
-        "connector.0.bias": (hidden_size,),
-        "connector.2.weight": (hidden_size, hidden_size),
-        "connector.2.bias": (hidden_size,),
-    }

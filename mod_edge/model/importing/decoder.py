@@ -10,23 +10,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+from torch import nn
+
 from mod_edge.config import EMBEDDING_WEIGHT, HEAD_WEIGHT, TextConfig
 from mod_edge.dataclass_reader import JSON, dataclass_from_dict
 from mod_edge.errors import (
-    CheckpointError,
     ConfigError,
-    joined_faults,
     nearest_hint,
     shortened,
 )
-from mod_edge.model.checkpoint_folder import NUM_FAULTS_SHOWN
 from mod_edge.model.importing.source_folder import SourceFolder
+from mod_edge.model.importing.tensor_fit import misfits, raise_misfits
+from mod_edge.model.layers import MLP, Attention, RMSNorm
 from mod_edge.model.weight_files import tied_head_fault
 
 DEFAULTS = {"rms_norm_eps": 1e-6, "tie_word_embeddings": False}  # of all architectures
 DEFAULT_ROPE_THETA = 10000.0
 DEFAULT_MAX_WINDOW_LAYERS = 28  # of Qwen2 and Qwen3
 FULL_ATTENTION = "full_attention"
+LAYER_NORMS = ("input_layernorm", "post_attention_layernorm")
 
 
 @dataclass(frozen=True)
@@ -195,27 +198,14 @@ def unknown_fields(config: Mapping[str, Any]) -> list[str]:
 
 def decoder_shapes(text: TextConfig) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor of the decoder, without routers, in file order."""
-    size, width = text.hidden_size, text.num_attention_heads * text.head_dim
-    kv_width = text.num_key_value_heads * text.head_dim
-    layer = {
-        "self_attn.q_proj.weight": (width, size),
-        "self_attn.k_proj.weight": (kv_width, size),
-        "self_attn.v_proj.weight": (kv_width, size),
-        "self_attn.o_proj.weight": (size, width),
-        "mlp.gate_proj.weight": (text.intermediate_size, size),
-        "mlp.up_proj.weight": (text.intermediate_size, size),
-        "mlp.down_proj.weight": (size, text.intermediate_size),
-        "input_layernorm.weight": (size,),
-        "post_attention_layernorm.weight": (size,),
-    }
-    if text.attention_bias:
-        widths = {"q_proj": width, "k_proj": kv_width, "v_proj": kv_width}
-        layer |= {f"self_attn.{name}.bias": (rows,) for name, rows in widths.items()}
-    if text.qk_norm:
-        layer |= {f"self_attn.{name}.weight": (text.head_dim,) for name in ("q_norm", "k_norm")}
+    size = text.hidden_size
+    with torch.device("meta"):
+        norms = {name: RMSNorm(size, text.rms_norm_eps) for name in LAYER_NORMS}
+        layer = nn.ModuleDict({"self_attn": Attention(text), "mlp": MLP(text), **norms})
     shapes: dict[str, tuple[int, ...]] = {EMBEDDING_WEIGHT: (text.vocab_size, size)}
     for index in range(text.num_hidden_layers):
-        shapes |= {f"model.layers.{index}.{name}": shape for name, shape in layer.items()}
+        for name, parameter in layer.named_parameters():
+            shapes[f"model.layers.{index}.{name}"] = tuple(parameter.shape)
     shapes["model.norm.weight"] = (size,)
     if not text.tie_word_embeddings:
         shapes[HEAD_WEIGHT] = (text.vocab_size, size)
@@ -232,20 +222,11 @@ def decoder_tensors(source: SourceFolder, text: TextConfig) -> dict[str, str]:
     """
     shapes, tensors = decoder_shapes(text), source.weights.tensors
     faults = [_missing_fault(name) for name in shapes.keys() - tensors.keys()]
-    for name, stored in tensors.items():
-        wanted = shapes.get(name)
-        if name == HEAD_WEIGHT and text.tie_word_embeddings:
-            faults += [fault for fault in [tied_head_fault(tensors)] if fault]
-        elif wanted is None:
-            faults.append(f"unknown tensor {name!r} ({stored})")
-        elif stored.shape != wanted:
-            faults.append(f"{name!r} is {stored}, config.json wants {list(wanted)}")
-    if faults:
-        shown = joined_faults(sorted(faults), NUM_FAULTS_SHOWN)
-        raise CheckpointError(
-            f"{source.path}: tensors do not fit config.json: {shown}; download the folder again, "
-            "or correct config.json if it is of another model"
-        )
+    if text.tie_word_embeddings:
+        faults += [fault for fault in [tied_head_fault(tensors)] if fault]
+    ignored = {HEAD_WEIGHT} if text.tie_word_embeddings else set()
+    faults += misfits(tensors, shapes, ignored.__contains__)
+    raise_misfits(source.path, faults)
     return {name: name for name in shapes}
 
 

@@ -49,7 +49,7 @@ def import_checkpoint(
     *,
     mod: MoDConfig | None = None,
     force: bool = False,
-    on_progress: OnStep = not_shown,
+    on_step: OnStep = not_shown,
 ) -> ImportReport:
     """Write the checkpoint of the parts in `sources`; it appears whole or not at all.
 
@@ -60,7 +60,7 @@ def import_checkpoint(
         folder: the folder to write.
         mod: which layers are MoD layers; None for full computation.
         force: replace `folder` if it exists.
-        on_progress: called with the part that is written, the bytes done and the total bytes.
+        on_step: called with the part that is written, the bytes done and the total bytes.
 
     Raises:
         CheckpointError: a part cannot be read, parts do not fit each other, or weights are not
@@ -79,7 +79,7 @@ def import_checkpoint(
     def on_bytes(size_bytes: int) -> None:
         nonlocal done
         done += size_bytes
-        on_progress("weights", done, total)
+        on_step("weights", done, total)
 
     checked = _FiniteTensors(plan)
     with staged_folder(folder, kind=CHECKPOINT, force=force) as staging:

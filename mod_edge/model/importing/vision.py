@@ -12,9 +12,9 @@ import torch
 
 from mod_edge.config import FRAME_RESAMPLES, VISION_ACTIVATIONS, VisionConfig
 from mod_edge.dataclass_reader import JSON, dataclass_from_dict
-from mod_edge.errors import CheckpointError, ConfigError, joined_faults, shortened
-from mod_edge.model.checkpoint_folder import NUM_FAULTS_SHOWN
+from mod_edge.errors import ConfigError, shortened
 from mod_edge.model.importing.source_folder import SourceFolder
+from mod_edge.model.importing.tensor_fit import misfits, raise_misfits
 from mod_edge.model.vision import PIXEL_MAX, POOLING_HEAD, VisionTower
 
 TOWER, PAIR = "siglip_vision_model", "siglip"  # model_type of the vision tower alone and of both
@@ -135,18 +135,8 @@ def vision_tensors(
             "frame_token_cls = false does without"
         )
     faults += [f"no tensor {name!r}" for name in missing]
-    for name, stored in tensors.items():
-        wanted = shapes.get(name)
-        if wanted is None and not name.startswith(ignored):
-            faults.append(f"unknown tensor {name!r} ({stored})")
-        elif wanted is not None and stored.shape != wanted:
-            faults.append(f"{name!r} is {stored}, config.json wants {list(wanted)}")
-    if faults:
-        raise CheckpointError(
-            f"{source.path}: tensors do not fit config.json: "
-            f"{joined_faults(sorted(faults), NUM_FAULTS_SHOWN)}; download the folder again, or "
-            "correct config.json if it is of another model"
-        )
+    faults += misfits(tensors, shapes, lambda name: name.startswith(ignored))
+    raise_misfits(source.path, faults)
     return {PREFIX + name.removeprefix(prefix): name for name in shapes}
 
 

@@ -235,7 +235,7 @@ def test_an_interrupted_import_leaves_nothing(tmp_path, llm, vision):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        import_checkpoint(ImportSources(llm, vision), tmp_path / "ours", on_progress=interrupt)
+        import_checkpoint(ImportSources(llm, vision), tmp_path / "ours", on_step=interrupt)
     assert not list(tmp_path.iterdir())
 
 
