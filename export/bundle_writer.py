@@ -2,11 +2,13 @@
 
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
 import numpy as np
+import onnx
 import torch
 from torch import Tensor, nn
 
@@ -15,6 +17,7 @@ from mod_edge.bundle.manifest import (
     BUNDLE,
     CONFIG_FILE,
     EMBEDDING_FILE,
+    EMBEDDING_SCALES_FILE,
     TOKENIZER_FILE,
     GraphRecord,
     Manifest,
@@ -24,15 +27,25 @@ from mod_edge.bundle.manifest import (
 from mod_edge.bundle.staging import check_target, staged_folder
 from mod_edge.config import EMBEDDING_WEIGHT, ModelConfig, write_config
 from mod_edge.errors import ExportError
-from mod_edge.export.check import ALLOWED_RELATIVE_ERROR, check_numbers, check_structure
+from mod_edge.export.check import (
+    allowed_error,
+    check_numbers,
+    check_structure,
+    quantizing_cost,
+)
 from mod_edge.export.lower import lower_file
+from mod_edge.export.quantize import unsigned_graph
 from mod_edge.export.step_io import reference_module
-from mod_edge.export.trace import Topology, raw_array, rounded, trace, write_graph
+from mod_edge.export.stored_tensor import raw_array
+from mod_edge.export.trace import Topology, rounded, trace, write_graph
 from mod_edge.model.checkpoint import Checkpoint
+from mod_edge.model.weight_codes import weight_codes
+from mod_edge.native.int8_products import multiplies_u8_by_s8_exactly
 from mod_edge.native.native_path import native_path
 from mod_edge.plan.graph_kind import GraphKind
 from mod_edge.plan.signature import GraphSignature, bundle_signatures
 from mod_edge.plan.targets import CPU_FP32, Lowering
+from mod_edge.plan.weight_forms import EMBEDDING_INT8, U8_ROWS, WeightForm
 from mod_edge.progress import OnStep, not_shown
 
 TOOLS = ("mod-edge", "torch", "onnx", "onnxscript", "onnxruntime", "numpy", "onnx_graphsurgeon")
@@ -90,7 +103,7 @@ def export_bundle(
                 checkpoint, signature, lowering, topologies[signature.kind], folder
             )
         on_step("embedding", total - 2, total)
-        _write_embedding(checkpoint, getattr(torch, lowering.dtype), folder / EMBEDDING_FILE)
+        _write_embedding(checkpoint, lowering, folder)
         write_config(config, folder / CONFIG_FILE)
         shutil.copyfile(checkpoint.path / TOKENIZER_FILE, folder / TOKENIZER_FILE)
         on_step("manifest", total - 1, total)
@@ -119,14 +132,26 @@ def _export_graph(
 ) -> GraphRecord:
     config, path = checkpoint.config, folder / signature.file
     write_graph(topology, graph_weights(checkpoint, signature), path)
-    check_structure(path, signature, topology.weight_shapes, has_router=config.has_router)
+    check_structure(path, signature, topology.tensor_names, has_router=config.has_router)
 
-    def make_reference() -> nn.Module:
+    def make_reference(form: WeightForm | None) -> nn.Module:
         weights = graph_weights(checkpoint, signature)
-        return reference_module(config, signature.kind, weights, topology.weight_dtypes)
+        return reference_module(config, signature.kind, weights, topology.weight_dtypes, form)
 
+    form = topology.ops.form if topology.ops else None
+    unsigned = _write_unsigned(path, topology)
     # Before lowering: ONNX Runtime does not read attributes that only the target's compiler knows.
-    error = check_numbers(path, config, signature, lowering, make_reference)
+    # A CPU whose u8 x s8 products are wrong can only check the graph without them.
+    checked = [path] if unsigned is None or multiplies_u8_by_s8_exactly() else []
+    error = max(
+        check_numbers(each, config, signature, lowering, partial(make_reference, form))
+        for each in (*checked, unsigned)
+        if each is not None
+    )
+    parity = {"max_relative_error": error, "allowed": allowed_error(signature.kind, lowering)}
+    if form is not None:
+        make_original = partial(make_reference, None)
+        parity["cost"] = quantizing_cost(path, config, signature, lowering, make_original)
     lower_file(path, lowering)
     return GraphRecord(
         file=signature.file,
@@ -134,11 +159,20 @@ def _export_graph(
         opset=lowering.opset,
         inputs=[[spec.name, spec.dtype, list(spec.dims)] for spec in signature.inputs],
         outputs=[[spec.name, spec.dtype, list(spec.dims)] for spec in signature.outputs],
-        parity={
-            "max_relative_error": error,
-            "allowed": ALLOWED_RELATIVE_ERROR[lowering.precision],
-        },
+        parity=parity,
+        weights=form.to_json() if form else None,
+        unsigned_file=unsigned.relative_to(folder).as_posix() if unsigned else None,
     )
+
+
+def _write_unsigned(path: Path, topology: Topology) -> Path | None:
+    """Write the graph at `path` again for CPUs without exact u8 x s8 products, if it has such."""
+    if topology.ops is None or topology.ops.form.activations != U8_ROWS:
+        return None
+    unsigned = path.with_suffix(".u8.onnx")
+    proto = onnx.load(str(path), load_external_data=False)
+    unsigned.write_bytes(unsigned_graph(proto).SerializeToString())
+    return unsigned
 
 
 def graph_weights(
@@ -149,16 +183,38 @@ def graph_weights(
         yield signature.weight_name(name), tensor
 
 
-def _write_embedding(checkpoint: Checkpoint, dtype: torch.dtype, path: Path) -> None:
+def _write_embedding(checkpoint: Checkpoint, lowering: Lowering, folder: Path) -> None:
+    """Write the table in the lowering's dtype, or as int8 with a file of scales if quantized."""
     table = checkpoint.tensor(EMBEDDING_WEIGHT)
+    chunks = table.split(EMBEDDING_CHUNK_ROWS)
+    path = folder / EMBEDDING_FILE
+    if not lowering.is_quantized:
+        dtype: torch.dtype = getattr(torch, lowering.dtype)
+        rows = (rounded(EMBEDDING_WEIGHT, chunk, dtype) for chunk in chunks)
+        _write_npy(path, rows, tuple(table.shape), dtype)
+        return
+    scales: list[Tensor] = []
+
+    def codes() -> Iterator[Tensor]:
+        for chunk in chunks:
+            quantized = weight_codes(EMBEDDING_WEIGHT, chunk, EMBEDDING_INT8)
+            scales.append(quantized.scales)
+            yield quantized.codes
+
+    _write_npy(path, codes(), tuple(table.shape), torch.int8)
+    _write_npy(folder / EMBEDDING_SCALES_FILE, scales, (len(table), 1), torch.float32)
+
+
+def _write_npy(
+    path: Path, chunks: Iterable[Tensor], shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    """Write an array that is given in chunks of rows; bfloat16, which numpy lacks, as uint16."""
     storage = raw_array(torch.empty(0, dtype=dtype)).dtype
-    header = {"descr": storage.str, "fortran_order": False, "shape": tuple(table.shape)}
+    header = {"descr": storage.str, "fortran_order": False, "shape": shape}
     with path.open("wb") as file:  # a memory map would crash the process where the disk is full
         np.lib.format.write_array_header_1_0(file, header)
-        for start in range(0, len(table), EMBEDDING_CHUNK_ROWS):
-            chunk = table[start : start + EMBEDDING_CHUNK_ROWS]
-            rows = raw_array(rounded(EMBEDDING_WEIGHT, chunk, dtype))
-            file.write(np.ascontiguousarray(rows).data)
+        for chunk in chunks:
+            file.write(np.ascontiguousarray(raw_array(chunk)).data)
 
 
 def _checked_layers(config: ModelConfig, layers: Sequence[int] | None) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ model without an interval token frames without text.
 """
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,7 +24,8 @@ from mod_edge.export.widen import write_widened
 from mod_edge.model.layers import MoDDecoderLayer
 from mod_edge.native.native_path import native_path
 from mod_edge.native.onnx_session import session_options
-from mod_edge.plan.layout import FRAME, step_layout
+from mod_edge.plan.graph_kind import GraphKind
+from mod_edge.plan.layout import FRAME, StepLayout, step_layout
 from mod_edge.plan.parity import TIED_LOGITS, selection_gap
 from mod_edge.plan.signature import GraphSignature, TensorSpec
 from mod_edge.plan.targets import Lowering
@@ -36,6 +37,9 @@ from mod_edge.plan.targets import Lowering
 # on the tiny checkpoint, 1.8e-3 on layers of 8b. A bfloat16 graph is checked as a float32 graph
 # with the rounded weights (`widen`), against the reference with the same weights.
 ALLOWED_RELATIVE_ERROR = {"fp32": 2e-5, "fp16": 1e-2, "bf16": 2e-5}
+# Where activations are rounded too, a value between two codes may fall to either side.
+ALLOWED_WITH_ROUNDED_ACTIVATIONS = 2e-2
+ALLOWED_MEAN_WITH_ROUNDED_ACTIVATIONS = 1e-3
 STEP_SHAPES = {"one frame": (3, FRAME), "many frames": (1, FRAME, 1, FRAME, 2), "text": (4,)}
 # Only without an interval token do frames follow each other, in steps without text.
 SHAPES_WITHOUT_TEXT = {"one frame alone": (FRAME,), "many frames alone": (FRAME, FRAME)}
@@ -51,7 +55,7 @@ def step_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def check_structure(
-    path: Path, signature: GraphSignature, weight_names: Mapping[str, object], *, has_router: bool
+    path: Path, signature: GraphSignature, tensor_names: Iterable[str], *, has_router: bool
 ) -> None:
     """Check a graph file's ops, inputs, outputs and weights against its signature and kind.
 
@@ -76,7 +80,7 @@ def check_structure(
     initializers = [tensor.name for tensor in graph.initializer]
     faults += [
         f"weight {name!r} is unused or occurs {initializers.count(name)} times, wanted once"
-        for name in weight_names
+        for name in tensor_names
         if initializers.count(name) != 1 or name not in used
     ]
     if faults:
@@ -100,20 +104,16 @@ def check_numbers(
         config: the model's.
         signature: the graph's.
         lowering: what it was exported for.
-        make_reference: returns a new `reference_module`. It is not kept while the graph is loaded:
-            two copies of a large head may not fit into memory.
+        make_reference: returns a new `reference_module`, quantized as the graph is. It is not kept
+            while the graph is loaded: two copies of a large head may not fit into memory.
 
     Raises:
-        ExportError: the error exceeds `ALLOWED_RELATIVE_ERROR`, or the selections differ.
+        ExportError: the error exceeds `allowed_error`, or the selections differ.
     """
-    allowed = ALLOWED_RELATIVE_ERROR[lowering.precision]
+    allowed = allowed_error(signature.kind, lowering)
     names = [spec.name for spec in signature.outputs]
     worst = 0.0
-    layouts = {
-        shape: step_layout(pieces, config.frame_num_tokens, config.num_kept)
-        for shape, pieces in step_shapes(config).items()
-        if signature.kind.takes_text or FRAME in pieces
-    }
+    layouts = _layouts(config, signature)
     reference = make_reference()
     steps = {
         shape: random_step(reference, config, signature, lowering, layout)
@@ -141,14 +141,64 @@ def check_numbers(
     return worst
 
 
+def quantizing_cost(
+    path: Path,
+    config: ModelConfig,
+    signature: GraphSignature,
+    lowering: Lowering,
+    make_original: Callable[[], nn.Module],
+) -> float:
+    """A quantized graph's largest relative error against the original weights, as `check_numbers`.
+
+    Args:
+        path: the graph.
+        config: the model's.
+        signature: the graph's.
+        lowering: what it was exported for.
+        make_original: returns a new `reference_module` without quantization.
+    """
+    names = [spec.name for spec in signature.outputs]
+    original = make_original()
+    steps = [
+        random_step(original, config, signature, lowering, layout)
+        for layout in _layouts(config, signature).values()
+    ]
+    del original
+    with _session(path, lowering) as session:
+        return max(
+            relative_error(ours, theirs[name])
+            for inputs, theirs in steps
+            for name, ours in zip(names, session.run(names, inputs), strict=True)
+            if name != "kept"  # routers are not quantized
+        )
+
+
+def allowed_error(kind: GraphKind, lowering: Lowering) -> float:
+    """The largest relative error allowed of a graph of that kind."""
+    form = lowering.weight_form(kind)
+    if form is not None and form.activations:
+        return ALLOWED_WITH_ROUNDED_ACTIVATIONS
+    return ALLOWED_RELATIVE_ERROR[lowering.precision]
+
+
+def _layouts(config: ModelConfig, signature: GraphSignature) -> dict[str, StepLayout]:
+    """The layout of every shape of step that the graph runs in."""
+    return {
+        shape: step_layout(pieces, config.frame_num_tokens, config.num_kept)
+        for shape, pieces in step_shapes(config).items()
+        if signature.kind.takes_text or FRAME in pieces
+    }
+
+
 @contextmanager
 def _session(path: Path, lowering: Lowering) -> Iterator[onnxruntime.InferenceSession]:
     with tempfile.TemporaryDirectory() as folder:
         if lowering.precision == "bf16":
             path = write_widened(path, Path(folder))
         options = session_options()
-        # Prepacking copies all weights, for speed that does not matter in a few runs.
-        options.add_session_config_entry("session.disable_prepacking", "1")
+        if not lowering.is_quantized:  # MatMulNBits would compute in another way
+            # Prepacking copies all weights, for speed that does not matter in a few runs.
+            options.add_session_config_entry("session.disable_prepacking", "1")
         yield onnxruntime.InferenceSession(
             native_path(path), options, providers=["CPUExecutionProvider"]
         )

@@ -4,15 +4,22 @@ from dataclasses import replace
 from importlib.util import find_spec
 
 from mod_edge.bundle.shape_ranges import optimization_profiles, step_limits
+from mod_edge.config import ModelConfig
 from mod_edge.errors import BackendError, ConfigError
 from mod_edge.model.checkpoint import Checkpoint
 from mod_edge.native.installed import installed_targets
+from mod_edge.plan.costs import num_parameters
 from mod_edge.plan.kv_budget import plan_window
 from mod_edge.plan.kv_window import NO_ROWS
 from mod_edge.plan.protocol import text_minimum
 from mod_edge.plan.signature import bundle_signatures
 from mod_edge.plan.targets import TARGETS, Lowering, target_named
+from mod_edge.plan.weight_forms import AS_DTYPE, INT8
 from mod_edge.profiles import Profile
+
+# From so many decoder weights on, target cpu takes int8 by default: reading them takes most of a
+# step's time, and int8 reads a quarter.
+LARGE_DECODER = 100_000_000
 
 
 def choose_lowering(
@@ -21,6 +28,7 @@ def choose_lowering(
     *,
     target: str | None = None,
     precision: str | None = None,
+    weights: str | None = None,
     window: str | None = None,
 ) -> Lowering:
     """The lowering of `checkpoint` for `profile`; the other arguments override the profile.
@@ -30,6 +38,7 @@ def choose_lowering(
         profile: of the device that the bundle is for.
         target: see `choose_target`.
         precision: overrides the profile's.
+        weights: a weight format of the target; None takes `default_weights`.
         window: overrides the profile's; only `in_place` graphs have a fixed window.
 
     Raises:
@@ -44,7 +53,12 @@ def choose_lowering(
             "(engines are compiled for the profile's window)"
         )
     # Checks that the target supports the precision, before a window is planned for the two.
-    lowering = Lowering(chosen.name, precision or profile.precision, NO_ROWS if is_baked else None)
+    lowering = Lowering(
+        chosen.name,
+        precision or profile.precision,
+        NO_ROWS if is_baked else None,
+        weights or default_weights(checkpoint.config, chosen.name),
+    )
     if not chosen.has_device_cache:
         return lowering
     config = checkpoint.config
@@ -56,6 +70,16 @@ def choose_lowering(
         for signature in bundle_signatures(config, lowering):
             optimization_profiles(signature, config, step_limits(profile, plan.capacity))
     return lowering
+
+
+def default_weights(config: ModelConfig, target: str) -> str:
+    """The weight format of an export that names none: int8 for a large decoder on a CPU.
+
+    Small models are fast enough as they are, and on a GPU quantized weights are a choice of memory
+    over precision.
+    """
+    is_large = num_parameters(config)["decoder"] >= LARGE_DECODER
+    return INT8 if target == "cpu" and is_large else AS_DTYPE
 
 
 def choose_target(profile: Profile, target: str | None = None) -> str:
@@ -110,6 +134,8 @@ def summary(lowering: Lowering) -> str:
     line = (
         f"target {lowering.target} ({here or 'not installed'} here), precision {lowering.precision}"
     )
+    if lowering.is_quantized:
+        line += f", weights {lowering.weight_format}"
     if lowering.capacity is None:
         return line
     rows = lowering.capacity

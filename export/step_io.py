@@ -15,12 +15,15 @@ from torch import Tensor, nn
 from mod_edge.config import ModelConfig
 from mod_edge.export.trace import rounded
 from mod_edge.model.layers import DecoderLayer, LayerCache, MoDDecoderLayer, RMSNorm, rotate
+from mod_edge.model.quantized import quantized_linears, round_activations
 from mod_edge.model.vision import FrameEncoder
+from mod_edge.model.weight_codes import weight_codes
 from mod_edge.plan.graph_kind import DENSE, HEAD, MOD, REBASE, VISION, GraphKind
 from mod_edge.plan.layout import StepLayout
 from mod_edge.plan.rope import inverse_frequencies
 from mod_edge.plan.signature import GraphSignature
 from mod_edge.plan.targets import Lowering
+from mod_edge.plan.weight_forms import WeightForm
 
 Arrays = dict[str, np.ndarray]
 Tensors = Mapping[str, Tensor]
@@ -64,12 +67,20 @@ REFERENCES: dict[GraphKind, Callable[[ModelConfig], nn.Module]] = {
 
 
 def load_reference(
-    config: ModelConfig, kind: GraphKind, weights: Iterable[tuple[str, Tensor]]
+    config: ModelConfig,
+    kind: GraphKind,
+    weights: Iterable[tuple[str, Tensor]],
+    form: WeightForm | None = None,
 ) -> nn.Module:
-    """The reference module of a kind of graph, with `weights` (the graph's names), not copied."""
+    """The reference module of a kind of graph, with `weights` (the graph's names), not copied.
+
+    With a form, the weights are expected dequantized, and linear layers round their inputs.
+    """
     with torch.device("meta"):
         module = REFERENCES[kind](config)
     module.load_state_dict(dict(weights), assign=True)
+    if form is not None:
+        round_activations(module, form)
     return module.eval()
 
 
@@ -78,13 +89,29 @@ def reference_module(
     kind: GraphKind,
     weights: Iterable[tuple[str, Tensor]],
     weight_dtypes: Mapping[str, torch.dtype],
+    form: WeightForm | None = None,
 ) -> nn.Module:
-    """The float32 reference module of a kind of graph, its weights rounded as the graph's are."""
-    held = (
-        (name, rounded(name, tensor, weight_dtypes[name]).to(torch.float32))
-        for name, tensor in weights
+    """The float32 reference module of a kind of graph, its weights rounded as the graph's are.
+
+    Args:
+        config: the model's.
+        kind: of the graph.
+        weights: under the graph's names, as in the checkpoint.
+        weight_dtypes: dtype of every weight in the graph; of a quantized one, its scales'.
+        form: of quantized weights; None for the reference without quantization.
+    """
+    with torch.device("meta"):
+        linears = quantized_linears(REFERENCES[kind](config)) if form else {}
+
+    def held(name: str, tensor: Tensor) -> Tensor:
+        dtype = weight_dtypes[name]
+        if form is not None and name.removesuffix(".weight") in linears:
+            return weight_codes(name, tensor, form, dtype).values()
+        return rounded(name, tensor, dtype).to(torch.float32)
+
+    return load_reference(
+        config, kind, ((name, held(name, tensor)) for name, tensor in weights), form
     )
-    return load_reference(config, kind, held)
 
 
 # ---- steps ----

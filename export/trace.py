@@ -21,19 +21,19 @@ from torch import Tensor, nn
 from mod_edge.config import ModelConfig
 from mod_edge.errors import ExportError
 from mod_edge.export.graphs import graph_module, linear_weight_names
+from mod_edge.export.quantize import quantize_graph
+from mod_edge.export.quantized_ops import OPS, QuantizedOps
+from mod_edge.export.stored_tensor import StoredTensor, raw_array, stored
+from mod_edge.model.weight_codes import weight_codes
 from mod_edge.plan.signature import GraphSignature
 from mod_edge.plan.targets import Lowering
+from mod_edge.plan.weight_forms import is_quantized
 
 # onnxruntime can memory-map external data that starts on a page boundary.
 DATA_ALIGNMENT = 4096
 # Example sizes for tracing: all above 1, because torch.export specializes on 0 and 1, and all
 # different, so that it does not unify two dims.
 TRACE_SIZES = {"T": 29, "X": 5, "F": 2, "S": 7, "R": 11, "B": 13}
-ONNX_DTYPES = {
-    torch.float32: TensorProto.FLOAT,
-    torch.float16: TensorProto.FLOAT16,
-    torch.bfloat16: TensorProto.BFLOAT16,
-}
 
 
 @dataclass(frozen=True)
@@ -42,15 +42,27 @@ class Topology:
 
     Attributes:
         proto: the ONNX model without weights.
-        weight_shapes: shape of every weight in the graph.
-        weight_dtypes: its dtype in the graph.
+        weight_shapes: shape of every weight in the graph, quantized ones unquantized.
+        weight_dtypes: its dtype in the graph; of a quantized weight, its scales'.
         transposed: names of weights that the graph holds as [in, out].
+        quantized: names of those that it holds as codes.
+        ops: of the quantized weights' form; None if there are none.
     """
 
     proto: onnx.ModelProto
     weight_shapes: Mapping[str, tuple[int, ...]]
     weight_dtypes: Mapping[str, torch.dtype]
     transposed: frozenset[str]
+    quantized: frozenset[str] = frozenset()
+    ops: QuantizedOps | None = None
+
+    @property
+    def tensor_names(self) -> list[str]:
+        """Names of the initializers that hold the weights."""
+        kept = [name for name in self.weight_shapes if name not in self.quantized]
+        if self.ops is None:
+            return kept
+        return kept + [each for name in self.quantized for each in self.ops.tensor_names(name)]
 
 
 def trace(config: ModelConfig, signature: GraphSignature, lowering: Lowering) -> Topology:
@@ -86,11 +98,17 @@ def trace(config: ModelConfig, signature: GraphSignature, lowering: Lowering) ->
     assert program is not None  # only the legacy exporter returns None
     proto = program.model_proto
     _clean(proto, signature)
+    transposed = linear_weight_names(module)
+    form = lowering.weight_form(signature.kind)
+    quantized = frozenset(filter(is_quantized, transposed)) if form else frozenset()
+    ops = OPS[form.op](form) if form and quantized else None
     return Topology(
-        proto=proto,
+        proto=quantize_graph(proto, quantized, ops) if ops else proto,
         weight_shapes={name: tuple(weight.shape) for name, weight in weights.items()},
         weight_dtypes={name: weight.dtype for name, weight in weights.items()},
-        transposed=linear_weight_names(module),
+        transposed=transposed,
+        quantized=quantized,
+        ops=ops,
     )
 
 
@@ -108,26 +126,28 @@ def write_graph(topology: Topology, weights: Iterable[tuple[str, Tensor]], path:
             its dtype.
     """
     data_path = path.with_suffix(".data")
-    initializers: dict[str, TensorProto] = {}
+    written: set[str] = set()
+    initializers: list[TensorProto] = []
     with data_path.open("wb") as data:
         for name, tensor in weights:
-            if name in initializers or name not in topology.weight_shapes:
+            if name in written or name not in topology.weight_shapes:
                 raise ExportError(f"{path.name}: weight {name!r} is unknown or given twice")
-            held = _graph_tensor(name, tensor, topology)
-            data.write(b"\0" * (-data.tell() % DATA_ALIGNMENT))
-            initializers[name] = _external_tensor(name, held, data_path.name, data.tell())
-            data.write(np.ascontiguousarray(raw_array(held)).data)
-    missing = topology.weight_shapes.keys() - initializers.keys()
+            written.add(name)
+            for held in _graph_tensors(name, tensor, topology):
+                data.write(b"\0" * (-data.tell() % DATA_ALIGNMENT))
+                initializers.append(held.external(data_path.name, data.tell()))
+                data.write(np.ascontiguousarray(raw_array(held.values)).data)
+    missing = topology.weight_shapes.keys() - written
     if missing:
         raise ExportError(f"{path.name}: no weights for {', '.join(sorted(missing))}")
     model = onnx.ModelProto()
     model.CopyFrom(topology.proto)
     if not initializers:
         data_path.unlink()
-    signature_inputs = [spec for spec in model.graph.input if spec.name not in initializers]
+    signature_inputs = [spec for spec in model.graph.input if spec.name not in written]
     del model.graph.input[:]
     model.graph.input.extend(signature_inputs)
-    model.graph.initializer.extend(initializers.values())
+    model.graph.initializer.extend(initializers)
     path.write_bytes(model.SerializeToString())
 
 
@@ -150,12 +170,6 @@ def rounded(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _is_finite(tensor: Tensor) -> bool:
     return not tensor.numel() or bool(torch.stack(tensor.aminmax()).isfinite().all())
-
-
-def raw_array(tensor: Tensor) -> np.ndarray:
-    """The tensor as a numpy array; bfloat16, which numpy lacks, as uint16 bits."""
-    tensor = tensor.contiguous()
-    return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
 class _WeightsAsInputs(nn.Module):
@@ -191,25 +205,16 @@ def _clean(proto: onnx.ModelProto, signature: GraphSignature) -> None:
         item.doc_string = ""
 
 
-def _graph_tensor(name: str, tensor: Tensor, topology: Topology) -> Tensor:
-    if name in topology.transposed:
-        tensor = tensor.T
+def _graph_tensors(name: str, tensor: Tensor, topology: Topology) -> list[StoredTensor]:
+    """What the graph holds for the checkpoint's weight `name`."""
     wanted = topology.weight_shapes[name]
-    if tuple(tensor.shape) != wanted:
-        raise ExportError(f"weight {name!r} is {tuple(tensor.shape)}, wanted {wanted}")
-    return rounded(name, tensor, topology.weight_dtypes[name])
-
-
-def _external_tensor(name: str, tensor: Tensor, location: str, offset: int) -> TensorProto:
-    proto = TensorProto(
-        name=name,
-        data_type=ONNX_DTYPES[tensor.dtype],
-        dims=tensor.shape,
-        data_location=TensorProto.EXTERNAL,
-    )
-    for key, value in (("location", location), ("offset", offset), ("length", tensor.nbytes)):
-        proto.external_data.add(key=key, value=str(value))
-    return proto
+    held = tensor.T if name in topology.transposed else tensor
+    if tuple(held.shape) != wanted:
+        raise ExportError(f"weight {name!r} is {tuple(held.shape)}, wanted {wanted}")
+    dtype = topology.weight_dtypes[name]
+    if topology.ops is None or name not in topology.quantized:
+        return [stored(name, rounded(name, held, dtype))]
+    return topology.ops.tensors(name, weight_codes(name, tensor, topology.ops.form, dtype))
 
 
 @contextmanager

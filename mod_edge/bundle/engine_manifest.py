@@ -29,7 +29,7 @@ from mod_edge.plan.kv_window import Rows
 from mod_edge.plan.signature import GraphSignature
 from mod_edge.profiles import profile_names
 
-FORMAT_VERSION = 2
+FORMAT_VERSION, OLDEST_FORMAT = 2, 1
 ENGINES_FOLDER = "engines"
 TIMING_CACHE_FILE = "timing.cache"
 RUNTIME_CACHE_FILE = "runtime.cache"
@@ -202,7 +202,9 @@ def _engines_of(data: dict[str, Any]) -> EngineManifest:
     )
 
 
-DOCUMENT = VersionedJson(FORMAT_VERSION, frozenset({"settings", "engines"}), _engines_of)
+DOCUMENT = VersionedJson(
+    FORMAT_VERSION, OLDEST_FORMAT, frozenset({"settings", "engines"}), _engines_of
+)
 
 
 def _digest(document: object) -> str:

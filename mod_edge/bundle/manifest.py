@@ -1,21 +1,26 @@
 """The bundle's manifest.json: the files in the folder, with hashes to check them.
 
-Format 3, one JSON object:
+Format 4, one JSON object:
 
-    format_version       3
+    format_version       4
     checkpoint           {"fingerprint": sha256 over the checkpoint's files, "name": folder name}
     lowering             {"target", "precision", "capacity": [dense, mod] rows or null,
                          "weight_format"}; weight_format is omitted if weights have the precision's
-                         dtype, as in all older bundles
+                         dtype
     layers               indices of the exported decoder layers, ascending
-    graphs               {name: {"file", "kind", "opset", "inputs", "outputs", "parity"}}; inputs
-                         and outputs as [name, dtype, dims] with dims as in `signature`; parity as
-                         {"max_relative_error", "allowed"} against PyTorch
+    graphs               {name: {"file", "kind", "opset", "inputs", "outputs", "parity",
+                         "weights", "unsigned_file"}}; inputs and outputs as [name, dtype, dims]
+                         with dims as in `signature`; parity as {"max_relative_error", "allowed"}
+                         against PyTorch with the same quantized weights, and "cost" against the
+                         original ones; weights as in `WeightForm`, null in the precision's dtype;
+                         unsigned_file is the same graph for CPUs without exact u8 x s8 products,
+                         null if it has no such product
     files                {path inside the bundle: {"sha256", "size_bytes"}}, without manifest.json
     tools                {package: version} that made it
     sha256               see `versioned_json`
 
-Format 2, which can still be read, has no sha256: changes of such a manifest may go unnoticed.
+Format 3 has neither "weights" nor "unsigned_file". Format 2 has no sha256 either: changes of such a
+manifest may go unnoticed. Both can still be read.
 The model's config is config.json beside it, listed in `files`. Paths are relative, with forward
 slashes, and may not leave the folder; links may lead to the Hugging Face Hub's cache.
 """
@@ -31,11 +36,12 @@ from mod_edge.bundle.versioned_json import VersionedJson
 from mod_edge.errors import BundleError
 from mod_edge.plan.targets import Lowering, lowering_from_json
 
-FORMAT_VERSION = 3
+FORMAT_VERSION, OLDEST_FORMAT = 4, 2
 MANIFEST_FILE = "manifest.json"
 CONFIG_FILE = "config.json"
 TOKENIZER_FILE = "tokenizer.json"
 EMBEDDING_FILE = "embedding.npy"
+EMBEDDING_SCALES_FILE = "embedding_scales.npy"  # of a quantized table
 # `run` hashes only files below this size, so that it starts fast; `--check` hashes all.
 SMALL_FILE_BYTES = 64 * 2**20
 READ_BYTES = 2**22
@@ -60,6 +66,13 @@ class GraphRecord:
     inputs: list[list[Any]]
     outputs: list[list[Any]]
     parity: dict[str, float]
+    weights: dict[str, Any] | None = None
+    unsigned_file: str | None = None
+
+    @property
+    def files(self) -> list[str]:
+        """Its .onnx files."""
+        return [self.file] if self.unsigned_file is None else [self.file, self.unsigned_file]
 
 
 @dataclass(frozen=True)
@@ -113,7 +126,7 @@ def read_manifest(folder: Path) -> Manifest:
             f"make one with: mod-edge export CHECKPOINT -o {folder}"
         )
     manifest = DOCUMENT.read(path, advice="export the checkpoint again")
-    graph_files = [graph.file for graph in manifest.graphs.values()]
+    graph_files = [file for graph in manifest.graphs.values() for file in graph.files]
     for name in (*manifest.files, *graph_files):
         _refuse_escape(folder, name)
     return manifest
@@ -180,18 +193,20 @@ def _manifest_of(data: dict[str, Any]) -> Manifest:
     manifest = Manifest(graphs=graphs, files=files, lowering=lowering, **data)
     if not all(isinstance(layer, int) for layer in manifest.layers):
         raise TypeError(f"layers={manifest.layers!r} are not integers")
-    if not all(isinstance(graph.file, str) for graph in graphs.values()):
+    if not all(isinstance(file, str) for graph in graphs.values() for file in graph.files):
         raise TypeError("a graph's file is not a string")
     return manifest
 
 
-DOCUMENT = VersionedJson(FORMAT_VERSION, frozenset({"checkpoint", "graphs"}), _manifest_of)
+DOCUMENT = VersionedJson(
+    FORMAT_VERSION, OLDEST_FORMAT, frozenset({"checkpoint", "graphs"}), _manifest_of
+)
 BUNDLE = FolderKind(
     MANIFEST_FILE,
     is_bundle,
     re.compile(
-        r"(manifest|config|tokenizer)\.json|embedding\.npy|(vision|head|rebase)\.(onnx|data)"
-        r"|layers/\d+\.(onnx|data)|engines/.*"
+        r"(manifest|config|tokenizer)\.json|embedding(_scales)?\.npy"
+        r"|(vision|head|rebase|layers/\d+)\.(onnx|u8\.onnx|data)|engines/.*"
     ),
 )
 

@@ -5,8 +5,7 @@ The manifests of a bundle, of its engines and of golden files are such documents
     format_version       the version of its other keys
     sha256               of the whole file, with zeros in place of these 64 digits
 
-The format before the current one has the same other keys and no sha256; it can still be read. A
-reader of any other format is not kept.
+Older formats can be read from `VersionedJson.oldest` on, which is the last one without a sha256.
 """
 
 import hashlib
@@ -35,7 +34,8 @@ class VersionedJson(Generic[Content]):
     """One kind of document.
 
     Attributes:
-        version: the current format; documents of the one before have no digest.
+        version: the current format.
+        oldest: the oldest that can be read; its documents have no digest, all later ones have.
         marks: keys that documents of this kind have in every format.
         content_of: makes the content from a parsed document without its version. It may assume the
             shape: `SHAPE_ERRORS` and ModEdgeErrors are reported as a damaged document; a
@@ -43,6 +43,7 @@ class VersionedJson(Generic[Content]):
     """
 
     version: int
+    oldest: int
     marks: frozenset[str]
     content_of: Callable[[dict[str, Any]], Content]
 
@@ -75,10 +76,10 @@ class VersionedJson(Generic[Content]):
             content = path.read_bytes()
             data = parse_json(content.decode())
             version = data.pop(VERSION_KEY)
-            if version in (self.version, self.version - 1):
+            if version in self._readable:
                 digest = data.pop(DIGEST_KEY, None)
-                # A digest in the older format: the version was changed.
-                if version == self.version or digest is not None:
+                # A digest in the oldest format: the version was changed.
+                if version > self.oldest or digest is not None:
                     _check_digest(path, content, str(digest), advice)
                 return self.content_of(data)
         except BundleError:
@@ -92,9 +93,13 @@ class VersionedJson(Generic[Content]):
         if isinstance(version, int) and version > self.version:
             advice = f"upgrade with: {install_command(options='-U')}; or {advice}"
         raise BundleError(
-            f"{path} has format {version!r}, this mod-edge reads formats {self.version - 1} and "
-            f"{self.version}; {advice}"
+            f"{path} has format {version!r}, this mod-edge reads formats "
+            f"{', '.join(map(str, self._readable[:-1]))} and {self.version}; {advice}"
         )
+
+    @property
+    def _readable(self) -> tuple[int, ...]:
+        return tuple(range(self.oldest, self.version + 1))
 
 
 def _check_digest(path: Path, content: bytes, digest: str, advice: str) -> None:

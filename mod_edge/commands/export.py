@@ -31,6 +31,13 @@ def export(
     precision: Annotated[
         str | None, typer.Option(help="fp32, fp16 or bf16; default: the profile's.")
     ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="as-dtype, int8, int8-weight-only or int4, see mod-edge targets; default: int8 "
+            "for target cpu from 100 million decoder weights on, else as-dtype."
+        ),
+    ] = None,
     window: Annotated[
         str | None,
         typer.Option(
@@ -56,7 +63,9 @@ def export(
 
     settings = load_profile(profile)
     opened = Checkpoint(checkpoint)
-    lowering = choose_lowering(opened, settings, target=target, precision=precision, window=window)
+    lowering = choose_lowering(
+        opened, settings, target=target, precision=precision, weights=weights, window=window
+    )
     if build:
         require_compiler(lowering)
     err.print(printable(summary(lowering)))

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _has_pool = False
 _chosen_threads: int | None = None
+FLOAT_ACCURACY = "1"
 NUMPY_DTYPES = {"float": "float32", "double": "float64"}  # where ONNX Runtime's names differ
 
 
@@ -66,6 +67,8 @@ def session_options() -> "onnxruntime.SessionOptions":
     options = onnxruntime.SessionOptions()
     options.use_per_session_threads = False
     options.log_severity_level = 3
+    # DequantizeLinear before MatMul is fused to MatMulNBits, which would round activations to int8.
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", FLOAT_ACCURACY)
     return options
 
 

@@ -10,13 +10,26 @@ from difflib import get_close_matches
 from typing import Any
 
 from mod_edge.errors import ConfigError
+from mod_edge.plan.graph_kind import VISION, GraphKind
 from mod_edge.plan.kv_window import Rows
+from mod_edge.plan.weight_forms import (
+    AS_DTYPE,
+    DEQUANTIZED_INT4,
+    DEQUANTIZED_INT8,
+    INT4,
+    INT8,
+    INT8_ROWS,
+    INT8_WEIGHT_ONLY,
+    KEEPING_DTYPE,
+    NBITS_INT4,
+    NBITS_INT4_CPU,
+    NBITS_INT8,
+    WeightForm,
+    WeightFormat,
+)
 
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}  # numpy's names
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "uint8": 1}
-
-# The only weight format so far: weights have the precision's dtype, like hidden states.
-AS_DTYPE = "as-dtype"
 
 # The first TensorRT with TensorScatter as an in-place KV cache update.
 KV_CACHE_UPDATE_VERSION = (10, 15)
@@ -33,7 +46,7 @@ class Target:
         precisions: keys of `DTYPES` that it supports.
         compiler: the Python module that compiles its engines, "" if ONNX Runtime runs the graphs.
         runs_on: for people.
-        weight_formats: formats of weights that its graphs support.
+        weight_formats: the formats of weights that it supports, the unquantized one first.
     """
 
     name: str
@@ -42,22 +55,72 @@ class Target:
     precisions: tuple[str, ...]
     compiler: str
     runs_on: str
-    weight_formats: tuple[str, ...] = (AS_DTYPE,)
+    weight_formats: tuple[WeightFormat, ...] = (KEEPING_DTYPE,)
 
     @property
     def has_device_cache(self) -> bool:
         """Whether the KV cache lives in device memory, so that the device rebases the sink."""
         return self.name != "cpu"
 
+    def weight_format(self, name: str) -> WeightFormat:
+        """The target's weight format of that name.
+
+        Raises:
+            ConfigError: it has none; lists those it has.
+        """
+        for each in self.weight_formats:
+            if each.name == name:
+                return each
+        supported = ", ".join(each.name for each in self.weight_formats)
+        raise ConfigError(
+            f"target {self.name} supports the weights {supported}, not {name!r}; use one of these, "
+            "or another target (mod-edge targets)"
+        )
+
+
+# Vision keeps 8 bits also where the decoder has 4: it is small, and every frame depends on it.
+CPU_FORMATS = (
+    KEEPING_DTYPE,
+    WeightFormat(INT8, INT8_ROWS, INT8_ROWS),
+    WeightFormat(INT4, NBITS_INT4_CPU, INT8_ROWS),
+)
+CUDA_FORMATS = (
+    KEEPING_DTYPE,
+    WeightFormat(INT8_WEIGHT_ONLY, NBITS_INT8, NBITS_INT8),
+    WeightFormat(INT4, NBITS_INT4, NBITS_INT8),
+)
+TENSORRT_INT8 = WeightFormat(INT8_WEIGHT_ONLY, DEQUANTIZED_INT8, DEQUANTIZED_INT8)
+# INT4 tensors are new in opset 21.
+TENSORRT_FORMATS = (
+    KEEPING_DTYPE,
+    TENSORRT_INT8,
+    WeightFormat(INT4, DEQUANTIZED_INT4, DEQUANTIZED_INT8),
+)
 
 # bf16 is missing where the opset's ops do not support it (Conv before 22) or where it is untested
 # (ONNX Runtime's CUDA provider; its CPU provider has no bf16 MatMul).
 TARGETS = {
     target.name: target
     for target in (
-        Target("cpu", "delta", 20, ("fp32",), "", "ONNX Runtime on a CPU"),
-        Target("cuda", "in_place", 24, ("fp32", "fp16"), "", "ONNX Runtime's CUDA provider"),
-        Target("rtx", "in_place", 24, ("fp32", "fp16", "bf16"), "tensorrt_rtx", "TensorRT-RTX"),
+        Target("cpu", "delta", 20, ("fp32",), "", "ONNX Runtime on a CPU", CPU_FORMATS),
+        Target(
+            "cuda",
+            "in_place",
+            24,
+            ("fp32", "fp16"),
+            "",
+            "ONNX Runtime's CUDA provider",
+            CUDA_FORMATS,
+        ),
+        Target(
+            "rtx",
+            "in_place",
+            24,
+            ("fp32", "fp16", "bf16"),
+            "tensorrt_rtx",
+            "TensorRT-RTX",
+            TENSORRT_FORMATS,
+        ),
         Target(
             "tensorrt",
             "in_place",
@@ -65,6 +128,7 @@ TARGETS = {
             ("fp32", "fp16", "bf16"),
             "tensorrt",
             "TensorRT 10.15 or newer",
+            TENSORRT_FORMATS,
         ),
         Target(
             "tensorrt-delta",
@@ -73,6 +137,7 @@ TARGETS = {
             ("fp32", "fp16"),
             "tensorrt",
             "TensorRT 10.3 to 10.14 (JetPack 6 and 7.0)",
+            (KEEPING_DTYPE, TENSORRT_INT8),
         ),
     )
 }
@@ -100,7 +165,7 @@ class Lowering:
         precision: dtype of hidden states and the KV cache; one of the target's.
         capacity: rows of the cache buffers, fixed in `in_place` graphs (TensorRT requires static
             ones); None for `delta` graphs, which take a past of any length.
-        weight_format: how the graphs hold their weights; one of the target's.
+        weight_format: name of one of the target's weight formats.
     """
 
     target: str
@@ -115,12 +180,7 @@ class Lowering:
                 f"target {self.target} supports {', '.join(target.precisions)}, not "
                 f"{self.precision!r}; use one of these, or another target (mod-edge targets)"
             )
-        if self.weight_format not in target.weight_formats:
-            raise ConfigError(
-                f"target {self.target} supports the weight format "
-                f"{', '.join(target.weight_formats)}, not {self.weight_format!r}; use one of "
-                "these, or another target"
-            )
+        target.weight_format(self.weight_format)
         if (self.capacity is not None) != (target.dialect == "in_place"):
             raise ConfigError(
                 f"target {self.target} is {target.dialect} and got capacity={self.capacity}; "
@@ -141,6 +201,16 @@ class Lowering:
     def dtype(self) -> str:
         """The precision as a dtype name; numpy itself has no bfloat16."""
         return DTYPES[self.precision]
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether weights are quantized; the embedding table is then int8 with a scale per row."""
+        return self.weight_format != AS_DTYPE
+
+    def weight_form(self, kind: GraphKind) -> WeightForm | None:
+        """How the linear weights of one kind of graph are held; None in the precision's dtype."""
+        chosen = TARGETS[self.target].weight_format(self.weight_format)
+        return chosen.vision if kind is VISION else chosen.decoder
 
     def to_json(self) -> dict[str, Any]:
         """Input of `lowering_from_json`; omits the weight format if it is `AS_DTYPE`."""

@@ -41,7 +41,7 @@ from mod_edge.verification.recording import (
 from mod_edge.verification.reference import Reference
 from mod_edge.verification.trace_file import read_trace, write_trace
 
-FORMAT_VERSION = 2
+FORMAT_VERSION, OLDEST_FORMAT = 2, 1
 INPUTS_FILE, OUTPUTS_FILE, STREAM_FILE = "inputs.json", "outputs.json", "stream.npz"
 LEAST_MARGIN = 10 * TIED_LOGITS
 # Polygraphy's reader assumes the shape of its files, and recurses.
@@ -230,7 +230,9 @@ def _manifest_of(data: dict[str, Any]) -> GoldenManifest:
     return GoldenManifest(files=files, **data)
 
 
-DOCUMENT = VersionedJson(FORMAT_VERSION, frozenset({"reference", "graphs"}), _manifest_of)
+DOCUMENT = VersionedJson(
+    FORMAT_VERSION, OLDEST_FORMAT, frozenset({"reference", "graphs"}), _manifest_of
+)
 GOLDEN = FolderKind(
     MANIFEST_FILE,
     is_golden,

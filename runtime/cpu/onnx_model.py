@@ -14,7 +14,6 @@ import numpy.typing as npt
 import onnxruntime
 
 from mod_edge.bundle.bundle import Bundle
-from mod_edge.bundle.manifest import EMBEDDING_FILE
 from mod_edge.errors import BackendError
 from mod_edge.native.native_path import native_path
 from mod_edge.native.onnx_session import names_dtypes_dims, num_threads, session_options
@@ -28,7 +27,7 @@ from mod_edge.plan.signature import (
     vision_signature,
 )
 from mod_edge.runtime.cpu.kv_cache import KvCache
-from mod_edge.runtime.embedding import read_embedding
+from mod_edge.runtime.embedding import Embedding
 from mod_edge.runtime.loaded_model import (
     Float32Array,
     FrameEmbeds,
@@ -70,7 +69,7 @@ class OnnxModel(LoadedModel):
         threads = num_threads()
         self.name = f"onnx (onnxruntime {onnxruntime.__version__}, CPU, threads {threads})"
         self.config, self.lowering, self.limits = config, lowering, limits
-        self.embedding = read_embedding(folder / EMBEDDING_FILE, config, dtype)
+        self.embedding = Embedding(folder, config, lowering)
         frames, tokens = limits.frames_per_step, limits.max_step_tokens
         self.angles = StepAngles(text, tokens)
         shape = (tokens, text.head_dim // 2)
@@ -82,12 +81,16 @@ class OnnxModel(LoadedModel):
         }
         self._head_rows = np.empty((frames, text.hidden_size), dtype)
         self._logits = np.empty((frames, text.vocab_size), np.float32)
-        self._vision = _Graph(folder, vision_signature(config, lowering))
+
+        def open_graph(signature: GraphSignature) -> "_Graph":
+            return _Graph(bundle.graph_path(signature), signature)
+
+        self._vision = open_graph(vision_signature(config, lowering))
         self.layers = [
-            _Graph(folder, layer_signature(config, index, lowering))
+            open_graph(layer_signature(config, index, lowering))
             for index in range(text.num_hidden_layers)
         ]
-        self._head = _Graph(folder, head_signature(config, lowering))
+        self._head = open_graph(head_signature(config, lowering))
         self._encoding, self._reading = self._vision.bindings(), self._head.bindings()
 
     def open_stream(self) -> "OnnxStream":
@@ -155,7 +158,7 @@ class OnnxStream(StreamState):
         model = self._model
         added = require_room(layout, past, self._cache.capacity, model.limits.max_step_tokens)
         hidden = model.hidden[0]
-        hidden[layout.text_index] = model.embedding[list(token_ids)]
+        hidden[layout.text_index] = model.embedding.rows(token_ids)
         if frame_embeds is not None:
             hidden[layout.frame_index] = np.asarray(frame_embeds)
         rows = slice(layout.num_tokens)
@@ -220,8 +223,7 @@ class OnnxStream(StreamState):
 class _Graph:
     """One session, checked against its signature."""
 
-    def __init__(self, folder: Path, signature: GraphSignature) -> None:
-        path = folder / signature.file
+    def __init__(self, path: Path, signature: GraphSignature) -> None:
         name = native_path(path)
         options = session_options()
         # Memory patterns are kept per shape: as the past grows, that is one per step, without end.

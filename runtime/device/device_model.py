@@ -26,6 +26,7 @@ from mod_edge.runtime.device.device_cache import DeviceCache, sink_angles
 from mod_edge.runtime.device.graph_set import GraphContext, GraphSet
 from mod_edge.runtime.device.step_chain import StepChain
 from mod_edge.runtime.device.step_inputs import DeviceFrames, StepInputs, StepShape
+from mod_edge.runtime.embedding import Embedding
 from mod_edge.runtime.loaded_model import (
     Float32Array,
     FrameEmbeds,
@@ -84,9 +85,8 @@ class DeviceModel(LoadedModel):
             self._take_buffers()
             self.inputs = StepInputs(
                 driver,
-                bundle.folder,
+                Embedding(bundle.folder, config, lowering),
                 config,
-                lowering.dtype,
                 max_step_tokens=limits.max_step_tokens,
             )
             self.angles = sink_angles(driver, config)

@@ -8,20 +8,18 @@ of one shape find each input at the same address, as captured graphs require.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from mod_edge.bundle.manifest import EMBEDDING_FILE
 from mod_edge.config import ModelConfig
 from mod_edge.native.cuda_driver import CudaDriver, PinnedBlock, aligned
 from mod_edge.plan.kv_window import Rows
 from mod_edge.plan.layout import FRAME, StepLayout
 from mod_edge.plan.rope import StepAngles
 from mod_edge.plan.targets import ITEM_BYTES
-from mod_edge.runtime.embedding import read_embedding
+from mod_edge.runtime.embedding import Embedding
 from mod_edge.runtime.loaded_model import FrameEmbeds
 
 INT64_BYTES, FLOAT32_BYTES = ITEM_BYTES["int64"], ITEM_BYTES["float32"]
@@ -100,22 +98,17 @@ class StepInputs:
     def __init__(
         self,
         driver: CudaDriver,
-        folder: Path,
+        embedding: Embedding,
         config: ModelConfig,
-        dtype: str,
         *,
         max_step_tokens: int,
     ) -> None:
-        """Map the embedding table of the bundle at `folder` and allocate the blocks.
-
-        Raises:
-            BackendError: the embedding table does not match the config.
-        """
+        """Allocate the blocks."""
         text = config.text_config
         self._driver = driver
         self._config = config
-        self._embedding = read_embedding(folder / EMBEDDING_FILE, config, dtype)
-        self._row_bytes = text.hidden_size * ITEM_BYTES[dtype]
+        self._embedding = embedding
+        self._row_bytes = text.hidden_size * embedding.dtype.itemsize
         self._angles = StepAngles(text, max_step_tokens)
         self._half = text.head_dim // 2
         # Upper bounds: no step has more text, frame tokens or routed rows than tokens.
@@ -147,7 +140,7 @@ class StepInputs:
         cos, sin = (_part(block, place, shape, np.float32) for place in (places.cos, places.sin))
         self._angles.write(position, cos, sin)
         rows = _part(block, places.text, (len(token_ids), self._row_bytes), np.uint8)
-        np.copyto(rows.view(self._embedding.dtype), self._embedding[list(token_ids)])
+        np.copyto(rows.view(self._embedding.dtype), self._embedding.rows(token_ids))
         if layout is self._layout:
             self._uploads.upload(places.text_index)
             return

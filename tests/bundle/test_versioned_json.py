@@ -19,7 +19,7 @@ def names_of(data):
     return [name.upper() for name in data["names"]]
 
 
-DOCUMENT = VersionedJson(3, frozenset({"names"}), names_of)
+DOCUMENT = VersionedJson(3, 2, frozenset({"names"}), names_of)
 
 
 @pytest.fixture

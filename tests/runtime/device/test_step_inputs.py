@@ -8,7 +8,9 @@ from mod_edge.native.cuda_driver import ALIGNMENT, CudaDriver
 from mod_edge.plan.kv_window import Rows
 from mod_edge.plan.layout import FRAME, step_layout
 from mod_edge.plan.rope import inverse_frequencies
+from mod_edge.plan.targets import DTYPES, Lowering
 from mod_edge.runtime.device.step_inputs import DeviceFrames, StepInputs, StepShape
+from mod_edge.runtime.embedding import Embedding
 from tests.frame_layouts import one_token
 from tests.native.stand_in_driver import StandInCudart
 
@@ -18,6 +20,7 @@ MAX_STEP_TOKENS = 40
 # Measured 6e-8, float32's rounding of a cosine; one position off differs by 0.8. Kernels for arrays
 # of another length or address may round the last bit differently.
 ATOL_ANGLE = 1.2e-7
+PRECISIONS = {dtype: precision for precision, dtype in DTYPES.items()}
 STORED = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}
 
 
@@ -38,7 +41,10 @@ class Machine:
         self.cudart = StandInCudart()
         self.driver = CudaDriver(self.cudart)
         self.inputs = StepInputs(
-            self.driver, folder, config, dtype, max_step_tokens=MAX_STEP_TOKENS
+            self.driver,
+            Embedding(folder, config, Lowering("rtx", PRECISIONS[dtype], Rows(8, 8))),
+            config,
+            max_step_tokens=MAX_STEP_TOKENS,
         )
 
     def layout(self, pieces):

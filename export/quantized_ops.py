@@ -1,0 +1,202 @@
+"""The ops of every weight form: the nodes that replace a MatMul, and the tensors that they read.
+
+A form's nodes and tensors have to fit each other, so both are methods of one class. Everything
+else of a graph stays as it was traced.
+"""
+
+from abc import ABC, abstractmethod
+
+import numpy as np
+import torch
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+from torch import Tensor
+
+from mod_edge.export.stored_tensor import StoredTensor, packed_nibbles, stored, stored_int4
+from mod_edge.model.quantized import U8_STEPS
+from mod_edge.model.weight_codes import WeightCodes
+from mod_edge.plan.weight_forms import SMALLEST_SCALE, WeightForm
+
+ORT_DOMAIN = "com.microsoft"
+# MatMulNBits rounds its input to int8 at the first level, and computes in float32 at the second.
+INT8_ACCURACY, FLOAT_ACCURACY = 4, 1
+
+
+class QuantizedOps(ABC):
+    """Makes the nodes and tensors of one form for one graph.
+
+    Attributes:
+        form: of the weights.
+        constants: scalars that the nodes made so far read.
+        domain: of the op; "" is ONNX's.
+        parts: suffixes of the tensors that hold a weight.
+    """
+
+    domain = ""
+    parts: tuple[str, ...] = ("codes", "scales")
+
+    def __init__(self, form: WeightForm) -> None:
+        """For weights of that form."""
+        self.form = form
+        self.constants: dict[str, TensorProto] = {}
+
+    @abstractmethod
+    def product(self, hidden: str, weight: str, dims: list[int], output: str) -> list[NodeProto]:
+        """Nodes that compute `output` = `hidden` (..., in) @ `weight`, of dims [in, out]."""
+
+    @abstractmethod
+    def tensors(self, weight: str, codes: WeightCodes) -> list[StoredTensor]:
+        """The tensors that hold a weight."""
+
+    def tensor_names(self, weight: str) -> list[str]:
+        """Names of the tensors that hold a weight."""
+        return [f"{weight}.{part}" for part in self.parts]
+
+    def constant(self, name: str, value: float, dtype: type[np.generic] = np.float32) -> str:
+        """The name of a scalar constant."""
+        self.constants[name] = numpy_helper.from_array(np.array(value, dtype), name)
+        return name
+
+
+class RowInt8(QuantizedOps):
+    """MatMulInteger of u8 rows and s8 weights, in standard ops.
+
+    Weights that share an input share its rounding. MatMulInteger without zero points multiplies the
+    codes as they are, so every row's zero point times the weights' column sums is subtracted.
+    """
+
+    parts = ("codes", "scales", "column_sums")
+
+    def __init__(self, form: WeightForm) -> None:
+        super().__init__(form)
+        self._rounded: set[str] = set()
+
+    def product(self, hidden: str, weight: str, dims: list[int], output: str) -> list[NodeProto]:
+        """See `QuantizedOps`."""
+        nodes = [] if hidden in self._rounded else self._rounding(hidden)
+        self._rounded.add(hidden)
+        cast = helper.make_node(
+            "Cast", [f"{weight}.sums"], [f"{weight}.float_sums"], to=TensorProto.FLOAT
+        )
+        return [
+            *nodes,
+            _node("MatMulInteger", f"{hidden}.codes", f"{weight}.codes", f"{weight}.sums"),
+            cast,
+            _node("Mul", f"{hidden}.zero_point", f"{weight}.column_sums", f"{weight}.offset"),
+            _node("Sub", f"{weight}.float_sums", f"{weight}.offset", f"{weight}.centered"),
+            _node("Mul", f"{weight}.centered", f"{weight}.scales", f"{weight}.by_channel"),
+            _node("Mul", f"{weight}.by_channel", f"{hidden}.scale", output),
+        ]
+
+    def tensors(self, weight: str, codes: WeightCodes) -> list[StoredTensor]:
+        """See `QuantizedOps`."""
+        column_sums = codes.codes.sum(1, dtype=torch.int64).to(torch.float32)
+        return [
+            stored(f"{weight}.codes", codes.codes.T),
+            stored(f"{weight}.scales", codes.scales[:, 0]),
+            stored(f"{weight}.column_sums", column_sums),
+        ]
+
+    def _rounding(self, hidden: str) -> list[NodeProto]:
+        """Nodes that compute each row's scale and zero point (float32) and codes (uint8).
+
+        As `model.quantized.rows_as_u8`, op by op.
+        """
+        self.constants["last_axis"] = numpy_helper.from_array(np.array([-1]), "last_axis")
+        zero, steps = self.constant("zero", 0), self.constant("u8_steps", U8_STEPS)
+        least = self.constant("smallest_scale", SMALLEST_SCALE)
+        unscaled = (self.constant("one", 1), self.constant("no_zero_point", 0, np.uint8))
+
+        def part(op: str, *names: str) -> NodeProto:
+            return _node(op, *names[:-1], f"{hidden}.{names[-1]}")
+
+        return [
+            part("ReduceMin", hidden, "last_axis", "lowest"),
+            part("ReduceMax", hidden, "last_axis", "highest"),
+            part("Min", f"{hidden}.lowest", zero, "low"),
+            part("Max", f"{hidden}.highest", zero, "high"),
+            part("Sub", f"{hidden}.high", f"{hidden}.low", "range"),
+            part("Div", f"{hidden}.range", steps, "step"),
+            part("Max", f"{hidden}.step", least, "scale"),
+            part("Neg", f"{hidden}.low", "below_zero"),
+            part("Div", f"{hidden}.below_zero", f"{hidden}.scale", "exact_zero_point"),
+            part("Round", f"{hidden}.exact_zero_point", "zero_point"),
+            part("Div", hidden, f"{hidden}.scale", "scaled"),
+            part("Add", f"{hidden}.scaled", f"{hidden}.zero_point", "shifted"),
+            part("QuantizeLinear", f"{hidden}.shifted", *unscaled, "codes"),
+        ]
+
+
+class NBits(QuantizedOps):
+    """MatMulNBits, onnxruntime's own op."""
+
+    domain = ORT_DOMAIN
+
+    def __init__(self, form: WeightForm) -> None:
+        super().__init__(form)
+        if form.has_zero_points:
+            self.parts = (*self.parts, "zero_points")
+
+    def product(self, hidden: str, weight: str, dims: list[int], output: str) -> list[NodeProto]:
+        """See `QuantizedOps`."""
+        node = helper.make_node(
+            "MatMulNBits",
+            [hidden, *self.tensor_names(weight)],
+            [output],
+            domain=ORT_DOMAIN,
+            K=dims[0],
+            N=dims[1],
+            bits=self.form.bits,
+            block_size=self.form.block,
+            accuracy_level=INT8_ACCURACY if self.form.activations else FLOAT_ACCURACY,
+        )
+        return [node]
+
+    def tensors(self, weight: str, codes: WeightCodes) -> list[StoredTensor]:
+        """See `QuantizedOps`."""
+        unsigned = codes.codes
+        if codes.zero_points is None:  # then the op takes the middle of the codes' range
+            unsigned = (unsigned.to(torch.int16) + 2 ** (self.form.bits - 1)).to(torch.uint8)
+        blocks = self._packed(unsigned).unflatten(1, (codes.scales.shape[1], -1))
+        tensors = [stored(f"{weight}.codes", blocks), stored(f"{weight}.scales", codes.scales)]
+        if codes.zero_points is not None:
+            tensors.append(stored(f"{weight}.zero_points", self._packed(codes.zero_points)))
+        return tensors
+
+    def _packed(self, values: Tensor) -> Tensor:
+        return values if self.form.bits == 8 else packed_nibbles(values)
+
+
+class Dequantized(QuantizedOps):
+    """DequantizeLinear and MatMul, which TensorRT compiles to a product with quantized weights."""
+
+    def product(self, hidden: str, weight: str, dims: list[int], output: str) -> list[NodeProto]:
+        """See `QuantizedOps`."""
+        # Axis 1 counts output channels, axis 0 the inputs, cut into blocks.
+        shape = (
+            {"axis": 1} if self.form.block is None else {"axis": 0, "block_size": self.form.block}
+        )
+        dequantize = helper.make_node(
+            "DequantizeLinear",
+            [f"{weight}.codes", f"{weight}.scales"],
+            [f"{weight}.values"],
+            **shape,
+        )
+        return [dequantize, _node("MatMul", hidden, f"{weight}.values", output)]
+
+    def tensors(self, weight: str, codes: WeightCodes) -> list[StoredTensor]:
+        """See `QuantizedOps`."""
+        store = stored if self.form.bits == 8 else stored_int4
+        scales = codes.scales[:, 0] if self.form.block is None else codes.scales.T
+        return [store(f"{weight}.codes", codes.codes.T), stored(f"{weight}.scales", scales)]
+
+
+OPS: dict[str, type[QuantizedOps]] = {
+    "MatMulInteger": RowInt8,
+    "MatMulNBits": NBits,
+    "DequantizeLinear": Dequantized,
+}
+
+
+def _node(op: str, *names: str) -> NodeProto:
+    """A node by the names of its inputs and, last, of its output."""
+    return helper.make_node(op, names[:-1], [names[-1]])

@@ -1,0 +1,119 @@
+"""The quantized reference: plain PyTorch with dequantized weights and rounded activations.
+
+A quantized graph is judged twice: against this, which leaves the graph's own arithmetic error, and
+against the reference with the original weights, which adds what quantizing costs.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from mod_edge.config import EMBEDDING_WEIGHT
+from mod_edge.model.video_llm import VideoLLM
+from mod_edge.model.weight_codes import weight_codes
+from mod_edge.plan.graph_kind import HEAD, VISION
+from mod_edge.plan.targets import Lowering
+from mod_edge.plan.weight_forms import (
+    EMBEDDING_INT8,
+    S8_BLOCKS,
+    SMALLEST_SCALE,
+    U8_ROWS,
+    WeightForm,
+    is_quantized,
+)
+
+Rounding = Callable[[Tensor], Tensor]
+U8_STEPS, S8_STEPS = 255, 127
+
+
+def quantized_linears(module: nn.Module) -> dict[str, nn.Linear]:
+    """The linear layers of a reference module that are quantized, by path: all but routers."""
+    return {
+        path: part
+        for path, part in module.named_modules()
+        if isinstance(part, nn.Linear) and is_quantized(f"{path}.weight")
+    }
+
+
+def quantize_model(model: VideoLLM, lowering: Lowering) -> VideoLLM:
+    """`model` itself, a float32 reference, quantized as a bundle of this lowering is.
+
+    A tied head is then no longer the embedding: the two have different forms.
+    """
+    if not lowering.is_quantized:
+        return model
+    dtype: torch.dtype = getattr(torch, lowering.dtype)
+    for path, part in quantized_linears(model).items():
+        form = lowering.weight_form(VISION if path.startswith(VISION.weight_prefixes) else HEAD)
+        assert form is not None
+        codes = weight_codes(f"{path}.weight", part.weight, form, dtype)
+        rounding = ROUNDINGS[form.activations](form)
+        quantized = RoundingLinear(part, rounding)
+        quantized.weight = _fixed(codes.values())
+        model.set_submodule(path, quantized)
+    table = model.model.embed_tokens
+    table.weight = _fixed(weight_codes(EMBEDDING_WEIGHT, table.weight, EMBEDDING_INT8).values())
+    return model
+
+
+def _fixed(values: Tensor) -> nn.Parameter:
+    return nn.Parameter(values, requires_grad=False)
+
+
+def round_activations(module: nn.Module, form: WeightForm) -> nn.Module:
+    """`module` itself, its quantized linear layers rounding their inputs as `form` does."""
+    rounding = ROUNDINGS[form.activations](form)
+    for path, part in quantized_linears(module).items():
+        module.set_submodule(path, RoundingLinear(part, rounding))
+    return module
+
+
+class RoundingLinear(nn.Linear):
+    """A linear layer that rounds its input first; it shares the other one's parameters."""
+
+    def __init__(self, other: nn.Linear, rounding: Rounding) -> None:
+        with torch.device("meta"):
+            super().__init__(other.in_features, other.out_features, other.bias is not None)
+        self.weight, self.bias = other.weight, other.bias
+        self.rounding = rounding
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """`hidden` (..., in) rounded, times the weight."""
+        return linear(self.rounding(hidden), self.weight, self.bias)
+
+
+def rows_as_u8(hidden: Tensor) -> Tensor:
+    """`hidden` (..., in) rounded to 256 levels from each row's least to its largest value.
+
+    0 is always a level: the range of a row includes it.
+    """
+    lowest = hidden.amin(-1, keepdim=True).clamp_max(0)
+    highest = hidden.amax(-1, keepdim=True).clamp_min(0)
+    scale = ((highest - lowest) / U8_STEPS).clamp_min(SMALLEST_SCALE)
+    zero_point = (-lowest / scale).round()
+    codes = (hidden / scale + zero_point).round().clamp(0, U8_STEPS)
+    return (codes - zero_point) * scale
+
+
+def blocks_as_s8(hidden: Tensor, block: int) -> Tensor:
+    """`hidden` (..., in) rounded to 127 levels on either side of 0, with a scale per block.
+
+    What onnxruntime's MatMulNBits does on x86-64 at accuracy level 4.
+    """
+    blocks = hidden.unflatten(-1, (-1, block))
+    scale = (blocks.abs().amax(-1, keepdim=True) / S8_STEPS).clamp_min(SMALLEST_SCALE)
+    return ((blocks / scale).round() * scale).flatten(-2)
+
+
+def unrounded(hidden: Tensor) -> Tensor:
+    """`hidden` itself."""
+    return hidden
+
+
+ROUNDINGS: dict[str, Callable[[WeightForm], Rounding]] = {
+    "": lambda _form: unrounded,
+    U8_ROWS: lambda _form: rows_as_u8,
+    S8_BLOCKS: lambda form: lambda hidden: blocks_as_s8(hidden, form.block or hidden.shape[-1]),
+}

@@ -1,0 +1,100 @@
+"""Weights as integer codes with scales, tensor by tensor, in every weight form.
+
+The exporter stores these codes; the quantized reference (`model.quantized`) computes with their
+dequantized values. Both get them from here, so a graph is judged by its arithmetic, and what
+quantizing itself costs is measured against the original weights.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mod_edge.errors import ExportError
+from mod_edge.plan.weight_forms import SMALLEST_SCALE, WeightForm
+
+# Rows of a weight that are quantized at once: k-quant needs about 12 float32 copies of them.
+CHUNK_VALUES = 2**22
+
+
+@dataclass(frozen=True)
+class WeightCodes:
+    """A quantized weight; `values` gives code minus zero point, times scale.
+
+    Attributes:
+        codes: (out, in), int8 if symmetric, else uint8.
+        scales: (out, blocks) in the graph's dtype; one block without a block size.
+        zero_points: (out, blocks) uint8; None if symmetric.
+    """
+
+    codes: Tensor
+    scales: Tensor
+    zero_points: Tensor | None = None
+
+    def values(self) -> Tensor:
+        """The dequantized weight (out, in) in float32."""
+        blocks = self.codes.unflatten(1, (self.scales.shape[1], -1)).to(torch.float32)
+        if self.zero_points is not None:
+            blocks = blocks - self.zero_points[..., None].to(torch.float32)
+        return (blocks * self.scales[..., None].to(torch.float32)).flatten(1)
+
+
+def weight_codes(
+    name: str, weight: Tensor, form: WeightForm, dtype: torch.dtype = torch.float32
+) -> WeightCodes:
+    """A linear layer's weight (out, in) in `form`.
+
+    Args:
+        name: of the weight, for messages.
+        weight: as in the checkpoint.
+        form: how to quantize it.
+        dtype: of the scales: the graph's.
+
+    Raises:
+        ExportError: the block size does not divide the number of inputs.
+    """
+    num_in = weight.shape[1]
+    if form.block is not None and num_in % form.block:
+        raise ExportError(
+            f"weight {name!r} has {num_in} inputs, which the block size {form.block} of "
+            f"{form.bits}-bit weights does not divide; export with other --weights"
+        )
+    quantize = _k_quant if form.has_zero_points else _rounded
+    rows = max(1, CHUNK_VALUES // num_in)
+    chunks = [
+        quantize(chunk.to(torch.float32), form, dtype) for chunk in weight.split(rows)
+    ]  # by output channel, each quantized alone
+    zero_points = [each.zero_points for each in chunks if each.zero_points is not None]
+    return WeightCodes(
+        torch.cat([each.codes for each in chunks]),
+        torch.cat([each.scales for each in chunks]),
+        torch.cat(zero_points) if zero_points else None,
+    )
+
+
+def _rounded(weight: Tensor, form: WeightForm, dtype: torch.dtype) -> WeightCodes:
+    """Symmetric codes: the largest value of a block is the largest code."""
+    largest = 2 ** (form.bits - 1) - 1
+    blocks = weight.unflatten(1, (-1, form.block or weight.shape[1]))
+    scales = (blocks.abs().amax(2) / largest).clamp_min(SMALLEST_SCALE).to(dtype)
+    codes = (blocks / scales.to(torch.float32)[..., None]).round().clamp(-largest, largest)
+    return WeightCodes(codes.to(torch.int8).flatten(1), scales)
+
+
+def _k_quant(weight: Tensor, form: WeightForm, dtype: torch.dtype) -> WeightCodes:
+    """ONNX Runtime's k-quant: scale and zero point of every block searched for the least error."""
+    # Late: it imports all of onnxruntime's quantization tools.
+    from onnxruntime.quantization.neural_compressor.weight_only import quant_tensor_k_quant_cpu
+
+    assert form.block is not None
+    shape = (len(weight), weight.shape[1] // form.block)
+    with np.errstate(divide="ignore", invalid="ignore"):  # of blocks with equal values
+        codes, scales, zero_points = quant_tensor_k_quant_cpu(
+            weight.numpy(), num_bits=form.bits, group_size=form.block
+        )
+    return WeightCodes(
+        torch.from_numpy(codes.astype(np.uint8)).reshape(weight.shape),
+        torch.from_numpy(scales.astype(np.float32)).reshape(shape).to(dtype),
+        torch.from_numpy(zero_points).reshape(shape),
+    )
