@@ -4,7 +4,7 @@ A traced graph has its weights as inputs (`trace`). For every quantized weight, 
 reads it is replaced by the ops of a weight form (`quantized_ops`).
 """
 
-from collections.abc import Iterable
+from collections.abc import Set
 
 import numpy as np
 import onnx
@@ -16,9 +16,7 @@ from mod_edge.export.quantized_ops import QuantizedOps
 SIGN_BIT = "sign_bit"
 
 
-def quantize_graph(
-    proto: onnx.ModelProto, weights: Iterable[str], ops: QuantizedOps
-) -> onnx.ModelProto:
+def quantize_graph(proto: onnx.ModelProto, weights: Set[str], ops: QuantizedOps) -> onnx.ModelProto:
     """A copy of `proto` in which `ops` multiply with these weights, which are no longer inputs.
 
     Args:
@@ -45,9 +43,10 @@ def quantize_graph(
             nodes += ops.product(hidden, weight, dims[weight], node.output[0])
         else:
             nodes.append(node)
-    _replace(graph.node, nodes)
-    _replace(graph.input, [value for value in graph.input if value.name not in set(weights)])
-    still_read = set(weights).intersection(name for node in nodes for name in node.input)
+    _set_nodes(graph, nodes)
+    for value in [value for value in graph.input if value.name in weights]:
+        graph.input.remove(value)
+    still_read = weights & {name for node in nodes for name in node.input}
     if unread or still_read:
         names = ", ".join(sorted(unread | still_read))
         raise ExportError(f"{graph.name}: wanted one MatMul that reads each of {names}")
@@ -83,13 +82,12 @@ def unsigned_graph(proto: onnx.ModelProto) -> onnx.ModelProto:
                 "MatMulInteger", [hidden, flipped, "", SIGN_BIT], list(node.output)
             )
         nodes.append(node)
-    _replace(graph.node, nodes)
+    _set_nodes(graph, nodes)
     graph.initializer.append(numpy_helper.from_array(np.array(128, np.uint8), SIGN_BIT))
     return unsigned
 
 
-def _replace(field: "object", items: Iterable[object]) -> None:
-    """Replace the items of a repeated protobuf field."""
-    kept = list(items)
-    del field[:]  # type: ignore[attr-defined]
-    field.extend(kept)  # type: ignore[attr-defined]
+def _set_nodes(graph: onnx.GraphProto, nodes: list[NodeProto]) -> None:
+    """Replace the graph's nodes."""
+    del graph.node[:]
+    graph.node.extend(nodes)

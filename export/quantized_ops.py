@@ -172,15 +172,14 @@ class Dequantized(QuantizedOps):
     def product(self, hidden: str, weight: str, dims: list[int], output: str) -> list[NodeProto]:
         """See `QuantizedOps`."""
         # Axis 1 counts output channels, axis 0 the inputs, cut into blocks.
-        shape = (
-            {"axis": 1} if self.form.block is None else {"axis": 0, "block_size": self.form.block}
-        )
         dequantize = helper.make_node(
             "DequantizeLinear",
             [f"{weight}.codes", f"{weight}.scales"],
             [f"{weight}.values"],
-            **shape,
+            axis=1 if self.form.block is None else 0,
         )
+        if self.form.block is not None:
+            dequantize.attribute.append(helper.make_attribute("block_size", self.form.block))
         return [dequantize, _node("MatMul", hidden, f"{weight}.values", output)]
 
     def tensors(self, weight: str, codes: WeightCodes) -> list[StoredTensor]:

@@ -102,8 +102,8 @@ def tiny_bundle(tiny_checkpoint) -> Path:
 def export_tiny():
     """`export_tiny(checkpoint, folder, lowering, force=False)`: exports a tiny checkpoint.
 
-    Targets with the same dialect and precision share their traces (10 s, once per run); graphs are
-    lowered, written and checked each time.
+    Targets with the same dialect, precision and form of weights share their traces (10 s, once per
+    run); graphs are lowered, written and checked each time.
     """
     from mod_edge.export import bundle_writer as bundle_module
     from mod_edge.export.bundle_writer import export_bundle
@@ -112,7 +112,8 @@ def export_tiny():
     trace, topologies = bundle_module.trace, {}
 
     def traced_once(config, signature, lowering):
-        key = (signature.kind, lowering.dialect, lowering.precision)
+        form = lowering.weight_form(signature.kind)
+        key = (signature.kind, lowering.dialect, lowering.precision, form)
         if key not in topologies:
             topologies[key] = trace(config, signature, lowering)
         return topologies[key]

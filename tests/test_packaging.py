@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 TOP_FOLDERS = ("mod_edge", "export", "runtime", "profiles")
-KINDS = (".py", ".toml", ".typed")
+KINDS = (".py", ".toml", ".typed", ".onnx")
 
 
 @pytest.fixture(scope="module")

@@ -159,7 +159,7 @@ def test_another_format_is_an_error_with_what_to_do(bundle, version, advice):
     path = bundle / MANIFEST_FILE
     document = json.loads(path.read_text()) | {"format_version": version, "something_new": 1}
     path.write_text(json.dumps(document))
-    says = f"has format {version}, this mod-edge reads formats 2 and 3; {advice}"
+    says = f"has format {version}, this mod-edge reads formats 2, 3 and 4; {advice}"
     with pytest.raises(BundleError, match=says):
         read_manifest(bundle)
 

@@ -4,7 +4,8 @@ import onnx
 from onnx import TensorProto, helper
 
 from mod_edge.export.graphs import graph_module, linear_weight_names
-from mod_edge.export.trace import ONNX_DTYPES, Topology
+from mod_edge.export.stored_tensor import ONNX_DTYPES
+from mod_edge.export.trace import Topology
 from mod_edge.plan.signature import head_signature, layer_signature, vision_signature
 from mod_edge.plan.targets import CPU_FP32
 
