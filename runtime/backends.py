@@ -68,7 +68,7 @@ def load_model(
     bundle.require_whole()
     if choice.backend == "torch":
         assert choice.checkpoint is not None, "checked by BackendChoice"
-        return _load_torch(choice.checkpoint, bundle), "as requested"
+        return _load_torch(choice.checkpoint, bundle)
     if choice.backend == "tensorrt":
         return _load_tensorrt(bundle, limits, CudaDriver()), "as requested"
     if choice.backend == "onnx" or choice.device != "auto" or not bundle.target.compiler:
@@ -127,7 +127,11 @@ def _load_onnx(bundle: Bundle, limits: StreamLimits, device: str) -> tuple[Loade
     return OnnxModel(bundle, limits), reason
 
 
-def _load_torch(checkpoint: Path, bundle: Bundle) -> LoadedModel:
+def _load_torch(checkpoint: Path, bundle: Bundle) -> tuple[LoadedModel, str]:
     with explained_imports("backend torch"):
         from mod_edge.runtime.cpu.torch_model import load_torch_model
-    return load_torch_model(checkpoint, bundle.manifest.checkpoint["fingerprint"])
+    model = load_torch_model(checkpoint, bundle.manifest.checkpoint["fingerprint"])
+    lowering = bundle.lowering
+    if not lowering.is_quantized:
+        return model, "as requested"
+    return model, f"as requested, with the checkpoint's weights, not {lowering.weight_format}"

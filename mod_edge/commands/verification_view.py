@@ -1,5 +1,7 @@
 """`mod-edge verify` on the screen."""
 
+import math
+
 from mod_edge.commands.console import (
     err,
     out,
@@ -12,25 +14,32 @@ from mod_edge.verification.graph_check import GraphResult, OutputError
 from mod_edge.verification.stream_check import STREAM, StreamResult
 from mod_edge.verification.verify import VerifyReport
 
-COLUMNS = ("graph", "backend", "worst output", "max", "mean", "99.9 %", "cosine", "allowed", "")
-LEFT_COLUMNS = (0, 1, 2, 8)
+COLUMNS = ("graph", "backend", "worst output", "max", "mean", "99.9 %", "cosine", "allowed")
+COST_COLUMNS = ("cost max", "mean", "cosine")
 STYLES = {"ok": "green", "failed": "bold red", "not run": "yellow"}
 
 
 def print_report(report: VerifyReport, *, is_verbose: bool) -> None:
     """Print every graph and stream with its errors, then why a check failed or did not run."""
+    is_quantized = report.lowering.is_quantized
+    cost = "of quantizing: the graph's errors against the checkpoint's own weights, not judged"
     print_pairs(
         [
             ("reference", printable(report.reference)),
             ("errors", "relative to the largest value in the reference's row"),
+            *([("cost", cost)] if is_quantized else []),
             ("steps", "; ".join(report.steps)),
             ("threads", f"{report.threads}"),
         ]
     )
     results: list[GraphResult | StreamResult] = [*report.graphs, *report.streams]
     styles = ["" if result.status == "ok" else STYLES[result.status] for result in results]
-    rows = [_cells(result) for result in results]
-    print_table(COLUMNS, rows, left=LEFT_COLUMNS, styles=styles)
+    columns = (*COLUMNS, *(COST_COLUMNS if is_quantized else ()), "")
+    rows = [
+        (*_cells(result), *(_cost(result) if is_quantized else ()), _verdict(result))
+        for result in results
+    ]
+    print_table(columns, rows, left=(0, 1, 2, len(columns) - 1), styles=styles)
     for stream in report.streams:
         if stream.num_steps:
             out.print(_stream_sentence(stream))
@@ -75,9 +84,7 @@ def _name(result: GraphResult | StreamResult) -> str:
 
 
 def _cells(result: GraphResult | StreamResult) -> tuple[str, ...]:
-    verdict = "FAILED" if result.status == "failed" else result.status
-    allowed = f"{result.allowed:.0e}" if result.allowed else "-"
-    return (_name(result), result.backend, *_errors(result), allowed, verdict)
+    return (_name(result), result.backend, *_errors(result), _allowed(result))
 
 
 def _errors(result: GraphResult | StreamResult) -> tuple[str, ...]:
@@ -87,7 +94,29 @@ def _errors(result: GraphResult | StreamResult) -> tuple[str, ...]:
         return ("logits", f"{result.largest:.1e}", f"{result.mean:.1e}", "-", "-")
     if result.worst is None:
         return ("-",) * 5
-    return (result.worst.output, *_numbers(result.worst))
+    largest, mean, quantile, cosine = _numbers(result.worst)
+    if math.isfinite(result.allowed_mean):
+        mean = f"{result.worst_mean:.1e}"
+    return (result.worst.output, largest, mean, quantile, cosine)
+
+
+def _allowed(result: GraphResult | StreamResult) -> str:
+    if not result.allowed:
+        return "-"
+    if isinstance(result, StreamResult) or math.isinf(result.allowed_mean):
+        return f"{result.allowed:.0e}"
+    return f"{result.allowed:.0e}, mean {result.allowed_mean:.0e}"
+
+
+def _cost(result: GraphResult | StreamResult) -> tuple[str, ...]:
+    if isinstance(result, StreamResult) or result.cost is None:
+        return ("-",) * len(COST_COLUMNS)
+    cost = result.cost
+    return (f"{cost.largest:.1e}", f"{cost.mean:.1e}", f"{cost.cosine:.4f}")
+
+
+def _verdict(result: GraphResult | StreamResult) -> str:
+    return "FAILED" if result.status == "failed" else result.status
 
 
 def _numbers(error: OutputError) -> tuple[str, ...]:

@@ -3,6 +3,8 @@
     manifest.json                       format 2, see `GoldenManifest` and `versioned_json`
     layer-01/inputs.json, outputs.json  of every graph, for `polygraphy run` with --load-inputs
                                         and --load-outputs
+    layer-01/original.json              of every quantized graph, the outputs with the checkpoint's
+                                        weights
     stream.npz                          the whole stream, see `trace_file`
 
 Steps in which a kept and a dropped token have almost the same router logit are not saved: either
@@ -29,7 +31,6 @@ from mod_edge.errors import BundleError, ConfigError
 from mod_edge.plan.parity import TIED_LOGITS, cut_margin
 from mod_edge.plan.signature import GraphSignature
 from mod_edge.plan.targets import Lowering
-from mod_edge.verification.graph_check import ALLOWED_ERROR
 from mod_edge.verification.recording import (
     AFTER_ROLL,
     Arrays,
@@ -39,10 +40,12 @@ from mod_edge.verification.recording import (
     StreamTrace,
 )
 from mod_edge.verification.reference import Reference
+from mod_edge.verification.tolerances import graph_tolerance
 from mod_edge.verification.trace_file import read_trace, write_trace
 
 FORMAT_VERSION, OLDEST_FORMAT = 2, 1
 INPUTS_FILE, OUTPUTS_FILE, STREAM_FILE = "inputs.json", "outputs.json", "stream.npz"
+ORIGINAL_FILE = "original.json"
 LEAST_MARGIN = 10 * TIED_LOGITS
 # Polygraphy's reader assumes the shape of its files, and recurses.
 LOADING_ERRORS = (PolygraphyException, OSError, IndexError, RecursionError, *SHAPE_ERRORS)
@@ -104,18 +107,25 @@ class GoldenWriter:
         numbers = _unambiguous_steps(recording.steps, outputs)
         folder = self._folder / recording.signature.name
         folder.mkdir()
-        results = RunResults()
         chosen = [outputs[number] for number in numbers]
-        results.add(chosen, runtime=0.0, runner_name=self._reference)
         with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
             feeds = [recording.steps[number].inputs for number in numbers]
             save_json(feeds, str(folder / INPUTS_FILE))
-            results.save(str(folder / OUTPUTS_FILE))
+        self._save(chosen, folder / OUTPUTS_FILE)
+        if recording.original is not None:
+            original = recording.original({})
+            self._save([original[number] for number in numbers], folder / ORIGINAL_FILE)
         self._graphs[recording.signature.name] = {
             "bundle_files": _bundle_files(self._bundle, recording.signature),
             "steps": [recording.steps[number].kind for number in numbers],
             "polygraphy": _command(recording, chosen),
         }
+
+    def _save(self, outputs: list[Arrays], path: Path) -> None:
+        results = RunResults()
+        results.add(outputs, runtime=0.0, runner_name=self._reference)
+        with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
+            results.save(str(path))
 
     def finish(self, trace: StreamTrace | None) -> None:
         """Write the stream, if any, and the manifest."""
@@ -163,15 +173,24 @@ class Golden(Reference):
         try:
             with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
                 feeds: list[Mapping[str, Any]] = load_json(str(folder / INPUTS_FILE))
-                results = RunResults.load(str(folder / OUTPUTS_FILE))
             steps = tuple(
                 GraphStep(kind, dict(feed))
                 for kind, feed in zip(entry["steps"], feeds, strict=True)
             )
-            outputs = [dict(each.items()) for each in results[0][1]]
+            outputs = _load(folder / OUTPUTS_FILE)
+            has_original = f"{signature.name}/{ORIGINAL_FILE}" in self._manifest.files
+            original = partial(_saved, _load(folder / ORIGINAL_FILE)) if has_original else None
         except LOADING_ERRORS as exc:
             raise BundleError(f"{folder} is damaged ({exc}); {ADVICE}") from exc
-        return GraphRecording(signature, self._bundle.lowering, steps, partial(_saved, outputs))
+        return GraphRecording(
+            signature, self._bundle.lowering, steps, partial(_saved, outputs), original
+        )
+
+
+def _load(path: Path) -> list[Arrays]:
+    with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
+        results = RunResults.load(str(path))
+    return [dict(each.items()) for each in results[0][1]]
 
 
 def _saved(outputs: list[Arrays], selections: Selections) -> list[Arrays]:
@@ -197,7 +216,7 @@ def _command(recording: GraphRecording, outputs: Sequence[Arrays]) -> str:
     the row's.
     """
     signature = recording.signature
-    allowed = ALLOWED_ERROR[recording.lowering.precision]
+    allowed = graph_tolerance(signature.kind, recording.lowering).largest
     largest = {
         spec.name: max(float(np.abs(each[spec.name]).max(initial=0)) for each in outputs)
         for spec in signature.outputs
@@ -214,7 +233,7 @@ def _command(recording: GraphRecording, outputs: Sequence[Arrays]) -> str:
 
 def _bundle_files(manifest: Manifest, signature: GraphSignature) -> dict[str, str]:
     """Content hashes of the graph's files in the bundle."""
-    names = signature.files
+    names = dict.fromkeys((*signature.files, *manifest.graphs[signature.name].files))
     return {name: manifest.files[name].sha256 for name in names if name in manifest.files}
 
 
@@ -236,7 +255,9 @@ DOCUMENT = VersionedJson(
 GOLDEN = FolderKind(
     MANIFEST_FILE,
     is_golden,
-    re.compile(r"manifest\.json|stream\.npz|(vision|head|rebase|layer-\d+)/(in|out)puts\.json"),
+    re.compile(
+        r"manifest\.json|stream\.npz|(vision|head|rebase|layer-\d+)/(inputs|outputs|original)\.json"
+    ),
 )
 
 

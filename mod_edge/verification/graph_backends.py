@@ -6,7 +6,7 @@ No PyTorch here: a device that compares a bundle with golden files has none.
 import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,11 +17,15 @@ from polygraphy.backend.base import BaseRunner
 from polygraphy.backend.onnxrt import OnnxrtRunner
 from polygraphy.common import TensorMetadata
 
+from mod_edge.bundle.manifest import GraphRecord
 from mod_edge.errors import BackendError
+from mod_edge.native.int8_products import multiplies_u8_by_s8_exactly
 from mod_edge.native.native_path import native_path
 from mod_edge.native.onnx_session import names_dtypes_dims, session_options
+from mod_edge.plan.graph_kind import KINDS
 from mod_edge.plan.signature import GraphSignature, TensorSpec
 from mod_edge.plan.targets import TARGETS, Lowering
+from mod_edge.plan.weight_forms import U8_ROWS
 from mod_edge.verification.recording import held_dtype
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
@@ -31,25 +35,43 @@ WEIGHTS_FOLDER_KEY = "session.model_external_initializers_file_folder_path"
 # Changes that ONNX Runtime may need: float32 Attention lowered for TensorRT has an attribute that
 # only TensorRT takes (`export.lower`), and ONNX Runtime's CPU has no bfloat16 arithmetic.
 UNMARKED, WIDENED = "removing TensorRT's attribute", "widening bfloat16 to float32"
+ONNX_CPU, ONNX_CPU_UNSIGNED = "onnx CPU", "onnx CPU (u8 x u8)"
 
 
 @dataclass(frozen=True)
 class GraphBackend:
     """A way to run a graph: its name, and Polygraphy's runner for the file of a signature.
 
-    Graphs of more than `max_weight_bytes` are not run.
-
     Activating the runner raises BackendError if the file does not load or does not match its
     signature.
+
+    Attributes:
+        name: for display.
+        runner: makes the runner.
+        max_weight_bytes: larger graphs are not run.
+        runs_unsigned: whether it runs the graphs without u8 x s8 products, of those that have two
+            files.
+        is_exact: whether it computes u8 x s8 products exactly.
     """
 
     name: str
     runner: Callable[[Path, GraphSignature], BaseRunner]
     max_weight_bytes: float = math.inf
+    runs_unsigned: bool = False
+    is_exact: bool = True
 
-    def obstacle(self, path: Path) -> str:
-        """Why the graph at `path` cannot be run; "" if it can."""
-        weights = path.with_suffix(".data")
+    def file(self, record: GraphRecord) -> str | None:
+        """The graph's file for this backend, in the bundle; None if it has none."""
+        return record.unsigned_file if self.runs_unsigned else record.file
+
+    def obstacle(self, folder: Path, record: GraphRecord) -> str:
+        """Why the graph of the bundle at `folder` cannot be run; "" if it can."""
+        if record.unsigned_file and not self.runs_unsigned and not self.is_exact:
+            return (
+                "onnxruntime does not multiply u8 by s8 exactly on this CPU; run takes "
+                f"{record.unsigned_file} here"
+            )
+        weights = (folder / record.file).with_suffix(".data")
         size_bytes = weights.stat().st_size if weights.exists() else 0
         if size_bytes <= self.max_weight_bytes:
             return ""
@@ -76,14 +98,22 @@ def graph_backends(lowering: Lowering) -> tuple[list[GraphBackend], list[NotRun]
     not_run: list[NotRun] = []
     change = rewriting(lowering)
     if change and find_spec("onnx") is None:
-        not_run.append(NotRun("onnx CPU", f"{change} needs the onnx package"))
+        not_run.append(NotRun(ONNX_CPU, f"{change} needs the onnx package"))
     else:
         backends.append(onnx_backend(lowering, CPU))
+    if has_unsigned_graphs(lowering):
+        backends.append(replace(backends[0], name=ONNX_CPU_UNSIGNED, runs_unsigned=True))
     if lowering.target == "cuda" and has_cuda_provider():
         backends.append(onnx_backend(lowering, CUDA))
     elif lowering.target == "cuda":
         not_run.append(NO_CUDA)
     return backends, not_run
+
+
+def has_unsigned_graphs(lowering: Lowering) -> bool:
+    """Whether graphs with u8 x s8 products have a second file for CPUs that need it."""
+    forms = [lowering.weight_form(kind) for kind in KINDS]
+    return any(form is not None and form.activations == U8_ROWS for form in forms)
 
 
 def has_cuda_provider() -> bool:
@@ -103,7 +133,10 @@ def onnx_backend(lowering: Lowering, provider: str = CPU) -> GraphBackend:
     def runner(path: Path, signature: GraphSignature) -> BaseRunner:
         return OnnxGraphRunner(path, signature, lowering, provider)
 
-    return GraphBackend(f"onnx {place} (widened)" if is_widened else f"onnx {place}", runner)
+    name = f"onnx {place} (widened)" if is_widened else f"onnx {place}"
+    # The probe opens a session, which only graphs with such products need.
+    is_exact = not has_unsigned_graphs(lowering) or multiplies_u8_by_s8_exactly()
+    return GraphBackend(name, runner, is_exact=is_exact)
 
 
 def rewriting(lowering: Lowering) -> str:

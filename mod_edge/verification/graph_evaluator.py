@@ -15,8 +15,10 @@ from polygraphy.backend.base import BaseRunner
 from polygraphy.common import TensorMetadata
 
 from mod_edge.errors import BackendError
+from mod_edge.plan.graph_kind import HEAD
 from mod_edge.plan.signature import GraphSignature
 from mod_edge.plan.targets import Lowering
+from mod_edge.plan.weight_forms import NBITS_INT8
 from mod_edge.verification.graph_backends import GraphBackend, NotRun, input_metadata
 
 NAME = "onnx evaluator"
@@ -28,6 +30,9 @@ def evaluator_backend(lowering: Lowering) -> GraphBackend | NotRun | None:
     """The backend for fp16 bundles; None for other precisions."""
     if lowering.precision != "fp16":
         return None
+    form = lowering.weight_form(HEAD)
+    if form is not None and form.op == NBITS_INT8.op:
+        return NotRun(NAME, f"{form.op} is onnxruntime's own op, which ONNX does not define")
     if find_spec("onnx") is None:
         return NotRun(NAME, "it needs the onnx package")
     return GraphBackend(NAME, EvaluatorRunner, max_weight_bytes=MAX_WEIGHT_BYTES)

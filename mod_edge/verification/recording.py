@@ -62,12 +62,15 @@ class GraphRecording:
         steps: at least one, no two of the same kind.
         outputs: returns the expected outputs of every step by the signature's names, int64 or
             float32; selections given for a step replace the reference's own.
+        original: the same with the checkpoint's weights, to measure what quantizing costs; None if
+            the graph is not quantized or they were not saved.
     """
 
     signature: GraphSignature
     lowering: Lowering
     steps: tuple[GraphStep, ...]
     outputs: Callable[[Selections], list[Arrays]]
+    original: Callable[[Selections], list[Arrays]] | None = None
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ The inputs are the reference's own in the recorded stream, in the graph's layout
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -26,6 +26,8 @@ from mod_edge.verification.graph_check import run_steps
 from mod_edge.verification.recording import Arrays, GraphRecording, GraphStep, Selections
 from mod_edge.verification.reference_recording import Recorder
 
+Weights = Callable[[GraphSignature], Iterable[tuple[str, Tensor]]]
+
 # Rows after the past that a graph must mask, as evicted rows in the runtime's buffer.
 STALE_ROWS = 3
 NO_CONTEXT = StepContext()
@@ -42,11 +44,28 @@ class ReferenceGraph:
     """The part of the reference model that one graph computes."""
 
     def __init__(
-        self, model: VideoLLM, signature: GraphSignature, lowering: Lowering, recorder: Recorder
+        self,
+        model: VideoLLM,
+        signature: GraphSignature,
+        lowering: Lowering,
+        recorder: Recorder,
+        original_weights: Weights | None = None,
     ) -> None:
-        """Take the graph's steps from `recorder`, which has recorded `model`."""
+        """Take the graph's steps from `recorder`, which has recorded `model`.
+
+        Args:
+            model: the reference in float32, quantized if the bundle is.
+            signature: the graph's.
+            lowering: the bundle's.
+            recorder: of a stream.
+            original_weights: returns a graph's weights as in the checkpoint, under the graph's
+                names; None if the graph is not to be compared with them.
+        """
         self.signature, self.lowering = signature, lowering
         self._model = model
+        self._form = lowering.weight_form(signature.kind)
+        has_original = original_weights is not None and signature.kind.weight_prefixes
+        self._original_weights = original_weights if has_original else None
         self.io = StepIo(model.config, signature, lowering)
         self.steps = tuple(STEPS[signature.kind](self.io, recorder))
         if signature.kind.is_mod and model.config.has_router:
@@ -58,20 +77,38 @@ class ReferenceGraph:
 
     def recording(self) -> GraphRecording:
         """The recording, which hides PyTorch."""
-        return GraphRecording(self.signature, self.lowering, self.steps, self._outputs)
+        original = self._original_outputs if self._original_weights else None
+        return GraphRecording(self.signature, self.lowering, self.steps, self._outputs, original)
 
     def module(self, dtype: torch.dtype) -> nn.Module:
-        """The reference's module in `dtype`, its router in float32."""
+        """The reference's module in `dtype`, its router in float32.
+
+        Of a quantized graph it has the dequantized weights and rounds its inputs as the graph does.
+        """
         weights = (
             (self.signature.weight_name(name), tensor)
             for name, tensor in self._model.state_dict().items()
             if name.startswith(self.signature.weight_prefixes)
         )
-        module = load_reference(self._model.config, self.signature.kind, weights)
+        module = load_reference(self._model.config, self.signature.kind, weights, self._form)
         return module if dtype == torch.float32 else in_dtype(module, dtype)
 
     def _outputs(self, selections: Selections) -> list[Arrays]:
-        return run_steps(ReferenceRunner(self, torch.float32, selections), self.steps)
+        return self.run(self.module(torch.float32), torch.float32, selections)
+
+    def _original_outputs(self, selections: Selections) -> list[Arrays]:
+        """The outputs with the checkpoint's weights, of which one graph's are in memory."""
+        assert self._original_weights is not None
+        weights = (
+            (name, tensor.to(torch.float32))
+            for name, tensor in self._original_weights(self.signature)
+        )
+        module = load_reference(self._model.config, self.signature.kind, weights)
+        return self.run(module, torch.float32, selections)
+
+    def run(self, module: nn.Module, dtype: torch.dtype, selections: Selections) -> list[Arrays]:
+        """The outputs of `module`, in `dtype`, for every step, as `GraphRecording.outputs`."""
+        return run_steps(ReferenceRunner(self, module, dtype, selections), self.steps)
 
 
 def _vision_steps(_io: StepIo, recorder: Recorder) -> Iterator[ReferenceStep]:
@@ -150,11 +187,17 @@ def in_dtype(module: AnyModule, dtype: torch.dtype) -> AnyModule:
 
 
 class ReferenceRunner(BaseRunner):  # type: ignore[misc] # Polygraphy ships no types
-    """A Polygraphy runner of the reference in `dtype`, which is fed the recorded steps in order."""
+    """A Polygraphy runner of a module in `dtype`, which is fed the recorded steps in order."""
 
-    def __init__(self, graph: ReferenceGraph, dtype: torch.dtype, selections: Selections) -> None:
+    def __init__(
+        self,
+        graph: ReferenceGraph,
+        module: nn.Module,
+        dtype: torch.dtype,
+        selections: Selections,
+    ) -> None:
         super().__init__(name=f"torch {str(dtype).removeprefix('torch.')}")
-        self._graph, self._module, self._dtype = graph, graph.module(dtype), dtype
+        self._graph, self._module, self._dtype = graph, module, dtype
         self._selections = selections
         self._next = 0
 

@@ -5,13 +5,23 @@ from functools import partial
 
 from mod_edge.bundle.bundle import Bundle
 from mod_edge.errors import ModEdgeError
+from mod_edge.native.int8_products import multiplies_u8_by_s8_exactly
 from mod_edge.plan.protocol import Protocol
 from mod_edge.runtime.backends import BackendChoice, load_model
 from mod_edge.runtime.loaded_model import LoadedModel, StreamLimits
-from mod_edge.verification.graph_backends import NO_CUDA, NotRun, has_cuda_provider, rewriting
+from mod_edge.verification.graph_backends import (
+    NO_CUDA,
+    ONNX_CPU,
+    ONNX_CPU_UNSIGNED,
+    NotRun,
+    has_cuda_provider,
+    has_unsigned_graphs,
+    rewriting,
+)
 from mod_edge.verification.recording import StreamTrace
 from mod_edge.verification.stream_check import Follow, StreamResult, check_stream
 from mod_edge.verification.tensorrt_backend import find_tensorrt
+from mod_edge.verification.tolerances import stream_tolerance
 
 LoadBackend = Callable[[StreamTrace], LoadedModel]
 
@@ -29,14 +39,15 @@ def check_streams(
     change = rewriting(bundle.lowering)
     if change:
         reason = f"{change} is only done graph by graph"
-        yield StreamResult("onnx CPU", "not run", reason)
+        yield StreamResult(ONNX_CPU, "not run", reason)
     else:
         for device in ("cpu", "cuda") if bundle.lowering.target == "cuda" else ("cpu",):
             if device == "cuda" and not has_cuda_provider():
                 yield StreamResult(NO_CUDA.name, "not run", NO_CUDA.reason)
                 continue
             chosen = partial(_load, bundle, BackendChoice("onnx", device))
-            yield check_backend(bundle, trace, follow, f"onnx {device.upper()}", chosen)
+            name = NO_CUDA.name if device == "cuda" else _cpu_name(bundle)
+            yield check_backend(bundle, trace, follow, name, chosen)
     if bundle.target.compiler:
         tensorrt = find_tensorrt(bundle)
         if isinstance(tensorrt, NotRun):
@@ -56,14 +67,20 @@ def check_backend(
     """The result of the stream on one backend; faults are in it, none is raised."""
     config = bundle.config
     protocol = Protocol(config.stream_config, bundle.tokenizer, trace.threshold)
-    precision = bundle.lowering.precision
+    tolerance = stream_tolerance(bundle.lowering)
     try:
         with load_backend(trace) as model, model.open_stream() as state:
             return check_stream(
-                trace, state, config, protocol, precision, backend=name, follow=follow
+                trace, state, config, protocol, tolerance, backend=name, follow=follow
             )
     except ModEdgeError as exc:
         return StreamResult(name, "failed", str(exc))
+
+
+def _cpu_name(bundle: Bundle) -> str:
+    """The name of the backend whose graphs `Bundle.graph_path` chooses here."""
+    takes_unsigned = has_unsigned_graphs(bundle.lowering) and not multiplies_u8_by_s8_exactly()
+    return ONNX_CPU_UNSIGNED if takes_unsigned else ONNX_CPU
 
 
 def stream_limits(bundle: Bundle, trace: StreamTrace) -> StreamLimits:

@@ -18,19 +18,9 @@ from mod_edge.plan.protocol import Protocol
 from mod_edge.plan.signature import layer_name
 from mod_edge.runtime.loaded_model import Float32Array, Int64Array, StreamState
 from mod_edge.verification.recording import EncodeCall, EvictCall, ReadCall, StepCall, StreamTrace
+from mod_edge.verification.tolerances import StreamTolerance
 
 STREAM = "stream"  # in place of a graph's name
-
-# Relative to the largest logit of a row: the largest error allowed (also the largest margin of a
-# tie of two answers), and the largest mean of all rows' largest errors. Measured on three seeds
-# of the tiny preset, whose random layers amplify rounding: fp32 2e-5 and 4e-6; torch fp16 0.11 and
-# 0.012, the fp16 graphs 0.035 and 0.007; torch bf16 0.95 and 0.09. A sink that is not rebased gives
-# 4.2 and 0.9, one rebased by MoD rows 3.1 and 0.8.
-ALLOWED_LARGEST = {"fp32": 1e-3, "fp16": 0.3, "bf16": 2.0}
-ALLOWED_MEAN = {"fp32": 1e-4, "fp16": 0.05, "bf16": 0.3}
-# Like `parity.TIED_LOGITS`, plus the rounding of all earlier steps. Measured: none in fp32, 1.4e-3
-# in fp16, 0.28 in bf16; the faults above give up to 1.7.
-TIED_STREAM_LOGITS = {"fp32": 1e-4, "fp16": 0.02, "bf16": 0.5}
 
 
 @dataclass(frozen=True)
@@ -133,7 +123,7 @@ def check_stream(
     state: StreamState,
     config: ModelConfig,
     protocol: Protocol,
-    precision: str,
+    tolerance: StreamTolerance,
     *,
     backend: str,
     follow: Follow | None,
@@ -145,7 +135,7 @@ def check_stream(
         state: a new stream; not closed here.
         config: the model's.
         protocol: decides by logits.
-        precision: of the bundle.
+        tolerance: what is allowed.
         backend: name of the backend.
         follow: returns the reference's trace for given selections; None for golden files.
     """
@@ -172,12 +162,12 @@ def check_stream(
         other_answers=[answer for reading in readings for answer in reading.others],
         largest=max(errors, default=0.0),
         mean=float(np.mean(errors or [0.0])),
-        allowed=ALLOWED_LARGEST[precision],
+        allowed=tolerance.largest,
         num_selections=sum(each.num_frames for each in chosen),
         num_ties=sum(each.num_other for each in chosen),
         gap=max((each.gap for each in chosen), default=0.0),
     )
-    fault = _fault(result, chosen, precision)
+    fault = _fault(result, chosen, tolerance)
     return replace(result, status="failed", reason=fault) if fault else result
 
 
@@ -283,14 +273,14 @@ def _threshold_margin(theirs: Float32Array, threshold: float) -> float:
     return abs(float(theirs.max()) - at_threshold) / float(np.abs(theirs).max())
 
 
-def _fault(result: StreamResult, chosen: Sequence[_Selection], precision: str) -> str:
+def _fault(result: StreamResult, chosen: Sequence[_Selection], tolerance: StreamTolerance) -> str:
     """The first fault in the stream; "" for none."""
-    untied = next((each for each in chosen if not each.gap <= TIED_STREAM_LOGITS[precision]), None)
+    untied = next((each for each in chosen if not each.gap <= tolerance.tied_logits), None)
     if untied is not None:
         return (
             f"step {untied.step}, {layer_name(untied.layer)}: kept has {untied.num_other} other "
             f"tokens than the reference, with a gap of {untied.gap:.1e} of the largest router "
-            f"logit; ties are up to {TIED_STREAM_LOGITS[precision]:.0e}"
+            f"logit; ties are up to {tolerance.tied_logits:.0e}"
         )
     clear = [answer for answer in result.other_answers if not answer.margin <= result.allowed]
     if clear:
@@ -301,8 +291,6 @@ def _fault(result: StreamResult, chosen: Sequence[_Selection], precision: str) -
         )
     if not result.largest <= result.allowed:
         return f"logits are off by {result.largest:.1e}, allowed {result.allowed:.0e}"
-    if not result.mean <= ALLOWED_MEAN[precision]:
-        return (
-            f"logits are off by {result.mean:.1e} on average, allowed {ALLOWED_MEAN[precision]:.0e}"
-        )
+    if not result.mean <= tolerance.mean:
+        return f"logits are off by {result.mean:.1e} on average, allowed {tolerance.mean:.0e}"
     return ""

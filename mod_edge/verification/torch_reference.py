@@ -6,14 +6,17 @@ from pathlib import Path
 import torch
 
 from mod_edge.bundle.bundle import Bundle
+from mod_edge.export.bundle_writer import graph_weights
 from mod_edge.model.checkpoint import checkpoint_of_bundle
+from mod_edge.model.quantized import quantize_model
+from mod_edge.model.video_llm import VideoLLM
 from mod_edge.plan.signature import GraphSignature
 from mod_edge.runtime.capture.video_file import VideoFile
 from mod_edge.runtime.loaded_model import LoadedModel
-from mod_edge.verification.graph_check import GraphResult, compare_outputs, run_steps
+from mod_edge.verification.graph_check import GraphResult, compare_outputs
 from mod_edge.verification.recording import Arrays, GraphRecording, StreamTrace, held_dtype
 from mod_edge.verification.reference import Reference
-from mod_edge.verification.reference_graph import ReferenceGraph, ReferenceRunner, in_dtype
+from mod_edge.verification.reference_graph import ReferenceGraph, in_dtype
 from mod_edge.verification.reference_stream import MAX_FRAMES, follow_stream, record_stream
 from mod_edge.verification.sample_video import SampleVideo
 from mod_edge.verification.stream_backends import check_backend
@@ -21,7 +24,11 @@ from mod_edge.verification.stream_check import StreamResult
 
 
 class TorchReference(Reference):
-    """The reference model in float32, and a short stream recorded with it."""
+    """The reference model in float32, and a short stream recorded with it.
+
+    For a quantized bundle it is the model with the same dequantized weights and the same rounding
+    of activations, so that errors are the graphs' own.
+    """
 
     def __init__(self, bundle: Bundle, checkpoint: Path, source: Path | None) -> None:
         """Load the model and record a stream with it.
@@ -40,8 +47,10 @@ class TorchReference(Reference):
         fingerprint = bundle.manifest.checkpoint["fingerprint"]
         self._checkpoint = checkpoint_of_bundle(checkpoint, fingerprint)
         self._bundle = bundle
-        self._model = self._checkpoint.load_model()
-        self.name = f"torch fp32 (torch {torch.__version__})"
+        self._model = self._load_model()
+        weights = f", weights {bundle.lowering.weight_format}"
+        quantized = weights if bundle.lowering.is_quantized else ""
+        self.name = f"torch fp32{quantized} (torch {torch.__version__})"
         fps = bundle.config.stream_config.frame_fps
         record = partial(
             record_stream, self._model, self._checkpoint.tokenizer, lowering=bundle.lowering
@@ -67,10 +76,10 @@ class TorchReference(Reference):
         dtypes = {spec.name: held_dtype(spec) for spec in recording.signature.outputs}
 
         def run() -> list[Arrays]:
-            runner = ReferenceRunner(graph, getattr(torch, lowering.dtype), {})
+            dtype = getattr(torch, lowering.dtype)
             return [
                 {name: array.astype(dtypes[name]) for name, array in outputs.items()}
-                for outputs in run_steps(runner, recording.steps)
+                for outputs in graph.run(graph.module(dtype), dtype, {})
             ]
 
         return compare_outputs(recording, f"torch {lowering.precision}", run)
@@ -88,7 +97,12 @@ class TorchReference(Reference):
         from mod_edge.runtime.cpu.torch_model import TorchModel
 
         dtype = getattr(torch, self._bundle.lowering.dtype)
-        return TorchModel(in_dtype(self._checkpoint.load_model(), dtype))
+        return TorchModel(in_dtype(self._load_model(), dtype))
+
+    def _load_model(self) -> VideoLLM:
+        return quantize_model(self._checkpoint.load_model(), self._bundle.lowering)
 
     def _graph(self, signature: GraphSignature) -> ReferenceGraph:
-        return ReferenceGraph(self._model, signature, self._bundle.lowering, self._recorder)
+        lowering = self._bundle.lowering
+        original = partial(graph_weights, self._checkpoint) if lowering.is_quantized else None
+        return ReferenceGraph(self._model, signature, lowering, self._recorder, original)

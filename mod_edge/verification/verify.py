@@ -3,9 +3,13 @@
 The reference is the PyTorch model of the bundle's checkpoint or, on a device without PyTorch, the
 golden files saved from it. Each graph gets inputs recorded from a real stream and is compared
 alone, so that errors do not add up; then every backend runs the stream from frames to answers.
+
+The reference of a quantized bundle has the same dequantized weights and rounds the same activations
+(`model.quantized`). What quantizing costs against the checkpoint's own weights is measured beside.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +24,7 @@ from mod_edge.verification.golden import GOLDEN, Golden, GoldenWriter, require_n
 from mod_edge.verification.graph_backends import GraphBackend, NotRun, graph_backends
 from mod_edge.verification.graph_check import GraphResult, check_graph
 from mod_edge.verification.graph_evaluator import evaluator_backend
-from mod_edge.verification.recording import StreamTrace
+from mod_edge.verification.recording import GraphRecording, StreamTrace
 from mod_edge.verification.reference import Reference
 from mod_edge.verification.stream_backends import check_streams, stream_limits
 from mod_edge.verification.stream_check import STREAM, StreamResult
@@ -164,12 +168,7 @@ def _verify(
             writer.add_graph(recording)
         in_dtype = reference.graph_in_dtype(recording)
         graphs += [in_dtype] if in_dtype else []
-        path = bundle.folder / signature.file
-        for backend in backends:
-            if reason := backend.obstacle(path):
-                graphs.append(GraphResult(signature.name, backend.name, "not run", reason))
-            else:
-                graphs.append(check_graph(path, recording, backend))
+        graphs += _check_graph(bundle, recording, backends)
     graphs += [GraphResult(EVERY_GRAPH, each.name, "not run", each.reason) for each in not_run]
     streams: list[StreamResult] = []
     if graph is None:
@@ -184,6 +183,22 @@ def _verify(
         streams,
         num_threads(),
     )
+
+
+def _check_graph(
+    bundle: Bundle, recording: GraphRecording, backends: list[GraphBackend]
+) -> Iterator[GraphResult]:
+    """The graph's result on every backend that it has a file for."""
+    name = recording.signature.name
+    record = bundle.manifest.graphs[name]
+    for backend in backends:
+        file = backend.file(record)
+        if file is None:
+            continue
+        if reason := backend.obstacle(bundle.folder, record):
+            yield GraphResult(name, backend.name, "not run", reason)
+        else:
+            yield check_graph(bundle.folder / file, recording, backend)
 
 
 def _graph_backends(

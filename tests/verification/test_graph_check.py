@@ -13,8 +13,9 @@ from mod_edge.plan.parity import TIED_LOGITS, cut_margin, selection_gap
 from mod_edge.plan.signature import bundle_signatures, layer_signature
 from mod_edge.plan.targets import CPU_FP32
 from mod_edge.verification.graph_backends import graph_backends, onnx_backend
-from mod_edge.verification.graph_check import ALLOWED_ERROR, check_graph, compare_outputs
+from mod_edge.verification.graph_check import check_graph, compare_outputs
 from mod_edge.verification.recording import AFTER_ROLL
+from mod_edge.verification.tolerances import ALLOWED_ERROR
 from tests.export import graph_faults
 
 pytestmark = pytest.mark.numeric

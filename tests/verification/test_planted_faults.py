@@ -14,9 +14,10 @@ from mod_edge.plan.signature import layer_signature
 from mod_edge.plan.targets import CPU_FP32, Lowering
 from mod_edge.runtime.cpu.kv_cache import KvCache
 from mod_edge.verification.graph_backends import onnx_backend
-from mod_edge.verification.graph_check import ALLOWED_ERROR, check_graph
+from mod_edge.verification.graph_check import check_graph
 from mod_edge.verification.graph_evaluator import evaluator_backend
 from mod_edge.verification.reference_graph import ReferenceGraph
+from mod_edge.verification.tolerances import ALLOWED_ERROR
 from mod_edge.verification.verify import verify_bundle
 from tests.conftest import CAPACITY
 from tests.export import graph_faults, in_place_faults

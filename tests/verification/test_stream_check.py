@@ -18,12 +18,8 @@ from mod_edge.runtime.cpu.torch_model import TorchModel
 from mod_edge.runtime.loaded_model import StreamState
 from mod_edge.verification.recording import EncodeCall, EvictCall, ReadCall, StepCall
 from mod_edge.verification.reference_stream import MIN_ROLLS, follow_stream
-from mod_edge.verification.stream_check import (
-    ALLOWED_LARGEST,
-    TIED_STREAM_LOGITS,
-    call_layout,
-    check_stream,
-)
+from mod_edge.verification.stream_check import call_layout, check_stream
+from mod_edge.verification.tolerances import STREAM_TOLERANCES
 from mod_edge.verification.trace_file import read_trace, write_trace
 from tests.runtime.streams import onnx_stream
 
@@ -48,8 +44,9 @@ def check(tiny_checkpoint, trace):
 
     def run(state, trace=trace, precision="fp32", follow=None):
         protocol = Protocol(CONFIG.stream_config, tokenizer, trace.threshold)
+        tolerance = STREAM_TOLERANCES[precision]
         return check_stream(
-            trace, state, CONFIG, protocol, precision, backend="backend", follow=follow
+            trace, state, CONFIG, protocol, tolerance, backend="backend", follow=follow
         )
 
     return run
@@ -136,8 +133,8 @@ def test_a_wrong_rebase_of_the_sink_fails(
     with on_onnx(any_bundle(target, precision), trace) as state:
         result = check(state, precision=precision, follow=follow)
     assert result.status == "failed"
-    assert result.gap > 10 * TIED_STREAM_LOGITS[precision]
-    assert result.largest > 3 * ALLOWED_LARGEST[precision]
+    assert result.gap > 10 * STREAM_TOLERANCES[precision].tied_logits
+    assert result.largest > 3 * STREAM_TOLERANCES[precision].largest
 
 
 # ---- answers and selections ----
@@ -218,7 +215,7 @@ def test_another_token_is_named_with_its_step_and_margin(check, trace):
     assert result.reason.startswith(f"step {step}: token 500, wanted token ")
     (answer,) = result.other_answers
     assert (answer.step, answer.ours) == (step, "token 500")
-    assert answer.margin > ALLOWED_LARGEST["fp32"]
+    assert answer.margin > STREAM_TOLERANCES["fp32"].largest
 
 
 def test_another_decision_is_named(check, trace):
@@ -235,7 +232,7 @@ def tied_at(trace, step, precision):
     def change(call):
         logits = call.logits.copy()
         size = np.abs(logits).max(axis=1)
-        logits[:, 500] = logits.max(axis=1) - 0.1 * ALLOWED_LARGEST[precision] * size
+        logits[:, 500] = logits.max(axis=1) - 0.1 * STREAM_TOLERANCES[precision].largest * size
         return replace(call, logits=logits)
 
     return changed_at(trace, step, ReadCall, change)
@@ -244,11 +241,11 @@ def tied_at(trace, step, precision):
 def test_a_token_that_the_reference_hardly_prefers_is_counted_and_passes(check, trace):
     step = steps_of(trace, has_frames=False)[0]
     tied = tied_at(trace, step, "fp32")
-    echo = Echo(tied, logits={step: preferring(500, 0.1 * ALLOWED_LARGEST["fp32"])})
+    echo = Echo(tied, logits={step: preferring(500, 0.1 * STREAM_TOLERANCES["fp32"].largest)})
     result = check(echo, trace=tied)
     assert result.status == "ok", result.reason
     (answer,) = result.other_answers
-    assert answer.margin == pytest.approx(0.1 * ALLOWED_LARGEST["fp32"], rel=0.1)
+    assert answer.margin == pytest.approx(0.1 * STREAM_TOLERANCES["fp32"].largest, rel=0.1)
 
 
 def test_a_decision_at_the_threshold_is_a_tie_by_the_probabilitys_logit(check, trace):
@@ -298,7 +295,7 @@ def test_other_tokens_kept_are_named_with_step_layer_and_gap(check, trace):
     result = check(Echo(trace, kept={step: next_best}))
     assert result.status == "failed"
     assert result.reason.startswith(f"step {step}, layer-01: kept has ")
-    assert result.gap > TIED_STREAM_LOGITS["fp32"]
+    assert result.gap > STREAM_TOLERANCES["fp32"].tied_logits
 
 
 def last_tokens(kept, _router_logits):

@@ -1,0 +1,91 @@
+"""Faults to plant in quantized graphs of the tiny preset, as those in `graph_faults`.
+
+Each leaves a graph that loads and runs.
+"""
+
+import numpy as np
+from onnx import helper
+
+
+def zero_point_of_zero(cut):
+    """Rows are rounded as if their lowest value was 0: negative values become 0."""
+    for node in cut.find("Round"):
+        cut.bypass(node, "zero")
+
+
+def column_sums_left_out(cut):
+    """The rows' zero points are never subtracted from the products."""
+    for node in cut.find("Sub"):
+        if node.input[1].endswith(".offset"):
+            cut.bypass(node, node.input[0])
+
+
+def one_activation_scale(cut):
+    """All rows of a step share the lowest and the highest value."""
+    for node in (*cut.find("ReduceMin"), *cut.find("ReduceMax")):
+        del node.input[1]
+
+
+def scales_along_the_wrong_axis(cut):
+    """The scales of output channels are taken for inputs, where there are as many of both."""
+    for node in cut.find("DequantizeLinear", axis=1):
+        if node.input[0].startswith(("self_attn.q_proj", "self_attn.o_proj")):
+            (axis,) = [each for each in node.attribute if each.name == "axis"]
+            axis.i = 0
+
+
+def scales_as_blocks_by_channels(cut):
+    """The scales (out, blocks) are read as (blocks, out)."""
+    for node in cut.find("MatMulNBits"):
+        dims = next(list(each.dims) for each in cut.graph.initializer if each.name == node.input[2])
+        insert_between(
+            cut,
+            node,
+            2,
+            helper.make_node("Transpose", ["{in}"], ["{in}.turned"], perm=[1, 0]),
+            helper.make_node(
+                "Reshape",
+                ["{in}.turned", cut.constant(f"{node.input[2]}.dims", np.array(dims))],
+                ["{out}"],
+            ),
+        )
+
+
+def block_scales_off_by_one(cut):
+    """Every block of inputs has the next block's scale."""
+    for node, position, axis in block_scales(cut):
+        name = node.input[position]
+        dims = next(list(each.dims) for each in cut.graph.initializer if each.name == name)
+        following = cut.constant(f"{name}.following", np.roll(np.arange(dims[axis]), -1))
+        insert_between(
+            cut,
+            node,
+            position,
+            helper.make_node("Gather", ["{in}", following], ["{out}"], axis=axis),
+        )
+
+
+def zero_points_of_zero(cut):
+    """Codes of blocks are taken for distances from 0 instead of from their zero point."""
+    for node in cut.find("MatMulNBits"):
+        name = node.input[3]
+        tensor = next(each for each in cut.graph.initializer if each.name == name)
+        node.input[3] = cut.constant(f"{name}.zero", np.zeros(list(tensor.dims), np.uint8))
+
+
+def block_scales(cut):
+    """(node, position of its scales, axis of their blocks) of every product with blocks."""
+    nbits = [(node, 2, 1) for node in cut.find("MatMulNBits")]
+    return nbits + [(node, 1, 0) for node in cut.find("DequantizeLinear", block_size=32)]
+
+
+def insert_between(cut, node, position, *new):
+    """Insert nodes that read "{in}", what `node` reads at `position`, and compute "{out}"."""
+    name = node.input[position]
+    for each in new:
+        each.input[:] = [part.replace("{in}", name) for part in each.input]
+        each.output[:] = [
+            part.replace("{in}", name).replace("{out}", f"{name}.changed") for part in each.output
+        ]
+    cut.insert_before(node, *new)
+    node.input[position] = f"{name}.changed"
