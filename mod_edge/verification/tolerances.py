@@ -51,8 +51,8 @@ ALLOWED_ERROR = {"fp32": 2e-5, "fp16": 1e-2, "bf16": 8e-2}
 # the 135m preset and the shipped model give 7.4e-3 and 2.7e-5. Of real faults, one activation scale
 # a tensor gives 0.036 and 4e-3, all others 0.4 and 0.03 or more.
 ALLOWED_WITH_ROUNDED_ACTIVATIONS = Tolerance(5e-2, 3e-4)
-# A vision tower is one graph of many layers, where one value on the other side brings more after it,
-# up to half of what quantizing costs: measured 0.011 and 6.1e-4, the same with 3 and 12 layers.
+# A vision tower is one graph of many layers: one value on the other side brings more after it, up
+# to half of what quantizing costs: measured 0.011 and 6.1e-4, the same with 3 and 12 layers.
 ALLOWED_OF_VISION_WITH_ROUNDED_ACTIVATIONS = Tolerance(5e-2, 3e-3)
 
 

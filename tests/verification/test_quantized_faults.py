@@ -1,6 +1,7 @@
 """Faults that quantized graphs have had: `mod-edge verify` finds each of them.
 
-Every fault is planted in one layer of the tiny preset whose healthy graph passes on the same steps.
+Every fault is planted in one layer of the tiny preset, whose healthy graph passes on the same steps
+(`test_quantized`).
 Largest error, and largest mean error of an output over all steps: healthy at most 1e-6 and 1e-7 in
 float32, one activation scale a tensor 0.04 and 4e-3, a scale along the wrong axis 0.4 and 0.03, a
 block off by one 0.9 and 0.1, a zero point of 0 1.8 and 0.3, a column sum left out 48 and 5. A
@@ -60,13 +61,11 @@ def check(quantized_recording):
 
 
 @pytest.mark.parametrize(("fault", "lowering"), FAULTS.values(), ids=list(FAULTS))
-def test_a_planted_fault_fails_and_the_healthy_graph_passes(
-    check, quantized_graph, tmp_path, fault, lowering
-):
+def test_a_planted_fault_fails(check, quantized_graph, tmp_path, fault, lowering):
     healthy = quantized_graph(layer_signature(CONFIG, MOD, lowering), lowering)
-    assert check(healthy, lowering).status == "ok"
     result = check(graph_faults.copy_graph(healthy, tmp_path, fault), lowering)
     assert result.status == "failed"
+    assert result.outputs, "by its numbers"
 
 
 def test_a_quantized_router_fails(check, topology_of, tiny_checkpoint, tmp_path):
@@ -84,4 +83,4 @@ def test_a_quantized_router_fails(check, topology_of, tiny_checkpoint, tmp_path)
     )
     result = check(path, CPU_INT8)
     assert result.status == "failed"
-    assert result.reason.startswith("it quantizes router.weight.codes, router.weight.column_sums")
+    assert result.reason.startswith("it quantizes router.weight.codes")
