@@ -34,10 +34,12 @@ class WeightCodes:
 
     def values(self) -> Tensor:
         """The dequantized weight (out, in) in float32."""
-        blocks = self.codes.unflatten(1, (self.scales.shape[1], -1)).to(torch.float32)
+        values = self.codes.to(torch.float32)
+        blocks = values.unflatten(1, (self.scales.shape[1], -1))  # a view: no copy of a large head
         if self.zero_points is not None:
-            blocks = blocks - self.zero_points[..., None].to(torch.float32)
-        return (blocks * self.scales[..., None].to(torch.float32)).flatten(1)
+            blocks -= self.zero_points[..., None]
+        blocks *= self.scales[..., None]
+        return values
 
 
 def weight_codes(
@@ -73,6 +75,18 @@ def weight_codes(
     )
 
 
+def _spanned(weight: Tensor, form: WeightForm, dtype: torch.dtype) -> WeightCodes:
+    """Codes from the least to the largest value of each block and 0, which is always a code."""
+    largest = 2**form.bits - 1
+    blocks = weight.unflatten(1, (-1, form.block or weight.shape[1]))
+    lowest, highest = blocks.amin(2).clamp_max(0), blocks.amax(2).clamp_min(0)
+    scales = ((highest - lowest) / largest).clamp_min(SMALLEST_SCALE).to(dtype)
+    steps = scales.to(torch.float32)
+    zero_points = (-lowest / steps).round().clamp(0, largest)
+    codes = (blocks / steps[..., None] + zero_points[..., None]).round().clamp(0, largest)
+    return WeightCodes(codes.to(torch.uint8).flatten(1), scales, zero_points.to(torch.uint8))
+
+
 def _rounded(weight: Tensor, form: WeightForm, dtype: torch.dtype) -> WeightCodes:
     """Symmetric codes: the largest value of a block is the largest code."""
     largest = 2 ** (form.bits - 1) - 1
@@ -83,7 +97,11 @@ def _rounded(weight: Tensor, form: WeightForm, dtype: torch.dtype) -> WeightCode
 
 
 def _k_quant(weight: Tensor, form: WeightForm, dtype: torch.dtype) -> WeightCodes:
-    """ONNX Runtime's k-quant: scale and zero point of every block searched for the least error."""
+    """ONNX Runtime's k-quant: scale and zero point of every block searched for the least error.
+
+    Its search assumes values on both sides of 0: a block from 1.0 to 1.1 becomes 0.1, one of 0.02
+    alone becomes 0. Such blocks take the codes of `_spanned`.
+    """
     # Late: it imports all of onnxruntime's quantization tools.
     from onnxruntime.quantization.neural_compressor.weight_only import quant_tensor_k_quant_cpu
 
@@ -93,8 +111,18 @@ def _k_quant(weight: Tensor, form: WeightForm, dtype: torch.dtype) -> WeightCode
         codes, scales, zero_points = quant_tensor_k_quant_cpu(
             weight.numpy(), num_bits=form.bits, group_size=form.block
         )
-    return WeightCodes(
+    searched = WeightCodes(
         torch.from_numpy(codes.astype(np.uint8)).reshape(weight.shape),
         torch.from_numpy(scales.astype(np.float32)).reshape(shape).to(dtype),
         torch.from_numpy(zero_points).reshape(shape),
+    )
+    blocks = weight.unflatten(1, (-1, form.block))
+    is_one_sided = (blocks.amin(2) >= 0) | (blocks.amax(2) <= 0)  # (out, blocks)
+    spanned = _spanned(weight, form, dtype)
+    assert searched.zero_points is not None
+    assert spanned.zero_points is not None
+    return WeightCodes(
+        torch.where(is_one_sided.repeat_interleave(form.block, 1), spanned.codes, searched.codes),
+        torch.where(is_one_sided, spanned.scales, searched.scales),
+        torch.where(is_one_sided, spanned.zero_points, searched.zero_points),
     )
