@@ -64,15 +64,18 @@ def weight_codes(
         )
     quantize = _k_quant if form.has_zero_points else _rounded
     rows = max(1, CHUNK_VALUES // num_in)
-    chunks = [
-        quantize(chunk.to(torch.float32), form, dtype) for chunk in weight.split(rows)
-    ]  # by output channel, each quantized alone
-    zero_points = [each.zero_points for each in chunks if each.zero_points is not None]
-    return WeightCodes(
-        torch.cat([each.codes for each in chunks]),
-        torch.cat([each.scales for each in chunks]),
-        torch.cat(zero_points) if zero_points else None,
-    )
+    # Filled in place: a list of a large head's codes to join would be a second copy.
+    codes = torch.empty(weight.shape, dtype=torch.uint8 if form.has_zero_points else torch.int8)
+    scales: list[Tensor] = []
+    zero_points: list[Tensor] = []
+    # By output channel, each quantized alone.
+    for part, chunk in zip(codes.split(rows), weight.split(rows), strict=True):
+        quantized = quantize(chunk.to(torch.float32), form, dtype)
+        part.copy_(quantized.codes)
+        scales.append(quantized.scales)
+        if quantized.zero_points is not None:
+            zero_points.append(quantized.zero_points)
+    return WeightCodes(codes, torch.cat(scales), torch.cat(zero_points) if zero_points else None)
 
 
 def _spanned(weight: Tensor, form: WeightForm, dtype: torch.dtype) -> WeightCodes:
