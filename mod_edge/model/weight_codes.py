@@ -12,10 +12,19 @@ import torch
 from torch import Tensor
 
 from mod_edge.errors import ExportError
-from mod_edge.plan.weight_forms import SMALLEST_SCALE, WeightForm
+from mod_edge.plan.weight_forms import (
+    K_QUANT,
+    ROUND_TO_NEAREST,
+    SMALLEST_SCALE,
+    SYMMETRIC_SEARCH,
+    WeightForm,
+)
 
 # Rows of a weight that are quantized at once: k-quant needs about 12 float32 copies of them.
 CHUNK_VALUES = 2**22
+# The symmetric search lets a block's largest value fall on codes from 2 below to 2 above the range.
+# Twice as many steps lower the weighted error of SmolLM2's layers by 0.1 %, a fourth raises it 5 %.
+SEARCH_REACH, SEARCH_STEPS = 2, 11
 
 
 @dataclass(frozen=True)
@@ -60,10 +69,9 @@ def weight_codes(
             f"weight {name!r} has {num_in} inputs, which the block size {form.block} of "
             f"{form.bits}-bit weights does not divide; export with other --weights"
         )
-    quantize = _k_quant if form.has_zero_points else _rounded
     rows = max(1, CHUNK_VALUES // num_in)
     chunks = [
-        quantize(chunk.to(torch.float32), form, dtype) for chunk in weight.split(rows)
+        METHODS[form.method](chunk.to(torch.float32), form, dtype) for chunk in weight.split(rows)
     ]  # by output channel, each quantized alone
     zero_points = [each.zero_points for each in chunks if each.zero_points is not None]
     return WeightCodes(
@@ -82,6 +90,34 @@ def _rounded(weight: Tensor, form: WeightForm, dtype: torch.dtype) -> WeightCode
     return WeightCodes(codes.to(torch.int8).flatten(1), scales)
 
 
+def _searched(weight: Tensor, form: WeightForm, dtype: torch.dtype) -> WeightCodes:
+    """Symmetric codes, and for every block the scale of the least error, among those tried.
+
+    k-quant without a zero point: errors count by the size of their weight plus the block's root
+    mean square. Scales are positive, as TensorRT wants them.
+    """
+    middle = 2 ** (form.bits - 1)
+    lowest, highest = -middle, middle - 1
+    blocks = weight.unflatten(1, (-1, form.block or weight.shape[1]))
+    importance = blocks.abs() + blocks.square().mean(2, keepdim=True).sqrt()
+    largest = blocks.abs().amax(2, keepdim=True)
+    best = largest
+    least_error = torch.full_like(largest, torch.inf)
+    for code in torch.linspace(middle - SEARCH_REACH, middle + SEARCH_REACH, SEARCH_STEPS):
+        codes = (blocks / (largest / code).clamp_min(SMALLEST_SCALE)).round()
+        codes = codes.clamp(lowest, highest)
+        weighted = importance * codes
+        # Least squares: the best scale for these codes.
+        products, squares = ((weighted * each).sum(2, keepdim=True) for each in (blocks, codes))
+        scales = (products / squares).nan_to_num().clamp_min(SMALLEST_SCALE)  # 0 / 0: all zeros
+        error = (importance * (codes * scales - blocks).square()).sum(2, keepdim=True)
+        best = torch.where(error < least_error, scales, best)
+        least_error = torch.minimum(error, least_error)
+    scales = best.to(dtype)
+    codes = (blocks / scales.to(torch.float32)).round().clamp(lowest, highest)
+    return WeightCodes(codes.to(torch.int8).flatten(1), scales[..., 0])
+
+
 def _k_quant(weight: Tensor, form: WeightForm, dtype: torch.dtype) -> WeightCodes:
     """ONNX Runtime's k-quant: scale and zero point of every block searched for the least error."""
     # Late: it imports all of onnxruntime's quantization tools.
@@ -98,3 +134,6 @@ def _k_quant(weight: Tensor, form: WeightForm, dtype: torch.dtype) -> WeightCode
         torch.from_numpy(scales.astype(np.float32)).reshape(shape).to(dtype),
         torch.from_numpy(zero_points).reshape(shape),
     )
+
+
+METHODS = {ROUND_TO_NEAREST: _rounded, SYMMETRIC_SEARCH: _searched, K_QUANT: _k_quant}
