@@ -8,7 +8,6 @@ from importlib import import_module
 from pathlib import Path
 
 import numpy as np
-import onnx
 import torch
 from torch import Tensor, nn
 
@@ -34,18 +33,16 @@ from mod_edge.export.check import (
     quantizing_cost,
 )
 from mod_edge.export.lower import lower_file
-from mod_edge.export.quantize import unsigned_graph
 from mod_edge.export.step_io import reference_module
 from mod_edge.export.stored_tensor import raw_array
 from mod_edge.export.trace import Topology, rounded, trace, write_graph
 from mod_edge.model.checkpoint import Checkpoint
 from mod_edge.model.weight_codes import weight_codes
-from mod_edge.native.int8_products import multiplies_u8_by_s8_exactly
 from mod_edge.native.native_path import native_path
 from mod_edge.plan.graph_kind import GraphKind
 from mod_edge.plan.signature import GraphSignature, bundle_signatures
 from mod_edge.plan.targets import CPU_FP32, Lowering
-from mod_edge.plan.weight_forms import EMBEDDING_INT8, U8_ROWS, WeightForm
+from mod_edge.plan.weight_forms import EMBEDDING_INT8, WeightForm
 from mod_edge.progress import OnStep, not_shown
 
 TOOLS = ("mod-edge", "torch", "onnx", "onnxscript", "onnxruntime", "numpy", "onnx_graphsurgeon")
@@ -139,15 +136,8 @@ def _export_graph(
         return reference_module(config, signature.kind, weights, topology.weight_dtypes, form)
 
     form = topology.ops.form if topology.ops else None
-    unsigned = _write_unsigned(path, topology)
     # Before lowering: ONNX Runtime does not read attributes that only the target's compiler knows.
-    # A CPU whose u8 x s8 products are wrong can only check the graph without them.
-    checked = [path] if unsigned is None or multiplies_u8_by_s8_exactly() else []
-    error = max(
-        check_numbers(each, config, signature, lowering, partial(make_reference, form))
-        for each in (*checked, unsigned)
-        if each is not None
-    )
+    error = check_numbers(path, config, signature, lowering, partial(make_reference, form))
     parity = {"max_relative_error": error, "allowed": allowed_error(signature.kind, lowering)}
     if form is not None:
         make_original = partial(make_reference, None)
@@ -161,18 +151,7 @@ def _export_graph(
         outputs=[[spec.name, spec.dtype, list(spec.dims)] for spec in signature.outputs],
         parity=parity,
         weights=form.to_json() if form else None,
-        unsigned_file=unsigned.relative_to(folder).as_posix() if unsigned else None,
     )
-
-
-def _write_unsigned(path: Path, topology: Topology) -> Path | None:
-    """Write the graph at `path` again for CPUs without exact u8 x s8 products, if it has such."""
-    if topology.ops is None or topology.ops.form.activations != U8_ROWS:
-        return None
-    unsigned = path.with_suffix(".u8.onnx")
-    proto = onnx.load(str(path), load_external_data=False)
-    unsigned.write_bytes(unsigned_graph(proto).SerializeToString())
-    return unsigned
 
 
 def graph_weights(

@@ -18,8 +18,9 @@ from polygraphy.backend.onnxrt import OnnxrtRunner
 from polygraphy.common import TensorMetadata
 
 from mod_edge.errors import BackendError
+from mod_edge.native.int8_products import graph_session_options
 from mod_edge.native.native_path import native_path
-from mod_edge.native.onnx_session import names_dtypes_dims, session_options
+from mod_edge.native.onnx_session import names_dtypes_dims
 from mod_edge.plan.signature import GraphSignature, TensorSpec
 from mod_edge.plan.targets import TARGETS, Lowering
 from mod_edge.verification.recording import held_dtype
@@ -136,6 +137,7 @@ class OnnxGraphRunner(OnnxrtRunner):  # type: ignore[misc] # Polygraphy ships no
         super().__init__(sess=None, name=f"onnx {path.name}")
         self._path, self._signature, self._provider = path, signature, provider
         self._rewriting = rewriting(lowering)
+        self._form = lowering.weight_form(signature.kind)
 
     def activate_impl(self) -> None:
         """Open the session, and check its inputs and outputs against the signature."""
@@ -153,7 +155,7 @@ class OnnxGraphRunner(OnnxrtRunner):  # type: ignore[misc] # Polygraphy ships no
             raise BackendError("; ".join(faults))
 
     def _session(self, temporary: ExitStack) -> Any:
-        options = session_options()
+        options = graph_session_options(self._form)
         options.log_severity_level = 4  # errors are raised; do not print them as well
         model: str | bytes = native_path(self._path)
         if self._rewriting == WIDENED:
