@@ -13,10 +13,8 @@ import torch
 from onnx import numpy_helper
 from torch.nn.functional import cosine_similarity
 
-from mod_edge.export.quantize import unsigned_graph
 from mod_edge.export.step_io import Past, StepIo
 from mod_edge.export.trace import trace, write_graph
-from mod_edge.native.int8_products import multiplies_u8_by_s8_exactly
 from mod_edge.native.native_path import native_path
 from mod_edge.native.onnx_session import session_options
 from mod_edge.plan.layout import step_layout
@@ -79,29 +77,24 @@ def expected(model, embeds):
 
 @pytest.fixture(scope="module")
 def layer_files(model, tmp_path_factory):
-    """The int8 graphs of all layers as a bundle holds them for this CPU."""
+    """The int8 graphs of all layers."""
     folder = tmp_path_factory.mktemp("layers")
     topology = trace(model.config, layer_signature(model.config, 0, INT8_ON_CPU), INT8_ON_CPU)
     paths = []
     for index, layer in enumerate(model.model.layers):
         paths.append(folder / f"{index}.onnx")
         write_graph(topology, layer.state_dict().items(), paths[-1])
-        if not multiplies_u8_by_s8_exactly():
-            change_graph(paths[-1], paths[-1], unsigned_graph)
     return paths
 
 
-def change_graph(path, changed_path, change):
-    """Write `change(graph)` of the graph at `path`, beside the same weights."""
+def with_one_activation_scale(path):
+    """The graph with the smallest and largest value of a whole tensor instead of each row's."""
     proto = onnx.load(str(path), load_external_data=False)
-    changed_path.write_bytes(change(proto).SerializeToString())
-
-
-def with_one_activation_scale(proto):
-    """The graph, with the smallest and largest value of the whole tensor instead of each row's."""
     (axes,) = (each for each in proto.graph.initializer if each.name == "last_axis")
     axes.CopyFrom(numpy_helper.from_array(np.array([-2, -1]), axes.name))
-    return proto
+    changed = path.with_name(f"tensor-{path.name}")
+    changed.write_bytes(proto.SerializeToString())
+    return changed
 
 
 def hidden_of_graphs(paths, model, embeds):
@@ -144,9 +137,7 @@ def test_int8_with_a_scale_a_row_keeps_the_other_tokens(layer_files, model, embe
 
 
 def test_int8_with_one_scale_a_tensor_loses_the_other_tokens(layer_files, model, embeds, expected):
-    changed = [path.with_name(f"tensor-{path.name}") for path in layer_files]
-    for path, changed_path in zip(layer_files, changed, strict=True):
-        change_graph(path, changed_path, with_one_activation_scale)
+    changed = [with_one_activation_scale(path) for path in layer_files]
     hidden = hidden_of_graphs(changed, model, embeds)
     cosines = cosines_of_other_tokens(hidden, expected[-1])
     assert cosines.mean() < FAILING_MEAN_COSINE
