@@ -12,10 +12,19 @@ import torch
 from torch import Tensor
 
 from mod_edge.errors import ExportError
-from mod_edge.plan.weight_forms import SMALLEST_SCALE, WeightForm
+from mod_edge.plan.weight_forms import (
+    K_QUANT,
+    ROUND_TO_NEAREST,
+    SMALLEST_SCALE,
+    SYMMETRIC_SEARCH,
+    WeightForm,
+)
 
 # Rows of a weight that are quantized at once: k-quant needs about 12 float32 copies of them.
 CHUNK_VALUES = 2**22
+# The symmetric search lets a block's largest value fall on codes from 2 below to 2 above the range.
+# Twice as many steps lower the weighted error of SmolLM2's layers by 0.1 %, a fourth raises it 5 %.
+SEARCH_REACH, SEARCH_STEPS = 2, 11
 
 
 @dataclass(frozen=True)
@@ -62,7 +71,6 @@ def weight_codes(
             f"weight {name!r} has {num_in} inputs, which the block size {form.block} of "
             f"{form.bits}-bit weights does not divide; export with other --weights"
         )
-    quantize = _k_quant if form.has_zero_points else _rounded
     rows = max(1, CHUNK_VALUES // num_in)
     # Filled in place: a list of a large head's codes to join would be a second copy.
     codes = torch.empty(weight.shape, dtype=torch.uint8 if form.has_zero_points else torch.int8)
@@ -70,7 +78,7 @@ def weight_codes(
     zero_points: list[Tensor] = []
     # By output channel, each quantized alone.
     for part, chunk in zip(codes.split(rows), weight.split(rows), strict=True):
-        quantized = quantize(chunk.to(torch.float32), form, dtype)
+        quantized = METHODS[form.method](chunk.to(torch.float32), form, dtype)
         part.copy_(quantized.codes)
         scales.append(quantized.scales)
         if quantized.zero_points is not None:
@@ -97,6 +105,34 @@ def _rounded(weight: Tensor, form: WeightForm, dtype: torch.dtype) -> WeightCode
     scales = (blocks.abs().amax(2) / largest).clamp_min(SMALLEST_SCALE).to(dtype)
     codes = (blocks / scales.to(torch.float32)[..., None]).round().clamp(-largest, largest)
     return WeightCodes(codes.to(torch.int8).flatten(1), scales)
+
+
+def _searched(weight: Tensor, form: WeightForm, dtype: torch.dtype) -> WeightCodes:
+    """Symmetric codes, and for every block the scale of the least error, among those tried.
+
+    k-quant without a zero point: errors count by the size of their weight plus the block's root
+    mean square. Scales are positive, as TensorRT wants them.
+    """
+    middle = 2 ** (form.bits - 1)
+    lowest, highest = -middle, middle - 1
+    blocks = weight.unflatten(1, (-1, form.block or weight.shape[1]))
+    importance = blocks.abs() + blocks.square().mean(2, keepdim=True).sqrt()
+    largest = blocks.abs().amax(2, keepdim=True)
+    best = largest
+    least_error = torch.full_like(largest, torch.inf)
+    for code in torch.linspace(middle - SEARCH_REACH, middle + SEARCH_REACH, SEARCH_STEPS):
+        codes = (blocks / (largest / code).clamp_min(SMALLEST_SCALE)).round()
+        codes = codes.clamp(lowest, highest)
+        weighted = importance * codes
+        # Least squares: the best scale for these codes.
+        products, squares = ((weighted * each).sum(2, keepdim=True) for each in (blocks, codes))
+        scales = (products / squares).nan_to_num().clamp_min(SMALLEST_SCALE)  # 0 / 0: all zeros
+        error = (importance * (codes * scales - blocks).square()).sum(2, keepdim=True)
+        best = torch.where(error < least_error, scales, best)
+        least_error = torch.minimum(error, least_error)
+    scales = best.to(dtype)
+    codes = (blocks / scales.to(torch.float32)).round().clamp(lowest, highest)
+    return WeightCodes(codes.to(torch.int8).flatten(1), scales[..., 0])
 
 
 def _k_quant(weight: Tensor, form: WeightForm, dtype: torch.dtype) -> WeightCodes:
@@ -129,3 +165,6 @@ def _k_quant(weight: Tensor, form: WeightForm, dtype: torch.dtype) -> WeightCode
         torch.where(is_one_sided, spanned.scales, searched.scales),
         torch.where(is_one_sided, spanned.zero_points, searched.zero_points),
     )
+
+
+METHODS = {ROUND_TO_NEAREST: _rounded, SYMMETRIC_SEARCH: _searched, K_QUANT: _k_quant}
