@@ -9,7 +9,7 @@ import logging
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,7 @@ from mod_edge.export.stored_tensor import StoredTensor, raw_array, stored
 from mod_edge.model.weight_codes import weight_codes
 from mod_edge.plan.signature import GraphSignature
 from mod_edge.plan.targets import Lowering
-from mod_edge.plan.weight_forms import is_quantized
+from mod_edge.plan.weight_forms import WeightForm, is_quantized
 
 # onnxruntime can memory-map external data that starts on a page boundary.
 DATA_ALIGNMENT = 4096
@@ -98,18 +98,24 @@ def trace(config: ModelConfig, signature: GraphSignature, lowering: Lowering) ->
     assert program is not None  # only the legacy exporter returns None
     proto = program.model_proto
     _clean(proto, signature)
-    transposed = linear_weight_names(module)
-    form = lowering.weight_form(signature.kind)
-    quantized = frozenset(filter(is_quantized, transposed)) if form else frozenset()
-    ops = OPS[form.op](form) if form and quantized else None
-    return Topology(
-        proto=quantize_graph(proto, quantized, ops) if ops else proto,
+    topology = Topology(
+        proto=proto,
         weight_shapes={name: tuple(weight.shape) for name, weight in weights.items()},
         weight_dtypes={name: weight.dtype for name, weight in weights.items()},
-        transposed=transposed,
-        quantized=quantized,
-        ops=ops,
+        transposed=linear_weight_names(module),
     )
+    form = lowering.weight_form(signature.kind)
+    return topology if form is None else with_form(topology, form)
+
+
+def with_form(topology: Topology, form: WeightForm) -> Topology:
+    """A copy of an unquantized topology that holds and multiplies its linear weights in `form`."""
+    quantized = frozenset(filter(is_quantized, topology.transposed))
+    if not quantized:
+        return topology
+    ops = OPS[form.op](form)
+    proto = quantize_graph(topology.proto, quantized, ops)
+    return replace(topology, proto=proto, quantized=quantized, ops=ops)
 
 
 def write_graph(topology: Topology, weights: Iterable[tuple[str, Tensor]], path: Path) -> None:

@@ -78,6 +78,11 @@ class Manifest:
     files: dict[str, FileRecord]
     tools: dict[str, str]
 
+    @property
+    def size_bytes(self) -> int:
+        """All files together."""
+        return sum(record.size_bytes for record in self.files.values())
+
 
 def is_lfs_pointer(path: Path) -> bool:
     """Whether the file is the small text that git-lfs leaves in place of one it did not fetch."""

@@ -43,10 +43,12 @@ class WeightCodes:
 
     def values(self) -> Tensor:
         """The dequantized weight (out, in) in float32."""
-        blocks = self.codes.unflatten(1, (self.scales.shape[1], -1)).to(torch.float32)
+        values = self.codes.to(torch.float32)
+        blocks = values.unflatten(1, (self.scales.shape[1], -1))  # a view: no copy of a large head
         if self.zero_points is not None:
-            blocks = blocks - self.zero_points[..., None].to(torch.float32)
-        return (blocks * self.scales[..., None].to(torch.float32)).flatten(1)
+            blocks -= self.zero_points[..., None]
+        blocks *= self.scales[..., None]
+        return values
 
 
 def weight_codes(
@@ -70,15 +72,30 @@ def weight_codes(
             f"{form.bits}-bit weights does not divide; export with other --weights"
         )
     rows = max(1, CHUNK_VALUES // num_in)
-    chunks = [
-        METHODS[form.method](chunk.to(torch.float32), form, dtype) for chunk in weight.split(rows)
-    ]  # by output channel, each quantized alone
-    zero_points = [each.zero_points for each in chunks if each.zero_points is not None]
-    return WeightCodes(
-        torch.cat([each.codes for each in chunks]),
-        torch.cat([each.scales for each in chunks]),
-        torch.cat(zero_points) if zero_points else None,
-    )
+    # Filled in place: a list of a large head's codes to join would be a second copy.
+    codes = torch.empty(weight.shape, dtype=torch.uint8 if form.has_zero_points else torch.int8)
+    scales: list[Tensor] = []
+    zero_points: list[Tensor] = []
+    # By output channel, each quantized alone.
+    for part, chunk in zip(codes.split(rows), weight.split(rows), strict=True):
+        quantized = METHODS[form.method](chunk.to(torch.float32), form, dtype)
+        part.copy_(quantized.codes)
+        scales.append(quantized.scales)
+        if quantized.zero_points is not None:
+            zero_points.append(quantized.zero_points)
+    return WeightCodes(codes, torch.cat(scales), torch.cat(zero_points) if zero_points else None)
+
+
+def _spanned(weight: Tensor, form: WeightForm, dtype: torch.dtype) -> WeightCodes:
+    """Codes from the least to the largest value of each block and 0, which is always a code."""
+    largest = 2**form.bits - 1
+    blocks = weight.unflatten(1, (-1, form.block or weight.shape[1]))
+    lowest, highest = blocks.amin(2).clamp_max(0), blocks.amax(2).clamp_min(0)
+    scales = ((highest - lowest) / largest).clamp_min(SMALLEST_SCALE).to(dtype)
+    steps = scales.to(torch.float32)
+    zero_points = (-lowest / steps).round().clamp(0, largest)
+    codes = (blocks / steps[..., None] + zero_points[..., None]).round().clamp(0, largest)
+    return WeightCodes(codes.to(torch.uint8).flatten(1), scales, zero_points.to(torch.uint8))
 
 
 def _rounded(weight: Tensor, form: WeightForm, dtype: torch.dtype) -> WeightCodes:
@@ -119,7 +136,11 @@ def _searched(weight: Tensor, form: WeightForm, dtype: torch.dtype) -> WeightCod
 
 
 def _k_quant(weight: Tensor, form: WeightForm, dtype: torch.dtype) -> WeightCodes:
-    """ONNX Runtime's k-quant: scale and zero point of every block searched for the least error."""
+    """ONNX Runtime's k-quant: scale and zero point of every block searched for the least error.
+
+    Its search assumes values on both sides of 0: a block from 1.0 to 1.1 becomes 0.1, one of 0.02
+    alone becomes 0. Such blocks take the codes of `_spanned`.
+    """
     # Late: it imports all of onnxruntime's quantization tools.
     from onnxruntime.quantization.neural_compressor.weight_only import quant_tensor_k_quant_cpu
 
@@ -129,10 +150,20 @@ def _k_quant(weight: Tensor, form: WeightForm, dtype: torch.dtype) -> WeightCode
         codes, scales, zero_points = quant_tensor_k_quant_cpu(
             weight.numpy(), num_bits=form.bits, group_size=form.block
         )
-    return WeightCodes(
+    searched = WeightCodes(
         torch.from_numpy(codes.astype(np.uint8)).reshape(weight.shape),
         torch.from_numpy(scales.astype(np.float32)).reshape(shape).to(dtype),
         torch.from_numpy(zero_points).reshape(shape),
+    )
+    blocks = weight.unflatten(1, (-1, form.block))
+    is_one_sided = (blocks.amin(2) >= 0) | (blocks.amax(2) <= 0)  # (out, blocks)
+    spanned = _spanned(weight, form, dtype)
+    assert searched.zero_points is not None
+    assert spanned.zero_points is not None
+    return WeightCodes(
+        torch.where(is_one_sided.repeat_interleave(form.block, 1), spanned.codes, searched.codes),
+        torch.where(is_one_sided, spanned.scales, searched.scales),
+        torch.where(is_one_sided, spanned.zero_points, searched.zero_points),
     )
 
 

@@ -12,6 +12,7 @@ AS_DTYPE = "as-dtype"
 INT8 = "int8"
 INT8_WEIGHT_ONLY = "int8-weight-only"
 INT4 = "int4"
+FORMAT_NAMES = (AS_DTYPE, INT8, INT8_WEIGHT_ONLY, INT4)
 
 # Inputs that share a scale in 4-bit weights and in MatMulNBits: the smallest block that both
 # onnxruntime's kernels and TensorRT support, so the most precise.
@@ -44,6 +45,19 @@ class WeightForm:
     def has_zero_points(self) -> bool:
         """Whether every block of weights has a zero point."""
         return self.method == K_QUANT
+
+    def bytes_per_weight(self, scale_bytes: int) -> float:
+        """Bytes in a file, with the block's share of its scale and zero point.
+
+        What there is once per output channel is left out: less than 1 % from 1,000 inputs on.
+
+        Args:
+            scale_bytes: of one scale; scales have the graph's dtype.
+        """
+        if self.block is None:
+            return self.bits / 8
+        zero_point_bits = self.bits if self.has_zero_points else 0
+        return (self.bits + (8 * scale_bytes + zero_point_bits) / self.block) / 8
 
     def to_json(self) -> dict[str, Any]:
         """For manifests."""

@@ -15,6 +15,7 @@ import onnxruntime
 
 from mod_edge.bundle.bundle import Bundle
 from mod_edge.errors import BackendError
+from mod_edge.native.freed_memory import return_freed_memory
 from mod_edge.native.int8_products import exact_int8_products, graph_session_options
 from mod_edge.native.native_path import native_path
 from mod_edge.native.onnx_session import names_dtypes_dims, num_threads
@@ -251,6 +252,7 @@ class _Graph:
         found = self._session.get_providers()[0]
         if found != PROVIDER:
             raise BackendError(f"{path.name} runs on {found}, wanted {PROVIDER}")
+        return_freed_memory()
         self._check_signature(path, signature)
 
     def bindings(self) -> "_Bindings":
