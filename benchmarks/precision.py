@@ -229,9 +229,9 @@ def write_dequantized(checkpoint: Checkpoint, lowering: Lowering, folder: Path) 
 # ---- measurements ----
 
 
-def text_of_measurement() -> Path:
+def text_of_measurement(folder: Path) -> Path:
     """A file of English text: this repository's licence and topics of Python's reference."""
-    path = WORK / "text.txt"
+    path = folder / "text.txt"
     topics: dict[str, str] = pydoc_data.topics.topics
     parts = (LICENSE.read_text(encoding="utf-8"), *(topics[name] for name in TOPICS))
     path.write_text("\n\n".join(parts), encoding="utf-8")
@@ -293,7 +293,7 @@ def _setting() -> Measured:
 
 def text_table(lab: Lab) -> str:
     """Perplexity of a text, by format."""
-    options = ("--text", text_of_measurement(), "--window-tokens", 1024)
+    options = ("--text", text_of_measurement(WORK), "--window-tokens", 1024)
     found = {row: lab.evaluation("text", row, *options) for row in ROWS}
     original = found[ORIGINAL]["perplexity"]
     lines = (
