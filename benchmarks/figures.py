@@ -130,11 +130,11 @@ class Lab:
         self.bundle = folder / "bundle"
         folder.mkdir(parents=True, exist_ok=True)
         if not self.bundle.is_dir():
-            _mod_edge("init", "narrator", folder / "checkpoint", "--force")
-            _mod_edge("export", folder / "checkpoint", "-o", self.bundle)
+            run_mod_edge("init", "narrator", folder / "checkpoint", "--force")
+            run_mod_edge("export", folder / "checkpoint", "-o", self.bundle)
         if not self.scenes.is_dir():
             counts = ("--train", 600, "--validation", 0, "--test", 40, "--combinations", 30)
-            _mod_edge("scenes", self.scenes, *counts, "--photographs", CLIP)
+            run_mod_edge("scenes", self.scenes, *counts, "--photographs", CLIP)
 
     @property
     def clip(self) -> Path:
@@ -145,7 +145,7 @@ class Lab:
         """`mod-edge eval --json` of the checkpoint over a split; with controls on `test`."""
         controls = ("--controls",) if split == "test" else ()
         command = ("eval", self.folder / "checkpoint", "--data", self.scenes, "--split", split)
-        text = self._kept(f"{split}.json", lambda: _mod_edge(*command, *controls, "--json"))
+        text = self._kept(f"{split}.json", lambda: run_mod_edge(*command, *controls, "--json"))
         evaluation: Measured = json.loads(text)
         return evaluation
 
@@ -189,10 +189,10 @@ class Lab:
 
 def speed_table(lab: Lab) -> str:
     """Time, rate and memory of the bundled model on this machine, and values measured by hand."""
-    inspected = json.loads(_mod_edge("inspect", lab.folder / "checkpoint", "--json"))
+    inspected = json.loads(run_mod_edge("inspect", lab.folder / "checkpoint", "--json"))
     parameters = inspected["parameters"]["total"]
     rows = "".join(
-        f"| {_machine()} | bundled, {parameters / 1e6:.1f} M parameters | fp32 | "
+        f"| {machine_name()} | bundled, {parameters / 1e6:.1f} M parameters | fp32 | "
         f"{run.summary['vision_ms']['p50']:.1f} + {run.summary['decoder_ms']['p50']:.1f} | "
         f"{run.summary['fps']:.0f} | {run.peak_bytes / 1e6:.0f} MB | "
         f"{number} frame{'s' if number > 1 else ''} per step, fastest of {NUM_RUNS} runs |\n"
@@ -200,7 +200,7 @@ def speed_table(lab: Lab) -> str:
     )
     columns = ("device", "model", "precision", "ms per frame", "frames/s", "memory", "how measured")
     return (
-        f"{_table(*columns)}{rows}{OTHER_DEVICES}\n"
+        f"{table_head(*columns)}{rows}{OTHER_DEVICES}\n"
         "ms per frame: median, vision + decoder. Memory: peak of the process. The bundled model is "
         f"checkpoint `{lab.folder.name}`, measured with `mod-edge run --json` over 60 frames of a "
         "synthetic clip; its frames/s include the replies.\n"
@@ -222,7 +222,7 @@ def free_table(evaluation: Measured) -> str:
         )
         lines.append(f"| {' | '.join(cells)} |\n")
     columns = ("free-running", "precision", "recall", "F1", "F1 of the moments", "right answers")
-    return _table(*columns) + "".join(lines)
+    return table_head(*columns) + "".join(lines)
 
 
 def forced_table(evaluation: Measured) -> str:
@@ -237,7 +237,7 @@ def forced_table(evaluation: Measured) -> str:
                 f"{forced['lm_correctness']:.3f} |\n"
             )
     columns = ("teacher-forced", "LM-PPL", "TimeDiff", "Fluency", "LM-Correctness")
-    return _table(*columns) + "".join(lines)
+    return table_head(*columns) + "".join(lines)
 
 
 def kinds_table(evaluation: Measured) -> str:
@@ -251,7 +251,7 @@ def kinds_table(evaluation: Measured) -> str:
         for name, kind in ordered
     )
     columns = ("kind of event", "captions due", "right caption", "any caption at the right moment")
-    return _table(*columns) + "".join(lines)
+    return table_head(*columns) + "".join(lines)
 
 
 def mistakes(evaluation: Measured) -> str:
@@ -290,7 +290,8 @@ def _words(sentence: str, among: tuple[str, ...]) -> set[str]:
     return {*sentence.lower().strip(".").split()} & {*among}
 
 
-def _table(*columns: str) -> str:
+def table_head(*columns: str) -> str:
+    """The first two lines of a Markdown table."""
     return f"| {' | '.join(columns)} |\n{'| --- ' * len(columns)}|\n"
 
 
@@ -354,7 +355,8 @@ def _frames_with_labels(clip: Path, width: float, screen: str) -> list[str]:
 # ---- commands ----
 
 
-def _mod_edge(*arguments: object) -> str:
+def run_mod_edge(*arguments: object) -> str:
+    """The standard output of a `mod-edge` command; raises ModEdgeError if it fails."""
     return _output([sys.executable, "-m", "mod_edge", *map(str, arguments)])
 
 
@@ -386,7 +388,8 @@ def _timed_run(command: tuple[str, ...]) -> Run:
     return Run(json.loads(lines[-2]), int(lines[-1]) * 1024)
 
 
-def _machine() -> str:
+def machine_name() -> str:
+    """Number of cores and name of this machine's CPU."""
     with open("/proc/cpuinfo", encoding="utf-8") as file:
         (name, *_) = re.findall(r"model name\s*: (.+)", file.read()) or ["unknown CPU"]
     return f"{usable_cores()} cores of an {name}"

@@ -2,22 +2,17 @@
 
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from importlib import import_module
 from pathlib import Path
 
-import numpy as np
-import onnx
-import torch
 from torch import Tensor, nn
 
 from mod_edge.bundle.engine_manifest import ENGINES_FOLDER
 from mod_edge.bundle.manifest import (
     BUNDLE,
     CONFIG_FILE,
-    EMBEDDING_FILE,
-    EMBEDDING_SCALES_FILE,
     TOKENIZER_FILE,
     GraphRecord,
     Manifest,
@@ -27,29 +22,26 @@ from mod_edge.bundle.manifest import (
 from mod_edge.bundle.staging import check_target, staged_folder
 from mod_edge.config import EMBEDDING_WEIGHT, ModelConfig, write_config
 from mod_edge.errors import ExportError
+from mod_edge.export.block_sizes import require_whole_blocks
 from mod_edge.export.check import (
     allowed_error,
     check_numbers,
     check_structure,
     quantizing_cost,
 )
+from mod_edge.export.embedding_table import write_embedding
 from mod_edge.export.lower import lower_file
-from mod_edge.export.quantize import unsigned_graph
 from mod_edge.export.step_io import reference_module
-from mod_edge.export.stored_tensor import raw_array
-from mod_edge.export.trace import Topology, rounded, trace, write_graph
+from mod_edge.export.trace import Topology, trace, write_graph
 from mod_edge.model.checkpoint import Checkpoint
-from mod_edge.model.weight_codes import weight_codes
-from mod_edge.native.int8_products import multiplies_u8_by_s8_exactly
 from mod_edge.native.native_path import native_path
 from mod_edge.plan.graph_kind import GraphKind
 from mod_edge.plan.signature import GraphSignature, bundle_signatures
 from mod_edge.plan.targets import CPU_FP32, Lowering
-from mod_edge.plan.weight_forms import EMBEDDING_INT8, U8_ROWS, WeightForm
+from mod_edge.plan.weight_forms import WeightForm
 from mod_edge.progress import OnStep, not_shown
 
 TOOLS = ("mod-edge", "torch", "onnx", "onnxscript", "onnxruntime", "numpy", "onnx_graphsurgeon")
-EMBEDDING_CHUNK_ROWS = 8192
 
 
 def export_bundle(
@@ -75,8 +67,8 @@ def export_bundle(
         on_step: called with the part that begins, the number of parts done and their total.
 
     Raises:
-        ExportError: an unknown layer, a graph that fails its check, or a target that contains the
-            checkpoint.
+        ExportError: an unknown layer, weights that the block size does not divide, a graph that
+            fails its check, or a target that contains the checkpoint.
         ConfigError: `target` exists and `force` is not given, or its path is not UTF-8.
         CheckpointError: some weights are NaN or infinite.
     """
@@ -86,10 +78,11 @@ def export_bundle(
         raise ExportError(
             f"{target} would replace the checkpoint {checkpoint.path}; choose another folder"
         )
+    signatures = bundle_signatures(config, lowering, indices)
+    require_whole_blocks(config, lowering, signatures)
     native_path(target)  # before the work: the graphs are checked where they are written
     check_target(target, kind=BUNDLE, force=force)
     checkpoint.require_finite()
-    signatures = bundle_signatures(config, lowering, indices)
     total = len(signatures) + 2
     with staged_folder(target, kind=BUNDLE, force=force, carried=(ENGINES_FOLDER,)) as folder:
         (folder / "layers").mkdir()
@@ -103,7 +96,7 @@ def export_bundle(
                 checkpoint, signature, lowering, topologies[signature.kind], folder
             )
         on_step("embedding", total - 2, total)
-        _write_embedding(checkpoint, lowering, folder)
+        write_embedding(checkpoint.tensor(EMBEDDING_WEIGHT), lowering, folder)
         write_config(config, folder / CONFIG_FILE)
         shutil.copyfile(checkpoint.path / TOKENIZER_FILE, folder / TOKENIZER_FILE)
         on_step("manifest", total - 1, total)
@@ -139,15 +132,8 @@ def _export_graph(
         return reference_module(config, signature.kind, weights, topology.weight_dtypes, form)
 
     form = topology.ops.form if topology.ops else None
-    unsigned = _write_unsigned(path, topology)
     # Before lowering: ONNX Runtime does not read attributes that only the target's compiler knows.
-    # A CPU whose u8 x s8 products are wrong can only check the graph without them.
-    checked = [path] if unsigned is None or multiplies_u8_by_s8_exactly() else []
-    error = max(
-        check_numbers(each, config, signature, lowering, partial(make_reference, form))
-        for each in (*checked, unsigned)
-        if each is not None
-    )
+    error = check_numbers(path, config, signature, lowering, partial(make_reference, form))
     parity = {"max_relative_error": error, "allowed": allowed_error(signature.kind, lowering)}
     if form is not None:
         make_original = partial(make_reference, None)
@@ -161,18 +147,7 @@ def _export_graph(
         outputs=[[spec.name, spec.dtype, list(spec.dims)] for spec in signature.outputs],
         parity=parity,
         weights=form.to_json() if form else None,
-        unsigned_file=unsigned.relative_to(folder).as_posix() if unsigned else None,
     )
-
-
-def _write_unsigned(path: Path, topology: Topology) -> Path | None:
-    """Write the graph at `path` again for CPUs without exact u8 x s8 products, if it has such."""
-    if topology.ops is None or topology.ops.form.activations != U8_ROWS:
-        return None
-    unsigned = path.with_suffix(".u8.onnx")
-    proto = onnx.load(str(path), load_external_data=False)
-    unsigned.write_bytes(unsigned_graph(proto).SerializeToString())
-    return unsigned
 
 
 def graph_weights(
@@ -181,40 +156,6 @@ def graph_weights(
     """The graph's weights, from the checkpoint, under its module's names."""
     for name, tensor in checkpoint.tensors(*signature.weight_prefixes):
         yield signature.weight_name(name), tensor
-
-
-def _write_embedding(checkpoint: Checkpoint, lowering: Lowering, folder: Path) -> None:
-    """Write the table in the lowering's dtype, or as int8 with a file of scales if quantized."""
-    table = checkpoint.tensor(EMBEDDING_WEIGHT)
-    chunks = table.split(EMBEDDING_CHUNK_ROWS)
-    path = folder / EMBEDDING_FILE
-    if not lowering.is_quantized:
-        dtype: torch.dtype = getattr(torch, lowering.dtype)
-        rows = (rounded(EMBEDDING_WEIGHT, chunk, dtype) for chunk in chunks)
-        _write_npy(path, rows, tuple(table.shape), dtype)
-        return
-    scales: list[Tensor] = []
-
-    def codes() -> Iterator[Tensor]:
-        for chunk in chunks:
-            quantized = weight_codes(EMBEDDING_WEIGHT, chunk, EMBEDDING_INT8)
-            scales.append(quantized.scales)
-            yield quantized.codes
-
-    _write_npy(path, codes(), tuple(table.shape), torch.int8)
-    _write_npy(folder / EMBEDDING_SCALES_FILE, scales, (len(table), 1), torch.float32)
-
-
-def _write_npy(
-    path: Path, chunks: Iterable[Tensor], shape: tuple[int, ...], dtype: torch.dtype
-) -> None:
-    """Write an array that is given in chunks of rows; bfloat16, which numpy lacks, as uint16."""
-    storage = raw_array(torch.empty(0, dtype=dtype)).dtype
-    header = {"descr": storage.str, "fortran_order": False, "shape": shape}
-    with path.open("wb") as file:  # a memory map would crash the process where the disk is full
-        np.lib.format.write_array_header_1_0(file, header)
-        for chunk in chunks:
-            file.write(np.ascontiguousarray(raw_array(chunk)).data)
 
 
 def _checked_layers(config: ModelConfig, layers: Sequence[int] | None) -> tuple[int, ...]:

@@ -22,8 +22,8 @@ from mod_edge.export.random_step import random_step
 from mod_edge.export.step_io import Arrays
 from mod_edge.export.widen import write_widened
 from mod_edge.model.layers import MoDDecoderLayer
+from mod_edge.native.int8_products import graph_session_options
 from mod_edge.native.native_path import native_path
-from mod_edge.native.onnx_session import session_options
 from mod_edge.plan.graph_kind import GraphKind
 from mod_edge.plan.layout import FRAME, StepLayout, step_layout
 from mod_edge.plan.parity import TIED_LOGITS, selection_gap
@@ -120,7 +120,7 @@ def check_numbers(
         for shape, layout in layouts.items()
     }
     del reference
-    with _session(path, lowering) as session:
+    with _session(path, signature.kind, lowering) as session:
         for shape, (inputs, theirs) in steps.items():
             ours = dict(zip(names, session.run(names, inputs), strict=True))
             where = f"{path.name}, {shape}"
@@ -164,7 +164,7 @@ def quantizing_cost(
         for layout in _layouts(config, signature).values()
     ]
     del original
-    with _session(path, lowering) as session:
+    with _session(path, signature.kind, lowering) as session:
         return max(
             relative_error(ours, theirs[name])
             for inputs, theirs in steps
@@ -191,11 +191,13 @@ def _layouts(config: ModelConfig, signature: GraphSignature) -> dict[str, StepLa
 
 
 @contextmanager
-def _session(path: Path, lowering: Lowering) -> Iterator[onnxruntime.InferenceSession]:
+def _session(
+    path: Path, kind: GraphKind, lowering: Lowering
+) -> Iterator[onnxruntime.InferenceSession]:
     with tempfile.TemporaryDirectory() as folder:
         if lowering.precision == "bf16":
             path = write_widened(path, Path(folder))
-        options = session_options()
+        options = graph_session_options(lowering.weight_form(kind))
         if not lowering.is_quantized:  # MatMulNBits would compute in another way
             # Prepacking copies all weights, for speed that does not matter in a few runs.
             options.add_session_config_entry("session.disable_prepacking", "1")

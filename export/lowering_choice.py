@@ -128,14 +128,36 @@ def require_compiler(lowering: Lowering) -> None:
         )
 
 
+def weights_reason(lowering: Lowering, asked: str | None) -> str:
+    """One line: the weight format of an export and why it has this one.
+
+    Args:
+        lowering: of the export.
+        asked: the argument `weights` of `choose_lowering`.
+    """
+    name, target = lowering.weight_format, TARGETS[lowering.target]
+    if asked is not None:
+        return f"weights {name}: chosen with --weights"
+    large = f"{LARGE_DECODER // 10**6} million decoder weights"
+    if lowering.is_quantized:
+        return (
+            f"weights {name}: the default for target {target.name} from {large} on; "
+            f"--weights {AS_DTYPE} keeps {lowering.precision}"
+        )
+    default = f"target {target.name}" + (f" below {large}" if target.name == "cpu" else "")
+    smaller = " or ".join(each.name for each in target.weight_formats if each.name != AS_DTYPE)
+    return (
+        f"weights {name} ({lowering.precision}): the default for {default}; "
+        f"--weights {smaller} makes them smaller"
+    )
+
+
 def summary(lowering: Lowering) -> str:
     """One line: target, the package that runs it here, precision and window."""
     here = installed_targets().get(lowering.target)
     line = (
         f"target {lowering.target} ({here or 'not installed'} here), precision {lowering.precision}"
     )
-    if lowering.is_quantized:
-        line += f", weights {lowering.weight_format}"
     if lowering.capacity is None:
         return line
     rows = lowering.capacity

@@ -19,6 +19,7 @@ from mod_edge.plan.weight_forms import SMALLEST_SCALE, WeightForm
 ORT_DOMAIN = "com.microsoft"
 # MatMulNBits rounds its input to int8 at the first level, and computes in float32 at the second.
 INT8_ACCURACY, FLOAT_ACCURACY = 4, 1
+SUMMED_ROWS = 1024
 
 
 class QuantizedOps(ABC):
@@ -89,11 +90,12 @@ class RowInt8(QuantizedOps):
 
     def tensors(self, weight: str, codes: WeightCodes) -> list[StoredTensor]:
         """See `QuantizedOps`."""
-        column_sums = codes.codes.sum(1, dtype=torch.int64).to(torch.float32)
+        # In chunks: torch widens all of what it sums first, 8 bytes a weight.
+        column_sums = torch.cat([rows.sum(1) for rows in codes.codes.split(SUMMED_ROWS)])
         return [
             stored(f"{weight}.codes", codes.codes.T),
             stored(f"{weight}.scales", codes.scales[:, 0]),
-            stored(f"{weight}.column_sums", column_sums),
+            stored(f"{weight}.column_sums", column_sums.to(torch.float32)),
         ]
 
     def _rounding(self, hidden: str) -> list[NodeProto]:

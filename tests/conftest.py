@@ -13,6 +13,7 @@ import pytest
 
 from mod_edge.config import MoDConfig, ModelConfig, StreamConfig, TextConfig, VisionConfig
 from mod_edge.plan.kv_window import Rows
+from mod_edge.plan.weight_forms import AS_DTYPE
 
 # Before anything reads them: variables of terminals and CI services change the printed output, and
 # OpenCV's log levels would hide the reasons of its failures.
@@ -102,21 +103,23 @@ def tiny_bundle(tiny_checkpoint) -> Path:
 def export_tiny():
     """`export_tiny(checkpoint, folder, lowering, force=False)`: exports a tiny checkpoint.
 
-    Targets with the same dialect, precision and form of weights share their traces (10 s, once per
-    run); graphs are lowered, written and checked each time.
+    Targets with the same dialect and precision share their traces (10 s, once per run); graphs are
+    quantized, lowered, written and checked each time.
     """
     from mod_edge.export import bundle_writer as bundle_module
     from mod_edge.export.bundle_writer import export_bundle
+    from mod_edge.export.trace import with_form
     from mod_edge.model.checkpoint import Checkpoint
 
     trace, topologies = bundle_module.trace, {}
 
     def traced_once(config, signature, lowering):
-        form = lowering.weight_form(signature.kind)
-        key = (signature.kind, lowering.dialect, lowering.precision, form)
+        key = (signature.kind, lowering.dialect, lowering.precision)
         if key not in topologies:
-            topologies[key] = trace(config, signature, lowering)
-        return topologies[key]
+            plain = replace(lowering, weight_format=AS_DTYPE)
+            topologies[key] = trace(config, signature, plain)
+        form = lowering.weight_form(signature.kind)
+        return topologies[key] if form is None else with_form(topologies[key], form)
 
     def export(checkpoint, folder, lowering, *, force=False):
         with pytest.MonkeyPatch.context() as patch:
@@ -128,17 +131,17 @@ def export_tiny():
 
 @pytest.fixture(scope="session")
 def bundle_for(tiny_checkpoint, export_tiny):
-    """`bundle_for(target, precision)`: the tiny checkpoint's bundle for a target, once per run.
+    """`bundle_for(target, precision, weights="as-dtype")`: the tiny bundle for it, once per run.
 
     `in_place` caches have `CAPACITY` rows. Copy a bundle before changing it.
     """
     from mod_edge.plan.targets import Lowering, target_named
 
     @functools.cache
-    def make(target: str, precision: str) -> Path:
+    def make(target: str, precision: str, weights: str = AS_DTYPE) -> Path:
         capacity = CAPACITY if target_named(target).dialect == "in_place" else None
-        folder = tiny_checkpoint.parent / f"{target}-{precision}"
-        export_tiny(tiny_checkpoint, folder, Lowering(target, precision, capacity))
+        folder = tiny_checkpoint.parent / f"{target}-{precision}-{weights}"
+        export_tiny(tiny_checkpoint, folder, Lowering(target, precision, capacity, weights))
         return folder
 
     return make

@@ -71,6 +71,7 @@ def main(folder: Path, out: Path) -> None:
         logits=np.stack(logits),
         kept=np.concatenate(kept, axis=1),  # (MoD layers, F, K)
         num_rolls=len(stepper.rolls),
+        backend=state.name,
         cpu_features=cv2.getCPUFeaturesLine(),  # "*" marks those chosen at run time
     )
 

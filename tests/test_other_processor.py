@@ -1,9 +1,10 @@
-"""A bundle computes the same on an older processor: AVX2, no AVX-512, emulated by qemu.
+"""Bundles compute the same on an older processor: AVX2, no AVX-512, emulated by qemu.
 
 ONNX Runtime, numpy and OpenCV choose their kernels by the processor; unlike torch and MKL they have
 no variable to choose older ones.
 """
 
+import functools
 import platform
 import shutil
 import subprocess
@@ -13,12 +14,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mod_edge.native.int8_products import U8_BY_S8, U8_BY_U8
+from mod_edge.plan.targets import Lowering
+from mod_edge.plan.weight_forms import AS_DTYPE, INT8
+
 SCRIPT = Path(__file__).parent / "fixed_stream.py"
 QEMU = "qemu-x86_64"
 # Largest difference of a logit: measured 2.7e-5 of 11.9 between AVX-512 and AVX2, with equal frame
 # embeddings. One pixel brighter by one level gives 9e-3, frame embeddings rounded to half precision
-# 1.7e-2, a sink that is not rebased 10.
+# 1.7e-2, a sink that is not rebased 10. With int8 weights 2.9e-6 of 18.7, and 26 where u8 x s8
+# products saturate.
 ATOL_LOGITS = 3e-4
+# Measured 26; half of the kept tokens differ too.
+SATURATED = 1
 # Measured 0.
 ATOL_EMBEDS = 1e-4
 
@@ -31,19 +39,46 @@ pytestmark = [
 ]
 
 
+PYTHON = [sys.executable]
+HASWELL = [QEMU, "-cpu", "Haswell", sys.executable]
+# As on a version of mod-edge that multiplied int8 weights as they are on every CPU.
+SATURATING = f"""
+import runpy
+from mod_edge.native import int8_products
+int8_products.exact_int8_products = lambda: int8_products.U8_BY_S8
+runpy.run_path({str(SCRIPT)!r}, run_name="__main__")
+"""
+COMMANDS = {
+    "here": [*PYTHON, str(SCRIPT)],
+    "haswell": [*HASWELL, str(SCRIPT)],
+    "saturating haswell": [*HASWELL, "-c", SATURATING],
+}
+
+
 @pytest.fixture(scope="module")
-def streams(tiny_bundle, tmp_path_factory):
-    """The output of `fixed_stream.py` on this processor and on an emulated Haswell (10 s)."""
+def stream_of(tiny_bundle, tiny_checkpoint, export_tiny, tmp_path_factory):
+    """`stream_of(weights, command)`: what `fixed_stream.py` saves (10 s if emulated), once each."""
     folder = tmp_path_factory.mktemp("streams")
-    results = []
-    for name, emulator in (("here", []), ("haswell", [QEMU, "-cpu", "Haswell"])):
-        out = folder / f"{name}.npz"
-        command = [*emulator, sys.executable, str(SCRIPT), str(tiny_bundle), str(out)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr}"
+    int8_bundle = folder / "bundle"
+    export_tiny(tiny_checkpoint, int8_bundle, Lowering("cpu", "fp32", weight_format=INT8))
+    bundles = {AS_DTYPE: tiny_bundle, INT8: int8_bundle}
+
+    @functools.cache
+    def run(weights: str, command: str) -> dict[str, np.ndarray]:
+        out = folder / f"{weights} {command}.npz"
+        line = [*COMMANDS[command], str(bundles[weights]), str(out)]
+        done = subprocess.run(line, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{' '.join(line)}\n{done.stderr}"
         with np.load(out) as arrays:
-            results.append(dict(arrays))
-    return results
+            return dict(arrays)
+
+    return run
+
+
+@pytest.fixture(scope="module", params=[AS_DTYPE, INT8])
+def streams(request, stream_of):
+    """A bundle's stream on this processor and on an emulated Haswell."""
+    return [stream_of(request.param, command) for command in ("here", "haswell")]
 
 
 def features_of(stream):
@@ -74,3 +109,13 @@ def test_the_stream_keeps_the_same_tokens_and_rolls(streams):
 def test_logits_differ_by_rounding_only(streams):
     here, haswell = streams
     np.testing.assert_allclose(here["logits"], haswell["logits"], rtol=0, atol=ATOL_LOGITS)
+
+
+def test_int8_weights_are_multiplied_as_uint8_and_would_saturate_otherwise(stream_of):
+    here = stream_of(INT8, "here")
+    haswell = stream_of(INT8, "haswell")
+    saturating = stream_of(INT8, "saturating haswell")
+    assert f"int8 as {U8_BY_U8}" in str(haswell["backend"])
+    assert f"int8 as {U8_BY_S8}" in str(saturating["backend"])
+    assert np.abs(haswell["logits"] - here["logits"]).max() <= ATOL_LOGITS
+    assert np.abs(saturating["logits"] - here["logits"]).max() >= SATURATED

@@ -19,7 +19,6 @@ from mod_edge.bundle.manifest import (
 )
 from mod_edge.config import ModelConfig, read_config
 from mod_edge.errors import BundleError, CheckpointError, ConfigError
-from mod_edge.native.int8_products import multiplies_u8_by_s8_exactly
 from mod_edge.plan.kv_budget import KvPlan, plan_budget, plan_capacity, plan_of_text, plan_window
 from mod_edge.plan.protocol import text_minimum
 from mod_edge.plan.signature import GraphSignature, bundle_signatures
@@ -97,13 +96,6 @@ class Bundle:
                 f"bundle {self.folder} has no graph {graph!r}{hint} (it has: {', '.join(names)})"
             )
         return chosen
-
-    def graph_path(self, signature: GraphSignature) -> Path:
-        """The graph's file, of two the one that ONNX Runtime computes exactly on this CPU."""
-        record = self.manifest.graphs[signature.name]
-        if record.unsigned_file is None or multiplies_u8_by_s8_exactly():
-            return self.folder / record.file
-        return self.folder / record.unsigned_file
 
     def profile(self, name: str | Path | None = None) -> Profile:
         """The profile of that name or path; None takes the one that the engines were built with.
@@ -217,6 +209,5 @@ def open_bundle(folder: str | Path, *, hash_all: bool = False) -> Bundle:
         raise BundleError(f"{exc}; export the checkpoint again") from exc
     bundle = Bundle(folder, manifest, config, tokenizer)
     graphs = {file for signature in bundle.signatures() for file in signature.files}
-    graphs |= {file for record in manifest.graphs.values() for file in record.files}
     require_listed(folder, manifest, graphs)
     return bundle

@@ -9,17 +9,15 @@ Format 4, one JSON object:
                          dtype
     layers               indices of the exported decoder layers, ascending
     graphs               {name: {"file", "kind", "opset", "inputs", "outputs", "parity",
-                         "weights", "unsigned_file"}}; inputs and outputs as [name, dtype, dims]
-                         with dims as in `signature`; parity as {"max_relative_error", "allowed"}
-                         against PyTorch with the same quantized weights, and "cost" against the
-                         original ones; weights as in `WeightForm`, null in the precision's dtype;
-                         unsigned_file is the same graph for CPUs without exact u8 x s8 products,
-                         null if it has no such product
+                         "weights"}}; inputs and outputs as [name, dtype, dims] with dims as in
+                         `signature`; parity as {"max_relative_error", "allowed"} against PyTorch
+                         with the same quantized weights, and "cost" against the original ones;
+                         weights as in `WeightForm`, null in the precision's dtype
     files                {path inside the bundle: {"sha256", "size_bytes"}}, without manifest.json
     tools                {package: version} that made it
     sha256               see `versioned_json`
 
-Format 3 has neither "weights" nor "unsigned_file". Format 2 has no sha256 either: changes of such a
+Format 3 has no "weights". Format 2 has no sha256 either: changes of such a
 manifest may go unnoticed. Both can still be read.
 The model's config is config.json beside it, listed in `files`. Paths are relative, with forward
 slashes, and may not leave the folder; links may lead to the Hugging Face Hub's cache.
@@ -67,12 +65,6 @@ class GraphRecord:
     outputs: list[list[Any]]
     parity: dict[str, float]
     weights: dict[str, Any] | None = None
-    unsigned_file: str | None = None
-
-    @property
-    def files(self) -> list[str]:
-        """Its .onnx files."""
-        return [self.file] if self.unsigned_file is None else [self.file, self.unsigned_file]
 
 
 @dataclass(frozen=True)
@@ -85,6 +77,11 @@ class Manifest:
     graphs: dict[str, GraphRecord]
     files: dict[str, FileRecord]
     tools: dict[str, str]
+
+    @property
+    def size_bytes(self) -> int:
+        """All files together."""
+        return sum(record.size_bytes for record in self.files.values())
 
 
 def is_lfs_pointer(path: Path) -> bool:
@@ -126,8 +123,7 @@ def read_manifest(folder: Path) -> Manifest:
             f"make one with: mod-edge export CHECKPOINT -o {folder}"
         )
     manifest = DOCUMENT.read(path, advice="export the checkpoint again")
-    graph_files = [file for graph in manifest.graphs.values() for file in graph.files]
-    for name in (*manifest.files, *graph_files):
+    for name in (*manifest.files, *(graph.file for graph in manifest.graphs.values())):
         _refuse_escape(folder, name)
     return manifest
 
@@ -193,7 +189,7 @@ def _manifest_of(data: dict[str, Any]) -> Manifest:
     manifest = Manifest(graphs=graphs, files=files, lowering=lowering, **data)
     if not all(isinstance(layer, int) for layer in manifest.layers):
         raise TypeError(f"layers={manifest.layers!r} are not integers")
-    if not all(isinstance(file, str) for graph in graphs.values() for file in graph.files):
+    if not all(isinstance(graph.file, str) for graph in graphs.values()):
         raise TypeError("a graph's file is not a string")
     return manifest
 
@@ -206,7 +202,7 @@ BUNDLE = FolderKind(
     is_bundle,
     re.compile(
         r"(manifest|config|tokenizer)\.json|embedding(_scales)?\.npy"
-        r"|(vision|head|rebase|layers/\d+)\.(onnx|u8\.onnx|data)|engines/.*"
+        r"|(vision|head|rebase|layers/\d+)\.(onnx|data)|engines/.*"
     ),
 )
 

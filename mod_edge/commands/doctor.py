@@ -60,6 +60,7 @@ def print_report(report: Report) -> None:
             (f"onnxruntime {provider.name}", "loads" if provider.loads else provider.reason)
             for provider in report.providers
         ),
+        ("int8 weights as", report.int8_products or "not usable"),
         *((name, version or "not installed") for name, version in report.versions.items()),
     ]
     print_pairs([(name, printable(value)) for name, value in rows])

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from mod_edge.bundle.manifest import Manifest
 from mod_edge.commands.arguments import (
     DEFAULT_BUNDLE,
     ForceOption,
@@ -34,8 +35,9 @@ def export(
     weights: Annotated[
         str | None,
         typer.Option(
-            help="as-dtype, int8, int8-weight-only or int4, see mod-edge targets; default: int8 "
-            "for target cpu from 100 million decoder weights on, else as-dtype."
+            help="as-dtype, int8 (activations in 8 bits too), int8-weight-only or int4, see "
+            "mod-edge targets; default: int8 for target cpu from 100 million decoder weights on, "
+            "else as-dtype."
         ),
     ] = None,
     window: Annotated[
@@ -57,7 +59,12 @@ def export(
     use_threads(threads)
     require_extra("export")
     from mod_edge.export.bundle_writer import export_bundle, parse_layers
-    from mod_edge.export.lowering_choice import choose_lowering, require_compiler, summary
+    from mod_edge.export.lowering_choice import (
+        choose_lowering,
+        require_compiler,
+        summary,
+        weights_reason,
+    )
     from mod_edge.model.checkpoint import Checkpoint
     from mod_edge.profiles import load_profile
 
@@ -69,6 +76,7 @@ def export(
     if build:
         require_compiler(lowering)
     err.print(printable(summary(lowering)))
+    err.print(weights_reason(lowering, weights))
     with progress("export") as show:
         manifest = export_bundle(
             opened,
@@ -89,16 +97,29 @@ def export(
         document = {
             "bundle": str(output),
             "lowering": lowering.to_json(),
+            "size_bytes": manifest.size_bytes,
             "parity": {name: graph.parity for name, graph in manifest.graphs.items()},
         }
         print_json(document | ({"build": report.to_json()} if report else {}))
         return
-    worst = max(manifest.graphs.values(), key=lambda graph: graph.parity["max_relative_error"])
-    size = sum(record.size_bytes for record in manifest.files.values())
-    out.print(
-        f"wrote {printable(str(output))}: {len(manifest.graphs)} graphs, {si(size, 'B')}; "
-        f"largest error against PyTorch {worst.parity['max_relative_error']:.1e} ({worst.file}), "
-        f"allowed {worst.parity['allowed']:.0e}"
-    )
+    print_export(output, manifest)
     if report:
         print_build(report)
+
+
+def print_export(folder: Path, manifest: Manifest) -> None:
+    """Print what was written, its largest error and, if it is quantized, what that costs."""
+    worst = max(manifest.graphs.values(), key=lambda graph: graph.parity["max_relative_error"])
+    out.print(
+        f"wrote {printable(str(folder))}: {len(manifest.graphs)} graphs, "
+        f"{si(manifest.size_bytes, 'B')}; largest error against PyTorch "
+        f"{worst.parity['max_relative_error']:.1e} ({worst.file}), allowed "
+        f"{worst.parity['allowed']:.0e}"
+    )
+    quantized = [graph for graph in manifest.graphs.values() if "cost" in graph.parity]
+    if quantized:
+        dearest = max(quantized, key=lambda graph: graph.parity["cost"])
+        out.print(
+            f"weights {manifest.lowering.weight_format}: against the original weights the largest "
+            f"error is {dearest.parity['cost']:.1e} ({dearest.file})"
+        )

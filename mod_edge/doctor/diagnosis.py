@@ -21,6 +21,7 @@ from mod_edge.doctor.facts import (
 )
 from mod_edge.native.gpu import Gpu
 from mod_edge.native.installed import install_command, installed_version
+from mod_edge.native.int8_products import U8_BY_S8, exact_int8_products
 from mod_edge.native.package_faults import (
     ONNXRUNTIME_PACKAGES,
     PackageFault,
@@ -52,6 +53,7 @@ class Report:
     Attributes:
         versions: by package, None if not installed; includes `python` and `opencv`.
         providers: execution providers of the installed onnxruntime.
+        int8_products: see `exact_int8_products`; None if int8 weights cannot be multiplied.
         video_backends: whether OpenCV was built with `FFmpeg` and `GStreamer`.
         compilers: the installed TensorRT packages.
         gpu: the first usable NVIDIA GPU, or None.
@@ -60,6 +62,7 @@ class Report:
     versions: dict[str, str | None]
     machine: Machine
     providers: tuple[Provider, ...]
+    int8_products: str | None
     video_backends: dict[str, bool]
     cameras: tuple[Camera, ...]
     compilers: tuple[Compiler, ...]
@@ -83,6 +86,8 @@ def diagnose() -> Report:
     machine = look_at_machine()
     onnxruntime_fault = check_package("onnxruntime")
     providers = None if onnxruntime_fault else attempt(look_at_providers)[0]
+    has_cpu = any(each.name == CPU_PROVIDER and each.loads for each in providers or ())
+    products, products_fault = attempt(exact_int8_products) if has_cpu else (None, "")
     opencv_fault = check_package("cv2")
     opencv = None if opencv_fault else attempt(look_at_opencv)[0]
     versions["opencv"], video_backends = opencv or (None, {})
@@ -93,13 +98,22 @@ def diagnose() -> Report:
         *_check_packages(versions),
         *_check_onnxruntime(versions, onnxruntime_fault),
         *(_check_provider(provider, versions) for provider in providers or ()),
+        *([_check_int8(products, products_fault)] if has_cpu else []),
         _check_video(versions["opencv"], video_backends, opencv_fault),
         _check_cameras(cameras),
         *check_engines(compilers, gpu, gpu_fault),
         *_check_machine(machine, versions),
     )
     return Report(
-        versions, machine, providers or (), video_backends, cameras, compilers, gpu, findings
+        versions=versions,
+        machine=machine,
+        providers=providers or (),
+        int8_products=products,
+        video_backends=video_backends,
+        cameras=cameras,
+        compilers=compilers,
+        gpu=gpu,
+        findings=findings,
     )
 
 
@@ -154,6 +168,16 @@ def _check_provider(provider: Provider, versions: dict[str, str | None]) -> Find
         "install the CUDA, cuDNN or TensorRT version that this onnxruntime was built for and add "
         "it to LD_LIBRARY_PATH; until then bundles run on the CPU",
     )
+
+
+def _check_int8(products: str | None, fault: str) -> Finding:
+    if products is None:
+        reason, _, advice = fault.partition("; ")
+        return Finding("warning", f"no bundle with int8 weights can run: {reason}", advice)
+    if products == U8_BY_S8:
+        return Finding("ok", f"int8 weights are multiplied as {products}")
+    reason = f"this CPU's {U8_BY_S8} products are not exact"
+    return Finding("ok", f"int8 weights are multiplied as {products}, slower: {reason}")
 
 
 def _check_video(

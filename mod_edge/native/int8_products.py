@@ -1,38 +1,104 @@
-"""Whether ONNX Runtime multiplies uint8 by int8 exactly on this CPU, found out by multiplying.
+"""Exact products of uint8 activations and int8 weights in ONNX Runtime, on every CPU.
 
 On x86 without VNNI its kernels add pairs of products in 16 bits, which saturate silently: with
-8-bit weights and 8-bit activations, results are wrong by up to 42 % of a row. uint8 by uint8 is
-exact everywhere but slower, so int8 bundles have a second graph file for such CPUs.
+8-bit weights, results are wrong by up to 42 % of a row. An option of the session turns int8 weights
+into uint8 as the graph is loaded; uint8 by uint8 is exact on every CPU, but slower. ONNX Runtime
+cannot tell which CPU needs that (its own test is also true with VNNI), so a small graph is tried.
 """
 
 from functools import cache
 from importlib.resources import files
+from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
+from mod_edge.errors import BackendError
 from mod_edge.native.onnx_session import session_options
+from mod_edge.native.package_faults import package_of
+from mod_edge.plan.weight_forms import U8_ROWS, WeightForm
 
-# One MatMulInteger of uint8 rows [R, 64] and the int8 input [64, 24]; made by tests/native.
-PROBE_FILE = "u8_s8_product.onnx"
-# Kernels for one row and for several rows differ.
-NUM_ROWS = (1, 5, 16)
-NUM_INPUTS, NUM_OUTPUTS = 64, 24
+if TYPE_CHECKING:
+    import onnxruntime
+
+U8_BY_S8, U8_BY_U8 = "u8 x s8", "u8 x u8"  # activations by weights
+WEIGHTS_AS_U8 = "session.x64quantprecision"
+# One MatMulInteger of uint8 rows by int8 weights that are stored in the graph, as a layer's are:
+# every second column is 127, the others -127. Written by tests/native/int8_probe.py.
+PROBE_FILE = "int8_probe.onnx"
+# Larger than a kernel's tile and no multiple of one, so that remainders are computed too.
+NUM_INPUTS, NUM_OUTPUTS = 67, 83
+# Kernels for one row and for several differ; none takes more than 12 at once.
+MOST_ROWS = 17
 
 
 @cache
-def multiplies_u8_by_s8_exactly() -> bool:
-    """Whether the largest uint8 and int8 values give exact products here."""
+def exact_int8_products() -> str:
+    """`U8_BY_S8` if ONNX Runtime multiplies uint8 by int8 exactly on this CPU, else `U8_BY_U8`.
+
+    Raises:
+        BackendError: neither is exact.
+    """
+    import onnxruntime
+
+    for products in (U8_BY_S8, U8_BY_U8):
+        if _are_exact(products):
+            return products
+    raise BackendError(
+        f"onnxruntime {onnxruntime.__version__} multiplies int8 weights wrongly on this CPU; "
+        f"upgrade it (pip install --upgrade {package_of('onnxruntime')}), or export the checkpoint "
+        "with --weights as-dtype"
+    )
+
+
+def has_int8_products(form: WeightForm | None) -> bool:
+    """Whether graphs whose weights have that form multiply uint8 by int8."""
+    return form is not None and form.activations == U8_ROWS
+
+
+def graph_session_options(
+    form: WeightForm | None, products: str | None = None
+) -> "onnxruntime.SessionOptions":
+    """`session_options` for a graph whose weights have that form.
+
+    Args:
+        form: of its weights; None if they are not quantized.
+        products: `U8_BY_S8` or `U8_BY_U8`; None for what is exact on this CPU.
+
+    Raises:
+        BackendError: onnxruntime is too old, or has no exact products on this CPU.
+    """
+    if not has_int8_products(form):
+        return session_options()
+    return _options(products or exact_int8_products())
+
+
+def expected_products() -> npt.NDArray[np.int32]:
+    """The probe's products (outputs,) of a row of codes that are all 255."""
+    expected = np.full(NUM_OUTPUTS, -255 * 127 * NUM_INPUTS, np.int32)
+    expected[::2] *= -1
+    return expected
+
+
+def _options(products: str) -> "onnxruntime.SessionOptions":
+    options = session_options()
+    if products == U8_BY_U8:
+        options.add_session_config_entry(WEIGHTS_AS_U8, "1")
+    return options
+
+
+def _are_exact(products: str) -> bool:
+    """Whether the largest codes, whose sums saturate first, are multiplied exactly."""
     import onnxruntime
 
     model = files("mod_edge.native").joinpath(PROBE_FILE).read_bytes()
     session = onnxruntime.InferenceSession(
-        model, session_options(), providers=["CPUExecutionProvider"]
+        model, _options(products), providers=["CPUExecutionProvider"]
     )
-    weights = np.full((NUM_INPUTS, NUM_OUTPUTS), 127, np.int8)
-    weights[:, ::2] = -127
-    for num_rows in NUM_ROWS:
+    expected = expected_products()
+    for num_rows in range(1, MOST_ROWS + 1):
         codes = np.full((num_rows, NUM_INPUTS), 255, np.uint8)
-        (products,) = session.run(["products"], {"codes": codes, "weights": weights})
-        if not np.array_equal(products, codes.astype(np.int32) @ weights.astype(np.int32)):
+        (found,) = session.run(["products"], {"codes": codes})
+        if not (found == expected).all():
             return False
     return True

@@ -16,6 +16,7 @@ from mod_edge.plan.weight_forms import (
     AS_DTYPE,
     DEQUANTIZED_INT4,
     DEQUANTIZED_INT8,
+    FORMAT_NAMES,
     INT4,
     INT8,
     INT8_ROWS,
@@ -66,8 +67,12 @@ class Target:
         """The target's weight format of that name.
 
         Raises:
-            ConfigError: it has none; lists those it has.
+            ConfigError: it has none, or no target has; lists those to choose from.
         """
+        if name not in FORMAT_NAMES:
+            near = get_close_matches(name, FORMAT_NAMES, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(f"unknown weights {name!r}{hint} (known: {', '.join(FORMAT_NAMES)})")
         for each in self.weight_formats:
             if each.name == name:
                 return each

@@ -233,7 +233,7 @@ def _command(recording: GraphRecording, outputs: Sequence[Arrays]) -> str:
 
 def _bundle_files(manifest: Manifest, signature: GraphSignature) -> dict[str, str]:
     """Content hashes of the graph's files in the bundle."""
-    names = dict.fromkeys((*signature.files, *manifest.graphs[signature.name].files))
+    names = signature.files
     return {name: manifest.files[name].sha256 for name in names if name in manifest.files}
 
 

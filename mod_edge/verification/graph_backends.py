@@ -6,7 +6,7 @@ No PyTorch here: a device that compares a bundle with golden files has none.
 import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,15 +17,20 @@ from polygraphy.backend.base import BaseRunner
 from polygraphy.backend.onnxrt import OnnxrtRunner
 from polygraphy.common import TensorMetadata
 
-from mod_edge.bundle.manifest import GraphRecord
 from mod_edge.errors import BackendError
-from mod_edge.native.int8_products import multiplies_u8_by_s8_exactly
+from mod_edge.native.int8_products import (
+    U8_BY_S8,
+    U8_BY_U8,
+    exact_int8_products,
+    graph_session_options,
+    has_int8_products,
+)
 from mod_edge.native.native_path import native_path
-from mod_edge.native.onnx_session import names_dtypes_dims, session_options
+from mod_edge.native.onnx_session import names_dtypes_dims
 from mod_edge.plan.graph_kind import KINDS
 from mod_edge.plan.signature import GraphSignature, TensorSpec
 from mod_edge.plan.targets import TARGETS, Lowering
-from mod_edge.plan.weight_forms import U8_ROWS
+from mod_edge.plan.weight_forms import WeightForm
 from mod_edge.verification.recording import held_dtype
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
@@ -35,7 +40,7 @@ WEIGHTS_FOLDER_KEY = "session.model_external_initializers_file_folder_path"
 # Changes that ONNX Runtime may need: float32 Attention lowered for TensorRT has an attribute that
 # only TensorRT takes (`export.lower`), and ONNX Runtime's CPU has no bfloat16 arithmetic.
 UNMARKED, WIDENED = "removing TensorRT's attribute", "widening bfloat16 to float32"
-ONNX_CPU, ONNX_CPU_UNSIGNED = "onnx CPU", "onnx CPU (u8 x u8)"
+ONNX_CPU, ONNX_CPU_UNSIGNED = "onnx CPU", f"onnx CPU ({U8_BY_U8})"
 
 
 @dataclass(frozen=True)
@@ -49,29 +54,24 @@ class GraphBackend:
         name: for display.
         runner: makes the runner.
         max_weight_bytes: larger graphs are not run.
-        runs_unsigned: whether it runs the graphs without u8 x s8 products, of those that have two
-            files.
-        is_exact: whether it computes u8 x s8 products exactly.
+        products: how it multiplies uint8 by int8, `U8_BY_S8` or `U8_BY_U8`; None for what is exact
+            here.
     """
 
     name: str
     runner: Callable[[Path, GraphSignature], BaseRunner]
     max_weight_bytes: float = math.inf
-    runs_unsigned: bool = False
-    is_exact: bool = True
+    products: str | None = None
 
-    def file(self, record: GraphRecord) -> str | None:
-        """The graph's file for this backend, in the bundle; None if it has none."""
-        return record.unsigned_file if self.runs_unsigned else record.file
+    def takes(self, form: WeightForm | None) -> bool:
+        """Whether it is for graphs whose weights have that form."""
+        return self.products != U8_BY_U8 or has_int8_products(form)
 
-    def obstacle(self, folder: Path, record: GraphRecord) -> str:
-        """Why the graph of the bundle at `folder` cannot be run; "" if it can."""
-        if record.unsigned_file and not self.runs_unsigned and not self.is_exact:
-            return (
-                "onnxruntime does not multiply u8 by s8 exactly on this CPU; run takes "
-                f"{record.unsigned_file} here"
-            )
-        weights = (folder / record.file).with_suffix(".data")
+    def obstacle(self, path: Path, form: WeightForm | None) -> str:
+        """Why the graph at `path`, whose weights have that form, cannot be run; "" if it can."""
+        if has_int8_products(form) and self.products not in (None, U8_BY_U8, exact_int8_products()):
+            return f"onnxruntime's {self.products} products are not exact on this CPU"
+        weights = path.with_suffix(".data")
         size_bytes = weights.stat().st_size if weights.exists() else 0
         if size_bytes <= self.max_weight_bytes:
             return ""
@@ -101,8 +101,10 @@ def graph_backends(lowering: Lowering) -> tuple[list[GraphBackend], list[NotRun]
         not_run.append(NotRun(ONNX_CPU, f"{change} needs the onnx package"))
     else:
         backends.append(onnx_backend(lowering, CPU))
-    if has_unsigned_graphs(lowering):
-        backends.append(replace(backends[0], name=ONNX_CPU_UNSIGNED, runs_unsigned=True))
+    if any_int8_products(lowering):
+        # Both are judged on every CPU: `run` takes the second where the first is not exact.
+        products = ((ONNX_CPU, U8_BY_S8), (ONNX_CPU_UNSIGNED, U8_BY_U8))
+        backends = [_int8_backend(lowering, name, each) for name, each in products]
     if lowering.target == "cuda" and has_cuda_provider():
         backends.append(onnx_backend(lowering, CUDA))
     elif lowering.target == "cuda":
@@ -110,10 +112,9 @@ def graph_backends(lowering: Lowering) -> tuple[list[GraphBackend], list[NotRun]
     return backends, not_run
 
 
-def has_unsigned_graphs(lowering: Lowering) -> bool:
-    """Whether graphs with u8 x s8 products have a second file for CPUs that need it."""
-    forms = [lowering.weight_form(kind) for kind in KINDS]
-    return any(form is not None and form.activations == U8_ROWS for form in forms)
+def any_int8_products(lowering: Lowering) -> bool:
+    """Whether some graphs multiply uint8 by int8."""
+    return any(has_int8_products(lowering.weight_form(kind)) for kind in KINDS)
 
 
 def has_cuda_provider() -> bool:
@@ -133,10 +134,16 @@ def onnx_backend(lowering: Lowering, provider: str = CPU) -> GraphBackend:
     def runner(path: Path, signature: GraphSignature) -> BaseRunner:
         return OnnxGraphRunner(path, signature, lowering, provider)
 
-    name = f"onnx {place} (widened)" if is_widened else f"onnx {place}"
-    # The probe opens a session, which only graphs with such products need.
-    is_exact = not has_unsigned_graphs(lowering) or multiplies_u8_by_s8_exactly()
-    return GraphBackend(name, runner, is_exact=is_exact)
+    return GraphBackend(f"onnx {place} (widened)" if is_widened else f"onnx {place}", runner)
+
+
+def _int8_backend(lowering: Lowering, name: str, products: str) -> GraphBackend:
+    """ONNX Runtime on the CPU, multiplying uint8 by int8 in that way."""
+
+    def runner(path: Path, signature: GraphSignature) -> BaseRunner:
+        return OnnxGraphRunner(path, signature, lowering, CPU, products)
+
+    return GraphBackend(name, runner, products=products)
 
 
 def rewriting(lowering: Lowering) -> str:
@@ -165,10 +172,12 @@ class OnnxGraphRunner(OnnxrtRunner):  # type: ignore[misc] # Polygraphy ships no
         signature: GraphSignature,
         lowering: Lowering,
         provider: str,
+        products: str | None = None,
     ) -> None:
         super().__init__(sess=None, name=f"onnx {path.name}")
         self._path, self._signature, self._provider = path, signature, provider
         self._rewriting = rewriting(lowering)
+        self._form, self._products = lowering.weight_form(signature.kind), products
 
     def activate_impl(self) -> None:
         """Open the session, and check its inputs and outputs against the signature."""
@@ -186,7 +195,7 @@ class OnnxGraphRunner(OnnxrtRunner):  # type: ignore[misc] # Polygraphy ships no
             raise BackendError("; ".join(faults))
 
     def _session(self, temporary: ExitStack) -> Any:
-        options = session_options()
+        options = graph_session_options(self._form, self._products)
         options.log_severity_level = 4  # errors are raised; do not print them as well
         model: str | bytes = native_path(self._path)
         if self._rewriting == WIDENED:

@@ -5,7 +5,7 @@ from functools import partial
 
 from mod_edge.bundle.bundle import Bundle
 from mod_edge.errors import ModEdgeError
-from mod_edge.native.int8_products import multiplies_u8_by_s8_exactly
+from mod_edge.native.int8_products import U8_BY_U8, exact_int8_products
 from mod_edge.plan.protocol import Protocol
 from mod_edge.runtime.backends import BackendChoice, load_model
 from mod_edge.runtime.loaded_model import LoadedModel, StreamLimits
@@ -14,8 +14,8 @@ from mod_edge.verification.graph_backends import (
     ONNX_CPU,
     ONNX_CPU_UNSIGNED,
     NotRun,
+    any_int8_products,
     has_cuda_provider,
-    has_unsigned_graphs,
     rewriting,
 )
 from mod_edge.verification.recording import StreamTrace
@@ -78,9 +78,9 @@ def check_backend(
 
 
 def _cpu_name(bundle: Bundle) -> str:
-    """The name of the backend whose graphs `Bundle.graph_path` chooses here."""
-    takes_unsigned = has_unsigned_graphs(bundle.lowering) and not multiplies_u8_by_s8_exactly()
-    return ONNX_CPU_UNSIGNED if takes_unsigned else ONNX_CPU
+    """The name of the graphs' backend that multiplies as `run` does on this CPU."""
+    is_unsigned = any_int8_products(bundle.lowering) and exact_int8_products() == U8_BY_U8
+    return ONNX_CPU_UNSIGNED if is_unsigned else ONNX_CPU
 
 
 def stream_limits(bundle: Bundle, trace: StreamTrace) -> StreamLimits:

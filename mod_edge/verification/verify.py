@@ -188,17 +188,17 @@ def _verify(
 def _check_graph(
     bundle: Bundle, recording: GraphRecording, backends: list[GraphBackend]
 ) -> Iterator[GraphResult]:
-    """The graph's result on every backend that it has a file for."""
-    name = recording.signature.name
-    record = bundle.manifest.graphs[name]
+    """The graph's result on every backend that is for its form of weights."""
+    signature = recording.signature
+    form = bundle.lowering.weight_form(signature.kind)
+    path = bundle.folder / signature.file
     for backend in backends:
-        file = backend.file(record)
-        if file is None:
+        if not backend.takes(form):
             continue
-        if reason := backend.obstacle(bundle.folder, record):
-            yield GraphResult(name, backend.name, "not run", reason)
+        if reason := backend.obstacle(path, form):
+            yield GraphResult(signature.name, backend.name, "not run", reason)
         else:
-            yield check_graph(bundle.folder / file, recording, backend)
+            yield check_graph(path, recording, backend)
 
 
 def _graph_backends(

@@ -15,8 +15,11 @@ import onnxruntime
 
 from mod_edge.bundle.bundle import Bundle
 from mod_edge.errors import BackendError
+from mod_edge.native.freed_memory import return_freed_memory
+from mod_edge.native.int8_products import exact_int8_products, graph_session_options
 from mod_edge.native.native_path import native_path
-from mod_edge.native.onnx_session import names_dtypes_dims, num_threads, session_options
+from mod_edge.native.onnx_session import names_dtypes_dims, num_threads
+from mod_edge.plan.graph_kind import KINDS
 from mod_edge.plan.kv_window import Eviction, Rows
 from mod_edge.plan.layout import StepLayout
 from mod_edge.plan.rope import StepAngles
@@ -26,6 +29,8 @@ from mod_edge.plan.signature import (
     layer_signature,
     vision_signature,
 )
+from mod_edge.plan.targets import Lowering
+from mod_edge.plan.weight_forms import U8_ROWS, WeightForm
 from mod_edge.runtime.cpu.kv_cache import KvCache
 from mod_edge.runtime.embedding import Embedding
 from mod_edge.runtime.loaded_model import (
@@ -66,8 +71,7 @@ class OnnxModel(LoadedModel):
                 "--precision fp16 or fp32"
             )
         text, dtype = config.text_config, lowering.dtype
-        threads = num_threads()
-        self.name = f"onnx (onnxruntime {onnxruntime.__version__}, CPU, threads {threads})"
+        self.name = f"onnx ({_environment(lowering)})"
         self.config, self.lowering, self.limits = config, lowering, limits
         self.embedding = Embedding(folder, config, lowering)
         frames, tokens = limits.frames_per_step, limits.max_step_tokens
@@ -83,7 +87,8 @@ class OnnxModel(LoadedModel):
         self._logits = np.empty((frames, text.vocab_size), np.float32)
 
         def open_graph(signature: GraphSignature) -> "_Graph":
-            return _Graph(bundle.graph_path(signature), signature)
+            form = lowering.weight_form(signature.kind)
+            return _Graph(bundle.folder / signature.file, signature, form)
 
         self._vision = open_graph(vision_signature(config, lowering))
         self.layers = [
@@ -220,12 +225,21 @@ class OnnxStream(StreamState):
         self._layout = layout
 
 
+def _environment(lowering: Lowering) -> str:
+    """ONNX Runtime's version, its threads, and how int8 weights are multiplied if there are any."""
+    facts = [f"onnxruntime {onnxruntime.__version__}", "CPU", f"threads {num_threads()}"]
+    forms = [lowering.weight_form(kind) for kind in KINDS]
+    if any(form is not None and form.activations == U8_ROWS for form in forms):
+        facts.append(f"int8 as {exact_int8_products()}")
+    return ", ".join(facts)
+
+
 class _Graph:
     """One session, checked against its signature."""
 
-    def __init__(self, path: Path, signature: GraphSignature) -> None:
+    def __init__(self, path: Path, signature: GraphSignature, form: WeightForm | None) -> None:
         name = native_path(path)
-        options = session_options()
+        options = graph_session_options(form)
         # Memory patterns are kept per shape: as the past grows, that is one per step, without end.
         options.enable_mem_pattern = False
         options.log_severity_level = 4  # errors are raised, and would be printed as well
@@ -238,6 +252,7 @@ class _Graph:
         found = self._session.get_providers()[0]
         if found != PROVIDER:
             raise BackendError(f"{path.name} runs on {found}, wanted {PROVIDER}")
+        return_freed_memory()
         self._check_signature(path, signature)
 
     def bindings(self) -> "_Bindings":

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from functools import partial
 
 import cv2
 import numpy as np
@@ -22,7 +23,7 @@ from mod_edge.model.checkpoint import Checkpoint
 from mod_edge.model.presets import GEOMETRIES, preset_config, write_random_checkpoint
 from mod_edge.plan.targets import TARGETS
 from tests.commands.mod_edge_command import invoke, succeeds
-from tests.export.topologies import read_topologies
+from tests.export.topologies import read_topologies, untraced
 from tests.frame_layouts import one_token
 
 COMMANDS = get_command(app).commands
@@ -214,9 +215,7 @@ def test_inspect_averages_over_the_given_frames():
 def no_tracing(monkeypatch, tiny_bundle):
     """Exports of the tiny checkpoint reuse its bundle's traced topologies (6 s each)."""
     topologies = read_topologies(tiny_bundle, preset_config("tiny"))
-    monkeypatch.setattr(
-        bundle_module, "trace", lambda _config, signature, _lowering: topologies[signature.kind]
-    )
+    monkeypatch.setattr(bundle_module, "trace", partial(untraced, topologies))
 
 
 def test_export_prints_what_it_wrote_and_the_largest_error(tiny_checkpoint, no_tracing, tmp_path):
@@ -229,6 +228,7 @@ def test_export_prints_what_it_wrote_and_the_largest_error(tiny_checkpoint, no_t
     )
     assert re.fullmatch(
         r"target cpu \(onnxruntime [\d.]+ here\), precision fp32\n"
+        r"weights as-dtype \(fp32\): the default for target cpu below 100 million .*\n"
         r"export: vision \(0%\)\n(export: .*\n)*",
         result.stderr,
     )
@@ -240,12 +240,32 @@ def test_export_json_has_the_parity_of_every_graph(tiny_checkpoint, no_tracing, 
     result = succeeds("export", tiny_checkpoint, "-o", bundle, "--layers", "0-1", "--json")
     document = json.loads(result.stdout)
     assert document["bundle"] == str(bundle)
+    assert document["size_bytes"] == read_manifest(bundle).size_bytes
     assert document["parity"].keys() == {"vision", "layer-00", "layer-01", "head"}
     for parity in document["parity"].values():
         assert parity["max_relative_error"] < parity["allowed"]
     result = invoke("run", bundle, "--source", clip)
     assert result.exit_code == 1
     assert "has 2 of 6 layers" in result.stderr
+
+
+@pytest.mark.usefixtures("no_tracing")
+def test_export_of_a_quantized_bundle_prints_what_quantizing_costs(tiny_checkpoint, tmp_path):
+    bundle = tmp_path / "bundle"
+    command = ("export", tiny_checkpoint, "-o", bundle, "--weights", "int8", "--layers", "0-1")
+    result = succeeds(*command)
+    assert "\nweights int8: chosen with --weights\n" in result.stderr
+    wrote, cost = result.stdout.splitlines()
+    assert ": 4 graphs, " in wrote
+    assert re.fullmatch(
+        r"weights int8: against the original weights the largest error is \d\.\de-0[12] "
+        r"\((vision|layers/0[01]|head)\.onnx\)",
+        cost,
+    )
+    document = json.loads(succeeds(*command, "--force", "--json").stdout)
+    assert document["lowering"]["weight_format"] == "int8"
+    assert document["size_bytes"] == read_manifest(bundle).size_bytes
+    assert all(0 < parity["cost"] < 0.2 for parity in document["parity"].values())
 
 
 @pytest.mark.slow  # traces in bf16: 30 s
@@ -264,7 +284,7 @@ def test_export_with_build_leaves_engines_for_the_profiles_gpu(tiny_checkpoint, 
 
 
 def test_targets_prints_one_row_per_target():
-    header, *rows = succeeds("targets").stdout.splitlines()
+    header, *rows = succeeds("targets").stdout.split("\n\n")[0].splitlines()
     assert re.split("  +", header) == [
         *("target", "runs on", "dialect", "opset", "fp32", "fp16", "bf16", "installed")
     ]
@@ -275,12 +295,31 @@ def test_targets_prints_one_row_per_target():
     assert cuda[2:-1] == ["in_place", "24", "yes", "yes", "-"]
 
 
+def test_targets_prints_the_form_and_the_cost_of_every_weight_format():
+    header, *lines = succeeds("targets").stdout.split("\n\n")[1].splitlines()
+    assert re.split("  +", header) == [
+        *("target", "weights", "part", "op", "bits", "block", "activations"),
+        *("bytes fp32", "bytes fp16", "bytes bf16"),
+    ]
+    cells = [re.split("  +", line) for line in lines]
+    assert ["cpu", "int8", "all", "MatMulInteger", "8", "-", "u8 a row", "1.000", "-", "-"] in cells
+    assert ["cpu", "int4", "decoder", "MatMulNBits", "4", "32", "s8 a block", "0.641"] in [
+        row[:8] for row in cells
+    ]
+    int4 = ["rtx", "int4", "decoder", "DequantizeLinear", "4", "32", "-", "0.625", "0.562", "0.562"]
+    assert int4 in cells
+    assert ["tensorrt-delta", "int4"] not in [row[:2] for row in cells]
+    assert any(line.startswith("int8 rounds activations to 8 bits too") for line in lines)
+
+
 def test_targets_json_is_one_document():
     document = json.loads(succeeds("targets", "--json").stdout)
     assert [row["target"] for row in document["targets"]] == list(TARGETS)
     assert {row["target"]: row["precisions"] for row in document["targets"]}["rtx"] == [
         *("fp32", "fp16", "bf16")
     ]
+    assert {row["target"] for row in document["weights"]} == TARGETS.keys()
+    assert document["weights"][0]["bytes_per_weight"] == {"fp32": 4.0}
 
 
 # ---- run ----

@@ -18,7 +18,8 @@ from tests.commands.mod_edge_command import finish, invoke, start, succeeds
 from tests.runtime.capture.mjpeg_camera import MjpegServer
 
 WEIGHTS = "model.safetensors"
-PROGRESS = ("export: ", "target ", "backend ", "window ")  # lines that may come before an error
+# Beginnings of lines that may come before an error.
+PROGRESS = ("export: ", "target ", "weights ", "backend ", "window ")
 
 
 def fails(*arguments):

@@ -158,6 +158,37 @@ def test_broken_native_libraries_are_reported_not_raised(installed, monkeypatch)
     assert errors[2].startswith("no video can be read: ")
 
 
+@pytest.mark.parametrize(
+    ("products", "says"),
+    [
+        ("u8 x s8", "int8 weights are multiplied as u8 x s8"),
+        (
+            "u8 x u8",
+            "int8 weights are multiplied as u8 x u8, slower: this CPU's u8 x s8 products are not "
+            "exact",
+        ),
+    ],
+)
+def test_the_report_says_how_int8_weights_are_multiplied(
+    installed, monkeypatch, capsys, products, says
+):
+    monkeypatch.setattr(doctor, "exact_int8_products", lambda: products)
+    report = doctor.diagnose()
+    assert says in [finding.message for finding in report.findings]
+    assert report.is_healthy
+    print_report(report)
+    assert re.search(rf"^int8 weights as +{products}$", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_wrong_products_of_int8_weights_are_a_warning(installed, monkeypatch):
+    def wrong():
+        raise BackendError("onnxruntime 9 multiplies int8 weights wrongly on this CPU; upgrade it")
+
+    monkeypatch.setattr(doctor, "exact_int8_products", wrong)
+    says = "no bundle with int8 weights can run: onnxruntime 9 multiplies int8 weights wrongly on "
+    assert faults() == [("warning", f"{says}this CPU", "upgrade it")]
+
+
 def test_cameras_are_a_warning_if_none_of_them_opens(installed, monkeypatch):
     monkeypatch.setattr(sources, "camera_numbers", lambda: [0, 1])
     monkeypatch.setattr(sources, "can_open_camera", lambda number: False)

@@ -1,6 +1,7 @@
 """Fixtures of the exporter's tests."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
@@ -8,7 +9,7 @@ from mod_edge.config import MoDConfig
 from mod_edge.export import bundle_writer as bundle_module
 from mod_edge.model.checkpoint import Checkpoint
 from mod_edge.model.presets import preset_config, write_random_checkpoint
-from tests.export.topologies import read_topologies
+from tests.export.topologies import read_topologies, untraced
 
 
 @pytest.fixture(scope="session")
@@ -25,11 +26,7 @@ def tiny_topologies(tiny_bundle, tiny_config):
 @pytest.fixture
 def no_tracing(monkeypatch, tiny_topologies):
     """`export_bundle` takes the tiny topologies instead of tracing (6 s each)."""
-    monkeypatch.setattr(
-        bundle_module,
-        "trace",
-        lambda _config, signature, _lowering: tiny_topologies[signature.kind],
-    )
+    monkeypatch.setattr(bundle_module, "trace", partial(untraced, tiny_topologies))
 
 
 @pytest.fixture

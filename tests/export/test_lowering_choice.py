@@ -8,12 +8,16 @@ import pytest
 from mod_edge.errors import BackendError, ConfigError
 from mod_edge.export import lowering_choice
 from mod_edge.export.lowering_choice import (
+    LARGE_DECODER,
     choose_lowering,
     choose_target,
+    default_weights,
     require_compiler,
     summary,
+    weights_reason,
 )
 from mod_edge.model.checkpoint import Checkpoint
+from mod_edge.model.presets import preset_config
 from mod_edge.plan.kv_budget import plan_capacity, plan_window
 from mod_edge.plan.kv_window import Rows
 from mod_edge.plan.protocol import QUERY_ALLOWANCE, Protocol, text_minimum
@@ -152,6 +156,61 @@ def test_every_shipped_profile_has_a_lowering_for_each_of_its_targets(checkpoint
         precision = "fp16" if target == "cuda" else None  # cuda does not take the profiles' bf16
         lowering = choose_lowering(checkpoint, profile, target=target, precision=precision)
         assert (lowering.target, lowering.precision) == (target, precision or profile.precision)
+
+
+# ---- weights ----
+
+
+@pytest.mark.parametrize(("preset", "weights"), [("tiny", "as-dtype"), ("1b", "int8")])
+def test_a_large_decoder_is_int8_by_default_on_a_cpu_alone(preset, weights):
+    config = preset_config(preset)
+    assert default_weights(config, "cpu") == weights
+    others = TARGETS.keys() - {"cpu"}
+    assert {default_weights(config, target) for target in others} == {"as-dtype"}
+
+
+def test_weights_are_large_from_100_million_decoder_weights_on(monkeypatch):
+    config = preset_config("tiny")
+    for count, weights in ((LARGE_DECODER, "int8"), (LARGE_DECODER - 1, "as-dtype")):
+        counts = {"decoder": count, "total": 0, "embedding": 2 * LARGE_DECODER}
+        monkeypatch.setattr(lowering_choice, "num_parameters", lambda _config, it=counts: it)
+        assert default_weights(config, "cpu") == weights
+
+
+def test_weights_that_are_asked_for_win_over_the_default(checkpoint):
+    profile = load_profile("cpu")
+    lowering = choose_lowering(checkpoint, profile, weights="int4")
+    assert lowering == Lowering("cpu", "fp32", weight_format="int4")
+    with pytest.raises(ConfigError, match=r"unknown weights 'int44'; did you mean 'int4'\?"):
+        choose_lowering(checkpoint, profile, weights="int44")
+
+
+@pytest.mark.parametrize(
+    ("lowering", "asked", "reason"),
+    [
+        (
+            Lowering("cpu", "fp32", weight_format="int8"),
+            None,
+            "weights int8: the default for target cpu from 100 million decoder weights on; "
+            "--weights as-dtype keeps fp32",
+        ),
+        (
+            CPU_FP32,
+            None,
+            "weights as-dtype (fp32): the default for target cpu below 100 million decoder "
+            "weights; --weights int8 or int4 makes them smaller",
+        ),
+        (
+            Lowering("rtx", "bf16", Rows(260, 148)),
+            None,
+            "weights as-dtype (bf16): the default for target rtx; "
+            "--weights int8-weight-only or int4 makes them smaller",
+        ),
+        (CPU_FP32, "as-dtype", "weights as-dtype: chosen with --weights"),
+    ],
+)
+def test_the_reason_for_the_weights_says_how_to_get_others(lowering, asked, reason):
+    assert weights_reason(lowering, asked) == reason
 
 
 # ---- building at once ----

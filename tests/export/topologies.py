@@ -5,7 +5,7 @@ from onnx import TensorProto, helper
 
 from mod_edge.export.graphs import graph_module, linear_weight_names
 from mod_edge.export.stored_tensor import ONNX_DTYPES
-from mod_edge.export.trace import Topology
+from mod_edge.export.trace import Topology, with_form
 from mod_edge.plan.signature import head_signature, layer_signature, vision_signature
 from mod_edge.plan.targets import CPU_FP32
 
@@ -22,6 +22,13 @@ def read_topologies(bundle, config):
         signature.kind: topology_from_file(bundle / signature.file, config, signature)
         for signature in signatures
     }
+
+
+def untraced(topologies, _config, signature, lowering):
+    """What `trace` returns, from topologies of unquantized graphs by kind."""
+    form = lowering.weight_form(signature.kind)
+    topology = topologies[signature.kind]
+    return topology if form is None else with_form(topology, form)
 
 
 def topology_from_file(path, config, signature):

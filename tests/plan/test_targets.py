@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from mod_edge.errors import ConfigError
 from mod_edge.plan.kv_window import Rows
 from mod_edge.plan.targets import CPU_FP32, TARGETS, Lowering, lowering_from_json
-from mod_edge.plan.weight_forms import AS_DTYPE, INT4, INT8, INT8_WEIGHT_ONLY
+from mod_edge.plan.weight_forms import AS_DTYPE, FORMAT_NAMES, INT4, INT8, INT8_WEIGHT_ONLY
 
 CAPACITIES = st.builds(Rows, st.integers(1, 9999), st.integers(1, 9999))
 LOWERINGS = st.sampled_from(sorted(TARGETS)).flatmap(
@@ -68,3 +68,19 @@ def test_weights_that_the_target_does_not_support_are_an_error(name, absent, sup
     document = Lowering(name, TARGETS[name].precisions[0], capacity).to_json()
     with pytest.raises(ConfigError, match=says):
         lowering_from_json({**document, "weight_format": absent})
+
+
+@pytest.mark.parametrize(
+    ("unknown", "hint"), [("int8-weights-only", "; did you mean 'int8-weight-only'?"), ("x", "")]
+)
+def test_unknown_weights_are_an_error_with_the_nearest_and_the_known_ones(unknown, hint):
+    known = "as-dtype, int8, int8-weight-only, int4"
+    with pytest.raises(ConfigError) as caught:
+        Lowering("rtx", "fp16", Rows(32, 16), unknown)
+    assert str(caught.value) == f"unknown weights {unknown!r}{hint} (known: {known})"
+
+
+def test_unquantized_weights_are_the_first_format_of_every_target():
+    assert {target.weight_formats[0].name for target in TARGETS.values()} == {AS_DTYPE}
+    names = [each.name for target in TARGETS.values() for each in target.weight_formats]
+    assert set(names) == set(FORMAT_NAMES)

@@ -15,6 +15,8 @@ from mod_edge.export.trace import trace, with_form
 from mod_edge.model.presets import preset_config
 from mod_edge.model.quantized import RoundingLinear, quantize_model
 from mod_edge.model.weight_codes import weight_codes
+from mod_edge.native.int8_products import U8_BY_U8
+from mod_edge.plan.graph_kind import HEAD, VISION
 from mod_edge.plan.signature import bundle_signatures, head_signature, layer_signature
 from mod_edge.plan.targets import CPU_FP32, TARGETS, Lowering
 from mod_edge.plan.weight_forms import INT8_ROWS
@@ -61,7 +63,7 @@ def invoke(*arguments):
 # ---- whole bundles ----
 
 
-def test_an_int8_bundle_is_green_on_both_of_its_files_and_saves_golden_files(
+def test_an_int8_bundle_is_green_with_both_products_and_saves_golden_files(
     recorded_int8, int8_bundle, tiny_checkpoint, tmp_path
 ):
     report = verify_bundle(int8_bundle, tiny_checkpoint, golden=tmp_path / "golden")
@@ -101,22 +103,25 @@ def test_a_sink_that_is_not_rebased_fails_the_int8_stream(
     assert result.mean > 1.5 * STREAM_WITH_ROUNDED_ACTIVATIONS.mean > 3 * healthy.mean
 
 
-def test_a_cpu_without_exact_products_runs_only_the_other_file_and_says_why(
+def test_on_a_cpu_without_exact_products_only_the_exact_ones_are_run(
     recorded_int8, int8_bundle, tiny_checkpoint, monkeypatch
 ):
     for module in (graph_backends, stream_backends):
-        monkeypatch.setattr(module, "multiplies_u8_by_s8_exactly", lambda: False)
+        monkeypatch.setattr(module, "exact_int8_products", lambda: U8_BY_U8)
     report = verify_bundle(int8_bundle, tiny_checkpoint, graph="head")
     assert report.is_ok
     statuses = {result.backend: (result.status, result.reason) for result in report.graphs}
-    assert statuses == {
-        ONNX_CPU: (
-            "not run",
-            "onnxruntime does not multiply u8 by s8 exactly on this CPU; run takes head.u8.onnx "
-            "here",
-        ),
-        ONNX_CPU_UNSIGNED: ("ok", ""),
+    reason = "onnxruntime's u8 x s8 products are not exact on this CPU"
+    assert statuses == {ONNX_CPU: ("not run", reason), ONNX_CPU_UNSIGNED: ("ok", "")}
+
+
+def test_graphs_without_int8_products_are_run_once():
+    backends, _ = graph_backends.graph_backends(CPU_INT4)
+    takers = {
+        kind: [each.name for each in backends if each.takes(CPU_INT4.weight_form(kind))]
+        for kind in (VISION, HEAD)
     }
+    assert takers == {VISION: [ONNX_CPU, ONNX_CPU_UNSIGNED], HEAD: [ONNX_CPU]}
 
 
 def test_the_command_shows_what_quantizing_costs_beside_the_graphs_own_error(

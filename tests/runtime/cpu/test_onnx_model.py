@@ -2,6 +2,7 @@
 
 import shutil
 import tracemalloc
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,8 +13,12 @@ from mod_edge.bundle.bundle import open_bundle
 from mod_edge.bundle.manifest import CONFIG_FILE
 from mod_edge.config import read_config
 from mod_edge.errors import BackendError, CacheError
+from mod_edge.native import int8_products
 from mod_edge.plan.kv_window import Eviction, Rows
 from mod_edge.plan.layout import FRAME, step_layout
+from mod_edge.plan.targets import CPU_FP32, Lowering
+from mod_edge.plan.weight_forms import INT4, INT8
+from mod_edge.runtime.cpu import onnx_model
 from mod_edge.runtime.cpu.onnx_model import OnnxModel, OnnxStream
 from mod_edge.runtime.loaded_model import StreamLimits
 from tests.runtime.streams import onnx_stream
@@ -303,3 +308,21 @@ def test_a_bf16_bundle_is_an_error_with_what_to_do(bundle_for):
     bundle = open_bundle(bundle_for("rtx", "bf16"))
     with pytest.raises(BackendError, match=r"is in bf16, .* --precision fp16 or fp32"):
         OnnxModel(bundle, StreamLimits(bundle.lowering.capacity, **LIMITS))
+
+
+@pytest.mark.parametrize("weights", [INT8, INT4])  # a bundle's vision is int8 in both
+def test_the_name_says_how_int8_weights_are_multiplied(monkeypatch, weights):
+    monkeypatch.setattr(onnx_model, "exact_int8_products", lambda: "u8 x u8")
+    lowering = Lowering("cpu", "fp32", weight_format=weights)
+    assert onnx_model._environment(lowering).endswith(", int8 as u8 x u8")
+    assert "int8" not in onnx_model._environment(CPU_FP32)
+
+
+def test_a_cpu_that_multiplies_int8_weights_wrongly_runs_no_int8_bundle(tiny_bundle, monkeypatch):
+    bundle = open_bundle(tiny_bundle)
+    int8 = Lowering("cpu", "fp32", weight_format=INT8)
+    bundle = replace(bundle, manifest=replace(bundle.manifest, lowering=int8))
+    monkeypatch.setattr(int8_products, "_are_exact", lambda products: False)
+    int8_products.exact_int8_products.cache_clear()
+    with pytest.raises(BackendError, match=r"wrongly on this CPU; upgrade it.*--weights as-dtype"):
+        OnnxModel(bundle, StreamLimits(CAPACITY, **LIMITS))
