@@ -47,13 +47,15 @@ class StreamTolerance:
 # int4 are within these. Of real faults, the vision tower's GELU without its tanh gives 3.3e-5,
 # swapped colours 0.1, all others in a layer 0.4 to 4.
 ALLOWED_ERROR = {"fp32": 2e-5, "fp16": 1e-2, "bf16": 8e-2}
-# Layers and heads for the CPU in int8 and int4: three seeds of the tiny preset, another geometry,
-# the 135m preset and the shipped model give 7.4e-3 and 2.7e-5. Of real faults, one activation scale
-# a tensor gives 0.036 and 4e-3, all others 0.4 and 0.03 or more.
+# Layers and heads for the CPU in int8 and int4: the presets tiny and 135m, another geometry, the
+# shipped model and SmolLM2 with its outliers give 7.4e-3 and 2.7e-5. Of real faults, one activation
+# scale a tensor gives 0.036 and 4e-3, all others 0.4 and 0.03 or more.
 ALLOWED_WITH_ROUNDED_ACTIVATIONS = Tolerance(5e-2, 3e-4)
-# A vision tower is one graph of many layers: one value on the other side brings more after it, up
-# to half of what quantizing costs: measured 0.011 and 6.1e-4, the same with 3 and 12 layers.
-ALLOWED_OF_VISION_WITH_ROUNDED_ACTIVATIONS = Tolerance(5e-2, 3e-3)
+# A vision tower is one graph of many layers: a value on the other side brings more after it, up to
+# 0.6 of what quantizing costs. Measured 0.011 and 6e-4 on the shipped model, 0.029 and 5.1e-3 on
+# SigLIP-B/16-224. One activation scale a tensor gives 0.063 and 0.01 there, which only the layers'
+# bounds tell apart from rounding; a zero point of 0 gives 1.3 and 0.2.
+ALLOWED_OF_VISION_WITH_ROUNDED_ACTIVATIONS = Tolerance(0.1, 2e-2)
 
 
 def graph_tolerance(kind: GraphKind, lowering: Lowering) -> Tolerance:
@@ -74,8 +76,9 @@ STREAM_TOLERANCES = {
     "fp16": StreamTolerance(0.3, 0.05, 0.02),
     "bf16": StreamTolerance(2.0, 0.3, 0.5),
 }
-# Two seeds of the tiny preset, a larger geometry and the shipped model in int8 and int4: 0.40 and
-# 0.060, router logits 0.046, because values on the other side between two codes are amplified too.
+# Three seeds of the tiny preset and another geometry give up to 0.4 and 0.06, router logits 0.048;
+# the shipped model 0.02 and 0.006, SmolLM2 0.16 and 0.074; a sink that is not rebased 1.9 and 0.33.
+# The 30 random layers of the 135m preset amplify rounding to 2.0, 0.45 and 0.69: too much to judge.
 STREAM_WITH_ROUNDED_ACTIVATIONS = StreamTolerance(1.0, 0.2, 0.2)
 
 
