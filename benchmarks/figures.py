@@ -29,6 +29,7 @@ from rich._export_format import CONSOLE_SVG_FORMAT
 from rich.console import Console
 from rich.text import Text
 
+from benchmarks.endless_scene import endless_table, narrate
 from mod_edge.commands.console import err, out, reports_errors
 from mod_edge.errors import ModEdgeError
 from mod_edge.model.checkpoint import Checkpoint
@@ -92,6 +93,7 @@ def main() -> None:
         "kinds": functools.partial(kinds_table, lab.evaluation("test")),
         "mistakes": functools.partial(mistakes, lab.evaluation("test")),
         "combinations": functools.partial(combinations, lab.evaluation("combinations")),
+        "endless": lab.endless,
         "demo": lab.demo,
     }
     PICTURE.write_text(draw_terminal(lab, fingerprint), encoding="utf-8")
@@ -154,6 +156,10 @@ class Lab:
         text = self._kept("demo.txt", lambda: _output(["make", "--silent", "demo"], COLUMNS="110"))
         lines = "\n".join(line.rstrip() for line in text.splitlines())
         return f"```text\n{lines}\n```\n"
+
+    def endless(self) -> str:
+        """F1 by ten minutes of one scene of an hour."""
+        return self._kept("endless.md", lambda: endless_table(narrate(self.bundle, CLIP)))
 
     def fastest_run(self, frames_per_step: int) -> Run:
         """The fastest of `NUM_RUNS`; never cached, because it depends on the machine."""
