@@ -5,22 +5,19 @@ compares what was said with what was due, ten minutes at a time: a model that fo
 instruction, drifts or talks nonsense once its window has rolled gets worse from row to row.
 """
 
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Annotated
 
+import typer
+
+from benchmarks.markdown import ratio_text, table_head
 from mod_edge.commands.console import out, reports_errors
 from mod_edge.data.clips import read_clips
 from mod_edge.data.dialogue import Dialogue, dialogue_of_clip
-from mod_edge.evaluation.free_running import (
-    Account,
-    FreeRunning,
-    Said,
-    queries_of,
-    score,
-)
-from mod_edge.runtime import Query, ReplyEvent, VideoFile, open_session
+from mod_edge.evaluation.free_running import Account, FreeRunning, account_of, queries_of, score
+from mod_edge.runtime import VideoFile, open_session
 from mod_edge.toy_scenes.scenes import write_scenes
 
 DURATION_S = 3600.0
@@ -76,16 +73,9 @@ def narrate(bundle: Path, photographs: Path) -> Narration:
         with open_session(bundle, window=WINDOW) as session:
             fps = session.config.stream_config.frame_fps
             dialogue = dialogue_of_clip(clip, fps, round(DURATION_S * fps))
-            queries = [
-                Query(turn.query or "", turn.last_frame / fps) for turn in queries_of(dialogue)
-            ]
             with VideoFile(clip.video, fps=fps) as video:
-                events = session.stream(video, queries)
-                replies = [event for event in events if isinstance(event, ReplyEvent)]
-            num_rolls = session.summary().num_rolls
-    captions = tuple(Said(each.time_s, each.text) for each in replies if each.query is None)
-    answers = tuple(each.text for each in replies if each.query is not None)
-    return Narration(dialogue, Account(captions, answers, num_rolls), fps)
+                account = account_of(session, video, dialogue)
+    return Narration(dialogue, account, fps)
 
 
 def endless_table(narration: Narration) -> str:
@@ -96,8 +86,8 @@ def endless_table(narration: Narration) -> str:
         cells = (
             f"{start // 60} to {(start + int(SLICE_S)) // 60}",
             str(part.num_true),
-            _number(part.f1),
-            _number(part.moment_f1),
+            ratio_text(part.f1),
+            ratio_text(part.moment_f1),
             f"{part.num_answers_right} of {part.num_answers}",
         )
         rows.append(f"| {' | '.join(cells)} |\n")
@@ -105,20 +95,16 @@ def endless_table(narration: Narration) -> str:
     return (
         f"One scene of an hour with a window of {WINDOW.removesuffix('s')} s, which rolled "
         f"{narration.account.num_rolls} times:\n\n"
-        f"| {' | '.join(columns)} |\n{'| --- ' * len(columns)}|\n{''.join(rows)}"
+        f"{table_head(*columns)}{''.join(rows)}"
     )
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
-
-
 @reports_errors
-def main() -> None:
-    """Print the table."""
+def main(bundle: Annotated[Path, typer.Argument(help="Bundle of a model of such scenes.")]) -> None:
+    """Print F1 by ten minutes of one scene of an hour."""
     clip = Path(__file__).resolve().parent.parent / "tests" / "data" / "box.mp4"
-    out.print(endless_table(narrate(Path(sys.argv[1]), clip)), soft_wrap=True)
+    out.print(endless_table(narrate(bundle, clip)), soft_wrap=True)
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

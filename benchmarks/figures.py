@@ -30,6 +30,7 @@ from rich.console import Console
 from rich.text import Text
 
 from benchmarks.endless_scene import endless_table, narrate
+from benchmarks.markdown import ratio_text, table_head
 from mod_edge.commands.console import err, out, reports_errors
 from mod_edge.errors import ModEdgeError
 from mod_edge.model.checkpoint import Checkpoint
@@ -206,7 +207,7 @@ def speed_table(lab: Lab) -> str:
     )
     columns = ("device", "model", "precision", "ms per frame", "frames/s", "memory", "how measured")
     return (
-        f"{_table(*columns)}{rows}{OTHER_DEVICES}\n"
+        f"{table_head(*columns)}{rows}{OTHER_DEVICES}\n"
         "ms per frame: median, vision + decoder. Memory: peak of the process. The bundled model is "
         f"checkpoint `{lab.folder.name}`, measured with `mod-edge run --json` over 60 frames of a "
         "synthetic clip; its frames/s include the replies.\n"
@@ -220,15 +221,15 @@ def free_table(evaluation: Measured) -> str:
         free, bold = row["free_running"], "**" if row["name"] == "model" else ""
         cells = (
             ROW_NAMES.get(row["name"], row["name"]),
-            _number(free["precision"]),
-            _number(free["recall"]),
-            f"{bold}{_number(free['f1'])}{bold}",
-            _number(free["moment_f1"]),
+            ratio_text(free["precision"]),
+            ratio_text(free["recall"]),
+            f"{bold}{ratio_text(free['f1'])}{bold}",
+            ratio_text(free["moment_f1"]),
             f"{free['num_answers_right']} of {free['num_answers']}",
         )
         lines.append(f"| {' | '.join(cells)} |\n")
     columns = ("free-running", "precision", "recall", "F1", "F1 of the moments", "right answers")
-    return _table(*columns) + "".join(lines)
+    return table_head(*columns) + "".join(lines)
 
 
 def forced_table(evaluation: Measured) -> str:
@@ -243,7 +244,7 @@ def forced_table(evaluation: Measured) -> str:
                 f"{forced['lm_correctness']:.3f} |\n"
             )
     columns = ("teacher-forced", "LM-PPL", "TimeDiff", "Fluency", "LM-Correctness")
-    return _table(*columns) + "".join(lines)
+    return table_head(*columns) + "".join(lines)
 
 
 def kinds_table(evaluation: Measured) -> str:
@@ -257,7 +258,7 @@ def kinds_table(evaluation: Measured) -> str:
         for name, kind in ordered
     )
     columns = ("kind of event", "captions due", "right caption", "any caption at the right moment")
-    return _table(*columns) + "".join(lines)
+    return table_head(*columns) + "".join(lines)
 
 
 def mistakes(evaluation: Measured) -> str:
@@ -294,14 +295,6 @@ def combinations(evaluation: Measured) -> str:
 
 def _words(sentence: str, among: tuple[str, ...]) -> set[str]:
     return {*sentence.lower().strip(".").split()} & {*among}
-
-
-def _table(*columns: str) -> str:
-    return f"| {' | '.join(columns)} |\n{'| --- ' * len(columns)}|\n"
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
 
 
 # ---- the picture ----
