@@ -29,6 +29,8 @@ from rich._export_format import CONSOLE_SVG_FORMAT
 from rich.console import Console
 from rich.text import Text
 
+from benchmarks.endless_scene import endless_table, narrate
+from benchmarks.markdown import ratio_text, table_head
 from mod_edge.commands.console import err, out, reports_errors
 from mod_edge.errors import ModEdgeError
 from mod_edge.model.checkpoint import Checkpoint
@@ -92,6 +94,7 @@ def main() -> None:
         "kinds": functools.partial(kinds_table, lab.evaluation("test")),
         "mistakes": functools.partial(mistakes, lab.evaluation("test")),
         "combinations": functools.partial(combinations, lab.evaluation("combinations")),
+        "endless": lab.endless,
         "demo": lab.demo,
     }
     PICTURE.write_text(draw_terminal(lab, fingerprint), encoding="utf-8")
@@ -155,6 +158,10 @@ class Lab:
         lines = "\n".join(line.rstrip() for line in text.splitlines())
         return f"```text\n{lines}\n```\n"
 
+    def endless(self) -> str:
+        """F1 by ten minutes of one scene of an hour."""
+        return self._kept("endless.md", lambda: endless_table(narrate(self.bundle, CLIP)))
+
     def fastest_run(self, frames_per_step: int) -> Run:
         """The fastest of `NUM_RUNS`; never cached, because it depends on the machine."""
         command = (*self._run_command(), "--json", "--frames-per-step", str(frames_per_step))
@@ -214,10 +221,10 @@ def free_table(evaluation: Measured) -> str:
         free, bold = row["free_running"], "**" if row["name"] == "model" else ""
         cells = (
             ROW_NAMES.get(row["name"], row["name"]),
-            _number(free["precision"]),
-            _number(free["recall"]),
-            f"{bold}{_number(free['f1'])}{bold}",
-            _number(free["moment_f1"]),
+            ratio_text(free["precision"]),
+            ratio_text(free["recall"]),
+            f"{bold}{ratio_text(free['f1'])}{bold}",
+            ratio_text(free["moment_f1"]),
             f"{free['num_answers_right']} of {free['num_answers']}",
         )
         lines.append(f"| {' | '.join(cells)} |\n")
@@ -288,15 +295,6 @@ def combinations(evaluation: Measured) -> str:
 
 def _words(sentence: str, among: tuple[str, ...]) -> set[str]:
     return {*sentence.lower().strip(".").split()} & {*among}
-
-
-def table_head(*columns: str) -> str:
-    """The first two lines of a Markdown table."""
-    return f"| {' | '.join(columns)} |\n{'| --- ' * len(columns)}|\n"
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
 
 
 # ---- the picture ----

@@ -29,7 +29,8 @@ import typer
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from benchmarks.figures import MARKED, ROOT, machine_name, run_mod_edge, table_head
+from benchmarks.figures import MARKED, ROOT, machine_name, run_mod_edge
+from benchmarks.markdown import table_head
 from mod_edge.commands.console import out, reports_errors
 from mod_edge.config import VisionConfig
 from mod_edge.errors import ConfigError, ModEdgeError

@@ -12,8 +12,10 @@ from mod_edge.data.dialogue import Dialogue, Turn
 from mod_edge.data.stream_metrics import is_same, match_in_order, mean, ratio
 from mod_edge.evaluation.clip_frames import ClipFrames
 from mod_edge.evaluation.eval_model import EvalModel
+from mod_edge.runtime.capture.source import Source
 from mod_edge.runtime.events import ReplyEvent
 from mod_edge.runtime.queries import Query
+from mod_edge.runtime.session import Session
 
 
 @dataclass(frozen=True)
@@ -104,13 +106,19 @@ def run_free(
     model: EvalModel, dialogue: Dialogue, frames: ClipFrames, *, threshold: float, seed: int
 ) -> Account:
     """What the model says over the frames, asked the dialogue's queries."""
-    fps = model.config.stream_config.frame_fps
+    with model.open_session(threshold, seed) as session:
+        account = account_of(session, frames, dialogue)
+        model.note_warnings(session.state)
+    return account
+
+
+def account_of(session: Session, source: Source, dialogue: Dialogue) -> Account:
+    """What a new session says over the source, asked the dialogue's queries."""
+    fps = session.config.stream_config.frame_fps
     asked = queries_of(dialogue)
     queries = [Query(turn.query or "", turn.last_frame / fps) for turn in asked]
-    with model.open_session(threshold, seed) as session:
-        events = session.stream(frames, queries)
-        replies = [event for event in events if isinstance(event, ReplyEvent)]
-        model.note_warnings(session.state)
+    events = session.stream(source, queries)
+    replies = [event for event in events if isinstance(event, ReplyEvent)]
     return Account(
         captions=tuple(Said(each.time_s, each.text) for each in replies if each.query is None),
         answers=tuple(each.text for each in replies if each.query is not None),
