@@ -4,14 +4,13 @@ On x86 without VNNI its kernels add pairs of products in 16 bits, which saturate
 8-bit weights, results are wrong by up to 42 % of a row. An option of the session turns int8 weights
 into uint8 as the graph is loaded; uint8 by uint8 is exact on every CPU, but slower. ONNX Runtime
 cannot tell which CPU needs that (its own test is also true with VNNI), so a small graph is tried.
+
+numpy is imported late: `doctor` reports it if it is missing.
 """
 
 from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING
-
-import numpy as np
-import numpy.typing as npt
 
 from mod_edge.errors import BackendError
 from mod_edge.native.onnx_session import session_options
@@ -19,6 +18,8 @@ from mod_edge.native.package_faults import package_of
 from mod_edge.plan.weight_forms import U8_ROWS, WeightForm
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     import onnxruntime
 
 U8_BY_S8, U8_BY_U8 = "u8 x s8", "u8 x u8"  # activations by weights
@@ -73,8 +74,10 @@ def graph_session_options(
     return _options(products or exact_int8_products())
 
 
-def expected_products() -> npt.NDArray[np.int32]:
+def expected_products() -> "npt.NDArray[np.int32]":
     """The probe's products (outputs,) of a row of codes that are all 255."""
+    import numpy as np
+
     expected = np.full(NUM_OUTPUTS, -255 * 127 * NUM_INPUTS, np.int32)
     expected[::2] *= -1
     return expected
@@ -89,6 +92,7 @@ def _options(products: str) -> "onnxruntime.SessionOptions":
 
 def _are_exact(products: str) -> bool:
     """Whether the largest codes, whose sums saturate first, are multiplied exactly."""
+    import numpy as np
     import onnxruntime
 
     model = files("mod_edge.native").joinpath(PROBE_FILE).read_bytes()
