@@ -22,7 +22,6 @@ from mod_edge.bundle.manifest import (
 from mod_edge.bundle.staging import check_target, staged_folder
 from mod_edge.config import EMBEDDING_WEIGHT, ModelConfig, write_config
 from mod_edge.errors import ExportError
-from mod_edge.export.block_sizes import require_whole_blocks
 from mod_edge.export.check import (
     allowed_error,
     check_numbers,
@@ -33,6 +32,7 @@ from mod_edge.export.embedding_table import write_embedding
 from mod_edge.export.lower import lower_file
 from mod_edge.export.step_io import reference_module
 from mod_edge.export.trace import Topology, trace, write_graph
+from mod_edge.export.weight_fit import require_fitting_weights
 from mod_edge.model.checkpoint import Checkpoint
 from mod_edge.native.native_path import native_path
 from mod_edge.plan.graph_kind import GraphKind
@@ -67,7 +67,7 @@ def export_bundle(
         on_step: called with the part that begins, the number of parts done and their total.
 
     Raises:
-        ExportError: an unknown layer, weights that the block size does not divide, a graph that
+        ExportError: an unknown layer, weights that do not fit the format, a graph that
             fails its check, or a target that contains the checkpoint.
         ConfigError: `target` exists and `force` is not given, or its path is not UTF-8.
         CheckpointError: some weights are NaN or infinite.
@@ -79,7 +79,7 @@ def export_bundle(
             f"{target} would replace the checkpoint {checkpoint.path}; choose another folder"
         )
     signatures = bundle_signatures(config, lowering, indices)
-    require_whole_blocks(config, lowering, signatures)
+    require_fitting_weights(config, lowering, signatures)
     native_path(target)  # before the work: the graphs are checked where they are written
     check_target(target, kind=BUNDLE, force=force)
     checkpoint.require_finite()

@@ -1,4 +1,4 @@
-"""Block sizes that do not divide a model's weights are refused before anything is written."""
+"""Weights whose sizes do not fit their form are refused before anything is written."""
 
 from dataclasses import replace
 
@@ -7,14 +7,15 @@ import pytest
 from mod_edge.config import MoDConfig
 from mod_edge.errors import ExportError
 from mod_edge.export import bundle_writer as bundle_module
-from mod_edge.export.block_sizes import require_whole_blocks
 from mod_edge.export.bundle_writer import export_bundle
+from mod_edge.export.weight_fit import require_fitting_weights
 from mod_edge.model.checkpoint import Checkpoint
 from mod_edge.model.presets import GEOMETRIES, preset_config, write_random_checkpoint
 from mod_edge.plan.kv_window import Rows
 from mod_edge.plan.signature import bundle_signatures
 from mod_edge.plan.targets import TARGETS, Lowering
 
+CPU_INT8 = Lowering("cpu", "fp32", weight_format="int8")
 CPU_INT4 = Lowering("cpu", "fp32", weight_format="int4")
 
 
@@ -33,14 +34,14 @@ def lowerings():
 
 
 def require(config, lowering):
-    require_whole_blocks(config, lowering, bundle_signatures(config, lowering))
+    require_fitting_weights(config, lowering, bundle_signatures(config, lowering))
 
 
 @pytest.mark.parametrize("preset", GEOMETRIES)
 @pytest.mark.parametrize(
     "lowering", lowerings(), ids=lambda each: f"{each.target}-{each.weight_format}"
 )
-def test_every_preset_has_whole_blocks_in_every_format(preset, lowering):
+def test_every_preset_fits_every_format(preset, lowering):
     require(preset_config(preset), lowering)
 
 
@@ -74,6 +75,22 @@ def test_all_weights_that_do_not_fit_are_named_at_once_with_the_formats_that_do(
     with pytest.raises(ExportError, match=r"--weights as-dtype or int8$") as caught:
         require(config, CPU_INT4)
     assert "vision" not in str(caught.value)  # 8 bits with a scale per channel
+
+
+def test_inputs_whose_sum_could_overflow_int32_are_refused():
+    tiny = preset_config("tiny")
+    largest = 66_311  # 255 x 127 x 66,311 = 2^31 - 12,413
+    fitting = replace(tiny.text_config, intermediate_size=largest)
+    require(replace(tiny, text_config=fitting), CPU_INT8)
+    config = replace(tiny, text_config=replace(fitting, intermediate_size=70_400))
+    with pytest.raises(ExportError) as caught:
+        require(config, CPU_INT8)
+    assert str(caught.value) == (
+        "weights int8 of target cpu do not fit this model: model.layers.*.mlp.down_proj.weight has "
+        "70400 inputs, wanted at most 66,311, which MatMulInteger sums in int32 without an "
+        "overflow; export with --weights as-dtype or int4"
+    )
+    require(config, CPU_INT4)  # sums codes of one block at a time
 
 
 def test_an_export_that_does_not_fit_does_no_work(tmp_path, monkeypatch):
