@@ -63,5 +63,5 @@ def _without_blocks(lowering: Lowering) -> list[str]:
     return [
         each.name
         for each in target_named(lowering.target).weight_formats
-        if all(form is None or form.block is None for form in (each.decoder, each.vision))
+        if all(form is None or form.block is None for form in (each.layers, each.others))
     ]

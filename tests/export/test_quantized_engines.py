@@ -58,8 +58,8 @@ def product_engine(rtx, settings, tmp_path_factory):
         path.write_bytes(model.SerializeToString())
         signature = GraphSignature(
             HEAD,
-            (TensorSpec("hidden", dtype, ("T", NUM_IN)),),
-            (TensorSpec("product", dtype, ("T", NUM_OUT)),),
+            (TensorSpec("hidden", dtype, (1, "T", NUM_IN)),),
+            (TensorSpec("product", dtype, (1, "T", NUM_OUT)),),
         )
         chosen = replace(settings, compute_capability=capability)
         return compile_graph(rtx, path, signature, profiles, chosen)
