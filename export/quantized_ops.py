@@ -22,7 +22,7 @@ ORT_DOMAIN = "com.microsoft"
 # MatMulNBits rounds its input to int8 at the first level, and computes in float32 at the second.
 INT8_ACCURACY, FLOAT_ACCURACY = 4, 1
 SUMMED_ROWS = 1024
-PART_AXIS = 2  # of hidden states (1, T, in) whose rows are cut
+PART_AXIS = 1  # of cut rows (rows, parts, inputs of a part)
 
 
 class QuantizedOps(ABC):
@@ -81,19 +81,25 @@ class RowInt8(QuantizedOps):
     def product(self, hidden: str, weight: str, dims: list[int], output: str) -> list[NodeProto]:
         """See `QuantizedOps`."""
         num_parts = self.form.parts_of(weight, dims[0])
-        sums, scales = f"{weight}.by_row", f"{weight}.scales"
-        nodes = [] if hidden in self._rounded else self._rounding(hidden, num_parts)
-        self._rounded.add(hidden)
-        if num_parts == 1:
-            return [*nodes, *self._part_product(hidden, weight), _node("Mul", sums, scales, output)]
+        nodes: list[NodeProto] = []
+        if hidden not in self._rounded:
+            self._rounded.add(hidden)
+            nodes += self._rounding(hidden, dims[0], num_parts)
         held = _parts(weight, num_parts)
         for rows, part in zip(_parts(hidden, num_parts), held, strict=True):
             nodes += self._part_product(rows, part)
+        scales = f"{weight}.scales"
+        if num_parts == 1:
+            return [*nodes, _node("Mul", f"{weight}.by_row", scales, output)]
+        shape = ("Concat", [f"{weight}.leading", self.integers("the_rest", -1)])
         return [
             *nodes,
-            _node("Sum", *(f"{part}.by_row" for part in held), sums),
-            _node("Mul", sums, scales, f"{weight}.by_channel"),
-            _node("Squeeze", f"{weight}.by_channel", self.integers("part_axis", PART_AXIS), output),
+            _node("Sum", *(f"{part}.by_row" for part in held), f"{weight}.by_row"),
+            _node("Mul", f"{weight}.by_row", scales, f"{weight}.by_channel"),
+            # A traced graph's hidden states may have no batch dim.
+            helper.make_node("Shape", [hidden], [f"{weight}.leading"], end=-1),
+            helper.make_node(*shape, [f"{weight}.dims"], axis=0),
+            _node("Reshape", f"{weight}.by_channel", f"{weight}.dims", output),
         ]
 
     def _part_product(self, rows: str, part: str) -> list[NodeProto]:
@@ -126,7 +132,7 @@ class RowInt8(QuantizedOps):
             tensors.append(stored(f"{part}.column_sums", column_sums.to(torch.float32)))
         return tensors
 
-    def _rounding(self, hidden: str, num_parts: int) -> list[NodeProto]:
+    def _rounding(self, hidden: str, num_in: int, num_parts: int) -> list[NodeProto]:
         """Nodes that compute each row's scale and zero point (float32) and codes (uint8).
 
         As `model.quantized.rows_as_u8`, op by op.
@@ -142,14 +148,8 @@ class RowInt8(QuantizedOps):
         rows, cut, apart = hidden, list[NodeProto](), list[NodeProto]()
         if num_parts > 1:
             rows = f"{hidden}.rows"
-            cut = [
-                _node(
-                    "Reshape",
-                    hidden,
-                    self.integers(f"in_{num_parts}_parts", 0, 0, num_parts, -1),
-                    rows,
-                )
-            ]
+            shape = self.integers(f"{hidden}.cut", -1, num_parts, num_in // num_parts)
+            cut = [_node("Reshape", hidden, shape, rows)]
             apart = [_split(hidden, each, num_parts) for each in ("scale", "zero_point", "codes")]
         return [
             *cut,
