@@ -5,6 +5,8 @@ else of a graph stays as it was traced.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from itertools import chain
 
 import numpy as np
 import torch
@@ -20,6 +22,7 @@ ORT_DOMAIN = "com.microsoft"
 # MatMulNBits rounds its input to int8 at the first level, and computes in float32 at the second.
 INT8_ACCURACY, FLOAT_ACCURACY = 4, 1
 SUMMED_ROWS = 1024
+PART_AXIS = 1  # of cut rows (rows, parts, inputs of a part)
 
 
 class QuantizedOps(ABC):
@@ -27,13 +30,13 @@ class QuantizedOps(ABC):
 
     Attributes:
         form: of the weights.
-        constants: scalars that the nodes made so far read.
+        constants: scalars, axes and dims that the nodes made so far read.
         domain: of the op; "" is ONNX's.
-        parts: suffixes of the tensors that hold a weight.
+        suffixes: of the tensors that hold a weight.
     """
 
     domain = ""
-    parts: tuple[str, ...] = ("codes", "scales")
+    suffixes: tuple[str, ...] = ("codes", "scales")
 
     def __init__(self, form: WeightForm) -> None:
         """For weights of that form."""
@@ -48,13 +51,18 @@ class QuantizedOps(ABC):
     def tensors(self, weight: str, codes: WeightCodes) -> list[StoredTensor]:
         """The tensors that hold a weight."""
 
-    def tensor_names(self, weight: str) -> list[str]:
-        """Names of the tensors that hold a weight."""
-        return [f"{weight}.{part}" for part in self.parts]
+    def tensor_names(self, weight: str, dims: Sequence[int]) -> list[str]:
+        """Names of the tensors that hold a weight of dims [in, out]."""
+        return [f"{weight}.{suffix}" for suffix in self.suffixes]
 
     def constant(self, name: str, value: float, dtype: type[np.generic] = np.float32) -> str:
-        """The name of a scalar constant."""
+        """The name of a constant scalar."""
         self.constants[name] = numpy_helper.from_array(np.array(value, dtype), name)
+        return name
+
+    def integers(self, name: str, *values: int) -> str:
+        """The name of a constant list of axes or dims."""
+        self.constants[name] = numpy_helper.from_array(np.array(values, np.int64), name)
         return name
 
 
@@ -63,9 +71,8 @@ class RowInt8(QuantizedOps):
 
     Weights that share an input share its rounding. MatMulInteger without zero points multiplies the
     codes as they are, so every row's zero point times the weights' column sums is subtracted.
+    Where rows are rounded in parts, the graph holds the weight in as many, and adds their products.
     """
-
-    parts = ("codes", "scales", "column_sums")
 
     def __init__(self, form: WeightForm) -> None:
         super().__init__(form)
@@ -73,37 +80,64 @@ class RowInt8(QuantizedOps):
 
     def product(self, hidden: str, weight: str, dims: list[int], output: str) -> list[NodeProto]:
         """See `QuantizedOps`."""
-        nodes = [] if hidden in self._rounded else self._rounding(hidden)
-        self._rounded.add(hidden)
-        cast = helper.make_node(
-            "Cast", [f"{weight}.sums"], [f"{weight}.float_sums"], to=TensorProto.FLOAT
-        )
+        num_parts = self.form.parts_of(weight, dims[0])
+        nodes: list[NodeProto] = []
+        if hidden not in self._rounded:
+            self._rounded.add(hidden)
+            nodes += self._rounding(hidden, dims[0], num_parts)
+        held = _parts(weight, num_parts)
+        for rows, part in zip(_parts(hidden, num_parts), held, strict=True):
+            nodes += self._part_product(rows, part)
+        scales = f"{weight}.scales"
+        if num_parts == 1:
+            return [*nodes, _node("Mul", f"{weight}.by_row", scales, output)]
+        shape = ("Concat", [f"{weight}.leading", self.integers("the_rest", -1)])
         return [
             *nodes,
-            _node("MatMulInteger", f"{hidden}.codes", f"{weight}.codes", f"{weight}.sums"),
-            cast,
-            _node("Mul", f"{hidden}.zero_point", f"{weight}.column_sums", f"{weight}.offset"),
-            _node("Sub", f"{weight}.float_sums", f"{weight}.offset", f"{weight}.centered"),
-            _node("Mul", f"{weight}.centered", f"{weight}.scales", f"{weight}.by_channel"),
-            _node("Mul", f"{weight}.by_channel", f"{hidden}.scale", output),
+            _node("Sum", *(f"{part}.by_row" for part in held), f"{weight}.by_row"),
+            _node("Mul", f"{weight}.by_row", scales, f"{weight}.by_channel"),
+            # A traced graph's hidden states may have no batch dim.
+            helper.make_node("Shape", [hidden], [f"{weight}.leading"], end=-1),
+            helper.make_node(*shape, [f"{weight}.dims"], axis=0),
+            _node("Reshape", f"{weight}.by_channel", f"{weight}.dims", output),
         ]
+
+    def _part_product(self, rows: str, part: str) -> list[NodeProto]:
+        """Nodes that multiply parts of rows and of a weight; channel scales are left to apply."""
+        cast = helper.make_node(
+            "Cast", [f"{part}.sums"], [f"{part}.float_sums"], to=TensorProto.FLOAT
+        )
+        return [
+            _node("MatMulInteger", f"{rows}.codes", f"{part}.codes", f"{part}.sums"),
+            cast,
+            _node("Mul", f"{rows}.zero_point", f"{part}.column_sums", f"{part}.offset"),
+            _node("Sub", f"{part}.float_sums", f"{part}.offset", f"{part}.centered"),
+            _node("Mul", f"{part}.centered", f"{rows}.scale", f"{part}.by_row"),
+        ]
+
+    def tensor_names(self, weight: str, dims: Sequence[int]) -> list[str]:
+        """See `QuantizedOps`."""
+        held = _parts(weight, self.form.parts_of(weight, dims[0]))
+        pairs = [(f"{part}.codes", f"{part}.column_sums") for part in held]
+        return [f"{weight}.scales", *chain.from_iterable(pairs)]
 
     def tensors(self, weight: str, codes: WeightCodes) -> list[StoredTensor]:
         """See `QuantizedOps`."""
-        # In chunks: torch widens all of what it sums first, 8 bytes a weight.
-        column_sums = torch.cat([rows.sum(1) for rows in codes.codes.split(SUMMED_ROWS)])
-        return [
-            stored(f"{weight}.codes", codes.codes.T),
-            stored(f"{weight}.scales", codes.scales[:, 0]),
-            stored(f"{weight}.column_sums", column_sums.to(torch.float32)),
-        ]
+        held = _parts(weight, self.form.parts_of(weight, codes.codes.shape[1]))
+        tensors = [stored(f"{weight}.scales", codes.scales[:, 0])]
+        for part, columns in zip(held, codes.codes.chunk(len(held), 1), strict=True):
+            # In chunks: torch widens all of what it sums first, 8 bytes a weight.
+            column_sums = torch.cat([rows.sum(1) for rows in columns.split(SUMMED_ROWS)])
+            tensors.append(stored(f"{part}.codes", columns.T))
+            tensors.append(stored(f"{part}.column_sums", column_sums.to(torch.float32)))
+        return tensors
 
-    def _rounding(self, hidden: str) -> list[NodeProto]:
+    def _rounding(self, hidden: str, num_in: int, num_parts: int) -> list[NodeProto]:
         """Nodes that compute each row's scale and zero point (float32) and codes (uint8).
 
         As `model.quantized.rows_as_u8`, op by op.
         """
-        self.constants["last_axis"] = numpy_helper.from_array(np.array([-1]), "last_axis")
+        last_axis = self.integers("last_axis", -1)
         zero, steps = self.constant("zero", 0), self.constant("u8_steps", U8_STEPS)
         least = self.constant("smallest_scale", SMALLEST_SCALE)
         unscaled = (self.constant("one", 1), self.constant("no_zero_point", 0, np.uint8))
@@ -111,9 +145,16 @@ class RowInt8(QuantizedOps):
         def part(op: str, *names: str) -> NodeProto:
             return _node(op, *names[:-1], f"{hidden}.{names[-1]}")
 
+        rows, cut, apart = hidden, list[NodeProto](), list[NodeProto]()
+        if num_parts > 1:
+            rows = f"{hidden}.rows"
+            shape = self.integers(f"{hidden}.cut", -1, num_parts, num_in // num_parts)
+            cut = [_node("Reshape", hidden, shape, rows)]
+            apart = [_split(hidden, each, num_parts) for each in ("scale", "zero_point", "codes")]
         return [
-            part("ReduceMin", hidden, "last_axis", "lowest"),
-            part("ReduceMax", hidden, "last_axis", "highest"),
+            *cut,
+            part("ReduceMin", rows, last_axis, "lowest"),
+            part("ReduceMax", rows, last_axis, "highest"),
             part("Min", f"{hidden}.lowest", zero, "low"),
             part("Max", f"{hidden}.highest", zero, "high"),
             part("Sub", f"{hidden}.high", f"{hidden}.low", "range"),
@@ -122,9 +163,10 @@ class RowInt8(QuantizedOps):
             part("Neg", f"{hidden}.low", "below_zero"),
             part("Div", f"{hidden}.below_zero", f"{hidden}.scale", "exact_zero_point"),
             part("Round", f"{hidden}.exact_zero_point", "zero_point"),
-            part("Div", hidden, f"{hidden}.scale", "scaled"),
+            part("Div", rows, f"{hidden}.scale", "scaled"),
             part("Add", f"{hidden}.scaled", f"{hidden}.zero_point", "shifted"),
             part("QuantizeLinear", f"{hidden}.shifted", *unscaled, "codes"),
+            *apart,
         ]
 
 
@@ -136,13 +178,13 @@ class NBits(QuantizedOps):
     def __init__(self, form: WeightForm) -> None:
         super().__init__(form)
         if form.has_zero_points:
-            self.parts = (*self.parts, "zero_points")
+            self.suffixes = (*self.suffixes, "zero_points")
 
     def product(self, hidden: str, weight: str, dims: list[int], output: str) -> list[NodeProto]:
         """See `QuantizedOps`."""
         node = helper.make_node(
             "MatMulNBits",
-            [hidden, *self.tensor_names(weight)],
+            [hidden, *self.tensor_names(weight, dims)],
             [output],
             domain=ORT_DOMAIN,
             K=dims[0],
@@ -201,3 +243,16 @@ OPS: dict[str, type[QuantizedOps]] = {
 def _node(op: str, *names: str) -> NodeProto:
     """A node by the names of its inputs and, last, of its output."""
     return helper.make_node(op, names[:-1], [names[-1]])
+
+
+def _parts(name: str, count: int) -> list[str]:
+    """Names of the parts of a tensor, or its own if it is not cut."""
+    return [name] if count == 1 else [f"{name}.{index}" for index in range(count)]
+
+
+def _split(hidden: str, what: str, count: int) -> NodeProto:
+    """The node that gives every part of the rows its own `what`."""
+    outputs = [f"{part}.{what}" for part in _parts(hidden, count)]
+    node = helper.make_node("Split", [f"{hidden}.{what}"], outputs, axis=PART_AXIS)
+    node.attribute.append(helper.make_attribute("num_outputs", count))
+    return node

@@ -62,7 +62,8 @@ class Topology:
         kept = [name for name in self.weight_shapes if name not in self.quantized]
         if self.ops is None:
             return kept
-        return kept + [each for name in self.quantized for each in self.ops.tensor_names(name)]
+        held = [self.ops.tensor_names(name, self.weight_shapes[name]) for name in self.quantized]
+        return kept + [each for names in held for each in names]
 
 
 def trace(config: ModelConfig, signature: GraphSignature, lowering: Lowering) -> Topology:

@@ -5,6 +5,7 @@ against the reference with the original weights, which adds what quantizing cost
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from torch.nn.functional import linear
 from mod_edge.config import EMBEDDING_WEIGHT
 from mod_edge.model.video_llm import VideoLLM
 from mod_edge.model.weight_codes import weight_codes
-from mod_edge.plan.graph_kind import HEAD, VISION
+from mod_edge.plan.graph_kind import DENSE, HEAD, LAYER_PREFIX
 from mod_edge.plan.targets import Lowering
 from mod_edge.plan.weight_forms import (
     EMBEDDING_INT8,
@@ -25,6 +26,7 @@ from mod_edge.plan.weight_forms import (
 )
 
 Rounding = Callable[[Tensor], Tensor]
+LAYERS = LAYER_PREFIX.partition("{")[0]
 U8_STEPS, S8_STEPS = 255, 127
 
 
@@ -46,11 +48,10 @@ def quantize_model(model: VideoLLM, lowering: Lowering) -> VideoLLM:
         return model
     dtype: torch.dtype = getattr(torch, lowering.dtype)
     for path, part in quantized_linears(model).items():
-        form = lowering.weight_form(VISION if path.startswith(VISION.weight_prefixes) else HEAD)
+        form = lowering.weight_form(DENSE if path.startswith(LAYERS) else HEAD)
         assert form is not None
         codes = weight_codes(f"{path}.weight", part.weight, form, dtype)
-        rounding = ROUNDINGS[form.activations](form)
-        quantized = RoundingLinear(part, rounding)
+        quantized = RoundingLinear(part, rounding_of(f"{path}.weight", part.in_features, form))
         quantized.weight = _fixed(codes.values())
         model.set_submodule(path, quantized)
     table = model.model.embed_tokens
@@ -64,8 +65,8 @@ def _fixed(values: Tensor) -> nn.Parameter:
 
 def round_activations(module: nn.Module, form: WeightForm) -> nn.Module:
     """`module` itself, its quantized linear layers rounding their inputs as `form` does."""
-    rounding = ROUNDINGS[form.activations](form)
     for path, part in quantized_linears(module).items():
+        rounding = rounding_of(f"{path}.weight", part.in_features, form)
         module.set_submodule(path, RoundingLinear(part, rounding))
     return module
 
@@ -84,17 +85,27 @@ class RoundingLinear(nn.Linear):
         return linear(self.rounding(hidden), self.weight, self.bias)
 
 
-def rows_as_u8(hidden: Tensor) -> Tensor:
+def rounding_of(weight: str, num_in: int, form: WeightForm) -> Rounding:
+    """How the op that multiplies with a weight of that name and form rounds its input."""
+    if form.activations == U8_ROWS:
+        return partial(rows_as_u8, parts=form.parts_of(weight, num_in))
+    if form.activations == S8_BLOCKS:
+        return partial(blocks_as_s8, block=form.block or num_in)
+    return unrounded
+
+
+def rows_as_u8(hidden: Tensor, parts: int = 1) -> Tensor:
     """`hidden` (..., in) rounded to 256 levels from each row's least to its largest value.
 
-    0 is always a level: the range of a row includes it.
+    0 is always a level: the range of a row includes it. Each of a row's parts has its own levels.
     """
-    lowest = hidden.amin(-1, keepdim=True).clamp_max(0)
-    highest = hidden.amax(-1, keepdim=True).clamp_min(0)
+    rows = hidden.unflatten(-1, (parts, -1))
+    lowest = rows.amin(-1, keepdim=True).clamp_max(0)
+    highest = rows.amax(-1, keepdim=True).clamp_min(0)
     scale = ((highest - lowest) / U8_STEPS).clamp_min(SMALLEST_SCALE)
     zero_point = (-lowest / scale).round()
-    codes = (hidden / scale + zero_point).round().clamp(0, U8_STEPS)
-    return (codes - zero_point) * scale
+    codes = (rows / scale + zero_point).round().clamp(0, U8_STEPS)
+    return ((codes - zero_point) * scale).flatten(-2)
 
 
 def blocks_as_s8(hidden: Tensor, block: int) -> Tensor:
@@ -110,10 +121,3 @@ def blocks_as_s8(hidden: Tensor, block: int) -> Tensor:
 def unrounded(hidden: Tensor) -> Tensor:
     """`hidden` itself."""
     return hidden
-
-
-ROUNDINGS: dict[str, Callable[[WeightForm], Rounding]] = {
-    "": lambda _form: unrounded,
-    U8_ROWS: lambda _form: rows_as_u8,
-    S8_BLOCKS: lambda form: lambda hidden: blocks_as_s8(hidden, form.block or hidden.shape[-1]),
-}

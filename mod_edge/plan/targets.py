@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from mod_edge.errors import ConfigError
-from mod_edge.plan.graph_kind import VISION, GraphKind
+from mod_edge.plan.graph_kind import GraphKind
 from mod_edge.plan.kv_window import Rows
 from mod_edge.plan.weight_forms import (
     AS_DTYPE,
@@ -83,7 +83,6 @@ class Target:
         )
 
 
-# Vision keeps 8 bits also where the decoder has 4: it is small, and every frame depends on it.
 CPU_FORMATS = (
     KEEPING_DTYPE,
     WeightFormat(INT8, INT8_ROWS, INT8_ROWS),
@@ -215,7 +214,7 @@ class Lowering:
     def weight_form(self, kind: GraphKind) -> WeightForm | None:
         """How the linear weights of one kind of graph are held; None in the precision's dtype."""
         chosen = TARGETS[self.target].weight_format(self.weight_format)
-        return chosen.vision if kind is VISION else chosen.decoder
+        return chosen.layers if kind.is_layer else chosen.others
 
     def to_json(self) -> dict[str, Any]:
         """Input of `lowering_from_json`; omits the weight format if it is `AS_DTYPE`."""

@@ -1,10 +1,11 @@
 """How graphs hold and multiply quantized weights: the formats a user chooses, and their forms.
 
-A *format* is a value of `--weights`; a *form* is how one target's graphs realise it, as ONNX ops.
-Quantised are the weights of linear layers. Norms, biases, routers, convolutions and position
+A *format* is a value of `--weights`; a *form* is how one target's graphs realize it, as ONNX ops.
+Quantized are the weights of linear layers. Norms, biases, routers, convolutions and position
 embeddings keep the precision's dtype (or float32), and logits are float32 in every form.
 """
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -32,7 +33,10 @@ class WeightForm:
         method: how weights are rounded. `ROUND_TO_NEAREST` and `SYMMETRIC_SEARCH`, which searches
             each block's scale, are symmetric around 0; `K_QUANT` has a zero point a block.
         activations: how the op rounds its own input, "u8 a row" (a scale and a zero point per
-            row), "s8 a block" (a scale per block of a row), or "" if it does not.
+            row, or per part of it), "s8 a block" (a scale per block of a row), or "" if it does
+            not.
+        row_parts: parts of equal size with their own scale and zero point into which an input row
+            of the weights `IN_PARTS` is cut; other weights round a row as a whole.
     """
 
     op: str
@@ -40,11 +44,16 @@ class WeightForm:
     block: int | None = None
     method: str = ROUND_TO_NEAREST
     activations: str = ""
+    row_parts: int = 1
 
     @property
     def has_zero_points(self) -> bool:
         """Whether every block of weights has a zero point."""
         return self.method == K_QUANT
+
+    def parts_of(self, weight: str, num_in: int) -> int:
+        """Parts of an input row of that weight, a number that divides its inputs."""
+        return math.gcd(self.row_parts, num_in) if weight.endswith(IN_PARTS) else 1
 
     def bytes_per_weight(self, scale_bytes: int) -> float:
         """Bytes in a file, with the block's share of its scale and zero point.
@@ -65,7 +74,10 @@ class WeightForm:
 
 
 U8_ROWS, S8_BLOCKS = "u8 a row", "s8 a block"
-INT8_ROWS = WeightForm("MatMulInteger", 8, activations=U8_ROWS)
+# The inputs of these follow no norm: outliers in one part leave the others precise. On SmolLM2 that
+# halves what rounding activations costs.
+IN_PARTS = ("self_attn.o_proj.weight", "mlp.down_proj.weight")
+INT8_ROWS = WeightForm("MatMulInteger", 8, activations=U8_ROWS, row_parts=4)
 NBITS_INT4_CPU = WeightForm("MatMulNBits", 4, BLOCK, K_QUANT, S8_BLOCKS)
 NBITS_INT4 = WeightForm("MatMulNBits", 4, BLOCK, K_QUANT)
 NBITS_INT8 = WeightForm("MatMulNBits", 8, BLOCK)
@@ -83,13 +95,15 @@ class WeightFormat:
 
     Attributes:
         name: value of `--weights`.
-        decoder: form of the decoder layers and the head; None if weights keep their dtype.
-        vision: form of the vision encoder and the connector.
+        layers: form of the decoder layers; None if weights keep their dtype.
+        others: form of the head, the vision encoder and the connector, which keep 8 bits where
+            layers have 4. They are a small part of a large model, and a head in 4 bits costs more
+            perplexity than all layers together.
     """
 
     name: str
-    decoder: WeightForm | None = None
-    vision: WeightForm | None = None
+    layers: WeightForm | None = None
+    others: WeightForm | None = None
 
 
 KEEPING_DTYPE = WeightFormat(AS_DTYPE)

@@ -13,7 +13,7 @@ class WeightRow:
     Attributes:
         target: name of the target.
         weights: value of `--weights`.
-        part: "decoder" (layers and head), "vision" (encoder and connector), or "all".
+        part: "layers" (of the decoder), "others" (head, vision encoder, connector), or "all".
         op: as in `WeightForm`; "MatMul" of weights in the precision's dtype.
         bits: of a weight; None for the precision's.
         block: as in `WeightForm`.
@@ -34,7 +34,7 @@ class WeightRow:
 
 
 def weight_table() -> list[WeightRow]:
-    """The rows of every target, in the order of `TARGETS`; two where vision has another form."""
+    """The rows of every target, in the order of `TARGETS`; two where layers have another form."""
     return [
         _row(target, each, part, form)
         for target in TARGETS.values()
@@ -44,9 +44,9 @@ def weight_table() -> list[WeightRow]:
 
 
 def _parts(weights: WeightFormat) -> list[tuple[str, WeightForm | None]]:
-    if weights.decoder == weights.vision:
-        return [("all", weights.decoder)]
-    return [("decoder", weights.decoder), ("vision", weights.vision)]
+    if weights.layers == weights.others:
+        return [("all", weights.layers)]
+    return [("layers", weights.layers), ("others", weights.others)]
 
 
 def _row(target: Target, weights: WeightFormat, part: str, form: WeightForm | None) -> WeightRow:

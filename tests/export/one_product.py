@@ -15,7 +15,7 @@ def product(weight="weight", output="product", hidden="hidden"):
 
 
 def traced(*readers, dims, dtype=TensorProto.FLOAT, opset=21):
-    """A traced graph: `hidden` (T, in) and weights [in, out] are inputs, `readers` are its nodes.
+    """A traced graph: `hidden` (1, T, in) and weights [in, out] are inputs, `readers` its nodes.
 
     Args:
         readers: the nodes; their outputs are the graph's.
@@ -25,9 +25,9 @@ def traced(*readers, dims, dtype=TensorProto.FLOAT, opset=21):
     """
     value = helper.make_tensor_value_info
     num_in, num_out = next(iter(dims.values()))
-    inputs = [value("hidden", dtype, ["T", num_in])]
+    inputs = [value("hidden", dtype, [1, "T", num_in])]
     inputs += [value(name, dtype, shape) for name, shape in dims.items()]
-    outputs = [value(node.output[0], dtype, ["T", num_out]) for node in readers]
+    outputs = [value(node.output[0], dtype, [1, "T", num_out]) for node in readers]
     graph = helper.make_graph(list(readers), "planted", inputs, outputs)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
 

@@ -49,7 +49,7 @@ def product_engine(rtx, settings, tmp_path_factory):
     """`product_engine(form, precision, ...)`: the compiled product of a weight in that form."""
     folder = tmp_path_factory.mktemp("product")
     weight = torch.randn(NUM_OUT, NUM_IN, generator=torch.Generator().manual_seed(0))
-    profiles = {"any": {"hidden": ShapeRange((1, NUM_IN), (4, NUM_IN), (8, NUM_IN))}}
+    profiles = {"any": {"hidden": ShapeRange((1, 1, NUM_IN), (1, 4, NUM_IN), (1, 8, NUM_IN))}}
 
     def make(form, precision, *, capability="89", opset=24):
         dtype = DTYPES[precision]
@@ -58,8 +58,8 @@ def product_engine(rtx, settings, tmp_path_factory):
         path.write_bytes(model.SerializeToString())
         signature = GraphSignature(
             HEAD,
-            (TensorSpec("hidden", dtype, ("T", NUM_IN)),),
-            (TensorSpec("product", dtype, ("T", NUM_OUT)),),
+            (TensorSpec("hidden", dtype, (1, "T", NUM_IN)),),
+            (TensorSpec("product", dtype, (1, "T", NUM_OUT)),),
         )
         chosen = replace(settings, compute_capability=capability)
         return compile_graph(rtx, path, signature, profiles, chosen)

@@ -1,7 +1,7 @@
 """Every form's ops and tensors in a graph, judged by onnx's reference evaluator and onnxruntime.
 
-The graphs are one product each: hidden (R, in) times a weight (out, in), in the smallest model that
-has it. onnxruntime's own quantizer judges the layout of MatMulNBits.
+The graphs are one product each: hidden (1, R, in) times a weight (out, in), in the smallest model
+that has it. onnxruntime's own quantizer judges the layout of MatMulNBits.
 """
 
 from dataclasses import replace
@@ -21,7 +21,7 @@ from mod_edge.errors import ExportError
 from mod_edge.export.quantize import quantize_graph
 from mod_edge.export.quantized_ops import OPS, ORT_DOMAIN
 from mod_edge.export.stored_tensor import raw_array
-from mod_edge.model.quantized import ROUNDINGS
+from mod_edge.model.quantized import rounding_of
 from mod_edge.model.weight_codes import WeightCodes, weight_codes
 from mod_edge.native.onnx_session import session_options
 from mod_edge.plan.weight_forms import (
@@ -40,6 +40,7 @@ FORMS = [INT8_ROWS, NBITS_INT4_CPU, NBITS_INT4, NBITS_INT8, DEQUANTIZED_INT8, DE
 IN_ONNX = [INT8_ROWS, DEQUANTIZED_INT8, DEQUANTIZED_INT4]  # MatMulNBits is onnxruntime's own
 NUM_ROWS, NUM_IN, NUM_OUT = 5, 96, 7
 NUM_BLOCKS = 3
+IN_PARTS = "mlp.down_proj.weight"  # its input rows are rounded in parts
 # Relative to the largest value; of whole layers 9e-7 was measured. A wrong scale gives a tenth.
 ALLOWED = 1e-5
 # An input between two of 254 levels may fall to either: its weight's share of a step.
@@ -82,9 +83,9 @@ def ident(form):
 
 @pytest.mark.parametrize("form", FORMS, ids=ident)
 def test_onnxruntime_computes_the_twins_product(form):
-    weight, hidden = random(NUM_OUT, NUM_IN), random(NUM_ROWS, NUM_IN, seed=1)
+    weight, hidden = random(NUM_OUT, NUM_IN), random(1, NUM_ROWS, NUM_IN, seed=1)
     (ours,) = run(quantized(form, {"weight": weight}), hidden)
-    rounded = ROUNDINGS[form.activations](form)(hidden)
+    rounded = rounding_of("weight", NUM_IN, form)(hidden)
     theirs = rounded @ weight_codes("weight", weight, form).values().T
     assert relative(ours, theirs.numpy()) <= allowed(form)
     assert (
@@ -94,23 +95,37 @@ def test_onnxruntime_computes_the_twins_product(form):
 
 @pytest.mark.parametrize("form", IN_ONNX, ids=ident)
 def test_onnxs_reference_evaluator_computes_the_twins_product(form):
-    weight, hidden = random(NUM_OUT, NUM_IN), random(NUM_ROWS, NUM_IN, seed=1)
+    weight, hidden = random(NUM_OUT, NUM_IN), random(1, NUM_ROWS, NUM_IN, seed=1)
     model = quantized(form, {"weight": weight})
     (ours,) = ReferenceEvaluator(model).run(["product"], {"hidden": hidden.numpy()})
-    rounded = ROUNDINGS[form.activations](form)(hidden)
+    rounded = rounding_of("weight", NUM_IN, form)(hidden)
     theirs = rounded @ weight_codes("weight", weight, form).values().T
     assert relative(ours, theirs.numpy()) <= allowed(form)
 
 
 @pytest.mark.parametrize("row", [0.0, 1e-30, 24_000.0])
 def test_rows_of_every_size_leave_the_other_rows_exact_in_int8(row):
-    weight, hidden = random(NUM_OUT, NUM_IN), random(NUM_ROWS, NUM_IN, seed=1)
-    hidden[2] = row
+    weight, hidden = random(NUM_OUT, NUM_IN), random(1, NUM_ROWS, NUM_IN, seed=1)
+    hidden[0, 2] = row
     (ours,) = run(quantized(INT8_ROWS, {"weight": weight}), hidden)
     theirs = (hidden @ weight_codes("weight", weight, INT8_ROWS).values().T).numpy()
     for number in range(NUM_ROWS):
-        scale = max(np.abs(theirs[number]).max(), 1e-6)
-        assert np.abs(ours[number] - theirs[number]).max() <= 0.02 * scale, number
+        scale = max(np.abs(theirs[0, number]).max(), 1e-6)
+        assert np.abs(ours[0, number] - theirs[0, number]).max() <= 0.02 * scale, number
+
+
+def test_the_products_of_a_rows_parts_are_added():
+    weight, hidden = random(NUM_OUT, NUM_IN), random(1, NUM_ROWS, NUM_IN, seed=1)
+    hidden[0, 2, 7] = 24_000
+    rounded = rounding_of(IN_PARTS, NUM_IN, INT8_ROWS)(hidden)
+    theirs = (rounded @ weight_codes(IN_PARTS, weight, INT8_ROWS).values().T).numpy()
+    model = quantized(INT8_ROWS, {IN_PARTS: weight}, product(IN_PARTS))
+    ours = run(model, hidden)[0]
+    evaluated = ReferenceEvaluator(model).run(["product"], {"hidden": hidden.numpy()})[0]
+    for number in range(NUM_ROWS):
+        for product_of in (ours, evaluated):
+            error = relative(product_of[0, number], theirs[0, number])
+            assert error <= ALLOWED_WITH_ROUNDED_INPUTS, number
 
 
 # ---- nodes ----
@@ -129,7 +144,7 @@ def test_weights_that_share_an_input_share_its_rounding():
     assert [node.output[0] for node in roundings] == ["hidden.codes", "normed.codes"]
     products = [node for node in model.graph.node if node.op_type == "MatMulInteger"]
     assert [node.input[0] for node in products] == [*["hidden.codes"] * 3, *["normed.codes"] * 2]
-    hidden = random(NUM_ROWS, NUM_IN, seed=9)
+    hidden = random(1, NUM_ROWS, NUM_IN, seed=9)
     for name, ours in zip(
         names, run(model, hidden, [f"{name}_out" for name in names]), strict=True
     ):
@@ -173,15 +188,15 @@ def test_every_weight_that_is_not_read_is_named():
 
 
 @pytest.mark.parametrize("form", FORMS, ids=ident)
-def test_a_weight_is_held_by_the_tensors_that_the_graph_reads(form):
+@pytest.mark.parametrize("name", ["weight", IN_PARTS])
+def test_a_weight_is_held_by_the_tensors_that_the_graph_reads(form, name):
     ops = OPS[form.op](form)
-    held = ops.tensors("weight", weight_codes("weight", random(NUM_OUT, NUM_IN), form))
-    assert [each.name for each in held] == ops.tensor_names("weight")
-    graph = quantize_graph(
-        traced(product(), dims=dims_of("weight")), {"weight"}, OPS[form.op](form)
-    ).graph
+    held = ops.tensors(name, weight_codes(name, random(NUM_OUT, NUM_IN), form))
+    names = ops.tensor_names(name, (NUM_IN, NUM_OUT))
+    assert [each.name for each in held] == names
+    graph = quantize_graph(traced(product(name), dims=dims_of(name)), {name}, ops).graph
     inputs = {name for node in graph.node for name in node.input}
-    assert set(ops.tensor_names("weight")) <= inputs
+    assert set(names) <= inputs
 
 
 @pytest.mark.parametrize(("form", "level"), [(NBITS_INT4_CPU, 4), (NBITS_INT4, 1), (NBITS_INT8, 1)])

@@ -77,20 +77,31 @@ def test_all_weights_that_do_not_fit_are_named_at_once_with_the_formats_that_do(
     assert "vision" not in str(caught.value)  # 8 bits with a scale per channel
 
 
+MOST_INPUTS = 66_311  # 255 x 127 x 66,311 = 2^31 - 1 - 1,912
+
+
 def test_inputs_whose_sum_could_overflow_int32_are_refused():
     tiny = preset_config("tiny")
-    largest = 66_311  # 255 x 127 x 66,311 = 2^31 - 12,413
-    fitting = replace(tiny.text_config, intermediate_size=largest)
-    require(replace(tiny, text_config=fitting), CPU_INT8)
-    config = replace(tiny, text_config=replace(fitting, intermediate_size=70_400))
+    config = replace(tiny, text_config=replace(tiny.text_config, hidden_size=MOST_INPUTS + 9))
     with pytest.raises(ExportError) as caught:
         require(config, CPU_INT8)
-    assert str(caught.value) == (
-        "weights int8 of target cpu do not fit this model: model.layers.*.mlp.down_proj.weight has "
-        "70400 inputs, wanted at most 66,311, which MatMulInteger sums in int32 without an "
-        "overflow; export with --weights as-dtype or int4"
-    )
-    require(config, CPU_INT4)  # sums codes of one block at a time
+    message = str(caught.value)
+    assert (
+        "model.layers.*.mlp.gate_proj.weight has 66320 inputs, wanted at most 66,311, which "
+        "MatMulInteger sums in int32 without an overflow; "
+    ) in message
+    assert "down_proj" not in message  # its inputs are the intermediate size
+    assert message.endswith("; export with --weights as-dtype")
+
+
+def test_rows_cut_into_parts_may_have_as_many_inputs_in_each_part():
+    tiny = preset_config("tiny")
+    text = replace(tiny.text_config, intermediate_size=4 * MOST_INPUTS)
+    require(replace(tiny, text_config=text), CPU_INT8)
+    text = replace(text, intermediate_size=4 * (MOST_INPUTS + 9))
+    with pytest.raises(ExportError, match=r"down_proj\.weight has 265280 inputs") as caught:
+        require(replace(tiny, text_config=text), CPU_INT8)
+    assert str(caught.value).endswith("; export with --weights as-dtype or int4")
 
 
 def test_an_export_that_does_not_fit_does_no_work(tmp_path, monkeypatch):

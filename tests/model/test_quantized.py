@@ -11,6 +11,7 @@ from mod_edge.model.quantized import (
     quantize_model,
     quantized_linears,
     round_activations,
+    rounding_of,
     rows_as_u8,
 )
 from mod_edge.plan.targets import CPU_FP32, Lowering
@@ -59,6 +60,31 @@ def test_an_outlier_row_leaves_the_other_rows_alone():
     assert torch.equal(rounded[0, others], plain[0, others])
     assert rounded[0, 2, 7] == pytest.approx(24_000, rel=0.002)  # half a step of 94
     assert not rounded[0, 2, :7].any()  # values below half a step are lost
+
+
+def test_an_outlier_costs_only_its_own_part_of_a_row():
+    hidden = rows(num_in=128)
+    hidden[0, 2, 7] = 24_000
+    rounded = rows_as_u8(hidden, parts=4)
+    for part, ours in zip(hidden.chunk(4, -1), rounded.chunk(4, -1), strict=True):
+        assert torch.equal(ours, rows_as_u8(part))
+    assert not rounded[0, 2, 8:32].any()
+    assert (rounded - hidden)[0, 2, 32:].abs().max() <= 0.51 * (hidden[0, 2, 32:].abs().max() / 127)
+
+
+@pytest.mark.parametrize(
+    ("weight", "num_in", "parts"),
+    [
+        ("model.layers.3.mlp.down_proj.weight", 96, 4),
+        ("self_attn.o_proj.weight", 90, 2),  # the most parts of equal size, up to four
+        ("self_attn.o_proj.weight", 63, 1),
+        ("mlp.up_proj.weight", 96, 1),
+    ],
+)
+def test_rows_are_rounded_in_parts_where_no_norm_precedes(weight, num_in, parts):
+    hidden = rows(num_in=num_in)
+    ours = rounding_of(weight, num_in, INT8_ROWS)(hidden)
+    assert torch.equal(ours, rows_as_u8(hidden, parts))
 
 
 def test_a_block_is_rounded_to_127_levels_on_either_side():
@@ -132,9 +158,8 @@ def test_linear_layers_round_their_input_as_their_form_does(form, rounding):
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
 
 
-def test_an_int4_decoder_keeps_vision_at_eight_bits(make_model):
+def test_only_decoder_layers_have_four_bits(make_model):
     model = quantize_model(make_model(preset_config("tiny")), INT4)
     for path, part in quantized_linears(model).items():
         levels = max(len(block.unique()) for block in part.weight[0].split(32))
-        is_vision = path.startswith(("vision_model.", "connector."))
-        assert (levels > 16) == is_vision, path
+        assert (levels <= 16) == path.startswith("model.layers."), path

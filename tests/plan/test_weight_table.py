@@ -39,7 +39,7 @@ def test_every_format_of_every_target_has_its_forms_in_every_precision():
     for row in rows:
         assert list(row.bytes_per_weight) == list(TARGETS[row.target].precisions)
     assert [row.part for row in rows if (row.target, row.weights) == ("cpu", "int4")] == [
-        *("decoder", "vision")
+        *("layers", "others")
     ]
 
 
