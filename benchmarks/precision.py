@@ -40,10 +40,10 @@ from mod_edge.model.checkpoint import Checkpoint
 from mod_edge.model.checkpoint_writer import write_checkpoint
 from mod_edge.model.quantized import quantize_model
 from mod_edge.model.shipped import FOLDER
-from mod_edge.plan.graph_kind import HEAD, VISION
+from mod_edge.plan.graph_kind import DENSE, KINDS, VISION
 from mod_edge.plan.kv_window import NO_ROWS
 from mod_edge.plan.signature import vision_signature
-from mod_edge.plan.targets import CPU_FP32, Lowering
+from mod_edge.plan.targets import CPU_FP32, ITEM_BYTES, Lowering
 from mod_edge.plan.weight_forms import INT4, INT8, INT8_WEIGHT_ONLY, WeightForm
 from mod_edge.runtime.preprocess import fit_frame
 
@@ -56,7 +56,6 @@ LICENSE = ROOT / "LICENSE"
 TOPICS = ("execmodel", "objects")
 NUM_CLIPS = 40
 TOOLS = ("torch", "onnxruntime")
-SCALE_BITS = {"float32": 32, "float16": 16}
 IN_PYTORCH, AS_GRAPHS, DEQUANTIZED = "PyTorch", "graphs", "dequantized weights"
 
 Measured = dict[str, Any]
@@ -219,7 +218,8 @@ def write_dequantized(checkpoint: Checkpoint, lowering: Lowering, folder: Path) 
     PyTorch then computes what a target does that rounds weights only. The head and the embedding
     table have different forms, so a tied head becomes a tensor of its own.
     """
-    assert not any(form and form.activations for form in map(lowering.weight_form, (HEAD, VISION)))
+    forms = (lowering.weight_form(kind) for kind in KINDS)
+    assert not any(form and form.activations for form in forms)
     weights = dict(quantize_model(checkpoint.load_model(), lowering).named_parameters())
     text = replace(checkpoint.config.text_config, tie_word_embeddings=False)
     config = replace(checkpoint.config, text_config=text, dtype="float32")
@@ -298,7 +298,7 @@ def text_table(lab: Lab) -> str:
     found = {row: lab.evaluation("text", row, *options) for row in ROWS}
     original = found[ORIGINAL]["perplexity"]
     lines = (
-        f"| {_weights_of(row, row.lowering.weight_form(HEAD))} | {each['perplexity']:.3f} | "
+        f"| {_weights_of(row, row.lowering.weight_form(DENSE))} | {each['perplexity']:.3f} | "
         f"{_change(each['perplexity'] / original - 1)} | {row.computed_with} |\n"
         for row, each in found.items()
     )
@@ -336,7 +336,7 @@ def bundled_model_table(lab: Lab) -> str:
         model = each["rows"][0]
         forced, free = model["teacher_forced"], model["free_running"]
         lines.append(
-            f"| {_weights_of(row, row.lowering.weight_form(HEAD))} | {free['f1']:.3f} | "
+            f"| {_weights_of(row, row.lowering.weight_form(DENSE))} | {free['f1']:.3f} | "
             f"{free['moment_f1']:.3f} | {forced['lm_ppl']:.3f} | {row.computed_with} |\n"
         )
     columns = (*WEIGHTS_COLUMNS, "F1", "F1 of the moments", "LM-PPL", "computed with")
@@ -352,16 +352,9 @@ def _weights_of(row: Row, form: WeightForm | None) -> str:
 
 
 def bits_per_weight(form: WeightForm | None, dtype: str) -> float:
-    """Bits that hold a weight of a linear layer, with its share of a block's scale and zero point.
-
-    Scales of whole channels count as nothing.
-    """
-    if form is None:
-        return SCALE_BITS[dtype]
-    if form.block is None:
-        return form.bits
-    extra = SCALE_BITS[dtype] + (form.bits if form.has_zero_points else 0)
-    return form.bits + extra / form.block
+    """Bits that hold a linear layer's weight, with its share of a block's scale and zero point."""
+    size = ITEM_BYTES[dtype]
+    return 8 * (size if form is None else form.bytes_per_weight(size))
 
 
 def _change(ratio: float) -> str:

@@ -38,7 +38,7 @@ from mod_edge.native.native_path import native_path
 from mod_edge.plan.graph_kind import GraphKind
 from mod_edge.plan.signature import GraphSignature, bundle_signatures
 from mod_edge.plan.targets import CPU_FP32, Lowering
-from mod_edge.plan.weight_forms import WeightForm
+from mod_edge.plan.weight_forms import K_QUANT, WeightForm
 from mod_edge.progress import OnStep, not_shown
 
 TOOLS = ("mod-edge", "torch", "onnx", "onnxscript", "onnxruntime", "numpy", "onnx_graphsurgeon")
@@ -124,14 +124,18 @@ def _export_graph(
     folder: Path,
 ) -> GraphRecord:
     config, path = checkpoint.config, folder / signature.file
-    write_graph(topology, graph_weights(checkpoint, signature), path)
+    form = topology.ops.form if topology.ops else None
+    codes = write_graph(topology, graph_weights(checkpoint, signature), path)
+    if form is not None and form.method != K_QUANT:
+        codes.clear()  # quickly computed again, and those of a large head take much memory
     check_structure(path, signature, topology.tensor_names, has_router=config.has_router)
 
     def make_reference(form: WeightForm | None) -> nn.Module:
         weights = graph_weights(checkpoint, signature)
-        return reference_module(config, signature.kind, weights, topology.weight_dtypes, form)
+        return reference_module(
+            config, signature.kind, weights, topology.weight_dtypes, form, codes
+        )
 
-    form = topology.ops.form if topology.ops else None
     # Before lowering: ONNX Runtime does not read attributes that only the target's compiler knows.
     error = check_numbers(path, config, signature, lowering, partial(make_reference, form))
     parity = {"max_relative_error": error, "allowed": allowed_error(signature.kind, lowering)}

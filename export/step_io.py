@@ -17,7 +17,7 @@ from mod_edge.export.trace import rounded
 from mod_edge.model.layers import DecoderLayer, LayerCache, MoDDecoderLayer, RMSNorm, rotate
 from mod_edge.model.quantized import quantized_linears, round_activations
 from mod_edge.model.vision import FrameEncoder
-from mod_edge.model.weight_codes import weight_codes
+from mod_edge.model.weight_codes import WeightCodes, weight_codes
 from mod_edge.plan.graph_kind import DENSE, HEAD, MOD, REBASE, VISION, GraphKind
 from mod_edge.plan.layout import StepLayout
 from mod_edge.plan.rope import inverse_frequencies
@@ -90,6 +90,7 @@ def reference_module(
     weights: Iterable[tuple[str, Tensor]],
     weight_dtypes: Mapping[str, torch.dtype],
     form: WeightForm | None = None,
+    codes: Mapping[str, WeightCodes] | None = None,
 ) -> nn.Module:
     """The float32 reference module of a kind of graph, its weights rounded as the graph's are.
 
@@ -99,6 +100,7 @@ def reference_module(
         weights: under the graph's names, as in the checkpoint.
         weight_dtypes: dtype of every weight in the graph; of a quantized one, its scales'.
         form: of quantized weights; None for the reference without quantization.
+        codes: of quantized weights whose codes are known; those of others are computed.
     """
     with torch.device("meta"):
         linears = quantized_linears(REFERENCES[kind](config)) if form else {}
@@ -106,7 +108,8 @@ def reference_module(
     def held(name: str, tensor: Tensor) -> Tensor:
         dtype = weight_dtypes[name]
         if form is not None and name.removesuffix(".weight") in linears:
-            return weight_codes(name, tensor, form, dtype).values()
+            known = codes.get(name) if codes else None
+            return (known or weight_codes(name, tensor, form, dtype)).values()
         return rounded(name, tensor, dtype).to(torch.float32)
 
     return load_reference(

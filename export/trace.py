@@ -24,7 +24,7 @@ from mod_edge.export.graphs import graph_module, linear_weight_names
 from mod_edge.export.quantize import quantize_graph
 from mod_edge.export.quantized_ops import OPS, QuantizedOps
 from mod_edge.export.stored_tensor import StoredTensor, raw_array, stored
-from mod_edge.model.weight_codes import weight_codes
+from mod_edge.model.weight_codes import WeightCodes, weight_codes
 from mod_edge.plan.signature import GraphSignature
 from mod_edge.plan.targets import Lowering
 from mod_edge.plan.weight_forms import WeightForm, is_quantized
@@ -119,7 +119,9 @@ def with_form(topology: Topology, form: WeightForm) -> Topology:
     return replace(topology, proto=proto, quantized=quantized, ops=ops)
 
 
-def write_graph(topology: Topology, weights: Iterable[tuple[str, Tensor]], path: Path) -> None:
+def write_graph(
+    topology: Topology, weights: Iterable[tuple[str, Tensor]], path: Path
+) -> dict[str, WeightCodes]:
     """Write `topology` with these weights as `path` and, beside it, one external data file.
 
     Args:
@@ -128,19 +130,23 @@ def write_graph(topology: Topology, weights: Iterable[tuple[str, Tensor]], path:
         path: the .onnx file to write; the data file's suffix is .data. Without weights there is
             no data file.
 
+    Returns:
+        The codes of quantized weights, by the weight's name.
+
     Raises:
         ExportError: a weight is missing, unknown, given twice, of another shape, or too large for
             its dtype.
     """
     data_path = path.with_suffix(".data")
     written: set[str] = set()
+    codes: dict[str, WeightCodes] = {}
     initializers: list[TensorProto] = []
     with data_path.open("wb") as data:
         for name, tensor in weights:
             if name in written or name not in topology.weight_shapes:
                 raise ExportError(f"{path.name}: weight {name!r} is unknown or given twice")
             written.add(name)
-            for held in _graph_tensors(name, tensor, topology):
+            for held in _graph_tensors(name, tensor, topology, codes):
                 data.write(b"\0" * (-data.tell() % DATA_ALIGNMENT))
                 initializers.append(held.external(data_path.name, data.tell()))
                 data.write(np.ascontiguousarray(raw_array(held.values)).data)
@@ -156,6 +162,7 @@ def write_graph(topology: Topology, weights: Iterable[tuple[str, Tensor]], path:
     model.graph.input.extend(signature_inputs)
     model.graph.initializer.extend(initializers)
     path.write_bytes(model.SerializeToString())
+    return codes
 
 
 def rounded(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -212,8 +219,10 @@ def _clean(proto: onnx.ModelProto, signature: GraphSignature) -> None:
         item.doc_string = ""
 
 
-def _graph_tensors(name: str, tensor: Tensor, topology: Topology) -> list[StoredTensor]:
-    """What the graph holds for the checkpoint's weight `name`."""
+def _graph_tensors(
+    name: str, tensor: Tensor, topology: Topology, codes: dict[str, WeightCodes]
+) -> list[StoredTensor]:
+    """What the graph holds for the checkpoint's weight `name`; adds its codes if it has any."""
     wanted = topology.weight_shapes[name]
     held = tensor.T if name in topology.transposed else tensor
     if tuple(held.shape) != wanted:
@@ -221,7 +230,8 @@ def _graph_tensors(name: str, tensor: Tensor, topology: Topology) -> list[Stored
     dtype = topology.weight_dtypes[name]
     if topology.ops is None or name not in topology.quantized:
         return [stored(name, rounded(name, held, dtype))]
-    return topology.ops.tensors(name, weight_codes(name, tensor, topology.ops.form, dtype))
+    codes[name] = weight_codes(name, tensor, topology.ops.form, dtype)
+    return topology.ops.tensors(name, codes[name])
 
 
 @contextmanager

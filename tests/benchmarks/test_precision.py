@@ -33,6 +33,8 @@ from tests.hugging_face_folders import write_llm, write_vision
 
 INT8_ON_CPU = Lowering("cpu", "fp32", weight_format=INT8)
 WEIGHT_ONLY = [row for row in precision.ROWS if row.computed_with == precision.DEQUANTIZED]
+# Measured 1.010 with rows in parts, 1.027 with whole rows; rounding in another order moves it by
+# 0.002.
 MAX_PERPLEXITY_RATIO = 1.02
 # Measured 0.9987 and 0.9894 through the exported graph.
 LEAST_MEAN_COSINE, LEAST_COSINE = 0.995, 0.95
@@ -46,6 +48,12 @@ def test_the_page_has_a_block_for_every_table():
     text = precision.PAGE.read_text(encoding="utf-8")
     found = [match["name"] for match in figures.MARKED.finditer(text)]
     assert found == ["text", "pictures", "bundled-model"]
+
+
+def test_the_bundled_models_table_belongs_to_the_bundled_checkpoint():
+    text = precision.PAGE.read_text(encoding="utf-8")
+    blocks = {match["name"]: match["fingerprint"] for match in figures.MARKED.finditer(text)}
+    assert blocks["bundled-model"] == figures.shipped_fingerprint(), "run: make precision"
 
 
 def test_only_the_given_blocks_are_rewritten(tmp_path):
@@ -106,7 +114,6 @@ def folder_of(variable: str) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="measured 1.027: 14.289 against 13.918; the licence alone 1.049")
 def test_int8_perplexity_is_within_two_percent(tmp_path):
     sources = ImportSources(folder_of("MOD_EDGE_REAL_LLM"), write_vision(tmp_path / "vision"))
     checkpoint = import_checkpoint(sources, tmp_path / "checkpoint").folder

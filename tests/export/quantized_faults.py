@@ -10,7 +10,8 @@ from onnx import helper
 def zero_point_of_zero(cut):
     """Rows are rounded as if their lowest value was 0: negative values become 0."""
     for node in cut.find("Round"):
-        cut.bypass(node, "zero")
+        node.op_type = "Mul"
+        node.input.append("zero")
 
 
 def column_sums_left_out(cut):
@@ -22,8 +23,17 @@ def column_sums_left_out(cut):
 
 def one_activation_scale(cut):
     """All rows of a step share the lowest and the highest value."""
-    for node in (*cut.find("ReduceMin"), *cut.find("ReduceMax")):
-        del node.input[1]
+    for op in ("Min", "Max"):
+        for node in cut.find(op):
+            if node.input[0].endswith((".lowest", ".highest")):
+                insert_between(
+                    cut,
+                    node,
+                    0,
+                    helper.make_node("Shape", ["{in}"], ["{in}.dims"]),
+                    helper.make_node(f"Reduce{op}", ["{in}"], ["{in}.of_all"]),
+                    helper.make_node("Expand", ["{in}.of_all", "{in}.dims"], ["{out}"]),
+                )
 
 
 def scales_along_the_wrong_axis(cut):

@@ -1,6 +1,7 @@
 """Quantized graphs: judged by a reference with the same codes, and what quantizing costs."""
 
 import json
+import re
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ from mod_edge.model.presets import preset_config
 from mod_edge.model.quantized import RoundingLinear, quantize_model
 from mod_edge.model.weight_codes import weight_codes
 from mod_edge.native.int8_products import U8_BY_U8
-from mod_edge.plan.graph_kind import HEAD, VISION
+from mod_edge.plan.graph_kind import DENSE, VISION
 from mod_edge.plan.signature import bundle_signatures, head_signature, layer_signature
 from mod_edge.plan.targets import CPU_FP32, TARGETS, Lowering
 from mod_edge.plan.weight_forms import INT8_ROWS
@@ -119,9 +120,9 @@ def test_graphs_without_int8_products_are_run_once():
     backends, _ = graph_backends.graph_backends(CPU_INT4)
     takers = {
         kind: [each.name for each in backends if each.takes(CPU_INT4.weight_form(kind))]
-        for kind in (VISION, HEAD)
+        for kind in (VISION, DENSE)
     }
-    assert takers == {VISION: [ONNX_CPU, ONNX_CPU_UNSIGNED], HEAD: [ONNX_CPU]}
+    assert takers == {VISION: [ONNX_CPU, ONNX_CPU_UNSIGNED], DENSE: [ONNX_CPU]}
 
 
 def test_the_command_shows_what_quantizing_costs_beside_the_graphs_own_error(
@@ -218,7 +219,7 @@ FORMS = {
     form
     for target in TARGETS.values()
     for weights in target.weight_formats
-    for form in (weights.decoder, weights.vision)
+    for form in (weights.layers, weights.others)
     if form is not None
 }
 
@@ -249,5 +250,7 @@ def test_no_quantized_weight_feeds_a_router_or_a_norm():
             weights = set(node.input) & kept
             assert not made & weights, (form, weights)
         assert {value.name for value in graph.input} >= kept, "as float32 weights"
-        quantized = {name.removesuffix(".codes") for name in made if name.endswith(".codes")}
+        quantized = {
+            re.sub(r"(\.\d)?\.codes$", "", name) for name in made
+        }  # weights or their parts
         assert len(quantized & set(topology.weight_shapes)) == 7, "q, k, v, o, gate, up, down"
