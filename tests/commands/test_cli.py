@@ -303,10 +303,10 @@ def test_targets_prints_the_form_and_the_cost_of_every_weight_format():
     ]
     cells = [re.split("  +", line) for line in lines]
     assert ["cpu", "int8", "all", "MatMulInteger", "8", "-", "u8 a row", "1.000", "-", "-"] in cells
-    assert ["cpu", "int4", "decoder", "MatMulNBits", "4", "32", "s8 a block", "0.641"] in [
+    assert ["cpu", "int4", "layers", "MatMulNBits", "4", "32", "s8 a block", "0.641"] in [
         row[:8] for row in cells
     ]
-    int4 = ["rtx", "int4", "decoder", "DequantizeLinear", "4", "32", "-", "0.625", "0.562", "0.562"]
+    int4 = ["rtx", "int4", "layers", "DequantizeLinear", "4", "32", "-", "0.625", "0.562", "0.562"]
     assert int4 in cells
     assert ["tensorrt-delta", "int4"] not in [row[:2] for row in cells]
     assert any(line.startswith("int8 rounds activations to 8 bits too") for line in lines)

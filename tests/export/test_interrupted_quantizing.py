@@ -12,6 +12,7 @@ from mod_edge.errors import ExportError
 from mod_edge.export import bundle_writer as bundle_module
 from mod_edge.export import embedding_table, trace
 from mod_edge.export.bundle_writer import export_bundle
+from mod_edge.export.quantized_ops import RowInt8
 from mod_edge.model.checkpoint import Checkpoint
 from mod_edge.model.presets import write_random_checkpoint
 from mod_edge.plan.targets import Lowering
@@ -106,13 +107,12 @@ def test_a_full_disk_leaves_the_older_bundle(
 
 
 def test_a_failed_check_leaves_the_older_bundle(tiny_checkpoint, older_bundle, monkeypatch):
-    def other_codes(*arguments):
-        """Codes that are not the reference's."""
-        codes = weight_codes(*arguments)
-        return replace(codes, codes=codes.codes.flip(0))
+    def other_tensors(ops, weight, codes):
+        """Tensors of the weight's channels in reverse order."""
+        return tensors(ops, weight, replace(codes, codes=codes.codes.flip(0)))
 
-    weight_codes = trace.weight_codes
-    monkeypatch.setattr(trace, "weight_codes", other_codes)
+    tensors = RowInt8.tensors
+    monkeypatch.setattr(RowInt8, "tensors", other_tensors)
     with pytest.raises(ExportError, match="differs"):
         export(tiny_checkpoint, older_bundle, "int8")
 
