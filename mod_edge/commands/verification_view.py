@@ -106,7 +106,8 @@ def _allowed(result: GraphResult | StreamResult) -> str:
         return "-"
     if isinstance(result, StreamResult) and result.status == "not judged":
         return "-"
-    if math.isinf(result.allowed_mean):
+    has_fixed_mean = isinstance(result, StreamResult) and result.cost is None
+    if has_fixed_mean or math.isinf(result.allowed_mean):
         return f"{result.allowed:.0e}"
     return f"{result.allowed:.0e}, mean {result.allowed_mean:.0e}"
 

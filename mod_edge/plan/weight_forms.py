@@ -1,6 +1,6 @@
 """How graphs hold and multiply quantized weights: the formats a user chooses, and their forms.
 
-A *format* is a value of `--weights`; a *form* is how one target's graphs realise it, as ONNX ops.
+A *format* is a value of `--weights`; a *form* is how one target's graphs realize it, as ONNX ops.
 Quantised are the weights of linear layers. Norms, biases, routers, convolutions and position
 embeddings keep the precision's dtype (or float32), and logits are float32 in every form.
 """
