@@ -12,17 +12,18 @@ from mod_edge.commands.console import (
 )
 from mod_edge.verification.graph_check import GraphResult, OutputError
 from mod_edge.verification.stream_check import STREAM, StreamResult
+from mod_edge.verification.tolerances import StreamCost
 from mod_edge.verification.verify import VerifyReport
 
 COLUMNS = ("graph", "backend", "worst output", "max", "mean", "99.9 %", "cosine", "allowed")
 COST_COLUMNS = ("cost max", "mean", "cosine")
-STYLES = {"ok": "green", "failed": "bold red", "not run": "yellow"}
+STYLES = {"ok": "green", "failed": "bold red", "not judged": "yellow", "not run": "yellow"}
 
 
 def print_report(report: VerifyReport, *, is_verbose: bool) -> None:
     """Print every graph and stream with its errors, then why a check failed or did not run."""
     is_quantized = report.lowering.is_quantized
-    cost = "of quantizing: the graph's errors against the checkpoint's own weights, not judged"
+    cost = "of quantizing: errors against the checkpoint's own weights, not judged"
     print_pairs(
         [
             ("reference", printable(report.reference)),
@@ -103,16 +104,20 @@ def _errors(result: GraphResult | StreamResult) -> tuple[str, ...]:
 def _allowed(result: GraphResult | StreamResult) -> str:
     if not result.allowed:
         return "-"
-    if isinstance(result, StreamResult) or math.isinf(result.allowed_mean):
+    if isinstance(result, StreamResult) and result.status == "not judged":
+        return "-"
+    has_fixed_mean = isinstance(result, StreamResult) and result.cost is None
+    if has_fixed_mean or math.isinf(result.allowed_mean):
         return f"{result.allowed:.0e}"
     return f"{result.allowed:.0e}, mean {result.allowed_mean:.0e}"
 
 
 def _cost(result: GraphResult | StreamResult) -> tuple[str, ...]:
-    if isinstance(result, StreamResult) or result.cost is None:
-        return ("-",) * len(COST_COLUMNS)
     cost = result.cost
-    return (f"{cost.largest:.1e}", f"{cost.mean:.1e}", f"{cost.cosine:.4f}")
+    if cost is None:
+        return ("-",) * len(COST_COLUMNS)
+    cosine = "-" if isinstance(cost, StreamCost) else f"{cost.cosine:.4f}"
+    return (f"{cost.largest:.1e}", f"{cost.mean:.1e}", cosine)
 
 
 def _verdict(result: GraphResult | StreamResult) -> str:

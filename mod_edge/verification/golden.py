@@ -40,7 +40,7 @@ from mod_edge.verification.recording import (
     StreamTrace,
 )
 from mod_edge.verification.reference import Reference
-from mod_edge.verification.tolerances import graph_tolerance
+from mod_edge.verification.tolerances import StreamCost, graph_tolerance
 from mod_edge.verification.trace_file import read_trace, write_trace
 
 FORMAT_VERSION, OLDEST_FORMAT = 2, 1
@@ -61,11 +61,13 @@ class GoldenManifest:
         graphs: by name, the hashes of the graph's files in the bundle, the kinds of its steps, and
             the command that compares the graph with Polygraphy alone.
         files: the golden files themselves.
+        stream_cost: of quantizing; None if the bundle is not quantized or has no stream here.
     """
 
     reference: str
     graphs: dict[str, dict[str, Any]]
     files: dict[str, FileRecord]
+    stream_cost: StreamCost | None = None
 
 
 def is_golden(folder: Path) -> bool:
@@ -100,6 +102,7 @@ class GoldenWriter:
         self._folder, self._bundle = folder, manifest
         self._graphs: dict[str, dict[str, Any]] = {}
         self._reference = reference
+        self._stream_cost: StreamCost | None = None
 
     def add_graph(self, recording: GraphRecording) -> None:
         """Write one graph's steps and expected outputs."""
@@ -127,15 +130,19 @@ class GoldenWriter:
         with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
             results.save(str(path))
 
-    def finish(self, trace: StreamTrace | None) -> None:
-        """Write the stream, if any, and the manifest."""
-        if trace is not None:
-            write_trace(trace, self._folder / STREAM_FILE)
+    def add_stream(self, trace: StreamTrace, cost: StreamCost | None) -> None:
+        """Write the whole stream and keep what quantizing costs it."""
+        write_trace(trace, self._folder / STREAM_FILE)
+        self._stream_cost = cost
+
+    def finish(self) -> None:
+        """Write the manifest."""
         files = sorted(path for path in self._folder.rglob("*") if path.is_file())
         manifest = GoldenManifest(
             self._reference,
             self._graphs,
             {path.relative_to(self._folder).as_posix(): record_file(path) for path in files},
+            self._stream_cost,
         )
         DOCUMENT.write(self._folder / MANIFEST_FILE, asdict(manifest))
 
@@ -155,6 +162,13 @@ class Golden(Reference):
         self.name = f"{folder} ({self._manifest.reference})"
         has_stream = STREAM_FILE in self._manifest.files
         self.trace = read_trace(folder / STREAM_FILE) if has_stream else None
+        if has_stream and bundle.lowering.is_quantized and self._manifest.stream_cost is None:
+            raise BundleError(f"{folder} does not say what quantizing costs the stream; {ADVICE}")
+
+    @property
+    def stream_cost(self) -> StreamCost | None:
+        """See `Reference`."""
+        return self._manifest.stream_cost
 
     def recording(self, signature: GraphSignature) -> GraphRecording | None:
         """See `Reference`.
@@ -246,7 +260,9 @@ def _read_manifest(folder: Path) -> GoldenManifest:
 
 def _manifest_of(data: dict[str, Any]) -> GoldenManifest:
     files = {name: FileRecord(**record) for name, record in data.pop("files").items()}
-    return GoldenManifest(files=files, **data)
+    saved = data.pop("stream_cost", None)
+    cost = StreamCost(**saved) if saved else None
+    return GoldenManifest(files=files, stream_cost=cost, **data)
 
 
 DOCUMENT = VersionedJson(

@@ -6,6 +6,7 @@ from mod_edge.plan.signature import GraphSignature
 from mod_edge.verification.graph_check import GraphResult
 from mod_edge.verification.recording import GraphRecording, StreamTrace
 from mod_edge.verification.stream_check import Follow, StreamResult
+from mod_edge.verification.tolerances import StreamCost
 
 
 class Reference(ABC):
@@ -20,6 +21,11 @@ class Reference(ABC):
     name: str
     trace: StreamTrace | None
     follow: Follow | None = None
+
+    @property
+    def stream_cost(self) -> StreamCost | None:
+        """What quantizing costs the whole stream; None if not quantized or not saved."""
+        return None
 
     @abstractmethod
     def recording(self, signature: GraphSignature) -> GraphRecording | None:

@@ -1,6 +1,7 @@
 """Backends that run a whole stream: the runtime's own models."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 
 from mod_edge.bundle.bundle import Bundle
@@ -21,13 +22,18 @@ from mod_edge.verification.graph_backends import (
 from mod_edge.verification.recording import StreamTrace
 from mod_edge.verification.stream_check import Follow, StreamResult, check_stream
 from mod_edge.verification.tensorrt_backend import find_tensorrt
-from mod_edge.verification.tolerances import stream_tolerance
+from mod_edge.verification.tolerances import StreamCost, stream_tolerance
+
+NOT_JUDGED = (
+    "this model amplifies rounding so much, as random weights do, that a sound stream is as far "
+    "off as a faulty one; only the graphs above were judged, each alone"
+)
 
 LoadBackend = Callable[[StreamTrace], LoadedModel]
 
 
 def check_streams(
-    bundle: Bundle, trace: StreamTrace, follow: Follow | None
+    bundle: Bundle, trace: StreamTrace, follow: Follow | None, cost: StreamCost | None
 ) -> Iterator[StreamResult]:
     """The result of the stream on every backend for the bundle.
 
@@ -35,6 +41,7 @@ def check_streams(
         bundle: with all layers.
         trace: the reference's.
         follow: see `check_stream`.
+        cost: of quantizing; None if the bundle is not quantized.
     """
     change = rewriting(bundle.lowering)
     if change:
@@ -47,34 +54,37 @@ def check_streams(
                 continue
             chosen = partial(_load, bundle, BackendChoice("onnx", device))
             name = NO_CUDA.name if device == "cuda" else _cpu_name(bundle)
-            yield check_backend(bundle, trace, follow, name, chosen)
+            yield check_backend(bundle, trace, follow, cost, name, chosen)
     if bundle.target.compiler:
         tensorrt = find_tensorrt(bundle)
         if isinstance(tensorrt, NotRun):
             yield StreamResult(tensorrt.name, "not run", tensorrt.reason)
         else:
             chosen = partial(_load, bundle, BackendChoice("tensorrt"))
-            yield check_backend(bundle, trace, follow, tensorrt.name, chosen)
+            yield check_backend(bundle, trace, follow, cost, tensorrt.name, chosen)
 
 
 def check_backend(
     bundle: Bundle,
     trace: StreamTrace,
     follow: Follow | None,
+    cost: StreamCost | None,
     name: str,
     load_backend: LoadBackend,
 ) -> StreamResult:
     """The result of the stream on one backend; faults are in it, none is raised."""
     config = bundle.config
     protocol = Protocol(config.stream_config, bundle.tokenizer, trace.threshold)
-    tolerance = stream_tolerance(bundle.lowering)
+    tolerance = stream_tolerance(bundle.lowering, cost)
     try:
         with load_backend(trace) as model, model.open_stream() as state:
-            return check_stream(
+            result = check_stream(
                 trace, state, config, protocol, tolerance, backend=name, follow=follow
             )
     except ModEdgeError as exc:
         return StreamResult(name, "failed", str(exc))
+    reason = NOT_JUDGED if result.status == "not judged" else result.reason
+    return replace(result, reason=reason, cost=cost)
 
 
 def _cpu_name(bundle: Bundle) -> str:

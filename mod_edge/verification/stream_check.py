@@ -18,7 +18,7 @@ from mod_edge.plan.protocol import Protocol
 from mod_edge.plan.signature import layer_name
 from mod_edge.runtime.loaded_model import Float32Array, Int64Array, StreamState
 from mod_edge.verification.recording import EncodeCall, EvictCall, ReadCall, StepCall, StreamTrace
-from mod_edge.verification.tolerances import StreamTolerance
+from mod_edge.verification.tolerances import StreamCost, StreamTolerance
 
 STREAM = "stream"  # in place of a graph's name
 
@@ -45,12 +45,13 @@ class StreamResult:
 
     Attributes:
         backend: its name.
-        status: "ok", "failed" or "not run".
-        reason: the fault, or why it was not run; "" if ok.
+        status: "ok", "failed", "not judged" (see `StreamTolerance`) or "not run".
+        reason: the fault, or why it was not judged or run; "" if ok.
         num_steps, num_frames, num_rolls: what was compared.
         num_answers: decisions and tokens compared; the different ones are in `other_answers`.
         largest, mean: over the largest error of each row of logits, relative to its largest logit.
-        allowed: the largest error allowed.
+        allowed, allowed_mean: the largest and mean error allowed; 0 if it was not run.
+        cost: of quantizing; None if the bundle is not quantized or the cost was not saved.
         num_selections: frames times MoD layers compared.
         num_ties: tokens kept in these that the reference drops.
         gap: largest difference of router logits between such tokens, relative to the largest.
@@ -67,6 +68,8 @@ class StreamResult:
     largest: float = 0.0
     mean: float = 0.0
     allowed: float = 0.0
+    allowed_mean: float = 0.0
+    cost: StreamCost | None = None
     num_selections: int = 0
     num_ties: int = 0
     gap: float = 0.0
@@ -163,10 +166,13 @@ def check_stream(
         largest=max(errors, default=0.0),
         mean=float(np.mean(errors or [0.0])),
         allowed=tolerance.largest,
+        allowed_mean=tolerance.mean,
         num_selections=sum(each.num_frames for each in chosen),
         num_ties=sum(each.num_other for each in chosen),
         gap=max((each.gap for each in chosen), default=0.0),
     )
+    if not tolerance.is_judged and np.isfinite(result.largest):
+        return replace(result, status="not judged")
     fault = _fault(result, chosen, tolerance)
     return replace(result, status="failed", reason=fault) if fault else result
 

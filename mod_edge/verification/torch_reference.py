@@ -1,6 +1,7 @@
 """The PyTorch model as the reference that a bundle is compared with."""
 
-from functools import partial
+import math
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ from mod_edge.export.bundle_writer import graph_weights
 from mod_edge.model.checkpoint import checkpoint_of_bundle
 from mod_edge.model.quantized import quantize_model
 from mod_edge.model.video_llm import VideoLLM
+from mod_edge.plan.protocol import Protocol
 from mod_edge.plan.signature import GraphSignature
 from mod_edge.runtime.capture.video_file import VideoFile
 from mod_edge.runtime.loaded_model import LoadedModel
@@ -20,7 +22,8 @@ from mod_edge.verification.reference_graph import ReferenceGraph, in_dtype
 from mod_edge.verification.reference_stream import MAX_FRAMES, follow_stream, record_stream
 from mod_edge.verification.sample_video import SampleVideo
 from mod_edge.verification.stream_backends import check_backend
-from mod_edge.verification.stream_check import StreamResult
+from mod_edge.verification.stream_check import StreamResult, check_stream
+from mod_edge.verification.tolerances import StreamCost, StreamTolerance
 
 
 class TorchReference(Reference):
@@ -90,8 +93,34 @@ class TorchReference(Reference):
         if precision == "fp32":
             return None
         return check_backend(
-            self._bundle, self.trace, self.follow, f"torch {precision}", self._load_in_dtype
+            self._bundle,
+            self.trace,
+            self.follow,
+            self.stream_cost,
+            f"torch {precision}",
+            self._load_in_dtype,
         )
+
+    @cached_property
+    def stream_cost(self) -> StreamCost | None:
+        """See `Reference`; the model with the checkpoint's weights runs beside the reference."""
+        from mod_edge.runtime.cpu.torch_model import TorchModel
+
+        bundle = self._bundle
+        if not bundle.lowering.is_quantized:
+            return None
+        protocol = Protocol(bundle.config.stream_config, bundle.tokenizer, self.trace.threshold)
+        with TorchModel(self._checkpoint.load_model()).open_stream() as state:
+            result = check_stream(
+                self.trace,
+                state,
+                bundle.config,
+                protocol,
+                StreamTolerance(math.inf, math.inf, math.inf),
+                backend="the checkpoint's weights",
+                follow=self.follow,
+            )
+        return StreamCost(result.largest, result.mean, result.gap)
 
     def _load_in_dtype(self, _trace: StreamTrace) -> LoadedModel:
         from mod_edge.runtime.cpu.torch_model import TorchModel

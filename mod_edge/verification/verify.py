@@ -124,7 +124,9 @@ def verify_bundle(
         reference = TorchReference(bundle, checkpoint, source)
         writer = GoldenWriter(staging, bundle.manifest, reference.name)
         report = _verify(bundle, reference, graph, writer, on_step)
-        writer.finish(reference.trace if graph is None else None)
+        if graph is None:
+            writer.add_stream(reference.trace, reference.stream_cost)
+        writer.finish()
     return report
 
 
@@ -227,4 +229,6 @@ def _check_streams(bundle: Bundle, reference: Reference) -> list[StreamResult]:
         return [StreamResult("every backend", "not run", "no golden files of the stream")]
     in_dtype = reference.stream_in_dtype()
     results = [in_dtype] if in_dtype else []
-    return results + list(check_streams(bundle, reference.trace, reference.follow))
+    return results + list(
+        check_streams(bundle, reference.trace, reference.follow, reference.stream_cost)
+    )

@@ -10,18 +10,22 @@ from mod_edge.export.check import (
     ALLOWED_RELATIVE_ERROR,
     check_numbers,
     check_structure,
-    relative_error,
+    relative_errors,
 )
 from mod_edge.export.step_io import reference_module
+from mod_edge.export.trace import with_form, write_graph
 from mod_edge.model.checkpoint import Checkpoint
 from mod_edge.model.presets import preset_config
+from mod_edge.plan.rounding_tolerance import ALLOWED_WITH_ROUNDED_ACTIVATIONS
 from mod_edge.plan.signature import head_signature, layer_signature, vision_signature
-from mod_edge.plan.targets import CPU_FP32
+from mod_edge.plan.targets import CPU_FP32, Lowering
 from tests.export import graph_faults as faults
+from tests.export import quantized_faults
 
 pytestmark = pytest.mark.numeric
 
 CONFIG = preset_config("tiny")
+CPU_INT8 = Lowering("cpu", "fp32", weight_format="int8")
 DENSE, MOD = layer_signature(CONFIG, 0, CPU_FP32), layer_signature(CONFIG, 1, CPU_FP32)
 VISION, HEAD = vision_signature(CONFIG, CPU_FP32), head_signature(CONFIG, CPU_FP32)
 
@@ -107,14 +111,63 @@ def test_weights_that_are_nan_are_an_export_error(copy_of, weights_of):
 
 
 def test_other_shapes_are_an_infinite_error():
-    assert relative_error(np.zeros((2, 3)), np.zeros((3, 2))) == float("inf")
-    assert relative_error(np.zeros((1, 3)), np.zeros((2, 3))) == float("inf")  # no broadcasting
+    for shapes in (((2, 3), (3, 2)), ((1, 3), (2, 3))):  # no broadcasting
+        ours, theirs = map(np.zeros, shapes)
+        assert relative_errors(ours, theirs, by_row=False).max() == float("inf")
 
 
 def test_the_error_is_relative_to_the_largest_value_but_at_least_to_one():
-    assert relative_error(np.array([30.0, 11.0]), np.array([30.0, 10.0])) == pytest.approx(1 / 30)
-    assert relative_error(np.array([0.01]), np.array([0.0])) == pytest.approx(0.01)
-    assert relative_error(np.zeros((0, 3)), np.zeros((0, 3))) == 0
+    ours, theirs = np.array([[30.0, 11.0], [1.0, 0.0]]), np.array([[30.0, 10.0], [1.0, 0.1]])
+    errors = relative_errors(ours, theirs, by_row=False)
+    np.testing.assert_allclose(errors, [[0, 1 / 30], [0, 0.1 / 30]])
+    assert relative_errors(np.array([0.01]), np.array([0.0]), by_row=False) == pytest.approx(0.01)
+    assert not relative_errors(np.zeros((0, 3)), np.zeros((0, 3)), by_row=False).size
+
+
+def test_a_small_row_of_a_quantized_graph_has_its_own_scale():
+    ours, theirs = np.array([[30.0, 11.0], [1.0, 0.0]]), np.array([[30.0, 10.0], [1.0, 0.1]])
+    np.testing.assert_allclose(relative_errors(ours, theirs, by_row=True), [[0, 1 / 30], [0, 0.1]])
+
+
+# ---- graphs that round activations ----
+
+
+@pytest.fixture
+def int8_layer(tiny_topologies, weights_of, tmp_path):
+    """`int8_layer(fault=None)`: the error of an int8 layer, with a fault or without."""
+    form = CPU_INT8.weight_form(MOD.kind)
+    topology, weights = with_form(tiny_topologies[MOD.kind], form), weights_of(MOD)
+    healthy = tmp_path / "healthy" / "01.onnx"
+    healthy.parent.mkdir()
+    write_graph(topology, weights.items(), healthy)
+
+    def measure(fault=None):
+        path = faults.copy_graph(healthy, tmp_path, fault)
+        return check_numbers(
+            path,
+            CONFIG,
+            MOD,
+            CPU_INT8,
+            lambda: reference_module(
+                CONFIG, MOD.kind, weights.items(), topology.weight_dtypes, form
+            ),
+        )
+
+    return measure
+
+
+def test_a_healthy_int8_layer_passes(int8_layer):
+    assert int8_layer() <= ALLOWED_WITH_ROUNDED_ACTIVATIONS.largest / 3  # measured
+
+
+def test_a_fault_in_int8_is_an_export_error(int8_layer):
+    with pytest.raises(ExportError, match=r"one frame: new_hidden differs .* by [0-9.]+e.0[01],"):
+        int8_layer(quantized_faults.zero_point_of_zero)
+
+
+def test_small_errors_everywhere_in_int8_are_an_export_error_by_their_mean(int8_layer):
+    with pytest.raises(ExportError, match=r"01\.onnx: \w+ differs .* on average over all steps"):
+        int8_layer(quantized_faults.one_level_too_few)
 
 
 # ---- structure ----

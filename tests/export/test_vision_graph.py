@@ -12,7 +12,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 from mod_edge.bundle.engine_manifest import EngineSettings
 from mod_edge.bundle.shape_ranges import StepLimits, optimization_profiles
 from mod_edge.config import VisionConfig
-from mod_edge.export.check import check_numbers, relative_error
+from mod_edge.export.check import check_numbers, relative_errors
 from mod_edge.export.compiler import compile_graph
 from mod_edge.export.lower import lower_file
 from mod_edge.export.step_io import reference_module
@@ -74,7 +74,7 @@ def test_the_graph_computes_what_hugging_faces_siglip_does(exported, vision):
     theirs = model.connector(torch.cat([output.pooler_output[:, None], cells], dim=1)).numpy()
     session = onnxruntime.InferenceSession(str(path), session_options())
     (ours,) = session.run(None, {"frames": frames})
-    assert relative_error(ours, theirs) <= RTOL_SIGLIP
+    assert relative_errors(ours, theirs, by_row=False).max() <= RTOL_SIGLIP
 
 
 def test_a_bfloat16_graph_does_not_round_the_factor_of_attention(make_config, make_model, tmp_path):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from mod_edge.bundle.bundle import open_bundle
 from mod_edge.export import bundle_writer
 from mod_edge.export.bundle_writer import export_bundle, graph_weights
 from mod_edge.export.trace import with_form, write_graph
@@ -17,6 +18,7 @@ from mod_edge.verification import torch_reference
 from mod_edge.verification.reference_graph import ReferenceGraph
 from mod_edge.verification.reference_stream import MAX_FRAMES, record_stream
 from mod_edge.verification.sample_video import SampleVideo
+from mod_edge.verification.torch_reference import TorchReference
 from tests.export.topologies import read_topologies, topology_from_file
 
 CONFIG = preset_config("tiny")
@@ -110,3 +112,11 @@ def int8_stream(tiny_checkpoint, twin_of):
 def recorded_int8(monkeypatch, int8_stream):
     """As `recorded`, for the int8 bundle."""
     monkeypatch.setattr(torch_reference, "record_stream", lambda *_args, **_kwargs: int8_stream)
+
+
+@pytest.fixture(scope="session")
+def int8_cost(int8_bundle, int8_stream, tiny_checkpoint):
+    """What quantizing costs `int8_stream`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch_reference, "record_stream", lambda *_args, **_kwargs: int8_stream)
+        return TorchReference(open_bundle(int8_bundle), tiny_checkpoint, None).stream_cost

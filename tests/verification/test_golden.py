@@ -51,7 +51,8 @@ def golden(tiny_bundle, recorded_stream, recording_of, tmp_path_factory):
     writer = GoldenWriter(folder, read_manifest(tiny_bundle), "torch fp32")
     for signature in bundle_signatures(CONFIG, CPU_FP32):
         writer.add_graph(recording_of(signature, CPU_FP32))
-    writer.finish(recorded_stream[2])
+    writer.add_stream(recorded_stream[2], None)
+    writer.finish()
     return folder
 
 
@@ -190,7 +191,7 @@ def test_steps_with_a_tie_are_not_saved(tiny_bundle, recording_of, tmp_path):
     steps = (replace(first, router_logits=logits), *others)
     writer = GoldenWriter(tmp_path, read_manifest(tiny_bundle), "torch fp32")
     writer.add_graph(replace(recording, steps=steps))
-    writer.finish(None)
+    writer.finish()
     kinds = json.loads((tmp_path / MANIFEST_FILE).read_text())["graphs"]["layer-01"]["steps"]
     assert "first" not in kinds
     assert "decode" in kinds or "decode" + AFTER_ROLL in kinds

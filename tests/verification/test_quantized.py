@@ -36,7 +36,14 @@ from mod_edge.verification.graph_evaluator import NAME, EvaluatorRunner, evaluat
 from mod_edge.verification.reference_graph import ReferenceGraph
 from mod_edge.verification.reference_stream import follow_stream
 from mod_edge.verification.stream_backends import check_streams, stream_limits
-from mod_edge.verification.tolerances import STREAM_WITH_ROUNDED_ACTIVATIONS
+from mod_edge.verification.tolerances import (
+    LARGEST_COST_JUDGED,
+    LEAST_TIED_LOGITS,
+    STREAM_TOLERANCES,
+    StreamCost,
+    StreamTolerance,
+    stream_tolerance,
+)
 from mod_edge.verification.verify import verify_bundle, verify_golden
 from tests.conftest import CAPACITY
 from tests.verification.conftest import CPU_INT8
@@ -74,6 +81,7 @@ def test_an_int8_bundle_is_green_with_both_products_and_saves_golden_files(
     assert backends == {(name, cpu) for name in GRAPHS for cpu in (ONNX_CPU, ONNX_CPU_UNSIGNED)}
     (stream,) = report.streams
     assert (stream.status, stream.backend) == ("ok", ONNX_CPU)
+    assert stream.mean < 0.5 * stream.allowed_mean == 0.5 * stream.cost.mean
     for result in report.graphs:
         assert result.worst_mean < 0.3 * result.cost.mean, "its own error is the smaller part"
         assert 1e-4 < result.cost.mean < result.cost.largest < 0.2
@@ -84,24 +92,44 @@ def test_an_int8_bundle_is_green_with_both_products_and_saves_golden_files(
     assert all(0.99 < result.cost.cosine < 1 for result in again.graphs), "of the saved steps"
     bundle = open_bundle(int8_bundle)
     golden = Golden(tmp_path / "golden", bundle.manifest)
-    (stream,) = check_streams(bundle, golden.trace, golden.follow)
+    (stream,) = check_streams(bundle, golden.trace, golden.follow, golden.stream_cost)
     assert stream.status == "ok", stream.reason
 
 
 def test_a_sink_that_is_not_rebased_fails_the_int8_stream(
-    int8_bundle, int8_stream, twin_of, monkeypatch
+    int8_bundle, int8_stream, int8_cost, twin_of, monkeypatch
 ):
     bundle, (_, recorded_trace) = open_bundle(int8_bundle), int8_stream
     follow = partial(follow_stream, twin_of(CPU_INT8), recorded_trace)
-    (healthy,) = check_streams(bundle, recorded_trace, follow)
+    (healthy,) = check_streams(bundle, recorded_trace, follow, int8_cost)
     assert healthy.status == "ok", healthy.reason
     evict = KvCache.evict
     monkeypatch.setattr(
         KvCache, "evict", lambda cache, eviction: evict(cache, replace(eviction, num_evicted=0))
     )
-    (result,) = check_streams(bundle, recorded_trace, follow)
+    (result,) = check_streams(bundle, recorded_trace, follow, int8_cost)
     assert result.status == "failed"
-    assert result.mean > 1.5 * STREAM_WITH_ROUNDED_ACTIVATIONS.mean > 3 * healthy.mean
+    assert result.mean > 1.5 * int8_cost.mean > 3 * healthy.mean
+
+
+def test_a_stream_is_judged_by_what_quantizing_costs_it():
+    judged = stream_tolerance(CPU_INT8, StreamCost(largest=0.06, mean=0.02, gap=0.3))
+    assert judged == StreamTolerance(0.06, 0.02, 0.3)
+    assert stream_tolerance(CPU_INT8, StreamCost(0.06, 0.02, 0.0)).tied_logits == LEAST_TIED_LOGITS
+    too_much = StreamCost(2.0, 1.1 * LARGEST_COST_JUDGED, 0.7)
+    assert not stream_tolerance(CPU_INT8, too_much).is_judged
+    assert stream_tolerance(CUDA_INT8, too_much) == STREAM_TOLERANCES["fp32"], "weights alone"
+
+
+def test_a_stream_that_amplifies_rounding_is_not_judged_and_says_so(
+    int8_bundle, int8_stream, twin_of
+):
+    bundle, (_, recorded_trace) = open_bundle(int8_bundle), int8_stream
+    follow = partial(follow_stream, twin_of(CPU_INT8), recorded_trace)
+    (stream,) = check_streams(bundle, recorded_trace, follow, StreamCost(2.0, 0.5, 0.7))
+    assert stream.status == "not judged"
+    assert stream.reason.startswith("this model amplifies rounding so much")
+    assert stream.mean > 0, "the errors are shown"
 
 
 def test_on_a_cpu_without_exact_products_only_the_exact_ones_are_run(
@@ -131,9 +159,7 @@ def test_the_command_shows_what_quantizing_costs_beside_the_graphs_own_error(
     options = (int8_bundle, "--checkpoint", tiny_checkpoint, "--graph", "head")
     shown = invoke(*options)
     assert shown.exit_code == 0, shown.output
-    assert "cost       of quantizing: the graph's errors against the checkpoint's own" in (
-        shown.stdout
-    )
+    assert "cost       of quantizing: errors against the checkpoint's own weights" in (shown.stdout)
     assert "cost max" in shown.stdout
     assert ", mean " in shown.stdout, "the mean that is allowed"
     document = json.loads(invoke(*options, "--json").stdout)

@@ -19,7 +19,7 @@ from mod_edge.runtime.loaded_model import StreamState
 from mod_edge.verification.recording import EncodeCall, EvictCall, ReadCall, StepCall
 from mod_edge.verification.reference_stream import MIN_ROLLS, follow_stream
 from mod_edge.verification.stream_check import call_layout, check_stream
-from mod_edge.verification.tolerances import STREAM_TOLERANCES
+from mod_edge.verification.tolerances import STREAM_TOLERANCES, StreamTolerance
 from mod_edge.verification.trace_file import read_trace, write_trace
 from tests.runtime.streams import onnx_stream
 
@@ -279,6 +279,26 @@ def test_logits_that_are_nan_fail(check, trace):
     result = check(Echo(trace, logits={step: lambda logits: logits * np.nan}))
     assert result.status == "failed"
     assert result.largest == float("inf")
+
+
+def test_what_is_not_finite_fails_even_if_the_stream_is_not_judged(trace, tiny_checkpoint):
+    tokenizer = Tokenizer.from_file(str(tiny_checkpoint / TOKENIZER_FILE))
+    protocol = Protocol(CONFIG.stream_config, tokenizer, trace.threshold)
+    unjudged = StreamTolerance(1.0, 1.0, 1.0, is_judged=False)
+    step = steps_of(trace, has_frames=True)[0]
+    statuses = [
+        check_stream(
+            trace,
+            Echo(trace, logits={step: change}),
+            CONFIG,
+            protocol,
+            unjudged,
+            backend="backend",
+            follow=None,
+        ).status
+        for change in (preferring(SPEAK, 9), lambda logits: logits * np.nan)
+    ]
+    assert statuses == ["not judged", "failed"]
 
 
 def next_best(kept, router_logits):

@@ -261,3 +261,15 @@ def test_a_stream_that_fails_alone_has_its_own_error(capsys):
     printed = capsys.readouterr().err
     assert "error: every graph agrees with the reference, but the whole stream does not" in printed
     assert "hint: mod-edge verify b --checkpoint ck --json" in printed
+
+
+def test_a_stream_that_is_not_judged_passes_and_the_report_says_why(capsys):
+    graphs = [GraphResult("head", "onnx CPU", "ok", allowed=1e-5)]
+    stream = StreamResult("onnx CPU", "not judged", "sound and faulty streams look alike")
+    report = report_of(graphs, [stream])
+    assert report.is_ok
+    print_report(report, is_verbose=False)
+    assert "not judged stream, onnx CPU: sound and faulty streams look alike" in (
+        " ".join(capsys.readouterr().out.split())
+    )
+    assert not report_of([], [stream]).is_ok, "nothing was judged"
