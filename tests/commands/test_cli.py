@@ -252,14 +252,14 @@ def test_export_json_has_the_parity_of_every_graph(tiny_checkpoint, no_tracing, 
 @pytest.mark.usefixtures("no_tracing")
 def test_export_of_a_quantized_bundle_prints_what_quantizing_costs(tiny_checkpoint, tmp_path):
     bundle = tmp_path / "bundle"
-    command = ("export", tiny_checkpoint, "-o", bundle, "--weights", "int8", "--layers", "0-1")
+    command = ("export", tiny_checkpoint, "-o", bundle, "--weights", "int8", "--layers", "1")
     result = succeeds(*command)
     assert "\nweights int8: chosen with --weights\n" in result.stderr
     wrote, cost = result.stdout.splitlines()
-    assert ": 4 graphs, " in wrote
+    assert ": 3 graphs, " in wrote
     assert re.fullmatch(
         r"weights int8: against the original weights the largest error is \d\.\de-0[12] "
-        r"\((vision|layers/0[01]|head)\.onnx\)",
+        r"\((vision|layers/01|head)\.onnx\)",
         cost,
     )
     document = json.loads(succeeds(*command, "--force", "--json").stdout)

@@ -1,5 +1,6 @@
 """Weights whose sizes do not fit their form are refused before anything is written."""
 
+import functools
 from dataclasses import replace
 
 import pytest
@@ -33,6 +34,12 @@ def lowerings():
     ]
 
 
+@functools.cache
+def config_of(preset):
+    """The preset's config, whose tokenizer takes a second to make."""
+    return preset_config(preset)
+
+
 def require(config, lowering):
     require_fitting_weights(config, lowering, bundle_signatures(config, lowering))
 
@@ -42,11 +49,11 @@ def require(config, lowering):
     "lowering", lowerings(), ids=lambda each: f"{each.target}-{each.weight_format}"
 )
 def test_every_preset_fits_every_format(preset, lowering):
-    require(preset_config(preset), lowering)
+    require(config_of(preset), lowering)
 
 
 def test_576_inputs_are_18_blocks_and_80_are_not():
-    config = preset_config("135m")
+    config = config_of("135m")
     assert config.text_config.hidden_size == 576
     require(config, CPU_INT4)
     odd = replace(config, text_config=replace(config.text_config, intermediate_size=80))
@@ -81,7 +88,7 @@ MOST_INPUTS = 66_311  # 255 x 127 x 66,311 = 2^31 - 1 - 1,912
 
 
 def test_inputs_whose_sum_could_overflow_int32_are_refused():
-    tiny = preset_config("tiny")
+    tiny = config_of("tiny")
     config = replace(tiny, text_config=replace(tiny.text_config, hidden_size=MOST_INPUTS + 9))
     with pytest.raises(ExportError) as caught:
         require(config, CPU_INT8)
@@ -95,7 +102,7 @@ def test_inputs_whose_sum_could_overflow_int32_are_refused():
 
 
 def test_rows_cut_into_parts_may_have_as_many_inputs_in_each_part():
-    tiny = preset_config("tiny")
+    tiny = config_of("tiny")
     text = replace(tiny.text_config, intermediate_size=4 * MOST_INPUTS)
     require(replace(tiny, text_config=text), CPU_INT8)
     text = replace(text, intermediate_size=4 * (MOST_INPUTS + 9))
@@ -105,7 +112,7 @@ def test_rows_cut_into_parts_may_have_as_many_inputs_in_each_part():
 
 
 def test_an_export_that_does_not_fit_does_no_work(tmp_path, monkeypatch):
-    config = preset_config("tiny")
+    config = config_of("tiny")
     config = replace(
         config,
         text_config=replace(config.text_config, intermediate_size=80),

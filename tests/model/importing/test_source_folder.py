@@ -103,7 +103,7 @@ def test_pickled_weights_beside_safetensors_do_not_matter(tmp_path):
 
 
 @pytest.mark.parametrize("method", ["gptq", "awq", "fp8", "bitsandbytes", "compressed-tensors"])
-def test_a_quantised_model_is_refused_by_its_method(tmp_path, method):
+def test_a_quantized_model_is_refused_by_its_method(tmp_path, method):
     write_folder(tmp_path, quantization_config={"quant_method": method})
     assert f"quantization_config with quant_method='{method}'" in message_of(tmp_path)
 
