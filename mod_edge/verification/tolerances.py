@@ -67,14 +67,15 @@ STREAM_TOLERANCES = {
     "bf16": StreamTolerance(2.0, 0.3, 0.5),
 }
 # Where activations are rounded, a value on the other side of two codes changes what follows, and by
-# how much depends on the model: no fixed limits hold for all. What quantizing itself costs the same
-# stream is amplified as much, and is larger, because it moves every value. Largest and mean error
-# of sound streams in shares of this cost: three seeds of the tiny preset up to 0.46 and 0.23, the
-# shipped model 0.34 and 0.37. A sink that is not rebased, or by MoD rows, gives at least 2.1 and
-# 2.0 on tiny, 4.6 and 2.6 on the shipped model.
-ALLOWED_SHARE_OF_COST = 1.0
-# A stream whose logits quantizing itself moves by more than this on average judges nothing: in the
-# 30 random layers of the 135m preset sound graphs are as far off as quantizing.
+# how much depends on the model: no fixed limits hold for all. What quantizing costs the same stream
+# is amplified as much. Largest and mean error of sound streams in multiples of this cost: three
+# seeds of the tiny preset up to 0.46 and 0.23, the shipped model 0.34 and 0.37, SmolLM2 0.70 and
+# 1.01. A sink that is not rebased, or by MoD rows, gives at least 2.1 and 2.0 on tiny, 4.6 and 2.6
+# on the shipped model.
+ALLOWED_TIMES_COST = 1.5
+# A stream whose logits quantizing moves by more than this on average judges nothing: in the 30
+# random layers of the 135m preset sound graphs are off by 1.9 and 0.56, router logits by 1.2. Of
+# the models above, a seed of tiny has the largest cost, 0.27.
 LARGEST_COST_JUDGED = 0.35
 # A tie of router logits is one token, whose gap varies more: up to 0.048 in sound streams, whose
 # cost may be 0 if quantizing swaps no token; 0.1 to 1.3 in faulty ones.
@@ -92,8 +93,8 @@ def stream_tolerance(lowering: Lowering, cost: StreamCost | None) -> StreamToler
         return STREAM_TOLERANCES[lowering.precision]
     assert cost is not None, "the reference of a bundle that rounds activations measures it"
     return StreamTolerance(
-        ALLOWED_SHARE_OF_COST * cost.largest,
-        ALLOWED_SHARE_OF_COST * cost.mean,
+        ALLOWED_TIMES_COST * cost.largest,
+        ALLOWED_TIMES_COST * cost.mean,
         max(LEAST_TIED_LOGITS, cost.gap),
         is_judged=cost.mean <= LARGEST_COST_JUDGED,
     )
