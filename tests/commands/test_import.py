@@ -191,7 +191,7 @@ DAMAGES = {
     "a truncated shard": (cut_off, "is damaged or cut off"),
     "an index that names a missing shard": (lose_a_shard, "model-00002-of-0"),
     "two tensors of one name": (repeat_a_tensor, "tensors are in two files"),
-    "GPTQ or AWQ tensors": (pack_with("qweight", torch.int32), "packed by quantisation"),
+    "GPTQ or AWQ tensors": (pack_with("qweight", torch.int32), "packed by quantization"),
     "fp8 tensors": (pack_with("weight", torch.float8_e4m3fn), "is F8_E4M3 [400, 80]"),
     "fp8 by config": (
         lambda folder: change_config(

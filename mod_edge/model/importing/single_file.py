@@ -32,6 +32,6 @@ def open_weight_file(path: Path) -> WeightFiles:
     if others:
         raise CheckpointError(
             f"{path}: {joined_faults(others, NUM_FAULTS_SHOWN)}; wanted {', '.join(FLOAT_DTYPES)}: "
-            "quantised weights are not read"
+            "quantized weights are not read"
         )
     return weights

@@ -1,7 +1,7 @@
 """A Hugging Face model's folder: config.json and safetensors files, opened and checked.
 
 Everything that no part of an import could read is refused here, by name: pickled weights, packed
-weights of quantised models, tensors of other dtypes, folders of mod-edge itself.
+weights of quantized models, tensors of other dtypes, folders of mod-edge itself.
 """
 
 from collections.abc import Mapping
@@ -38,8 +38,8 @@ PACKED_NAMES = frozenset(
     }
 )
 FLOAT_ADVICE = (
-    "download the model that it was quantised from, with float32, bfloat16 or float16 weights; "
-    "mod-edge export quantises it itself"
+    "download the model that it was quantized from, with float32, bfloat16 or float16 weights; "
+    "mod-edge export quantizes it itself"
 )
 
 
@@ -193,7 +193,7 @@ def _require_float_tensors(folder: Path, tensors: Mapping[str, StoredTensor]) ->
     if packed:
         shown = joined_faults(packed + others, NUM_FAULTS_SHOWN)
         raise CheckpointError(
-            f"{folder}: weights are packed by quantisation, which is not read: {shown}; "
+            f"{folder}: weights are packed by quantization, which is not read: {shown}; "
             f"{FLOAT_ADVICE}"
         )
     if others:

@@ -218,7 +218,7 @@ def _pixel_fields(
     if kernel not in FRAME_RESAMPLES:
         what = f"{shortened(resample)}{f' ({kernel})' if kernel else ''}"
         faults.append(f"resample={what}, wanted 3 (bicubic) or 2 (bilinear)")
-    mean, std, more = _normalisation(values)
+    mean, std, more = _normalization(values)
     if faults or more:
         return {}, faults + more
     return {
@@ -250,7 +250,7 @@ def _size_faults(size: Any, image_size: Any) -> list[str]:
     return [f"size={shortened(size)} keeps the aspect, {wanted}"]
 
 
-def _normalisation(
+def _normalization(
     values: Mapping[str, Any],
 ) -> tuple[tuple[float, ...], tuple[float, ...], list[str]]:
     """Mean and deviation for pixels of 0..1, and faults.

@@ -122,7 +122,7 @@ def test_packed_tensors_are_refused_by_name_without_a_word_in_the_config(
 ):
     tensors = {QUERY: torch.ones(2, 2), name: torch.ones(2, 2).to(dtype)}
     message = message_of(write_folder(tmp_path, tensors))
-    assert "packed by quantisation" in message
+    assert "packed by quantization" in message
     assert f"'{name}' is {shown} [2, 2] in model.safetensors" in message
     assert QUERY not in message
 
