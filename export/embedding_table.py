@@ -10,7 +10,7 @@ from torch import Tensor
 from mod_edge.bundle.manifest import EMBEDDING_FILE, EMBEDDING_SCALES_FILE
 from mod_edge.config import EMBEDDING_WEIGHT
 from mod_edge.export.stored_tensor import raw_array
-from mod_edge.export.trace import rounded
+from mod_edge.export.trace import require_range, rounded
 from mod_edge.model.weight_codes import weight_codes
 from mod_edge.plan.targets import Lowering
 from mod_edge.plan.weight_forms import EMBEDDING_INT8
@@ -31,8 +31,8 @@ def write_embedding(table: Tensor, lowering: Lowering, folder: Path) -> None:
     """
     chunks = table.split(EMBEDDING_CHUNK_ROWS)
     path = folder / EMBEDDING_FILE
+    dtype: torch.dtype = getattr(torch, lowering.dtype)
     if not lowering.is_quantized:
-        dtype: torch.dtype = getattr(torch, lowering.dtype)
         rows = (rounded(EMBEDDING_WEIGHT, chunk, dtype) for chunk in chunks)
         _write_npy(path, rows, tuple(table.shape), dtype)
         return
@@ -40,6 +40,7 @@ def write_embedding(table: Tensor, lowering: Lowering, folder: Path) -> None:
 
     def codes() -> Iterator[Tensor]:
         for chunk in chunks:
+            require_range(EMBEDDING_WEIGHT, chunk, dtype)
             quantized = weight_codes(EMBEDDING_WEIGHT, chunk, EMBEDDING_INT8)
             scales.append(quantized.scales)
             yield quantized.codes

@@ -171,19 +171,25 @@ def rounded(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     Raises:
         ExportError: a value overflows.
     """
-    result = tensor.to(dtype)
+    require_range(name, tensor, dtype)
+    return tensor.to(dtype)
+
+
+def require_range(name: str, tensor: Tensor, dtype: torch.dtype) -> None:
+    """Check that no finite value of `tensor` overflows in `dtype`.
+
+    Raises:
+        ExportError: one does.
+    """
+    if not tensor.numel():
+        return
     # aminmax, unlike isfinite, allocates no second tensor of a head's size.
-    if not _is_finite(result) and _is_finite(tensor):
-        largest = float(tensor.abs().max())
+    extremes = torch.stack(tensor.aminmax())
+    if extremes.isfinite().all() and not extremes.to(dtype).isfinite().all():
         raise ExportError(
-            f"weight {name!r} has values up to {largest:.3g}, the largest of {dtype} is "
-            f"{torch.finfo(dtype).max:.3g}; export with --precision bf16 or fp32"
+            f"weight {name!r} has values up to {float(extremes.abs().max()):.3g}, the largest of "
+            f"{dtype} is {torch.finfo(dtype).max:.3g}; export with --precision bf16 or fp32"
         )
-    return result
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    return not tensor.numel() or bool(torch.stack(tensor.aminmax()).isfinite().all())
 
 
 class _WeightsAsInputs(nn.Module):
@@ -230,6 +236,7 @@ def _graph_tensors(
     dtype = topology.weight_dtypes[name]
     if topology.ops is None or name not in topology.quantized:
         return [stored(name, rounded(name, held, dtype))]
+    require_range(name, tensor, dtype)
     codes[name] = weight_codes(name, tensor, topology.ops.form, dtype)
     return topology.ops.tensors(name, codes[name])
 

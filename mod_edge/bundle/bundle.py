@@ -194,7 +194,8 @@ def open_bundle(folder: str | Path, *, hash_all: bool = False) -> Bundle:
         hash_all: hash every file, not only the small ones.
 
     Raises:
-        BundleError: not a bundle, damaged, or with another model's tokenizer.
+        BundleError: not a bundle, damaged, with another model's tokenizer, or with weights in a
+            form that this version does not have.
         ConfigError: its config.json is invalid.
     """
     folder = Path(folder)
@@ -210,4 +211,21 @@ def open_bundle(folder: str | Path, *, hash_all: bool = False) -> Bundle:
     bundle = Bundle(folder, manifest, config, tokenizer)
     graphs = {file for signature in bundle.signatures() for file in signature.files}
     require_listed(folder, manifest, graphs)
+    _require_known_forms(bundle)
     return bundle
+
+
+def _require_known_forms(bundle: Bundle) -> None:
+    """Check that graphs hold their weights as this version's lowering does.
+
+    `verify` rounds as the form says, and `run` chooses products by it.
+    """
+    for signature in bundle.signatures():
+        form = bundle.lowering.weight_form(signature.kind)
+        weights = bundle.manifest.graphs[signature.name].weights
+        if weights is not None and (form is None or weights != form.to_json()):
+            raise BundleError(
+                f"bundle {bundle.folder}: {signature.file} has weights {weights}, which this "
+                f"version of mod-edge does not use for {bundle.lowering.weight_format} on target "
+                f"{bundle.target.name}; export the checkpoint again"
+            )
