@@ -32,8 +32,8 @@ class WeightForm:
         block: consecutive inputs that share a scale; None for one scale per output channel.
         method: how weights are rounded. `ROUND_TO_NEAREST` and `SYMMETRIC_SEARCH`, which searches
             each block's scale, are symmetric around 0; `K_QUANT` has a zero point a block.
-        activations: how the op rounds its own input, "u8 a row" (a scale and a zero point per
-            row, or per part of it), "s8 a block" (a scale per block of a row), or "" if it does
+        activations: how the op rounds its own input, "u8 per row" (a scale and a zero point per
+            row, or per part of it), "s8 per block" (a scale per block of a row), or "" if it does
             not.
         row_parts: parts of equal size with their own scale and zero point into which an input row
             of the weights `IN_PARTS` is cut; other weights round a row as a whole.
@@ -73,7 +73,7 @@ class WeightForm:
         return asdict(self)
 
 
-U8_ROWS, S8_BLOCKS = "u8 a row", "s8 a block"
+U8_ROWS, S8_BLOCKS = "u8 per row", "s8 per block"
 # The inputs of these follow no norm: outliers in one part leave the others precise. On SmolLM2 that
 # halves what rounding activations costs.
 IN_PARTS = ("self_attn.o_proj.weight", "mlp.down_proj.weight")

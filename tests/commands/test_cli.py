@@ -302,8 +302,19 @@ def test_targets_prints_the_form_and_the_cost_of_every_weight_format():
         *("bytes fp32", "bytes fp16", "bytes bf16"),
     ]
     cells = [re.split("  +", line) for line in lines]
-    assert ["cpu", "int8", "all", "MatMulInteger", "8", "-", "u8 a row", "1.000", "-", "-"] in cells
-    assert ["cpu", "int4", "layers", "MatMulNBits", "4", "32", "s8 a block", "0.641"] in [
+    assert [
+        "cpu",
+        "int8",
+        "all",
+        "MatMulInteger",
+        "8",
+        "-",
+        "u8 per row",
+        "1.000",
+        "-",
+        "-",
+    ] in cells
+    assert ["cpu", "int4", "layers", "MatMulNBits", "4", "32", "s8 per block", "0.641"] in [
         row[:8] for row in cells
     ]
     int4 = ["rtx", "int4", "layers", "DequantizeLinear", "4", "32", "-", "0.625", "0.562", "0.562"]
