@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import date
+from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -166,7 +167,8 @@ class Lab:
     @classmethod
     def of_import(cls, llm: Path, vision: Path) -> "Lab":
         """Of a checkpoint that is imported from these folders."""
-        checkpoint = WORK / "imported"
+        folders = f"{llm.resolve()}, {vision.resolve()}"
+        checkpoint = WORK / f"imported-{sha256(folders.encode()).hexdigest()[:12]}"
         if not checkpoint.is_dir():
             run_mod_edge("import", "--llm", llm, "--vision", vision, "-o", checkpoint)
         return cls(checkpoint)
@@ -179,7 +181,10 @@ class Lab:
         """What `measure` returns, from its file if it ran before."""
         path = self.folder / f"{kind}-{row.name}.json"
         if not path.is_file():
-            path.write_text(json.dumps(measure() | _setting()), encoding="utf-8")
+            text = json.dumps(measure() | _setting())
+            partial = path.with_suffix(".partial")
+            partial.write_text(text, encoding="utf-8")
+            partial.replace(path)
         found: Measured = json.loads(path.read_text(encoding="utf-8"))
         return found
 

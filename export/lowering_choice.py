@@ -42,8 +42,9 @@ def choose_lowering(
         window: overrides the profile's; only `in_place` graphs have a fixed window.
 
     Raises:
-        ConfigError: an unknown target, a precision that it does not support, a window that is too
-            small or not supported, or steps of the profile that fit in none of its engines.
+        ConfigError: an unknown target, a precision or weight format that it does not support, a
+            window that is too small or not supported, or steps of the profile that fit in none of
+            its engines.
     """
     chosen = TARGETS[choose_target(profile, target)]
     is_baked = chosen.dialect == "in_place"

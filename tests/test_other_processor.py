@@ -115,7 +115,7 @@ def test_int8_weights_are_multiplied_as_uint8_and_would_saturate_otherwise(strea
     here = stream_of(INT8, "here")
     haswell = stream_of(INT8, "haswell")
     saturating = stream_of(INT8, "saturating haswell")
-    assert f"int8 as {U8_BY_U8}" in str(haswell["backend"])
-    assert f"int8 as {U8_BY_S8}" in str(saturating["backend"])
+    assert f"int8 products as {U8_BY_U8}" in str(haswell["backend"])
+    assert f"int8 products as {U8_BY_S8}" in str(saturating["backend"])
     assert np.abs(haswell["logits"] - here["logits"]).max() <= ATOL_LOGITS
     assert np.abs(saturating["logits"] - here["logits"]).max() >= SATURATED

@@ -118,8 +118,8 @@ def print_export(folder: Path, manifest: Manifest) -> None:
     )
     quantized = [graph for graph in manifest.graphs.values() if "cost" in graph.parity]
     if quantized:
-        dearest = max(quantized, key=lambda graph: graph.parity["cost"])
+        costliest = max(quantized, key=lambda graph: graph.parity["cost"])
         out.print(
             f"weights {manifest.lowering.weight_format}: against the original weights the largest "
-            f"error is {dearest.parity['cost']:.1e} ({dearest.file})"
+            f"error is {costliest.parity['cost']:.1e} ({costliest.file})"
         )

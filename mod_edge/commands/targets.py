@@ -52,7 +52,7 @@ def print_targets() -> None:
 
 
 def print_weights() -> None:
-    """Print one row per target and weight format, two where vision has another form."""
+    """Print one row per target and weight format, two where decoder layers differ."""
     rows = [
         (
             *(row.target, row.weights, row.part, row.op),

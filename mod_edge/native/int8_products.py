@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 from mod_edge.errors import BackendError
 from mod_edge.native.onnx_session import session_options
 from mod_edge.native.package_faults import package_of
+from mod_edge.plan.graph_kind import KINDS
+from mod_edge.plan.targets import Lowering
 from mod_edge.plan.weight_forms import U8_ROWS, WeightForm
 
 if TYPE_CHECKING:
@@ -55,6 +57,11 @@ def exact_int8_products() -> str:
 def has_int8_products(form: WeightForm | None) -> bool:
     """Whether graphs whose weights have that form multiply uint8 by int8."""
     return form is not None and form.activations == U8_ROWS
+
+
+def any_int8_products(lowering: Lowering) -> bool:
+    """Whether some graphs of a bundle multiply uint8 by int8."""
+    return any(has_int8_products(lowering.weight_form(kind)) for kind in KINDS)
 
 
 def graph_session_options(

@@ -211,6 +211,12 @@ class Lowering:
         """Whether weights are quantized; the embedding table is then int8 with a scale per row."""
         return self.weight_format != AS_DTYPE
 
+    @property
+    def numbers(self) -> str:
+        """The precision, and the format of quantized weights, for people."""
+        weights = f", {self.weight_format} weights" if self.is_quantized else ""
+        return f"{self.precision}{weights}"
+
     def weight_form(self, kind: GraphKind) -> WeightForm | None:
         """How the linear weights of one kind of graph are held; None in the precision's dtype."""
         chosen = TARGETS[self.target].weight_format(self.weight_format)

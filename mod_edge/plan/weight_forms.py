@@ -1,8 +1,9 @@
 """How graphs hold and multiply quantized weights: the formats a user chooses, and their forms.
 
 A *format* is a value of `--weights`; a *form* is how one target's graphs realize it, as ONNX ops.
-Quantized are the weights of linear layers. Norms, biases, routers, convolutions and position
-embeddings keep the precision's dtype (or float32), and logits are float32 in every form.
+Quantized are the weights of linear layers. Routers and norms are float32, biases, convolutions,
+position embeddings and the vision pooling head's packed projection have the precision's dtype, and
+logits are float32 in every form.
 """
 
 import math

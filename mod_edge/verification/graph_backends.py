@@ -21,13 +21,13 @@ from mod_edge.errors import BackendError
 from mod_edge.native.int8_products import (
     U8_BY_S8,
     U8_BY_U8,
+    any_int8_products,
     exact_int8_products,
     graph_session_options,
     has_int8_products,
 )
 from mod_edge.native.native_path import native_path
 from mod_edge.native.onnx_session import names_dtypes_dims
-from mod_edge.plan.graph_kind import KINDS
 from mod_edge.plan.signature import GraphSignature, TensorSpec
 from mod_edge.plan.targets import TARGETS, Lowering
 from mod_edge.plan.weight_forms import WeightForm
@@ -110,11 +110,6 @@ def graph_backends(lowering: Lowering) -> tuple[list[GraphBackend], list[NotRun]
     elif lowering.target == "cuda":
         not_run.append(NO_CUDA)
     return backends, not_run
-
-
-def any_int8_products(lowering: Lowering) -> bool:
-    """Whether some graphs multiply uint8 by int8."""
-    return any(has_int8_products(lowering.weight_form(kind)) for kind in KINDS)
 
 
 def has_cuda_provider() -> bool:

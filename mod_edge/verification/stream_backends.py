@@ -6,7 +6,7 @@ from functools import partial
 
 from mod_edge.bundle.bundle import Bundle
 from mod_edge.errors import ModEdgeError
-from mod_edge.native.int8_products import U8_BY_U8, exact_int8_products
+from mod_edge.native.int8_products import U8_BY_U8, any_int8_products, exact_int8_products
 from mod_edge.plan.protocol import Protocol
 from mod_edge.runtime.backends import BackendChoice, load_model
 from mod_edge.runtime.loaded_model import LoadedModel, StreamLimits
@@ -15,7 +15,6 @@ from mod_edge.verification.graph_backends import (
     ONNX_CPU,
     ONNX_CPU_UNSIGNED,
     NotRun,
-    any_int8_products,
     has_cuda_provider,
     rewriting,
 )

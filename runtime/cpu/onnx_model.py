@@ -16,10 +16,13 @@ import onnxruntime
 from mod_edge.bundle.bundle import Bundle
 from mod_edge.errors import BackendError
 from mod_edge.native.freed_memory import return_freed_memory
-from mod_edge.native.int8_products import exact_int8_products, graph_session_options
+from mod_edge.native.int8_products import (
+    any_int8_products,
+    exact_int8_products,
+    graph_session_options,
+)
 from mod_edge.native.native_path import native_path
 from mod_edge.native.onnx_session import names_dtypes_dims, num_threads
-from mod_edge.plan.graph_kind import KINDS
 from mod_edge.plan.kv_window import Eviction, Rows
 from mod_edge.plan.layout import StepLayout
 from mod_edge.plan.rope import StepAngles
@@ -30,7 +33,7 @@ from mod_edge.plan.signature import (
     vision_signature,
 )
 from mod_edge.plan.targets import Lowering
-from mod_edge.plan.weight_forms import U8_ROWS, WeightForm
+from mod_edge.plan.weight_forms import WeightForm
 from mod_edge.runtime.cpu.kv_cache import KvCache
 from mod_edge.runtime.embedding import Embedding
 from mod_edge.runtime.loaded_model import (
@@ -228,9 +231,10 @@ class OnnxStream(StreamState):
 def _environment(lowering: Lowering) -> str:
     """ONNX Runtime's version, its threads, and how int8 weights are multiplied if there are any."""
     facts = [f"onnxruntime {onnxruntime.__version__}", "CPU", f"threads {num_threads()}"]
-    forms = [lowering.weight_form(kind) for kind in KINDS]
-    if any(form is not None and form.activations == U8_ROWS for form in forms):
-        facts.append(f"int8 as {exact_int8_products()}")
+    if lowering.is_quantized:
+        facts.append(f"{lowering.weight_format} weights")
+    if any_int8_products(lowering):
+        facts.append(f"int8 products as {exact_int8_products()}")
     return ", ".join(facts)
 
 

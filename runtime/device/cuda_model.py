@@ -39,7 +39,7 @@ def load_cuda_model(
             bundle,
             limits,
             name=f"onnx (onnxruntime {onnxruntime.__version__}, CUDA, {driver.device_name}, "
-            f"{bundle.lowering.precision})",
+            f"{bundle.lowering.numbers})",
             driver=driver,
             open_graphs=partial(OnnxGraphSet, driver.stream, bundle),
         )

@@ -45,7 +45,7 @@ def load_trt_model(
         model = DeviceModel(
             bundle,
             limits,
-            name=f"tensorrt ({tensorrt.name}, {driver.device_name}, {bundle.lowering.precision})",
+            name=f"tensorrt ({tensorrt.name}, {driver.device_name}, {bundle.lowering.numbers})",
             driver=driver,
             open_graphs=partial(EngineSet, driver, tensorrt, bundle, engines),
         )

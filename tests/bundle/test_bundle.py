@@ -61,6 +61,14 @@ def record_in_manifest(folder, name):
 # ---- opening ----
 
 
+def test_weights_in_a_form_of_another_version_are_refused(copied):
+    graphs = read_manifest(copied).graphs
+    other = {"op": "MatMulInteger", "bits": 8, "row_parts": 8}
+    change_manifest(copied, graphs=graphs | {"head": replace(graphs["head"], weights=other)})
+    with pytest.raises(BundleError, match=r"head.onnx has weights .*; export the checkpoint again"):
+        open_bundle(copied)
+
+
 def test_a_bundle_has_the_contents_of_its_files(bundle_for):
     folder = bundle_for("cuda", "fp32")
     bundle = open_bundle(str(folder))

@@ -1,5 +1,7 @@
 """The exporter's own check: it passes healthy graphs, and every planted fault makes it raise."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -19,6 +21,7 @@ from mod_edge.model.presets import preset_config
 from mod_edge.plan.rounding_tolerance import ALLOWED_WITH_ROUNDED_ACTIVATIONS
 from mod_edge.plan.signature import head_signature, layer_signature, vision_signature
 from mod_edge.plan.targets import CPU_FP32, Lowering
+from mod_edge.plan.weight_forms import NBITS_INT8
 from tests.export import graph_faults as faults
 from tests.export import quantized_faults
 
@@ -158,6 +161,19 @@ def int8_layer(tiny_topologies, weights_of, tmp_path):
 
 def test_a_healthy_int8_layer_passes(int8_layer):
     assert int8_layer() <= ALLOWED_WITH_ROUNDED_ACTIVATIONS.largest / 3  # measured
+
+
+def test_a_quantized_weight_that_the_precision_cannot_hold_is_an_export_error(
+    tiny_topologies, weights_of, tmp_path
+):
+    topology = with_form(tiny_topologies[MOD.kind], NBITS_INT8)
+    in_fp16 = replace(topology, weight_dtypes=dict.fromkeys(topology.weight_dtypes, torch.float16))
+    weights = dict(weights_of(MOD))
+    name = "mlp.up_proj.weight"
+    weights[name] = weights[name].clone()
+    weights[name][0, 0] = 8e4
+    with pytest.raises(ExportError, match=f"'{name}' has values up to 8e"):
+        write_graph(in_fp16, weights.items(), tmp_path / "01.onnx")
 
 
 def test_a_fault_in_int8_is_an_export_error(int8_layer):

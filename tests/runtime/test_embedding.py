@@ -6,7 +6,7 @@ import torch
 
 from mod_edge.bundle.manifest import EMBEDDING_FILE, EMBEDDING_SCALES_FILE
 from mod_edge.config import EMBEDDING_WEIGHT
-from mod_edge.errors import BackendError
+from mod_edge.errors import BackendError, ExportError
 from mod_edge.export.bundle_writer import write_embedding
 from mod_edge.model.weight_codes import weight_codes
 from mod_edge.plan.kv_window import Rows
@@ -81,6 +81,13 @@ def test_bfloat16_rounds_ties_to_even_as_torch_does(config, tmp_path):
     rows = Embedding(tmp_path, config, lowering("bf16", "int4")).rows(range(6))
     theirs = torch.from_numpy(codes[:6] * scales[:6]).to(torch.bfloat16)
     assert np.array_equal(rows, theirs.view(torch.uint16).numpy())
+
+
+@pytest.mark.parametrize("weights", ["as-dtype", "int8-weight-only"])
+def test_values_that_the_precision_cannot_hold_are_an_export_error(table, tmp_path, weights):
+    table[3, 5] = 1e5
+    with pytest.raises(ExportError, match=r"embed_tokens.weight' has values up to 1e\+05"):
+        write_embedding(table, lowering("fp16", weights), tmp_path)
 
 
 def test_a_quantized_table_is_a_quarter_of_a_float32_one(config, table, tmp_path):
