@@ -40,7 +40,7 @@ from mod_edge.verification.recording import (
     StreamTrace,
 )
 from mod_edge.verification.reference import Reference
-from mod_edge.verification.tolerances import StreamCost, graph_tolerance
+from mod_edge.verification.tolerances import StreamQuantizingCost, graph_tolerance
 from mod_edge.verification.trace_file import read_trace, write_trace
 
 FORMAT_VERSION, OLDEST_FORMAT = 2, 1
@@ -67,7 +67,7 @@ class GoldenManifest:
     reference: str
     graphs: dict[str, dict[str, Any]]
     files: dict[str, FileRecord]
-    stream_cost: StreamCost | None = None
+    stream_cost: StreamQuantizingCost | None = None
 
 
 def is_golden(folder: Path) -> bool:
@@ -102,7 +102,7 @@ class GoldenWriter:
         self._folder, self._bundle = folder, manifest
         self._graphs: dict[str, dict[str, Any]] = {}
         self._reference = reference
-        self._stream_cost: StreamCost | None = None
+        self._stream_cost: StreamQuantizingCost | None = None
 
     def add_graph(self, recording: GraphRecording) -> None:
         """Write one graph's steps and expected outputs."""
@@ -130,7 +130,7 @@ class GoldenWriter:
         with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
             results.save(str(path))
 
-    def add_stream(self, trace: StreamTrace, cost: StreamCost | None) -> None:
+    def add_stream(self, trace: StreamTrace, cost: StreamQuantizingCost | None) -> None:
         """Write the whole stream and keep what quantizing costs it."""
         write_trace(trace, self._folder / STREAM_FILE)
         self._stream_cost = cost
@@ -166,7 +166,7 @@ class Golden(Reference):
             raise BundleError(f"{folder} does not say what quantizing costs the stream; {ADVICE}")
 
     @property
-    def stream_cost(self) -> StreamCost | None:
+    def stream_cost(self) -> StreamQuantizingCost | None:
         """See `Reference`."""
         return self._manifest.stream_cost
 
@@ -261,7 +261,7 @@ def _read_manifest(folder: Path) -> GoldenManifest:
 def _manifest_of(data: dict[str, Any]) -> GoldenManifest:
     files = {name: FileRecord(**record) for name, record in data.pop("files").items()}
     saved = data.pop("stream_cost", None)
-    cost = StreamCost(**saved) if saved else None
+    cost = StreamQuantizingCost(**saved) if saved else None
     return GoldenManifest(files=files, stream_cost=cost, **data)
 
 

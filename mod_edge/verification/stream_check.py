@@ -18,7 +18,7 @@ from mod_edge.plan.protocol import Protocol
 from mod_edge.plan.signature import layer_name
 from mod_edge.runtime.loaded_model import Float32Array, Int64Array, StreamState
 from mod_edge.verification.recording import EncodeCall, EvictCall, ReadCall, StepCall, StreamTrace
-from mod_edge.verification.tolerances import StreamCost, StreamTolerance
+from mod_edge.verification.tolerances import StreamQuantizingCost, StreamTolerance
 
 STREAM = "stream"  # in place of a graph's name
 
@@ -69,7 +69,7 @@ class StreamResult:
     mean: float = 0.0
     allowed: float = 0.0
     allowed_mean: float = 0.0
-    cost: StreamCost | None = None
+    cost: StreamQuantizingCost | None = None
     num_selections: int = 0
     num_ties: int = 0
     gap: float = 0.0

@@ -41,7 +41,7 @@ from mod_edge.verification.tolerances import (
     LARGEST_COST_JUDGED,
     LEAST_TIED_LOGITS,
     STREAM_TOLERANCES,
-    StreamCost,
+    StreamQuantizingCost,
     StreamTolerance,
     stream_tolerance,
 )
@@ -114,10 +114,13 @@ def test_a_sink_that_is_not_rebased_fails_the_int8_stream(
 
 
 def test_a_stream_is_judged_by_what_quantizing_costs_it():
-    judged = stream_tolerance(CPU_INT8, StreamCost(largest=0.06, mean=0.02, gap=0.3))
+    judged = stream_tolerance(CPU_INT8, StreamQuantizingCost(largest=0.06, mean=0.02, gap=0.3))
     assert judged == StreamTolerance(ALLOWED_TIMES_COST * 0.06, ALLOWED_TIMES_COST * 0.02, 0.3)
-    assert stream_tolerance(CPU_INT8, StreamCost(0.06, 0.02, 0.0)).tied_logits == LEAST_TIED_LOGITS
-    too_much = StreamCost(2.0, 1.1 * LARGEST_COST_JUDGED, 0.7)
+    assert (
+        stream_tolerance(CPU_INT8, StreamQuantizingCost(0.06, 0.02, 0.0)).tied_logits
+        == LEAST_TIED_LOGITS
+    )
+    too_much = StreamQuantizingCost(2.0, 1.1 * LARGEST_COST_JUDGED, 0.7)
     assert not stream_tolerance(CPU_INT8, too_much).is_judged
     assert stream_tolerance(CUDA_INT8, too_much) == STREAM_TOLERANCES["fp32"], "weights alone"
 
@@ -127,7 +130,7 @@ def test_a_stream_that_amplifies_rounding_is_not_judged_and_says_so(
 ):
     bundle, (_, recorded_trace) = open_bundle(int8_bundle), int8_stream
     follow = partial(follow_stream, twin_of(CPU_INT8), recorded_trace)
-    (stream,) = check_streams(bundle, recorded_trace, follow, StreamCost(2.0, 0.5, 0.7))
+    (stream,) = check_streams(bundle, recorded_trace, follow, StreamQuantizingCost(2.0, 0.5, 0.7))
     assert stream.status == "not judged"
     assert stream.reason.startswith("this model amplifies rounding so much")
     assert stream.mean > 0, "the errors are shown"
