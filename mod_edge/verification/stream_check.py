@@ -147,8 +147,12 @@ def check_stream(
     except ModEdgeError as exc:
         return StreamResult(backend, "failed", str(exc))
     chosen = _selections(trace, ours)
-    end = next((each.step for each in chosen if each.num_other), None)
-    if end is not None and follow is not None:
+    # No tie and nothing to follow: positions that a frame does not have or that do not rise, or
+    # another selection than the one that is fixed without a router.
+    impossible = [each.step for each in chosen if not np.isfinite(each.gap)]
+    tied = [each.step for each in chosen if each.num_other]
+    end = min(impossible or tied, default=None)
+    if tied and not impossible and follow is not None:
         trace, end = follow(ours.selections), None
         chosen = _selections(trace, ours)
     num_steps = trace.count(StepCall) if end is None else end
@@ -171,7 +175,7 @@ def check_stream(
         num_ties=sum(each.num_other for each in chosen),
         gap=max((each.gap for each in chosen), default=0.0),
     )
-    if not tolerance.is_judged and np.isfinite(result.largest):
+    if not tolerance.is_judged and not impossible and np.isfinite(result.largest):
         return replace(result, status="not judged")
     fault = _fault(result, chosen, tolerance)
     return replace(result, status="failed", reason=fault) if fault else result
