@@ -24,6 +24,7 @@ from polygraphy.exception import PolygraphyException
 from polygraphy.json import load_json, save_json
 from polygraphy.logger import G_LOGGER
 
+from mod_edge.bundle.bundle import Bundle
 from mod_edge.bundle.manifest import MANIFEST_FILE, FileRecord, Manifest, record_file
 from mod_edge.bundle.staging import FolderKind
 from mod_edge.bundle.versioned_json import SHAPE_ERRORS, VersionedJson
@@ -40,7 +41,11 @@ from mod_edge.verification.recording import (
     StreamTrace,
 )
 from mod_edge.verification.reference import Reference
-from mod_edge.verification.tolerances import StreamQuantizingCost, graph_tolerance
+from mod_edge.verification.tolerances import (
+    StreamQuantizingCost,
+    graph_tolerance,
+    rounds_activations,
+)
 from mod_edge.verification.trace_file import read_trace, write_trace
 
 FORMAT_VERSION, OLDEST_FORMAT = 2, 1
@@ -61,7 +66,7 @@ class GoldenManifest:
         graphs: by name, the hashes of the graph's files in the bundle, the kinds of its steps, and
             the command that compares the graph with Polygraphy alone.
         files: the golden files themselves.
-        stream_cost: of quantizing; None if the bundle is not quantized or has no stream here.
+        stream_cost: of quantizing; None if the bundle's stream is not judged by it or not here.
     """
 
     reference: str
@@ -131,7 +136,7 @@ class GoldenWriter:
             results.save(str(path))
 
     def add_stream(self, trace: StreamTrace, cost: StreamQuantizingCost | None) -> None:
-        """Write the whole stream and keep what quantizing costs it."""
+        """Write the whole stream and keep what quantizing costs it, if it is judged by that."""
         write_trace(trace, self._folder / STREAM_FILE)
         self._stream_cost = cost
 
@@ -144,25 +149,29 @@ class GoldenWriter:
             {path.relative_to(self._folder).as_posix(): record_file(path) for path in files},
             self._stream_cost,
         )
-        DOCUMENT.write(self._folder / MANIFEST_FILE, asdict(manifest))
+        document = asdict(manifest)
+        if manifest.stream_cost is None:  # earlier versions refuse keys that they do not know
+            del document["stream_cost"]
+        DOCUMENT.write(self._folder / MANIFEST_FILE, document)
 
 
 class Golden(Reference):
     """Golden files that belong to a bundle."""
 
-    def __init__(self, folder: Path, bundle: Manifest) -> None:
+    def __init__(self, folder: Path, bundle: Bundle) -> None:
         """Open and check them.
 
         Raises:
             BundleError: no golden files, or damaged ones.
         """
-        self._folder, self._bundle = folder, bundle
+        self._folder, self._bundle = folder, bundle.manifest
         self._manifest = _read_manifest(folder)
         _check_files(folder, self._manifest)
         self.name = f"{folder} ({self._manifest.reference})"
         has_stream = STREAM_FILE in self._manifest.files
         self.trace = read_trace(folder / STREAM_FILE) if has_stream else None
-        if has_stream and bundle.lowering.is_quantized and self._manifest.stream_cost is None:
+        is_judged_by_cost = bundle.is_whole and rounds_activations(bundle.lowering)
+        if has_stream and is_judged_by_cost and self._manifest.stream_cost is None:
             raise BundleError(f"{folder} does not say what quantizing costs the stream; {ADVICE}")
 
     @property

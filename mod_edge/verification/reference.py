@@ -24,7 +24,10 @@ class Reference(ABC):
 
     @property
     def stream_cost(self) -> StreamQuantizingCost | None:
-        """What quantizing costs the whole stream; None if not quantized or not saved."""
+        """What quantizing costs the stream; None if the stream is not judged by it, or no stream.
+
+        It is judged by it where a bundle with all layers rounds activations.
+        """
         return None
 
     @abstractmethod

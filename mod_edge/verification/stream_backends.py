@@ -41,7 +41,7 @@ def check_streams(
         bundle: with all layers.
         trace: the reference's.
         follow: see `check_stream`.
-        cost: of quantizing; None if the bundle is not quantized.
+        cost: of quantizing; None if the bundle does not round activations.
     """
     change = rewriting(bundle.lowering)
     if change:

@@ -51,7 +51,7 @@ class StreamResult:
         num_answers: decisions and tokens compared; the different ones are in `other_answers`.
         largest, mean: over the largest error of each row of logits, relative to its largest logit.
         allowed, allowed_mean: the largest and mean error allowed; 0 if it was not run.
-        cost: of quantizing; None if the bundle is not quantized or the cost was not saved.
+        cost: of quantizing; None if the stream is not judged by it.
         num_selections: frames times MoD layers compared.
         num_ties: tokens kept in these that the reference drops.
         gap: largest difference of router logits between such tokens, relative to the largest.

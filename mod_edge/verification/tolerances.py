@@ -82,6 +82,11 @@ LARGEST_COST_JUDGED = 0.35
 LEAST_TIED_LOGITS = 0.1
 
 
+def rounds_activations(lowering: Lowering) -> bool:
+    """Whether some graphs round activations, so that their stream is judged by its cost."""
+    return any(rounding_tolerance(kind, lowering) for kind in KINDS)
+
+
 def stream_tolerance(lowering: Lowering, cost: StreamQuantizingCost | None) -> StreamTolerance:
     """What is allowed of a bundle's stream.
 
@@ -89,7 +94,7 @@ def stream_tolerance(lowering: Lowering, cost: StreamQuantizingCost | None) -> S
         lowering: the bundle's.
         cost: of quantizing the stream; needed where activations are rounded.
     """
-    if not any(rounding_tolerance(kind, lowering) for kind in KINDS):
+    if not rounds_activations(lowering):
         return STREAM_TOLERANCES[lowering.precision]
     assert cost is not None, "the reference of a bundle that rounds activations measures it"
     return StreamTolerance(

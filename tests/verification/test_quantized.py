@@ -11,8 +11,11 @@ import torch
 from typer.testing import CliRunner
 
 from mod_edge.bundle.bundle import open_bundle
+from mod_edge.bundle.manifest import MANIFEST_FILE
 from mod_edge.commands.app import app
+from mod_edge.errors import BundleError
 from mod_edge.export.trace import trace, with_form
+from mod_edge.model.checkpoint import Checkpoint
 from mod_edge.model.presets import preset_config
 from mod_edge.model.quantized import RoundingLinear, quantize_model
 from mod_edge.model.weight_codes import weight_codes
@@ -24,7 +27,7 @@ from mod_edge.plan.weight_forms import INT8_ROWS
 from mod_edge.runtime.backends import BackendChoice, load_model
 from mod_edge.runtime.cpu.kv_cache import KvCache
 from mod_edge.verification import graph_backends, stream_backends
-from mod_edge.verification.golden import Golden
+from mod_edge.verification.golden import Golden, GoldenWriter
 from mod_edge.verification.graph_backends import (
     ONNX_CPU,
     ONNX_CPU_UNSIGNED,
@@ -45,6 +48,7 @@ from mod_edge.verification.tolerances import (
     StreamTolerance,
     stream_tolerance,
 )
+from mod_edge.verification.torch_reference import TorchReference
 from mod_edge.verification.verify import verify_bundle, verify_golden
 from tests.conftest import CAPACITY
 from tests.verification.conftest import CPU_INT8
@@ -92,7 +96,7 @@ def test_an_int8_bundle_is_green_with_both_products_and_saves_golden_files(
     assert again.is_ok, [each.reason for each in again.graphs]
     assert all(0.99 < result.cost.cosine < 1 for result in again.graphs), "of the saved steps"
     bundle = open_bundle(int8_bundle)
-    golden = Golden(tmp_path / "golden", bundle.manifest)
+    golden = Golden(tmp_path / "golden", bundle)
     (stream,) = check_streams(bundle, golden.trace, golden.follow, golden.stream_cost)
     assert stream.status == "ok", stream.reason
 
@@ -123,6 +127,38 @@ def test_a_stream_is_judged_by_what_quantizing_costs_it():
     too_much = StreamQuantizingCost(2.0, 1.1 * LARGEST_COST_JUDGED, 0.7)
     assert not stream_tolerance(CPU_INT8, too_much).is_judged
     assert stream_tolerance(CUDA_INT8, too_much) == STREAM_TOLERANCES["fp32"], "weights alone"
+
+
+@pytest.mark.parametrize(
+    ("layers", "lowering"),
+    [([0, 1], CPU_INT8), (list(range(CONFIG.text_config.num_hidden_layers)), CUDA_INT8)],
+    ids=["layers missing", "weights alone"],
+)
+def test_the_original_model_is_not_loaded_where_no_stream_is_judged_by_the_cost(
+    int8_bundle, tiny_checkpoint, recorded_int8, tmp_path, monkeypatch, layers, lowering
+):
+    bundle = open_bundle(int8_bundle)
+    manifest = replace(bundle.manifest, layers=layers, lowering=lowering)
+    bundle = replace(bundle, manifest=manifest)
+    reference = TorchReference(bundle, tiny_checkpoint, None)
+    monkeypatch.setattr(Checkpoint, "load_model", lambda _: pytest.fail("loaded"))
+    assert reference.stream_cost is None
+    writer = GoldenWriter(tmp_path, manifest, reference.name)
+    writer.add_stream(reference.trace, reference.stream_cost)
+    writer.finish()
+    assert Golden(tmp_path, bundle).stream_cost is None
+    assert "stream_cost" not in json.loads((tmp_path / MANIFEST_FILE).read_text())
+
+
+def test_golden_files_without_a_cost_that_the_stream_is_judged_by_are_refused(
+    int8_bundle, int8_stream, tmp_path
+):
+    bundle = open_bundle(int8_bundle)
+    writer = GoldenWriter(tmp_path, bundle.manifest, "torch fp32")
+    writer.add_stream(int8_stream[1], None)
+    writer.finish()
+    with pytest.raises(BundleError, match="does not say what quantizing costs the stream; save"):
+        Golden(tmp_path, bundle)
 
 
 def test_a_stream_that_amplifies_rounding_is_not_judged_and_says_so(
