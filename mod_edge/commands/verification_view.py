@@ -16,7 +16,7 @@ from mod_edge.verification.tolerances import StreamQuantizingCost
 from mod_edge.verification.verify import VerifyReport
 
 COLUMNS = ("graph", "backend", "worst output", "max", "mean", "99.9 %", "cosine", "allowed")
-COST_COLUMNS = ("cost max", "mean", "cosine")
+COST_COLUMNS = ("cost max", "cost mean", "cost cosine")
 STYLES = {"ok": "green", "failed": "bold red", "not judged": "yellow", "not run": "yellow"}
 
 
@@ -97,7 +97,7 @@ def _errors(result: GraphResult | StreamResult) -> tuple[str, ...]:
         return ("-",) * 5
     largest, mean, quantile, cosine = _numbers(result.worst)
     if math.isfinite(result.allowed_mean):
-        mean = f"{result.worst_mean:.1e}"
+        mean = f"{result.means[result.worst.output]:.1e}"
     return (result.worst.output, largest, mean, quantile, cosine)
 
 

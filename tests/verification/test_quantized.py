@@ -88,7 +88,8 @@ def test_an_int8_bundle_is_green_with_both_products_and_saves_golden_files(
     assert (stream.status, stream.backend) == ("ok", ONNX_CPU)
     assert stream.mean < 0.5 * stream.cost.mean < 0.5 * stream.allowed_mean
     for result in report.graphs:
-        assert result.worst_mean < 0.3 * result.cost.mean, "its own error is the smaller part"
+        mean = max(result.means.values())
+        assert mean < 0.3 * result.cost.mean, "its own error is the smaller part"
         assert 1e-4 < result.cost.mean < result.cost.largest < 0.2
         assert 0.99 < result.cost.cosine < 1
 
@@ -236,7 +237,7 @@ def test_a_layer_of_every_form_agrees_with_the_quantized_reference(
     assert result.status == "ok", result.reason
     if not lowering.weight_form(signature.kind).activations:
         assert result.worst.largest <= HEALTHY_WEIGHT_ONLY[lowering.precision]
-    assert result.cost.mean > 5 * result.worst_mean
+    assert result.cost.mean > 5 * max(result.means.values())
     assert ("4" in lowering.weight_format) == (result.cost.mean > 0.01), "int4 costs more"
 
 
