@@ -29,6 +29,7 @@ from mod_edge.bundle.manifest import MANIFEST_FILE, FileRecord, Manifest, record
 from mod_edge.bundle.staging import FolderKind
 from mod_edge.bundle.versioned_json import SHAPE_ERRORS, VersionedJson
 from mod_edge.errors import BundleError, ConfigError
+from mod_edge.native.int8_products import has_int8_products
 from mod_edge.plan.parity import TIED_LOGITS, cut_margin
 from mod_edge.plan.signature import GraphSignature
 from mod_edge.plan.targets import Lowering
@@ -64,7 +65,7 @@ class GoldenManifest:
     Attributes:
         reference: name of the reference that computed the outputs.
         graphs: by name, the hashes of the graph's files in the bundle, the kinds of its steps, and
-            the command that compares the graph with Polygraphy alone.
+            the command that compares the graph with Polygraphy alone, if it can.
         files: the golden files themselves.
         stream_cost: of quantizing; None if the bundle's stream is not judged by it or not here.
     """
@@ -123,11 +124,15 @@ class GoldenWriter:
         if recording.original is not None:
             original = recording.original({})
             self._save([original[number] for number in numbers], folder / ORIGINAL_FILE)
-        self._graphs[recording.signature.name] = {
+        entry = {
             "bundle_files": _bundle_files(self._bundle, recording.signature),
             "steps": [recording.steps[number].kind for number in numbers],
-            "polygraphy": _command(recording, chosen),
         }
+        # Polygraphy cannot set the session's option without which x86 CPUs without VNNI multiply
+        # int8 wrongly: it would report sound graphs.
+        if not has_int8_products(recording.lowering.weight_form(recording.signature.kind)):
+            entry["polygraphy"] = _command(recording, chosen)
+        self._graphs[recording.signature.name] = entry
 
     def _save(self, outputs: list[Arrays], path: Path) -> None:
         results = RunResults()

@@ -96,6 +96,8 @@ def test_an_int8_bundle_is_green_with_both_products_and_saves_golden_files(
     again = verify_golden(int8_bundle, tmp_path / "golden", graph="layer-01")
     assert again.is_ok, [each.reason for each in again.graphs]
     assert all(0.99 < result.cost.cosine < 1 for result in again.graphs), "of the saved steps"
+    entries = json.loads((tmp_path / "golden" / MANIFEST_FILE).read_text())["graphs"]
+    assert all("polygraphy" not in entry for entry in entries.values()), "it has not the option"
     bundle = open_bundle(int8_bundle)
     golden = Golden(tmp_path / "golden", bundle)
     (stream,) = check_streams(bundle, golden.trace, golden.follow, golden.stream_cost)
