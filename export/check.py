@@ -134,7 +134,10 @@ def check_numbers(
                 pairs[name].append(OutputPair(where, ours[name], theirs[name]))
     is_quantized = lowering.weight_form(signature.kind) is not None
     tolerance = allowed_error(signature.kind, lowering)
-    return max(_require_close(name, pairs[name], tolerance, by_row=is_quantized) for name in names)
+    return max(
+        _require_close(path.name, name, pairs[name], tolerance, by_row=is_quantized)
+        for name in names
+    )
 
 
 @dataclass(frozen=True)
@@ -147,9 +150,9 @@ class OutputPair:
 
 
 def _require_close(
-    name: str, pairs: Sequence[OutputPair], tolerance: Tolerance, *, by_row: bool
+    file: str, name: str, pairs: Sequence[OutputPair], tolerance: Tolerance, *, by_row: bool
 ) -> float:
-    """The largest error of one output over all steps, if both errors are allowed."""
+    """The largest error of the output `name` of the graph `file`, if both errors are allowed."""
     errors = [relative_errors(pair.ours, pair.theirs, by_row=by_row) for pair in pairs]
     for pair, error in zip(pairs, errors, strict=True):
         largest = float(error.max(initial=0))
@@ -162,8 +165,8 @@ def _require_close(
     mean = float(everything.mean()) if everything.size else 0.0
     if not mean <= tolerance.mean:
         raise ExportError(
-            f"{pairs[0].where.partition(',')[0]}: {name} differs from the reference by {mean:.1e} "
-            f"on average over all steps, allowed {tolerance.mean:.0e}"
+            f"{file}: {name} differs from the reference by {mean:.1e} on average over all steps, "
+            f"allowed {tolerance.mean:.0e}"
         )
     return float(everything.max(initial=0))
 

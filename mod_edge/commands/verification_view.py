@@ -12,11 +12,11 @@ from mod_edge.commands.console import (
 )
 from mod_edge.verification.graph_check import GraphResult, OutputError
 from mod_edge.verification.stream_check import STREAM, StreamResult
-from mod_edge.verification.tolerances import StreamCost
+from mod_edge.verification.tolerances import StreamQuantizingCost
 from mod_edge.verification.verify import VerifyReport
 
 COLUMNS = ("graph", "backend", "worst output", "max", "mean", "99.9 %", "cosine", "allowed")
-COST_COLUMNS = ("cost max", "mean", "cosine")
+COST_COLUMNS = ("cost max", "cost mean", "cost cosine")
 STYLES = {"ok": "green", "failed": "bold red", "not judged": "yellow", "not run": "yellow"}
 
 
@@ -97,7 +97,7 @@ def _errors(result: GraphResult | StreamResult) -> tuple[str, ...]:
         return ("-",) * 5
     largest, mean, quantile, cosine = _numbers(result.worst)
     if math.isfinite(result.allowed_mean):
-        mean = f"{result.worst_mean:.1e}"
+        mean = f"{result.means[result.worst.output]:.1e}"
     return (result.worst.output, largest, mean, quantile, cosine)
 
 
@@ -116,7 +116,7 @@ def _cost(result: GraphResult | StreamResult) -> tuple[str, ...]:
     cost = result.cost
     if cost is None:
         return ("-",) * len(COST_COLUMNS)
-    cosine = "-" if isinstance(cost, StreamCost) else f"{cost.cosine:.4f}"
+    cosine = "-" if isinstance(cost, StreamQuantizingCost) else f"{cost.cosine:.4f}"
     return (f"{cost.largest:.1e}", f"{cost.mean:.1e}", cosine)
 
 

@@ -24,10 +24,12 @@ from polygraphy.exception import PolygraphyException
 from polygraphy.json import load_json, save_json
 from polygraphy.logger import G_LOGGER
 
+from mod_edge.bundle.bundle import Bundle
 from mod_edge.bundle.manifest import MANIFEST_FILE, FileRecord, Manifest, record_file
 from mod_edge.bundle.staging import FolderKind
 from mod_edge.bundle.versioned_json import SHAPE_ERRORS, VersionedJson
 from mod_edge.errors import BundleError, ConfigError
+from mod_edge.native.int8_products import has_int8_products
 from mod_edge.plan.parity import TIED_LOGITS, cut_margin
 from mod_edge.plan.signature import GraphSignature
 from mod_edge.plan.targets import Lowering
@@ -40,7 +42,11 @@ from mod_edge.verification.recording import (
     StreamTrace,
 )
 from mod_edge.verification.reference import Reference
-from mod_edge.verification.tolerances import StreamCost, graph_tolerance
+from mod_edge.verification.tolerances import (
+    StreamQuantizingCost,
+    graph_tolerance,
+    rounds_activations,
+)
 from mod_edge.verification.trace_file import read_trace, write_trace
 
 FORMAT_VERSION, OLDEST_FORMAT = 2, 1
@@ -59,15 +65,15 @@ class GoldenManifest:
     Attributes:
         reference: name of the reference that computed the outputs.
         graphs: by name, the hashes of the graph's files in the bundle, the kinds of its steps, and
-            the command that compares the graph with Polygraphy alone.
+            the command that compares the graph with Polygraphy alone, if it can.
         files: the golden files themselves.
-        stream_cost: of quantizing; None if the bundle is not quantized or has no stream here.
+        stream_cost: of quantizing; None if the bundle's stream is not judged by it or not here.
     """
 
     reference: str
     graphs: dict[str, dict[str, Any]]
     files: dict[str, FileRecord]
-    stream_cost: StreamCost | None = None
+    stream_cost: StreamQuantizingCost | None = None
 
 
 def is_golden(folder: Path) -> bool:
@@ -102,7 +108,7 @@ class GoldenWriter:
         self._folder, self._bundle = folder, manifest
         self._graphs: dict[str, dict[str, Any]] = {}
         self._reference = reference
-        self._stream_cost: StreamCost | None = None
+        self._stream_cost: StreamQuantizingCost | None = None
 
     def add_graph(self, recording: GraphRecording) -> None:
         """Write one graph's steps and expected outputs."""
@@ -118,11 +124,15 @@ class GoldenWriter:
         if recording.original is not None:
             original = recording.original({})
             self._save([original[number] for number in numbers], folder / ORIGINAL_FILE)
-        self._graphs[recording.signature.name] = {
+        entry = {
             "bundle_files": _bundle_files(self._bundle, recording.signature),
             "steps": [recording.steps[number].kind for number in numbers],
-            "polygraphy": _command(recording, chosen),
         }
+        # Polygraphy cannot set the session's option without which x86 CPUs without VNNI multiply
+        # int8 wrongly: it would report sound graphs.
+        if not has_int8_products(recording.lowering.weight_form(recording.signature.kind)):
+            entry["polygraphy"] = _command(recording, chosen)
+        self._graphs[recording.signature.name] = entry
 
     def _save(self, outputs: list[Arrays], path: Path) -> None:
         results = RunResults()
@@ -130,8 +140,8 @@ class GoldenWriter:
         with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
             results.save(str(path))
 
-    def add_stream(self, trace: StreamTrace, cost: StreamCost | None) -> None:
-        """Write the whole stream and keep what quantizing costs it."""
+    def add_stream(self, trace: StreamTrace, cost: StreamQuantizingCost | None) -> None:
+        """Write the whole stream and keep what quantizing costs it, if it is judged by that."""
         write_trace(trace, self._folder / STREAM_FILE)
         self._stream_cost = cost
 
@@ -144,29 +154,33 @@ class GoldenWriter:
             {path.relative_to(self._folder).as_posix(): record_file(path) for path in files},
             self._stream_cost,
         )
-        DOCUMENT.write(self._folder / MANIFEST_FILE, asdict(manifest))
+        document = asdict(manifest)
+        if manifest.stream_cost is None:  # earlier versions refuse keys that they do not know
+            del document["stream_cost"]
+        DOCUMENT.write(self._folder / MANIFEST_FILE, document)
 
 
 class Golden(Reference):
     """Golden files that belong to a bundle."""
 
-    def __init__(self, folder: Path, bundle: Manifest) -> None:
+    def __init__(self, folder: Path, bundle: Bundle) -> None:
         """Open and check them.
 
         Raises:
             BundleError: no golden files, or damaged ones.
         """
-        self._folder, self._bundle = folder, bundle
+        self._folder, self._bundle = folder, bundle.manifest
         self._manifest = _read_manifest(folder)
         _check_files(folder, self._manifest)
         self.name = f"{folder} ({self._manifest.reference})"
         has_stream = STREAM_FILE in self._manifest.files
         self.trace = read_trace(folder / STREAM_FILE) if has_stream else None
-        if has_stream and bundle.lowering.is_quantized and self._manifest.stream_cost is None:
+        is_judged_by_cost = bundle.is_whole and rounds_activations(bundle.lowering)
+        if has_stream and is_judged_by_cost and self._manifest.stream_cost is None:
             raise BundleError(f"{folder} does not say what quantizing costs the stream; {ADVICE}")
 
     @property
-    def stream_cost(self) -> StreamCost | None:
+    def stream_cost(self) -> StreamQuantizingCost | None:
         """See `Reference`."""
         return self._manifest.stream_cost
 
@@ -261,7 +275,7 @@ def _read_manifest(folder: Path) -> GoldenManifest:
 def _manifest_of(data: dict[str, Any]) -> GoldenManifest:
     files = {name: FileRecord(**record) for name, record in data.pop("files").items()}
     saved = data.pop("stream_cost", None)
-    cost = StreamCost(**saved) if saved else None
+    cost = StreamQuantizingCost(**saved) if saved else None
     return GoldenManifest(files=files, stream_cost=cost, **data)
 
 

@@ -7,6 +7,8 @@ is less than what rounding activations may do, but it selects other tokens where
 from importlib.util import find_spec
 from pathlib import Path
 
+from mod_edge.errors import BackendError
+
 FLOAT_PARTS = ("router", "norm")
 QUANTIZED_OPS = frozenset({"DequantizeLinear", "MatMulInteger", "MatMulNBits"})
 
@@ -16,12 +18,18 @@ def structure_fault(path: Path) -> str:
 
     Without the onnx package nothing is read. A device with golden files has the same graph as the
     workstation where they were saved, which has the package.
+
+    Raises:
+        BackendError: the file is no graph.
     """
     if find_spec("onnx") is None:
         return ""
     import onnx
 
-    graph = onnx.load(str(path), load_external_data=False).graph
+    try:
+        graph = onnx.load(str(path), load_external_data=False).graph
+    except Exception as exc:  # protobuf's own type
+        raise BackendError(f"it does not load: {exc}") from exc
     stored = {tensor.name for tensor in graph.initializer}
     quantized = {
         name

@@ -6,7 +6,7 @@ from mod_edge.plan.signature import GraphSignature
 from mod_edge.verification.graph_check import GraphResult
 from mod_edge.verification.recording import GraphRecording, StreamTrace
 from mod_edge.verification.stream_check import Follow, StreamResult
-from mod_edge.verification.tolerances import StreamCost
+from mod_edge.verification.tolerances import StreamQuantizingCost
 
 
 class Reference(ABC):
@@ -23,8 +23,11 @@ class Reference(ABC):
     follow: Follow | None = None
 
     @property
-    def stream_cost(self) -> StreamCost | None:
-        """What quantizing costs the whole stream; None if not quantized or not saved."""
+    def stream_cost(self) -> StreamQuantizingCost | None:
+        """What quantizing costs the stream; None if the stream is not judged by it, or no stream.
+
+        It is judged by it where a bundle with all layers rounds activations.
+        """
         return None
 
     @abstractmethod

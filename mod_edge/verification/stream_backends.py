@@ -21,7 +21,7 @@ from mod_edge.verification.graph_backends import (
 from mod_edge.verification.recording import StreamTrace
 from mod_edge.verification.stream_check import Follow, StreamResult, check_stream
 from mod_edge.verification.tensorrt_backend import find_tensorrt
-from mod_edge.verification.tolerances import StreamCost, stream_tolerance
+from mod_edge.verification.tolerances import StreamQuantizingCost, stream_tolerance
 
 NOT_JUDGED = (
     "this model amplifies rounding so much, as random weights do, that a sound stream is as far "
@@ -32,7 +32,7 @@ LoadBackend = Callable[[StreamTrace], LoadedModel]
 
 
 def check_streams(
-    bundle: Bundle, trace: StreamTrace, follow: Follow | None, cost: StreamCost | None
+    bundle: Bundle, trace: StreamTrace, follow: Follow | None, cost: StreamQuantizingCost | None
 ) -> Iterator[StreamResult]:
     """The result of the stream on every backend for the bundle.
 
@@ -40,7 +40,7 @@ def check_streams(
         bundle: with all layers.
         trace: the reference's.
         follow: see `check_stream`.
-        cost: of quantizing; None if the bundle is not quantized.
+        cost: of quantizing; None if the bundle does not round activations.
     """
     change = rewriting(bundle.lowering)
     if change:
@@ -67,7 +67,7 @@ def check_backend(
     bundle: Bundle,
     trace: StreamTrace,
     follow: Follow | None,
-    cost: StreamCost | None,
+    cost: StreamQuantizingCost | None,
     name: str,
     load_backend: LoadBackend,
 ) -> StreamResult:

@@ -18,7 +18,7 @@ from mod_edge.plan.protocol import Protocol
 from mod_edge.plan.signature import layer_name
 from mod_edge.runtime.loaded_model import Float32Array, Int64Array, StreamState
 from mod_edge.verification.recording import EncodeCall, EvictCall, ReadCall, StepCall, StreamTrace
-from mod_edge.verification.tolerances import StreamCost, StreamTolerance
+from mod_edge.verification.tolerances import StreamQuantizingCost, StreamTolerance
 
 STREAM = "stream"  # in place of a graph's name
 
@@ -51,7 +51,7 @@ class StreamResult:
         num_answers: decisions and tokens compared; the different ones are in `other_answers`.
         largest, mean: over the largest error of each row of logits, relative to its largest logit.
         allowed, allowed_mean: the largest and mean error allowed; 0 if it was not run.
-        cost: of quantizing; None if the bundle is not quantized or the cost was not saved.
+        cost: of quantizing; None if the stream is not judged by it.
         num_selections: frames times MoD layers compared.
         num_ties: tokens kept in these that the reference drops.
         gap: largest difference of router logits between such tokens, relative to the largest.
@@ -69,7 +69,7 @@ class StreamResult:
     mean: float = 0.0
     allowed: float = 0.0
     allowed_mean: float = 0.0
-    cost: StreamCost | None = None
+    cost: StreamQuantizingCost | None = None
     num_selections: int = 0
     num_ties: int = 0
     gap: float = 0.0
@@ -147,8 +147,12 @@ def check_stream(
     except ModEdgeError as exc:
         return StreamResult(backend, "failed", str(exc))
     chosen = _selections(trace, ours)
-    end = next((each.step for each in chosen if each.num_other), None)
-    if end is not None and follow is not None:
+    # No tie and nothing to follow: positions that a frame does not have or that do not rise, or
+    # another selection than the one that is fixed without a router.
+    impossible = [each.step for each in chosen if not np.isfinite(each.gap)]
+    tied = [each.step for each in chosen if each.num_other]
+    end = min(impossible or tied, default=None)
+    if tied and not impossible and follow is not None:
         trace, end = follow(ours.selections), None
         chosen = _selections(trace, ours)
     num_steps = trace.count(StepCall) if end is None else end
@@ -171,7 +175,7 @@ def check_stream(
         num_ties=sum(each.num_other for each in chosen),
         gap=max((each.gap for each in chosen), default=0.0),
     )
-    if not tolerance.is_judged and np.isfinite(result.largest):
+    if not tolerance.is_judged and not impossible and np.isfinite(result.largest):
         return replace(result, status="not judged")
     fault = _fault(result, chosen, tolerance)
     return replace(result, status="failed", reason=fault) if fault else result

@@ -23,7 +23,11 @@ from mod_edge.verification.reference_stream import MAX_FRAMES, follow_stream, re
 from mod_edge.verification.sample_video import SampleVideo
 from mod_edge.verification.stream_backends import check_backend
 from mod_edge.verification.stream_check import StreamResult, check_stream
-from mod_edge.verification.tolerances import StreamCost, StreamTolerance
+from mod_edge.verification.tolerances import (
+    StreamQuantizingCost,
+    StreamTolerance,
+    rounds_activations,
+)
 
 
 class TorchReference(Reference):
@@ -102,12 +106,12 @@ class TorchReference(Reference):
         )
 
     @cached_property
-    def stream_cost(self) -> StreamCost | None:
-        """See `Reference`; the model with the checkpoint's weights runs beside the reference."""
+    def stream_cost(self) -> StreamQuantizingCost | None:
+        """See `Reference`; the model with the checkpoint's weights is in memory beside its own."""
         from mod_edge.runtime.cpu.torch_model import TorchModel
 
         bundle = self._bundle
-        if not bundle.lowering.is_quantized:
+        if not bundle.is_whole or not rounds_activations(bundle.lowering):
             return None
         protocol = Protocol(bundle.config.stream_config, bundle.tokenizer, self.trace.threshold)
         with TorchModel(self._checkpoint.load_model()).open_stream() as state:
@@ -120,7 +124,7 @@ class TorchReference(Reference):
                 backend="the checkpoint's weights",
                 follow=self.follow,
             )
-        return StreamCost(result.largest, result.mean, result.gap)
+        return StreamQuantizingCost(result.largest, result.mean, result.gap)
 
     def _load_in_dtype(self, _trace: StreamTrace) -> LoadedModel:
         from mod_edge.runtime.cpu.torch_model import TorchModel

@@ -144,7 +144,7 @@ def verify_golden(
         ConfigError: no such graph, in the bundle or in the golden files.
     """
     bundle = open_bundle(folder, hash_all=True)
-    return _verify(bundle, Golden(golden, bundle.manifest), graph, None, on_step)
+    return _verify(bundle, Golden(golden, bundle), graph, None, on_step)
 
 
 def _verify(

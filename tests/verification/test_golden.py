@@ -14,6 +14,7 @@ from polygraphy.comparator import RunResults
 from polygraphy.json import load_json
 from typer.testing import CliRunner
 
+from mod_edge.bundle.bundle import open_bundle
 from mod_edge.bundle.manifest import MANIFEST_FILE, read_manifest, record_file
 from mod_edge.commands.app import app
 from mod_edge.errors import BundleError, ConfigError
@@ -330,7 +331,7 @@ def test_damaged_or_foreign_golden_files_are_refused(changed, tiny_bundle, chang
 
 
 def test_golden_files_follow_no_selection(golden, tiny_bundle):
-    recording = Golden(golden, read_manifest(tiny_bundle)).recording(MOD)
+    recording = Golden(golden, open_bundle(tiny_bundle)).recording(MOD)
     assert all(step.router_logits is None for step in recording.steps)
     with pytest.raises(AssertionError, match="no ties to follow"):
         recording.outputs({0: np.zeros((1, 2), np.int64)})

@@ -68,6 +68,14 @@ def test_a_planted_fault_fails(check, quantized_graph, tmp_path, fault, lowering
     assert result.outputs, "by its numbers"
 
 
+def test_a_quantized_graph_that_does_not_load_is_a_failure(check, tmp_path):
+    path = tmp_path / "01.onnx"
+    path.write_bytes(b"no graph")
+    result = check(path, CPU_INT8)
+    assert result.status == "failed"
+    assert result.reason.startswith("it does not load: ")
+
+
 def test_a_quantized_router_fails(check, topology_of, tiny_checkpoint, tmp_path):
     signature = layer_signature(CONFIG, MOD, CPU_INT8)
     topology = topology_of(signature, CPU_INT8)

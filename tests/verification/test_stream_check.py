@@ -30,6 +30,7 @@ SILENT, SPEAK = CONFIG.stream_config.frame_token_interval_id, CONFIG.stream_conf
 # Largest and mean error of a row's logits with the tiny bundles: measured 2e-5 and 4e-6 in fp32,
 # 0.035 and 0.007 in fp16. The mildest fault below gives 3.1 and 0.8.
 HEALTHY = {"fp32": (1e-4, 2e-5), "fp16": (0.1, 0.02)}
+NOT_JUDGED = StreamTolerance(1.0, 1.0, 1.0, is_judged=False)
 
 
 @pytest.fixture(scope="module")
@@ -39,12 +40,11 @@ def trace(recorded_stream):
 
 @pytest.fixture(scope="module")
 def check(tiny_checkpoint, trace):
-    """`check(state, trace=trace, precision="fp32", follow=None)`: the stream's result."""
+    """`check(state, trace=trace, tolerance=<of fp32>, follow=None)`: the stream's result."""
     tokenizer = Tokenizer.from_file(str(tiny_checkpoint / TOKENIZER_FILE))
 
-    def run(state, trace=trace, precision="fp32", follow=None):
+    def run(state, trace=trace, tolerance=STREAM_TOLERANCES["fp32"], follow=None):
         protocol = Protocol(CONFIG.stream_config, tokenizer, trace.threshold)
-        tolerance = STREAM_TOLERANCES[precision]
         return check_stream(
             trace, state, CONFIG, protocol, tolerance, backend="backend", follow=follow
         )
@@ -104,7 +104,7 @@ def test_a_healthy_bundle_gives_the_references_stream(
     check, trace, any_bundle, follow, target, precision
 ):
     with on_onnx(any_bundle(target, precision), trace) as state:
-        result = check(state, precision=precision, follow=follow)
+        result = check(state, tolerance=STREAM_TOLERANCES[precision], follow=follow)
     assert result.status == "ok", result.reason
     largest, mean = HEALTHY[precision]
     assert result.largest <= largest
@@ -131,7 +131,7 @@ def test_a_wrong_rebase_of_the_sink_fails(
     evict = KvCache.evict
     monkeypatch.setattr(KvCache, "evict", lambda cache, eviction: evict(cache, fault(eviction)))
     with on_onnx(any_bundle(target, precision), trace) as state:
-        result = check(state, precision=precision, follow=follow)
+        result = check(state, tolerance=STREAM_TOLERANCES[precision], follow=follow)
     assert result.status == "failed"
     assert result.gap > 10 * STREAM_TOLERANCES[precision].tied_logits
     assert result.largest > 3 * STREAM_TOLERANCES[precision].largest
@@ -281,24 +281,46 @@ def test_logits_that_are_nan_fail(check, trace):
     assert result.largest == float("inf")
 
 
-def test_what_is_not_finite_fails_even_if_the_stream_is_not_judged(trace, tiny_checkpoint):
-    tokenizer = Tokenizer.from_file(str(tiny_checkpoint / TOKENIZER_FILE))
-    protocol = Protocol(CONFIG.stream_config, tokenizer, trace.threshold)
-    unjudged = StreamTolerance(1.0, 1.0, 1.0, is_judged=False)
+def test_what_is_not_finite_fails_even_if_the_stream_is_not_judged(check, trace):
     step = steps_of(trace, has_frames=True)[0]
     statuses = [
-        check_stream(
-            trace,
-            Echo(trace, logits={step: change}),
-            CONFIG,
-            protocol,
-            unjudged,
-            backend="backend",
-            follow=None,
-        ).status
+        check(Echo(trace, logits={step: change}), tolerance=NOT_JUDGED).status
         for change in (preferring(SPEAK, 9), lambda logits: logits * np.nan)
     ]
     assert statuses == ["not judged", "failed"]
+
+
+def out_of_range(kept, _router_logits):
+    return {layer: each + CONFIG.frame_num_tokens for layer, each in kept.items()}
+
+
+def falling(kept, _router_logits):
+    return {layer: each[:, ::-1].copy() for layer, each in kept.items()}
+
+
+def must_not_follow(_selections):
+    pytest.fail("the reference was asked to make this selection")
+
+
+@pytest.mark.parametrize("change", [out_of_range, falling])
+@pytest.mark.parametrize("tolerance", [STREAM_TOLERANCES["fp32"], NOT_JUDGED])
+def test_an_impossible_selection_always_fails_and_is_not_followed(check, trace, change, tolerance):
+    tie, step = steps_of(trace, has_frames=True)[1:3]
+    tied = with_equal_routers(trace, tie)
+    echo = Echo(tied, kept={tie: last_tokens, step: change})
+    result = check(echo, trace=tied, tolerance=tolerance, follow=must_not_follow)
+    assert result.status == "failed"
+    assert result.reason.startswith(f"step {step}, layer-01: kept has ")
+    assert result.gap == float("inf")
+
+
+def test_another_selection_without_a_router_fails_and_is_not_followed(check, trace):
+    step = steps_of(trace, has_frames=True)[3]
+    uniform = changed_at(trace, step, StepCall, lambda call: replace(call, router_logits={}))
+    echo = Echo(uniform, kept={step: last_tokens})
+    result = check(echo, trace=uniform, tolerance=NOT_JUDGED, follow=must_not_follow)
+    assert result.status == "failed"
+    assert result.reason.startswith(f"step {step}, layer-01: kept has ")
 
 
 def next_best(kept, router_logits):

@@ -17,7 +17,7 @@ from mod_edge.errors import BundleError, ConfigError, SourceError
 from mod_edge.model.presets import preset_config, write_random_checkpoint
 from mod_edge.plan.signature import bundle_signatures
 from mod_edge.plan.targets import CPU_FP32, Lowering
-from mod_edge.verification.graph_check import GraphResult
+from mod_edge.verification.graph_check import GraphResult, OutputError
 from mod_edge.verification.reference_stream import MAX_FRAMES, MIN_ROLLS, record_stream
 from mod_edge.verification.sample_video import SampleVideo
 from mod_edge.verification.stream_check import StreamResult
@@ -239,8 +239,9 @@ def test_options_that_contradict_each_other_are_wrong_usage(options, says):
 # ---- the view of results that no machine here gives ----
 
 
-def report_of(graphs=(), streams=()):
-    return VerifyReport("b", "torch", Lowering("cpu", "fp32"), [], list(graphs), list(streams), 1)
+def report_of(graphs=(), streams=(), weight_format="as-dtype"):
+    lowering = Lowering("cpu", "fp32", weight_format=weight_format)
+    return VerifyReport("b", "torch", lowering, [], list(graphs), list(streams), 1)
 
 
 def test_a_report_in_which_nothing_was_run_is_not_ok(capsys):
@@ -251,6 +252,26 @@ def test_a_report_in_which_nothing_was_run_is_not_ok(capsys):
     printed = capsys.readouterr()
     assert "not run every graph, onnx CUDA: no CUDA here" in printed.out
     assert "error: no graph could be run here" in printed.err
+
+
+def test_the_mean_is_that_of_the_named_output_over_all_steps(capsys):
+    def error(output, largest, mean, num_rows):
+        return OutputError("first", output, largest, mean, largest, 1.0, (num_rows, 4), None)
+
+    outputs = [
+        error("new_hidden", 3e-3, 1e-5, 1),
+        error("new_hidden", 1e-3, 5e-5, 3),
+        error("present_key", 2e-3, 7e-5, 1),
+    ]
+    graph = GraphResult(
+        "layer-00", "onnx CPU", "ok", allowed=5e-2, outputs=outputs, allowed_mean=3e-4
+    )
+    print_report(report_of([graph], weight_format="int8"), is_verbose=False)
+    lines = capsys.readouterr().out.splitlines()
+    (row,) = [line.split() for line in lines if line.startswith("layer-00")]
+    assert row[3:6] == ["new_hidden", "3.0e-03", "4.0e-05"]
+    (header,) = [line for line in lines if line.startswith("graph")]
+    assert header.split("allowed")[1].split("  ")[1:] == ["cost max", "cost mean", "cost cosine"]
 
 
 def test_a_stream_that_fails_alone_has_its_own_error(capsys):
