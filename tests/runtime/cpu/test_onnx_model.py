@@ -314,7 +314,8 @@ def test_a_bf16_bundle_is_an_error_with_what_to_do(bundle_for):
 def test_the_name_says_how_int8_weights_are_multiplied(monkeypatch, weights):
     monkeypatch.setattr(onnx_model, "exact_int8_products", lambda: "u8 x u8")
     lowering = Lowering("cpu", "fp32", weight_format=weights)
-    assert onnx_model._environment(lowering).endswith(", int8 weights, int8 products as u8 x u8")
+    name = onnx_model._environment(lowering)
+    assert name.endswith(f", {weights} weights, int8 products as u8 x u8")
     assert "int8" not in onnx_model._environment(CPU_FP32)
 
 
