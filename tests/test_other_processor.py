@@ -22,13 +22,14 @@ SCRIPT = Path(__file__).parent / "fixed_stream.py"
 QEMU = "qemu-x86_64"
 # Largest difference of a logit: measured 2.7e-5 of 11.9 between AVX-512 and AVX2, with equal frame
 # embeddings. One pixel brighter by one level gives 9e-3, frame embeddings rounded to half precision
-# 1.7e-2, a sink that is not rebased 10. With int8 weights 2.9e-6 of 18.7, and 26 where u8 x s8
-# products saturate.
-ATOL_LOGITS = 3e-4
-# Measured 26; half of the kept tokens differ too.
-SATURATED = 1
+# 1.7e-2, a sink that is not rebased 10. With int8 weights 2.9e-6 of 18.7 as long as all values are
+# rounded to the same codes, 0.22 where one is not; 26 where u8 x s8 products saturate.
+ATOL_LOGITS = {AS_DTYPE: 3e-4, INT8: 2}
+SATURATED = 5
+# Share of kept tokens that may differ; measured 0, and 0.41 where products saturate.
+OTHER_TOKENS = {AS_DTYPE: 0, INT8: 0.1}
 # Measured 0.
-ATOL_EMBEDS = 1e-4
+ATOL_EMBEDS = {AS_DTYPE: 1e-4, INT8: 5e-2}
 
 pytestmark = [
     pytest.mark.qemu,
@@ -77,8 +78,8 @@ def stream_of(tiny_bundle, tiny_checkpoint, export_tiny, tmp_path_factory):
 
 @pytest.fixture(scope="module", params=[AS_DTYPE, INT8])
 def streams(request, stream_of):
-    """A bundle's stream on this processor and on an emulated Haswell."""
-    return [stream_of(request.param, command) for command in ("here", "haswell")]
+    """A bundle's weights, and its stream on this processor and on an emulated Haswell."""
+    return request.param, *(stream_of(request.param, command) for command in ("here", "haswell"))
 
 
 def features_of(stream):
@@ -87,28 +88,34 @@ def features_of(stream):
     return {name.strip("*") for name in marked if not name.endswith("?")}
 
 
+def other_tokens(ours, theirs):
+    """Share of kept tokens (..., K) of one stream that the other does not keep in the frame."""
+    ours, theirs = ours["kept"], theirs["kept"]
+    return float((ours[..., :, None] != theirs[..., None, :]).all(-1).mean())
+
+
 def test_the_emulated_processor_has_avx2_and_no_avx_512(streams):
-    features = features_of(streams[1])
+    features = features_of(streams[2])
     assert "AVX2" in features, f"{QEMU} emulates AVX2 from version 7.2 on"
     assert not any(name.startswith("AVX512") for name in features)
 
 
 def test_frames_are_decoded_resized_and_encoded_alike(streams):
-    here, haswell = streams
+    weights, here, haswell = streams
     np.testing.assert_array_equal(here["pixels"], haswell["pixels"])
-    np.testing.assert_allclose(here["embeds"], haswell["embeds"], rtol=0, atol=ATOL_EMBEDS)
+    np.testing.assert_allclose(here["embeds"], haswell["embeds"], rtol=0, atol=ATOL_EMBEDS[weights])
 
 
 def test_the_stream_keeps_the_same_tokens_and_rolls(streams):
-    here, haswell = streams
+    weights, here, haswell = streams
     assert here["num_rolls"] == haswell["num_rolls"] >= 3
-    np.testing.assert_array_equal(here["kept"], haswell["kept"])
+    assert other_tokens(here, haswell) <= OTHER_TOKENS[weights]
     assert np.unique(here["kept"], axis=1).shape[1] >= 12  # it differs from frame to frame
 
 
 def test_logits_differ_by_rounding_only(streams):
-    here, haswell = streams
-    np.testing.assert_allclose(here["logits"], haswell["logits"], rtol=0, atol=ATOL_LOGITS)
+    weights, here, haswell = streams
+    np.testing.assert_allclose(here["logits"], haswell["logits"], rtol=0, atol=ATOL_LOGITS[weights])
 
 
 def test_int8_weights_are_multiplied_as_uint8_and_would_saturate_otherwise(stream_of):
@@ -117,5 +124,6 @@ def test_int8_weights_are_multiplied_as_uint8_and_would_saturate_otherwise(strea
     saturating = stream_of(INT8, "saturating haswell")
     assert f"int8 products as {U8_BY_U8}" in str(haswell["backend"])
     assert f"int8 products as {U8_BY_S8}" in str(saturating["backend"])
-    assert np.abs(haswell["logits"] - here["logits"]).max() <= ATOL_LOGITS
+    assert np.abs(haswell["logits"] - here["logits"]).max() <= ATOL_LOGITS[INT8]
     assert np.abs(saturating["logits"] - here["logits"]).max() >= SATURATED
+    assert other_tokens(here, saturating) > 2 * OTHER_TOKENS[INT8]

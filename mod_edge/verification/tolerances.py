@@ -77,9 +77,10 @@ ALLOWED_TIMES_COST = 1.5
 # random layers of the 135m preset sound graphs are off by 1.9 and 0.56, router logits by 1.2. Of
 # the models above, a seed of tiny has the largest cost, 0.27.
 LARGEST_COST_JUDGED = 0.35
-# A tie of router logits is one token, whose gap varies more: up to 0.048 in sound streams, whose
-# cost may be 0 if quantizing swaps no token; 0.1 to 1.3 in faulty ones.
-LEAST_TIED_LOGITS = 0.1
+# A tie of router logits is one token, whose gap varies more: up to 0.05 in sound streams, and 0.36
+# with another CPU's kernels. The reference follows a tie, so a fault still shows in the logits;
+# every MoD graph alone has to select exactly. Selecting the smallest weights gives 1.1.
+LEAST_TIED_LOGITS = 0.75
 
 
 def rounds_activations(lowering: Lowering) -> bool:
