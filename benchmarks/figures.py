@@ -31,6 +31,7 @@ from rich.text import Text
 
 from benchmarks.endless_scene import endless_table, narrate
 from benchmarks.markdown import ratio_text, table_head
+from mod_edge.bundle.staging import write_whole
 from mod_edge.commands.console import err, out, reports_errors
 from mod_edge.errors import ModEdgeError
 from mod_edge.model.checkpoint import Checkpoint
@@ -189,7 +190,7 @@ class Lab:
     def _kept(self, name: str, measure: Callable[[], str]) -> str:
         path = self.folder / name
         if not path.is_file():
-            path.write_text(measure(), encoding="utf-8")
+            write_whole(path, measure().encode())
         return path.read_text(encoding="utf-8")
 
 

@@ -32,6 +32,7 @@ from torch.nn.functional import cosine_similarity
 
 from benchmarks.figures import MARKED, ROOT, machine_name, run_mod_edge
 from benchmarks.markdown import table_head
+from mod_edge.bundle.staging import write_whole
 from mod_edge.commands.console import out, reports_errors
 from mod_edge.config import VisionConfig
 from mod_edge.errors import ConfigError, ModEdgeError
@@ -181,10 +182,7 @@ class Lab:
         """What `measure` returns, from its file if it ran before."""
         path = self.folder / f"{kind}-{row.name}.json"
         if not path.is_file():
-            text = json.dumps(measure() | _setting())
-            partial = path.with_suffix(".partial")
-            partial.write_text(text, encoding="utf-8")
-            partial.replace(path)
+            write_whole(path, json.dumps(measure() | _setting()).encode())
         found: Measured = json.loads(path.read_text(encoding="utf-8"))
         return found
 

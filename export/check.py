@@ -32,14 +32,14 @@ from mod_edge.plan.rounding_tolerance import Tolerance, rounding_tolerance
 from mod_edge.plan.signature import GraphSignature, TensorSpec
 from mod_edge.plan.targets import Lowering
 
-# Largest error allowed, as from `relative_errors`. float32, measured
-# over the graphs of all presets: 2.4e-6 at most (a MoD layer of 8b); of real faults, the vision
-# tower's GELU without its tanh gives 4e-5, a norm's epsilon divided by ten 0.06, a wrong RoPE 0.4.
+# Largest error allowed, as from `relative_errors`, where activations are not rounded (`verify`
+# shares the bounds of the others). float32, measured over the graphs of all presets: 2.4e-6 at most
+# (a MoD layer of 8b); of real faults, the vision tower's GELU without its tanh gives 4e-5, a norm's
+# epsilon divided by ten 0.06, a wrong RoPE 0.4.
 # float16, whose steps are 1e-3 of a value and which ONNX Runtime's CPU computes in float32: 1.7e-3
 # on the tiny checkpoint, 1.8e-3 on layers of 8b. A bfloat16 graph is checked as a float32 graph
 # with the rounded weights (`widen`), against the reference with the same weights.
 ALLOWED_RELATIVE_ERROR = {"fp32": 2e-5, "fp16": 1e-2, "bf16": 2e-5}
-# Graphs that round activations have bounds of their own, which `verify` shares.
 STEP_SHAPES = {"one frame": (3, FRAME), "many frames": (1, FRAME, 1, FRAME, 2), "text": (4,)}
 # Only without an interval token do frames follow each other, in steps without text.
 SHAPES_WITHOUT_TEXT = {"one frame alone": (FRAME,), "many frames alone": (FRAME, FRAME)}

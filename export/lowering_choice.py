@@ -17,8 +17,8 @@ from mod_edge.plan.targets import TARGETS, Lowering, target_named
 from mod_edge.plan.weight_forms import AS_DTYPE, INT8
 from mod_edge.profiles import Profile
 
-# From so many decoder weights on, target cpu takes int8 by default: reading them takes most of a
-# step's time, and int8 reads a quarter.
+# Decoders with at least this many weights are int8 by default on target cpu: reading the weights
+# takes most of a step's time, and int8 reads a quarter.
 LARGE_DECODER = 100_000_000
 
 

@@ -47,7 +47,7 @@ def require_fitting_weights(
 
 
 def most_inputs(weight: str, num_in: int, form: WeightForm) -> int | None:
-    """How many inputs that weight may have for no sum to leave int32; None: any number.
+    """The most inputs of that weight whose sums fit int32; None if there is no limit.
 
     Products of rounded rows are summed over all inputs of a part of a row. MatMulNBits sums codes
     of one block alone.

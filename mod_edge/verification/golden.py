@@ -41,11 +41,10 @@ from mod_edge.verification.recording import (
     Selections,
     StreamTrace,
 )
-from mod_edge.verification.reference import Reference
+from mod_edge.verification.reference import Reference, is_judged_by_cost
 from mod_edge.verification.tolerances import (
     StreamQuantizingCost,
     graph_tolerance,
-    rounds_activations,
 )
 from mod_edge.verification.trace_file import read_trace, write_trace
 
@@ -175,8 +174,7 @@ class Golden(Reference):
         self.name = f"{folder} ({self._manifest.reference})"
         has_stream = STREAM_FILE in self._manifest.files
         self.trace = read_trace(folder / STREAM_FILE) if has_stream else None
-        is_judged_by_cost = bundle.is_whole and rounds_activations(bundle.lowering)
-        if has_stream and is_judged_by_cost and self._manifest.stream_cost is None:
+        if has_stream and is_judged_by_cost(bundle) and self._manifest.stream_cost is None:
             raise BundleError(f"{folder} does not say what quantizing costs the stream; {ADVICE}")
 
     @property

@@ -99,12 +99,11 @@ def graph_backends(lowering: Lowering) -> tuple[list[GraphBackend], list[NotRun]
     change = rewriting(lowering)
     if change and find_spec("onnx") is None:
         not_run.append(NotRun(ONNX_CPU, f"{change} needs the onnx package"))
+    elif any_int8_products(lowering):
+        # Both are judged on every CPU: `run` takes the second where the first is not exact.
+        backends += [onnx_backend(lowering, CPU, each) for each in (U8_BY_S8, U8_BY_U8)]
     else:
         backends.append(onnx_backend(lowering, CPU))
-    if any_int8_products(lowering):
-        # Both are judged on every CPU: `run` takes the second where the first is not exact.
-        products = ((ONNX_CPU, U8_BY_S8), (ONNX_CPU_UNSIGNED, U8_BY_U8))
-        backends = [_int8_backend(lowering, name, each) for name, each in products]
     if lowering.target == "cuda" and has_cuda_provider():
         backends.append(onnx_backend(lowering, CUDA))
     elif lowering.target == "cuda":
@@ -117,26 +116,27 @@ def has_cuda_provider() -> bool:
     return CUDA in onnxruntime.get_available_providers()
 
 
-def onnx_backend(lowering: Lowering, provider: str = CPU) -> GraphBackend:
+def onnx_backend(
+    lowering: Lowering, provider: str = CPU, products: str | None = None
+) -> GraphBackend:
     """ONNX Runtime on one provider.
 
     A bfloat16 graph widened for the CPU proves its nodes, wiring and weights, but not the error of
     rounding intermediate results.
+
+    Args:
+        lowering: of the graphs.
+        provider: `CPU` or `CUDA`.
+        products: see `GraphBackend`.
     """
-    place = "CPU" if provider == CPU else "CUDA"
-    is_widened = rewriting(lowering) == WIDENED
+    name = ONNX_CPU if provider == CPU else "onnx CUDA"
+    if products == U8_BY_U8:
+        name = ONNX_CPU_UNSIGNED
+    elif rewriting(lowering) == WIDENED:
+        name += " (widened)"
 
     def runner(path: Path, signature: GraphSignature) -> BaseRunner:
-        return OnnxGraphRunner(path, signature, lowering, provider)
-
-    return GraphBackend(f"onnx {place} (widened)" if is_widened else f"onnx {place}", runner)
-
-
-def _int8_backend(lowering: Lowering, name: str, products: str) -> GraphBackend:
-    """ONNX Runtime on the CPU, multiplying uint8 by int8 in that way."""
-
-    def runner(path: Path, signature: GraphSignature) -> BaseRunner:
-        return OnnxGraphRunner(path, signature, lowering, CPU, products)
+        return OnnxGraphRunner(path, signature, lowering, provider, products)
 
     return GraphBackend(name, runner, products=products)
 

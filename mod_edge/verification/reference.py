@@ -2,11 +2,20 @@
 
 from abc import ABC, abstractmethod
 
+from mod_edge.bundle.bundle import Bundle
 from mod_edge.plan.signature import GraphSignature
 from mod_edge.verification.graph_check import GraphResult
 from mod_edge.verification.recording import GraphRecording, StreamTrace
 from mod_edge.verification.stream_check import Follow, StreamResult
-from mod_edge.verification.tolerances import StreamQuantizingCost
+from mod_edge.verification.tolerances import StreamQuantizingCost, rounds_activations
+
+
+def is_judged_by_cost(bundle: Bundle) -> bool:
+    """Whether the bundle's stream is judged by what quantizing costs it.
+
+    It is where activations are rounded; a bundle without all layers has no stream.
+    """
+    return bundle.is_whole and rounds_activations(bundle.lowering)
 
 
 class Reference(ABC):
@@ -24,10 +33,7 @@ class Reference(ABC):
 
     @property
     def stream_cost(self) -> StreamQuantizingCost | None:
-        """What quantizing costs the stream; None if the stream is not judged by it, or no stream.
-
-        It is judged by it where a bundle with all layers rounds activations.
-        """
+        """What quantizing costs the stream; None if it is not judged by that, or not saved."""
         return None
 
     @abstractmethod

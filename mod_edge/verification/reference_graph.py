@@ -97,7 +97,7 @@ class ReferenceGraph:
         return self.run(self.module(torch.float32), torch.float32, selections)
 
     def _original_outputs(self, selections: Selections) -> list[Arrays]:
-        """The outputs with the checkpoint's weights, of which one graph's are in memory."""
+        """The outputs with the checkpoint's weights; only this graph's are loaded."""
         assert self._original_weights is not None
         weights = (
             (name, tensor.to(torch.float32))

@@ -17,7 +17,7 @@ from mod_edge.runtime.capture.video_file import VideoFile
 from mod_edge.runtime.loaded_model import LoadedModel
 from mod_edge.verification.graph_check import GraphResult, compare_outputs
 from mod_edge.verification.recording import Arrays, GraphRecording, StreamTrace, held_dtype
-from mod_edge.verification.reference import Reference
+from mod_edge.verification.reference import Reference, is_judged_by_cost
 from mod_edge.verification.reference_graph import ReferenceGraph, in_dtype
 from mod_edge.verification.reference_stream import MAX_FRAMES, follow_stream, record_stream
 from mod_edge.verification.sample_video import SampleVideo
@@ -26,7 +26,6 @@ from mod_edge.verification.stream_check import StreamResult, check_stream
 from mod_edge.verification.tolerances import (
     StreamQuantizingCost,
     StreamTolerance,
-    rounds_activations,
 )
 
 
@@ -111,7 +110,7 @@ class TorchReference(Reference):
         from mod_edge.runtime.cpu.torch_model import TorchModel
 
         bundle = self._bundle
-        if not bundle.is_whole or not rounds_activations(bundle.lowering):
+        if not is_judged_by_cost(bundle):
             return None
         protocol = Protocol(bundle.config.stream_config, bundle.tokenizer, self.trace.threshold)
         with TorchModel(self._checkpoint.load_model()).open_stream() as state:
