@@ -1,12 +1,15 @@
-"""Options for ONNX Runtime sessions that share one thread pool per process.
+"""Options for ONNX Runtime sessions that share one thread pool and one CPU arena per process.
 
 With one pool per session, a chain of 16 layer sessions ran 4.5 times slower. Once the process has
 a global pool, ONNX Runtime rejects sessions with their own threads: every session of this package
 takes its options from here, and a program with other models must set
 `use_per_session_threads = False` on theirs.
+
+An arena keeps the memory of its largest step. With one per session, a prompt of 1,500 tokens took
+4.0 GB on the 1b geometry; layers run one after the other, and with one for all it takes 0.4 GB.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from mod_edge.errors import BackendError, ConfigError
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
 _has_pool = False
 _chosen_threads: int | None = None
 FLOAT_ACCURACY = "1"
+ALREADY_MADE = ("already been created", "already been registered")
 NUMPY_DTYPES = {"float": "float32", "double": "float64"}  # where ONNX Runtime's names differ
 
 
@@ -43,7 +47,7 @@ def num_threads() -> int:
 
 
 def session_options() -> "onnxruntime.SessionOptions":
-    """Options for a session on the shared pool, which the first call creates.
+    """Options for a session on the shared pool and arena, which the first call creates.
 
     Raises:
         BackendError: this onnxruntime is too old to share threads.
@@ -57,19 +61,31 @@ def session_options() -> "onnxruntime.SessionOptions":
                 f"onnxruntime {onnxruntime.__version__} is too old, wanted 1.23 or newer, where "
                 f"sessions can share threads: pip install --upgrade {package_of('onnxruntime')}"
             )
-        try:
-            onnxruntime.set_global_thread_pool_sizes(num_threads(), 1)
-        except Exception as exc:  # onnxruntime raises bare pybind exceptions
-            if "already been created" not in str(exc):
-                raise
-            # the program has created the pool already: share it
+        _share(lambda: onnxruntime.set_global_thread_pool_sizes(num_threads(), 1))
+        arena = onnxruntime.OrtMemoryInfo(
+            "Cpu",
+            onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR,
+            0,
+            onnxruntime.OrtMemType.DEFAULT,
+        )
+        _share(lambda: onnxruntime.create_and_register_allocator(arena, None))
         _has_pool = True
     options = onnxruntime.SessionOptions()
     options.use_per_session_threads = False
     options.log_severity_level = 3
+    options.add_session_config_entry("session.use_env_allocators", "1")
     # DequantizeLinear before MatMul is fused to MatMulNBits, which would round activations to int8.
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", FLOAT_ACCURACY)
     return options
+
+
+def _share(create: Callable[[], None]) -> None:
+    """Create something of the process, or use what the program has created already."""
+    try:
+        create()
+    except Exception as exc:  # onnxruntime raises bare pybind exceptions
+        if not any(reason in str(exc) for reason in ALREADY_MADE):
+            raise
 
 
 def names_dtypes_dims(

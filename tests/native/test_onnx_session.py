@@ -1,4 +1,8 @@
-"""The size of the process's thread pool, with a stand-in for ONNX Runtime's."""
+"""The process's thread pool, with a stand-in for ONNX Runtime's, and its arena, in a process."""
+
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -49,3 +53,49 @@ def test_an_onnxruntime_without_shared_threads_is_too_old(pools, monkeypatch):
     monkeypatch.setattr(onnxruntime, "__version__", "1.22.1")
     with pytest.raises(BackendError, match=r"1\.22\.1 is too old, wanted 1\.23 or newer.*upgrade"):
         session_options()
+
+
+# Eight sessions run one after the other; each squares a tensor of 32 MiB that exists only inside.
+STEPS = """
+from onnx import TensorProto, helper
+import numpy as np, onnxruntime
+from mod_edge.native.onnx_session import session_options
+
+def anonymous_mib():
+    with open("/proc/self/smaps_rollup") as rollup:
+        return next(int(line.split()[1]) for line in rollup if line.startswith("Anonymous:")) / 1024
+
+value = helper.make_tensor_value_info
+nodes = [
+    helper.make_node("Expand", ["x", "dims"], ["large"]),
+    helper.make_node("Mul", ["large", "large"], ["squared"]),
+    helper.make_node("ReduceSum", ["squared"], ["sum"], keepdims=0),
+]
+graph = helper.make_graph(
+    nodes,
+    "large",
+    [value("x", TensorProto.FLOAT, [1]), value("dims", TensorProto.INT64, [1])],
+    [value("sum", TensorProto.FLOAT, [])],
+)
+model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+sessions = [
+    onnxruntime.InferenceSession(
+        model.SerializeToString(), session_options(), providers=["CPUExecutionProvider"]
+    )
+    for _ in range(8)
+]
+before = anonymous_mib()
+for session in sessions:
+    session.run(None, {"x": np.ones(1, np.float32), "dims": np.array([2**23])})
+print(anonymous_mib() - before)
+"""
+# Measured 66; with an arena for every session 528.
+MOST_MIB = 256
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="needs Linux's /proc")
+def test_sessions_take_the_memory_of_a_step_from_one_arena():
+    for package in ("onnx", "onnxruntime"):
+        pytest.importorskip(package)
+    done = subprocess.run([sys.executable, "-c", STEPS], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < MOST_MIB
