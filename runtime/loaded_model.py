@@ -181,6 +181,11 @@ class LoadedModel(_Closing, ABC):
     num_steps = 0
     """Steps of all streams; the scratch memory has the results of the last one."""
 
+    @property
+    def graph_seconds(self) -> float | None:
+        """Seconds that graphs have run so far, for all streams; None if they are not counted."""
+        return None
+
     @abstractmethod
     def open_stream(self) -> StreamState:
         """A stream with an empty cache; close it before the model.

@@ -5,7 +5,9 @@ A cache is never copied: a step of `delta` graphs binds views of it (past in, ne
 `in_place` graphs bind all of it once, as input and output at one address.
 """
 
+import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,13 @@ PROVIDER = "CPUExecutionProvider"
 Array = npt.NDArray[Any]
 
 
+@dataclass
+class GraphClock:
+    """Seconds that a model's graphs have run."""
+
+    seconds: float = 0.0
+
+
 class OnnxModel(LoadedModel):
     """A bundle's graphs of either dialect, one thread pool for all of them."""
 
@@ -89,9 +98,11 @@ class OnnxModel(LoadedModel):
         self._head_rows = np.empty((frames, text.hidden_size), dtype)
         self._logits = np.empty((frames, text.vocab_size), np.float32)
 
+        self._clock = GraphClock()
+
         def open_graph(signature: GraphSignature) -> "_Graph":
             form = lowering.weight_form(signature.kind)
-            return _Graph(bundle.folder / signature.file, signature, form)
+            return _Graph(bundle.folder / signature.file, signature, form, self._clock)
 
         self._vision = open_graph(vision_signature(config, lowering))
         self.layers = [
@@ -100,6 +111,10 @@ class OnnxModel(LoadedModel):
         ]
         self._head = open_graph(head_signature(config, lowering))
         self._encoding, self._reading = self._vision.bindings(), self._head.bindings()
+
+    @property
+    def graph_seconds(self) -> float:
+        return self._clock.seconds
 
     def open_stream(self) -> "OnnxStream":
         return OnnxStream(self)
@@ -241,7 +256,10 @@ def _environment(lowering: Lowering) -> str:
 class _Graph:
     """One session, checked against its signature."""
 
-    def __init__(self, path: Path, signature: GraphSignature, form: WeightForm | None) -> None:
+    def __init__(
+        self, path: Path, signature: GraphSignature, form: WeightForm | None, clock: GraphClock
+    ) -> None:
+        self._clock = clock
         name = native_path(path)
         options = graph_session_options(form)
         # Memory patterns are kept per shape: as the past grows, that is one per step, without end.
@@ -260,7 +278,7 @@ class _Graph:
         self._check_signature(path, signature)
 
     def bindings(self) -> "_Bindings":
-        return _Bindings(self._session)
+        return _Bindings(self._session, self._clock)
 
     def _check_signature(self, path: Path, signature: GraphSignature) -> None:
         """With other dims than the signature's a graph would access memory out of bounds."""
@@ -280,8 +298,9 @@ class _Graph:
 class _Bindings:
     """A session's inputs and outputs; bound arrays must stay alive and contiguous."""
 
-    def __init__(self, session: onnxruntime.InferenceSession) -> None:
+    def __init__(self, session: onnxruntime.InferenceSession, clock: GraphClock) -> None:
         self._session = session
+        self._clock = clock
         self._binding = session.io_binding()
 
     def bind_input(self, name: str, array: Array) -> None:
@@ -291,4 +310,6 @@ class _Bindings:
         self._binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
 
     def run(self) -> None:
+        started = time.perf_counter()
         self._session.run_with_iobinding(self._binding)
+        self._clock.seconds += time.perf_counter() - started

@@ -70,6 +70,17 @@ def feeder(stream, config):
     return Feeder(stream, config)
 
 
+def test_a_model_counts_the_seconds_of_the_graphs_of_all_its_streams(tiny_bundle, config, embeds):
+    with OnnxModel(open_bundle(tiny_bundle), StreamLimits(CAPACITY, **LIMITS)) as model:
+        streams = [model.open_stream() for _ in range(2)]
+        counted = [model.graph_seconds]
+        for stream in streams:
+            Feeder(stream, config).feed((1, FRAME), [5], embeds[:1])
+            counted.append(model.graph_seconds)
+    assert counted[0] == 0
+    assert counted[0] < counted[1] < counted[2]
+
+
 def test_a_graph_that_does_not_load_is_a_backend_error(tiny_bundle, tmp_path):
     bundle = open_bundle(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
     (bundle.folder / "layers" / "03.onnx").write_bytes(b"not a graph")
