@@ -100,6 +100,9 @@ class OnnxModel(LoadedModel):
         }
         self._head_rows = np.empty((frames, text.hidden_size), dtype)
         self._logits = np.empty((frames, text.vocab_size), np.float32)
+        self._frame_embeds = np.empty(
+            (limits.frames_per_encode, config.frame_num_tokens, text.hidden_size), dtype
+        )
 
         self._clock = GraphClock()
 
@@ -123,11 +126,12 @@ class OnnxModel(LoadedModel):
     def open_stream(self) -> "OnnxStream":
         return OnnxStream(self)
 
-    def encode(self, frames: UInt8Array, embeds: Array) -> None:
-        """Write the embeddings (F, N, D) of RGB frames (F, I, I, 3) into `embeds`."""
+    def encode(self, frames: UInt8Array) -> FrameEmbeds:
+        embeds = self._frame_embeds[: len(frames)]
         self._encoding.bind_input("frames", frames)
         self._encoding.bind_output("frame_embeds", embeds)
         self._encoding.run()
+        return embeds
 
     def logits(self, rows: Sequence[int]) -> Float32Array:
         """(len(rows), V) logits of these rows of the last step."""
@@ -160,18 +164,13 @@ class OnnxStream(StreamState):
         self._past_length = {is_mod: np.zeros(1, np.int64) for is_mod in (False, True)}
         # The first step has no past, but zero rows cannot be bound: bind one masked row.
         self._no_past = np.zeros((1, text.num_key_value_heads, text.head_dim), dtype)
-        self._frame_embeds = np.empty(
-            (limits.frames_per_step, config.frame_num_tokens, text.hidden_size), dtype
-        )
         self._layout: StepLayout | None = None
         self._step = model.num_steps
         if self._is_in_place:
             self._bind_whole_cache()
 
     def encode(self, frames: UInt8Array) -> FrameEmbeds:
-        embeds = self._frame_embeds[: len(frames)]
-        self._model.encode(frames, embeds)
-        return embeds
+        return self.copy_embeds(self._model.encode(frames))
 
     def step(
         self,
