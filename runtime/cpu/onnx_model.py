@@ -6,7 +6,8 @@ A cache is never copied: a step of `delta` graphs binds views of it (past in, ne
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from mod_edge.native.int8_products import (
     graph_session_options,
 )
 from mod_edge.native.native_path import native_path
-from mod_edge.native.onnx_session import names_dtypes_dims, num_threads
+from mod_edge.native.onnx_session import names_dtypes_dims, num_threads, session_options
 from mod_edge.plan.kv_window import Eviction, Rows
 from mod_edge.plan.layout import StepLayout
 from mod_edge.plan.rope import StepAngles
@@ -51,6 +52,8 @@ from mod_edge.runtime.loaded_model import (
 )
 
 PROVIDER = "CPUExecutionProvider"
+# Graphs that are opened at a time. Each holds its weights twice meanwhile, as stored and as packed.
+MOST_OPENED = 4
 
 Array = npt.NDArray[Any]
 
@@ -97,6 +100,9 @@ class OnnxModel(LoadedModel):
         }
         self._head_rows = np.empty((frames, text.hidden_size), dtype)
         self._logits = np.empty((frames, text.vocab_size), np.float32)
+        self._frame_embeds = np.empty(
+            (limits.frames_per_encode, config.frame_num_tokens, text.hidden_size), dtype
+        )
 
         self._clock = GraphClock()
 
@@ -104,12 +110,13 @@ class OnnxModel(LoadedModel):
             form = lowering.weight_form(signature.kind)
             return _Graph(bundle.folder / signature.file, signature, form, self._clock)
 
-        self._vision = open_graph(vision_signature(config, lowering))
-        self.layers = [
-            open_graph(layer_signature(config, index, lowering))
-            for index in range(text.num_hidden_layers)
+        layers = range(text.num_hidden_layers)
+        signatures = [
+            vision_signature(config, lowering),
+            *(layer_signature(config, index, lowering) for index in layers),
+            head_signature(config, lowering),
         ]
-        self._head = open_graph(head_signature(config, lowering))
+        self._vision, *self.layers, self._head = _opened(bundle, signatures, open_graph)
         self._encoding, self._reading = self._vision.bindings(), self._head.bindings()
 
     @property
@@ -119,11 +126,12 @@ class OnnxModel(LoadedModel):
     def open_stream(self) -> "OnnxStream":
         return OnnxStream(self)
 
-    def encode(self, frames: UInt8Array, embeds: Array) -> None:
-        """Write the embeddings (F, N, D) of RGB frames (F, I, I, 3) into `embeds`."""
+    def encode(self, frames: UInt8Array) -> FrameEmbeds:
+        embeds = self._frame_embeds[: len(frames)]
         self._encoding.bind_input("frames", frames)
         self._encoding.bind_output("frame_embeds", embeds)
         self._encoding.run()
+        return embeds
 
     def logits(self, rows: Sequence[int]) -> Float32Array:
         """(len(rows), V) logits of these rows of the last step."""
@@ -156,18 +164,13 @@ class OnnxStream(StreamState):
         self._past_length = {is_mod: np.zeros(1, np.int64) for is_mod in (False, True)}
         # The first step has no past, but zero rows cannot be bound: bind one masked row.
         self._no_past = np.zeros((1, text.num_key_value_heads, text.head_dim), dtype)
-        self._frame_embeds = np.empty(
-            (limits.frames_per_step, config.frame_num_tokens, text.hidden_size), dtype
-        )
         self._layout: StepLayout | None = None
         self._step = model.num_steps
         if self._is_in_place:
             self._bind_whole_cache()
 
     def encode(self, frames: UInt8Array) -> FrameEmbeds:
-        embeds = self._frame_embeds[: len(frames)]
-        self._model.encode(frames, embeds)
-        return embeds
+        return self.copy_embeds(self._model.encode(frames))
 
     def step(
         self,
@@ -251,6 +254,29 @@ def _environment(lowering: Lowering) -> str:
     if any_int8_products(lowering):
         facts.append(f"int8 products as {exact_int8_products()}")
     return ", ".join(facts)
+
+
+def _opened(
+    bundle: Bundle,
+    signatures: Sequence[GraphSignature],
+    open_graph: Callable[[GraphSignature], "_Graph"],
+) -> list["_Graph"]:
+    """The graphs of `signatures`, in that order; several are opened at a time.
+
+    ONNX Runtime packs a graph's weights for this CPU on the thread that opens it, which is most of
+    the time (1.2 of 1.5 s on 1b) and is never skipped: it compares weights that it saved packed
+    with the freshly packed ones. The largest graph is first: as the last it would be alone.
+    """
+    session_options()  # creates what sessions share before several threads ask for it
+
+    def size_bytes(signature: GraphSignature) -> int:
+        return sum(bundle.manifest.files[file].size_bytes for file in signature.files)
+
+    largest_first = sorted(signatures, key=size_bytes, reverse=True)
+    with ThreadPoolExecutor(min(num_threads(), MOST_OPENED)) as pool:
+        opened = pool.map(open_graph, largest_first)
+        graphs = {each.name: graph for each, graph in zip(largest_first, opened, strict=True)}
+    return [graphs[each.name] for each in signatures]
 
 
 class _Graph:
