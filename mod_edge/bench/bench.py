@@ -102,12 +102,12 @@ def bench_bundle(folder: Path, options: BenchOptions, on_step: OnStep = not_show
         else:
             run.add_full_computation(full, release.enter_context(full.open_stream()))
         device = look_at_device(num_threads())
-        ceilings = (
-            measure_ceilings(num_threads(), device.cache_bytes)
-            if isinstance(model, OnnxModel)
-            else None
-        )
-        rows = run.rows(ceilings, options.seconds, on_step)
+        ceilings = _ceilings(model, device.cache_bytes)
+        run.time_all(options.seconds, on_step)
+        if ceilings is not None:
+            # Once more: what disturbed the one may not disturb the other.
+            ceilings = ceilings.best(measure_ceilings(num_threads(), device.cache_bytes))
+        rows = run.rows(ceilings)
         config = bundle.config
         return BenchReport(
             bundle=str(folder),
@@ -215,6 +215,7 @@ class BenchRun:
         self._sections[-1].append(self._stream.roll_case())
         self._full: dict[tuple[str, int | None], Case] = {}
         self._counted: dict[tuple[str, int | None], float] = {}
+        self._timed: list[tuple[Case, Timer, Timer | None]] = []
 
     def warm_up(self) -> None:
         """Run every case once."""
@@ -238,16 +239,9 @@ class BenchRun:
                 theirs = step_cost(model.config, Rows(added.dense, added.dense), every).flops
                 self._counted[name, past.dense] = ours / theirs
 
-    def rows(self, ceilings: Ceilings | None, seconds: float, on_step: OnStep) -> list[Row]:
-        """Time all cases and return their rows in order.
-
-        Args:
-            ceilings: of this machine; None if unknown.
-            seconds: to spend, shared evenly by the sections.
-            on_step: the progress.
-        """
+    def time_all(self, seconds: float, on_step: OnStep) -> None:
+        """Time all cases; the sections share the seconds evenly."""
         share = seconds / len(self._sections)
-        rows = []
         for number, section in enumerate(self._sections):
 
             def show(name: str, done: float, _total: float, number: int = number) -> None:
@@ -256,8 +250,11 @@ class BenchRun:
             timed = [(case, self._timer(case), self._full_timer(case)) for case in section]
             timers = [timer for _, *pair in timed for timer in pair if timer is not None]
             take_turns(timers, share, show)
-            rows += [self._row(*each, ceilings) for each in timed]
-        return rows
+            self._timed += timed
+
+    def rows(self, ceilings: Ceilings | None) -> list[Row]:
+        """The rows of all timed cases, in order; `ceilings` are this machine's, if known."""
+        return [self._row(*each, ceilings) for each in self._timed]
 
     def rolling(self, rows: Sequence[Row]) -> Rolling:
         """What rolls cost a whole frame at the full window, from the rows of `rows`."""
@@ -311,6 +308,11 @@ class BenchRun:
             least_ms=ceilings.least_ms(case.work) if ceilings and case.work else None,
             beside_full=beside_full,
         )
+
+
+def _ceilings(model: LoadedModel, cache_bytes: int) -> Ceilings | None:
+    """The rates of the CPU; None if the model runs elsewhere."""
+    return measure_ceilings(num_threads(), cache_bytes) if isinstance(model, OnnxModel) else None
 
 
 def _window(config: ModelConfig, plan: KvPlan, dtype: str) -> Window:

@@ -2,7 +2,7 @@
 
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
 import numpy as np
@@ -62,6 +62,10 @@ class Ceilings:
         is_cached = work.num_bytes <= self.cache_bytes
         moving_s = 0.0 if is_cached else work.num_bytes / self.bytes_per_s
         return 1000 * max(computing_s, moving_s)
+
+    def best(self, other: "Ceilings") -> "Ceilings":
+        """The higher of each rate."""
+        return Ceilings(*map(max, astuple(self), astuple(other)))
 
     def to_json(self) -> dict[str, Any]:
         """The fields."""

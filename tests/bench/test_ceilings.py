@@ -27,6 +27,11 @@ def test_works_add_up():
     assert Work(1, 2, 3).plus(Work(10, 20, 30)) == Work(11, 22, 33)
 
 
+def test_the_best_of_two_measurements_takes_each_rate_from_either():
+    other = Ceilings(2e9, 1e9, 1e12, 1000)
+    assert CEILINGS.best(other) == Ceilings(2e9, 1e10, 1e12, 1000)
+
+
 def test_measured_rates_are_positive(quick):
     found = measure_ceilings(num_threads=1, cache_bytes=4096)
     assert min(found.bytes_per_s, found.float_flops_per_s, found.int8_flops_per_s) > 0
