@@ -93,4 +93,7 @@ def test_other_backends_have_nothing_to_compare():
         def open_stream(self):
             raise NotImplementedError
 
+        def encode(self, frames):
+            raise NotImplementedError
+
     assert "on the CPU only" in full_computation_model(OtherModel())
