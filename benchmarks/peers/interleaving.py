@@ -28,7 +28,7 @@ class Step:
 STEPS = tuple(
     Step(past, tokens, rounds)
     for past in (1000, 4000)
-    for tokens, rounds in ((1, 9), (11, 9), (55, 5))
+    for tokens, rounds in ((1, 7), (11, 7), (55, 5))
 )
 
 
