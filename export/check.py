@@ -1,8 +1,8 @@
 """Checks of every exported graph: its structure first, then its numbers against PyTorch.
 
 The expected numbers come from the reference's own layers (keys unrotated, selection by mask) on
-random inputs in the shapes of step that a stream has: one frame, many frames, text only, and in a
-model without an interval token frames without text.
+random inputs in the shapes of step that a stream has: one frame, many frames, text only, text with
+no past, and in a model without an interval token frames without text.
 """
 
 import tempfile
@@ -19,7 +19,7 @@ from torch import nn
 
 from mod_edge.config import ModelConfig
 from mod_edge.errors import ExportError
-from mod_edge.export.random_step import random_step
+from mod_edge.export.random_step import FIRST_STEP, random_step
 from mod_edge.export.step_io import Arrays
 from mod_edge.export.widen import write_widened
 from mod_edge.model.layers import MoDDecoderLayer
@@ -40,7 +40,12 @@ from mod_edge.plan.targets import Lowering
 # on the tiny checkpoint, 1.8e-3 on layers of 8b. A bfloat16 graph is checked as a float32 graph
 # with the rounded weights (`widen`), against the reference with the same weights.
 ALLOWED_RELATIVE_ERROR = {"fp32": 2e-5, "fp16": 1e-2, "bf16": 2e-5}
-STEP_SHAPES = {"one frame": (3, FRAME), "many frames": (1, FRAME, 1, FRAME, 2), "text": (4,)}
+STEP_SHAPES = {
+    "one frame": (3, FRAME),
+    "many frames": (1, FRAME, 1, FRAME, 2),
+    "text": (4,),
+    "first text": FIRST_STEP,
+}
 # Only without an interval token do frames follow each other, in steps without text.
 SHAPES_WITHOUT_TEXT = {"one frame alone": (FRAME,), "many frames alone": (FRAME, FRAME)}
 FORBIDDEN_OPS = frozenset({"Loop", "If", "Scan"})

@@ -18,7 +18,7 @@ from torch.nn.functional import silu
 
 from mod_edge.config import ModelConfig, TextConfig
 from mod_edge.model.dtypes import widened
-from mod_edge.model.layers import RMSNorm, head_norm
+from mod_edge.model.layers import RMSNorm
 from mod_edge.model.routing import uniform_tokens
 from mod_edge.model.vision import FrameEncoder
 from mod_edge.plan.graph_kind import DENSE, HEAD, MOD, REBASE, VISION, GraphKind
@@ -49,6 +49,19 @@ class GraphLayerNorm(nn.LayerNorm):
         return super().forward(widened(hidden)).to(hidden.dtype)
 
 
+class GraphRMSNorm(RMSNorm):
+    """The reference's norm with a division, the form that ONNX Runtime fuses into one kernel."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        wide = widened(hidden)
+        size = torch.sqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return (wide / size * self.weight).to(hidden.dtype)
+
+
+def _head_norm(config: TextConfig) -> nn.Module:
+    return GraphRMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else nn.Identity()
+
+
 def rotated(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """`states` (..., E) rotated by angles whose cos and sin are (..., E/2), in their dtype."""
     first, second = states.chunk(2, dim=-1)
@@ -69,7 +82,7 @@ class GraphAttention(nn.Module):
         self.k_proj = GraphLinear(config.hidden_size, kv_width, bias=has_bias)
         self.v_proj = GraphLinear(config.hidden_size, kv_width, bias=has_bias)
         self.o_proj = GraphLinear(width, config.hidden_size, bias=False)
-        self.q_norm, self.k_norm = head_norm(config), head_norm(config)
+        self.q_norm, self.k_norm = (_head_norm(config) for _ in range(2))
 
     def project(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Query (R, H, E) rotated and scaled, key (R, G, E) rotated, value (R, G, E)."""
@@ -84,7 +97,14 @@ class GraphAttention(nn.Module):
 
 
 class DeltaAttention(GraphAttention):
-    """Attention over a masked past and the new rows, without concatenating the two."""
+    """Attention over the past and over the new rows, each on its own, then mixed.
+
+    A softmax over both would have to copy all scores into one tensor and their weights out again.
+    """
+
+    def __init__(self, config: TextConfig, *, masks_unused_rows: bool) -> None:
+        super().__init__(config)
+        self.masks_unused_rows = masks_unused_rows
 
     def forward(
         self,
@@ -98,27 +118,41 @@ class DeltaAttention(GraphAttention):
         """Attention output (R, D), new keys rotated and new values, both (R, G, E)."""
         query, new_key, new_value = self.project(hidden, cos, sin)
         groups = self.num_key_value_heads
-        group_size = self.num_heads // groups
         # Query heads of a group become rows, so that K and V are never repeated: (G, H/G*R, E).
         grouped = query.unflatten(1, (groups, -1)).permute(1, 2, 0, 3).flatten(1, 2)
         past_scores = widened(grouped @ past_key.permute(1, 2, 0))  # (G, H/G*R, S)
         new_scores = widened(grouped @ new_key.permute(1, 2, 0))  # (G, H/G*R, R)
-        past_scores = torch.where(
-            torch.arange(past_key.shape[0]) < past_length, past_scores, MASKED_SCORE
-        )
+        if self.masks_unused_rows:
+            past_scores = torch.where(
+                torch.arange(past_key.shape[0]) < past_length, past_scores, MASKED_SCORE
+            )
+        group_size = self.num_heads // groups
         rows = torch.arange(hidden.shape[0])
         new_scores = torch.where(
             rows <= rows[:, None], new_scores.unflatten(1, (group_size, -1)), MASKED_SCORE
         ).flatten(1, 2)
-        weights = torch.softmax(torch.cat([past_scores, new_scores], dim=-1), dim=-1)
-        weights = weights.to(hidden.dtype)
-        past_weights = weights[..., : past_key.shape[0]]
-        new_weights = weights[..., past_key.shape[0] :]
-        mixed = past_weights @ past_value.permute(1, 0, 2) + new_weights @ new_value.permute(
-            1, 0, 2
-        )  # (G, H/G*R, E)
+        past_weights, new_weights = past_scores.softmax(-1), new_scores.softmax(-1)
+        past_share = _share_logit(past_scores, past_weights, new_scores, new_weights).sigmoid()
+        if not self.masks_unused_rows:  # then no past is bound as one row of zeros
+            past_share = torch.where(past_length > 0, past_share, 0.0)
+        past_mixed = past_weights.to(hidden.dtype) @ past_value.permute(1, 0, 2)
+        new_mixed = new_weights.to(hidden.dtype) @ new_value.permute(1, 0, 2)
+        mixed = new_mixed + past_share.to(hidden.dtype) * (past_mixed - new_mixed)  # (G, H/G*R, E)
         mixed = mixed.unflatten(1, (group_size, -1)).permute(2, 0, 1, 3).flatten(1)
         return self.o_proj(mixed), new_key, new_value
+
+
+def _share_logit(
+    past_scores: Tensor, past_weights: Tensor, new_scores: Tensor, new_weights: Tensor
+) -> Tensor:
+    """The logit (G, rows, 1) of the past's share of the attention of each row.
+
+    The logarithm of both blocks' sums of exponentials, one over the other. A sum is found without
+    exponentials, from a block's largest score and its weight, which is at least 1/S.
+    """
+    scores = past_scores.amax(-1, keepdim=True) - new_scores.amax(-1, keepdim=True)
+    weights = new_weights.amax(-1, keepdim=True) / past_weights.amax(-1, keepdim=True)
+    return scores + weights.log()
 
 
 class InPlaceAttention(GraphAttention):
@@ -169,7 +203,10 @@ def _written(cache: Tensor, rows: Tensor, write_index: Tensor) -> Tensor:
     return written
 
 
-ATTENTIONS = {"delta": DeltaAttention, "in_place": InPlaceAttention}
+def _attention(config: TextConfig, lowering: Lowering) -> GraphAttention:
+    if lowering.dialect == "in_place":
+        return InPlaceAttention(config)
+    return DeltaAttention(config, masks_unused_rows=lowering.binds_unused_rows)
 
 
 class GraphMLP(nn.Module):
@@ -188,13 +225,13 @@ class GraphMLP(nn.Module):
 class DenseLayerGraph(nn.Module):
     """A decoder layer that computes every row; inputs and outputs as in `signature`."""
 
-    def __init__(self, config: ModelConfig, dialect: str) -> None:
+    def __init__(self, config: ModelConfig, lowering: Lowering) -> None:
         super().__init__()
         text = config.text_config
-        self.self_attn = ATTENTIONS[dialect](text)
+        self.self_attn = _attention(text, lowering)
         self.mlp = GraphMLP(text)
-        self.input_layernorm = RMSNorm(text.hidden_size, text.rms_norm_eps)
-        self.post_attention_layernorm = RMSNorm(text.hidden_size, text.rms_norm_eps)
+        self.input_layernorm = GraphRMSNorm(text.hidden_size, text.rms_norm_eps)
+        self.post_attention_layernorm = GraphRMSNorm(text.hidden_size, text.rms_norm_eps)
 
     def branch(
         self, hidden: Tensor, cos: Tensor, sin: Tensor, *past: Tensor
@@ -217,8 +254,8 @@ class MoDLayerGraph(DenseLayerGraph):
     Skipped tokens pass unchanged and have no key or value.
     """
 
-    def __init__(self, config: ModelConfig, dialect: str) -> None:
-        super().__init__(config, dialect)
+    def __init__(self, config: ModelConfig, lowering: Lowering) -> None:
+        super().__init__(config, lowering)
         assert config.mod_config is not None
         self.frame_num_tokens, self.num_kept = config.frame_num_tokens, config.num_kept
         self.scales_whole_output = config.mod_config.router_scaling == "full"
@@ -273,7 +310,7 @@ class HeadGraph(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         text = config.text_config
-        self.norm = RMSNorm(text.hidden_size, text.rms_norm_eps)
+        self.norm = GraphRMSNorm(text.hidden_size, text.rms_norm_eps)
         self.lm_head = GraphLinear(text.hidden_size, text.vocab_size, bias=False)
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -300,12 +337,12 @@ def vision_graph(config: ModelConfig) -> nn.Module:
     return encoder
 
 
-MODULES: dict[GraphKind, Callable[[ModelConfig, str], nn.Module]] = {  # by config and dialect
-    VISION: lambda config, _dialect: vision_graph(config),
+MODULES: dict[GraphKind, Callable[[ModelConfig, Lowering], nn.Module]] = {
+    VISION: lambda config, _lowering: vision_graph(config),
     DENSE: DenseLayerGraph,
     MOD: MoDLayerGraph,
-    HEAD: lambda config, _dialect: HeadGraph(config),
-    REBASE: lambda _config, _dialect: RebaseGraph(),
+    HEAD: lambda config, _lowering: HeadGraph(config),
+    REBASE: lambda _config, _lowering: RebaseGraph(),
 }
 
 
@@ -315,7 +352,7 @@ def graph_module(config: ModelConfig, kind: GraphKind, lowering: Lowering) -> nn
     Weights have the lowering's dtype, except for those of norms and router, which are float32.
     """
     with torch.device("meta"):
-        module = MODULES[kind](config, lowering.dialect)
+        module = MODULES[kind](config, lowering)
     module.to(getattr(torch, lowering.dtype))
     for path, part in module.named_modules():
         if isinstance(part, RMSNorm | nn.LayerNorm) or path == "router":

@@ -6,7 +6,6 @@ else of a graph stays as it was traced.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from itertools import chain
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from mod_edge.model.weight_codes import WeightCodes
 from mod_edge.plan.weight_forms import SMALLEST_SCALE, WeightForm
 
 ORT_DOMAIN = "com.microsoft"
+FLOAT = TensorProto.FLOAT
 # MatMulNBits rounds its input to int8 at the first level, and computes in float32 at the second.
 INT8_ACCURACY, FLOAT_ACCURACY = 4, 1
 SUMMED_ROWS = 1024
@@ -69,9 +69,10 @@ class QuantizedOps(ABC):
 class RowInt8(QuantizedOps):
     """MatMulInteger of u8 rows and s8 weights, in standard ops.
 
-    Weights that share an input share its rounding. MatMulInteger without zero points multiplies the
-    codes as they are, so every row's zero point times the weights' column sums is subtracted.
-    Where rows are rounded in parts, the graph holds the weight in as many, and adds their products.
+    A rounded row is codes * scale + shift, so its product is scale * (codes @ weight) plus shift
+    times the weight's column sums. ONNX Runtime fuses MatMulInteger, Cast and the product with both
+    scales into one kernel. Weights that share an input share its rounding. Where rows are rounded
+    in parts, the graph holds the weight in as many, and adds their products.
     """
 
     def __init__(self, form: WeightForm) -> None:
@@ -87,84 +88,84 @@ class RowInt8(QuantizedOps):
             nodes += self._rounding(hidden, dims[0], num_parts)
         held = _parts(weight, num_parts)
         for rows, part in zip(_parts(hidden, num_parts), held, strict=True):
-            nodes += self._part_product(rows, part)
-        scales = f"{weight}.scales"
+            nodes += self._part_product(rows, part, f"{weight}.scales")
+        products = [*(f"{part}.product" for part in held), f"{weight}.shift"]
+        shifting = (f"{hidden}.shift", f"{weight}.sums", f"{weight}.shift")
         if num_parts == 1:
-            return [*nodes, _node("Mul", f"{weight}.by_row", scales, output)]
+            return [*nodes, _node("Mul", *shifting), _node("Add", *products, output)]
         shape = ("Concat", [f"{weight}.leading", self.integers("the_rest", -1)])
         return [
             *nodes,
-            _node("Sum", *(f"{part}.by_row" for part in held), f"{weight}.by_row"),
-            _node("Mul", f"{weight}.by_row", scales, f"{weight}.by_channel"),
+            _node("MatMul", *shifting),
+            _node("Sum", *products, f"{weight}.product"),
             # A traced graph's hidden states may have no batch dim.
             helper.make_node("Shape", [hidden], [f"{weight}.leading"], end=-1),
             helper.make_node(*shape, [f"{weight}.dims"], axis=0),
-            _node("Reshape", f"{weight}.by_channel", f"{weight}.dims", output),
+            _node("Reshape", f"{weight}.product", f"{weight}.dims", output),
         ]
 
-    def _part_product(self, rows: str, part: str) -> list[NodeProto]:
-        """Nodes that multiply parts of rows and of a weight; channel scales are left to apply."""
-        cast = helper.make_node(
-            "Cast", [f"{part}.sums"], [f"{part}.float_sums"], to=TensorProto.FLOAT
-        )
+    def _part_product(self, rows: str, part: str, scales: str) -> list[NodeProto]:
+        """Nodes that multiply parts of rows, without their shift, and of a weight."""
+        cast = helper.make_node("Cast", [f"{part}.integers"], [f"{part}.floats"], to=FLOAT)
         return [
-            _node("MatMulInteger", f"{rows}.codes", f"{part}.codes", f"{part}.sums"),
+            _node("MatMulInteger", f"{rows}.codes", f"{part}.codes", f"{part}.integers"),
             cast,
-            _node("Mul", f"{rows}.zero_point", f"{part}.column_sums", f"{part}.offset"),
-            _node("Sub", f"{part}.float_sums", f"{part}.offset", f"{part}.centered"),
-            _node("Mul", f"{part}.centered", f"{rows}.scale", f"{part}.by_row"),
+            _node("Mul", f"{rows}.scale", scales, f"{part}.both_scales"),
+            _node("Mul", f"{part}.floats", f"{part}.both_scales", f"{part}.product"),
         ]
 
     def tensor_names(self, weight: str, dims: Sequence[int]) -> list[str]:
         """See `QuantizedOps`."""
         held = _parts(weight, self.form.parts_of(weight, dims[0]))
-        pairs = [(f"{part}.codes", f"{part}.column_sums") for part in held]
-        return [f"{weight}.scales", *chain.from_iterable(pairs)]
+        return [f"{weight}.scales", f"{weight}.sums", *(f"{part}.codes" for part in held)]
 
     def tensors(self, weight: str, codes: WeightCodes) -> list[StoredTensor]:
         """See `QuantizedOps`."""
         held = _parts(weight, self.form.parts_of(weight, codes.codes.shape[1]))
-        tensors = [stored(f"{weight}.scales", codes.scales[:, 0])]
-        for part, columns in zip(held, codes.codes.chunk(len(held), 1), strict=True):
-            # In chunks: torch widens all of what it sums first, 8 bytes a weight.
-            column_sums = torch.cat([rows.sum(1) for rows in columns.split(SUMMED_ROWS)])
-            tensors.append(stored(f"{part}.codes", columns.T))
-            tensors.append(stored(f"{part}.column_sums", column_sums.to(torch.float32)))
-        return tensors
+        parts, scales = codes.codes.chunk(len(held), 1), codes.scales[:, 0]
+        sums = torch.stack([_column_sums(part) * scales for part in parts])  # (parts, out)
+        return [
+            stored(f"{weight}.scales", scales),
+            stored(f"{weight}.sums", sums),
+            *(stored(f"{name}.codes", part.T) for name, part in zip(held, parts, strict=True)),
+        ]
 
     def _rounding(self, hidden: str, num_in: int, num_parts: int) -> list[NodeProto]:
-        """Nodes that compute each row's scale and zero point (float32) and codes (uint8).
+        """Nodes that compute each row's codes (uint8), scale and shift (float32).
 
         As `model.quantized.rows_as_u8`, op by op.
         """
         last_axis = self.integers("last_axis", -1)
-        zero, steps = self.constant("zero", 0), self.constant("u8_steps", U8_STEPS)
+        steps = self.constant("u8_steps", U8_STEPS)
         least = self.constant("smallest_scale", SMALLEST_SCALE)
         unscaled = (self.constant("one", 1), self.constant("no_zero_point", 0, np.uint8))
 
         def part(op: str, *names: str) -> NodeProto:
             return _node(op, *names[:-1], f"{hidden}.{names[-1]}")
 
-        rows, cut, apart = hidden, list[NodeProto](), list[NodeProto]()
+        rows, shift = hidden, "shift"
+        cut, apart = list[NodeProto](), list[NodeProto]()
         if num_parts > 1:
-            rows = f"{hidden}.rows"
+            rows, shift = f"{hidden}.rows", "shifts"
             shape = self.integers(f"{hidden}.cut", -1, num_parts, num_in // num_parts)
+            beside = self.integers("parts_beside", -1, 1, num_parts)
             cut = [_node("Reshape", hidden, shape, rows)]
-            apart = [_split(hidden, each, num_parts) for each in ("scale", "zero_point", "codes")]
+            apart = [
+                *(_split(hidden, each, num_parts) for each in ("scale", "codes")),
+                part("Reshape", f"{hidden}.shifts", beside, "shift"),
+            ]
         return [
             *cut,
             part("ReduceMin", rows, last_axis, "lowest"),
             part("ReduceMax", rows, last_axis, "highest"),
-            part("Min", f"{hidden}.lowest", zero, "low"),
-            part("Max", f"{hidden}.highest", zero, "high"),
-            part("Sub", f"{hidden}.high", f"{hidden}.low", "range"),
+            part("Sub", f"{hidden}.highest", f"{hidden}.lowest", "range"),
             part("Div", f"{hidden}.range", steps, "step"),
             part("Max", f"{hidden}.step", least, "scale"),
-            part("Neg", f"{hidden}.low", "below_zero"),
-            part("Div", f"{hidden}.below_zero", f"{hidden}.scale", "exact_zero_point"),
-            part("Round", f"{hidden}.exact_zero_point", "zero_point"),
+            part("Div", f"{hidden}.lowest", f"{hidden}.scale", "exact_level"),
+            part("Round", f"{hidden}.exact_level", "level"),
+            part("Mul", f"{hidden}.level", f"{hidden}.scale", shift),
             part("Div", rows, f"{hidden}.scale", "scaled"),
-            part("Add", f"{hidden}.scaled", f"{hidden}.zero_point", "shifted"),
+            part("Sub", f"{hidden}.scaled", f"{hidden}.level", "shifted"),
             part("QuantizeLinear", f"{hidden}.shifted", *unscaled, "codes"),
             *apart,
         ]
@@ -238,6 +239,13 @@ OPS: dict[str, type[QuantizedOps]] = {
     "MatMulNBits": NBits,
     "DequantizeLinear": Dequantized,
 }
+
+
+def _column_sums(codes: Tensor) -> Tensor:
+    """Sums (out,) over the inputs of codes (out, in), float32."""
+    # In chunks: torch widens all of what it sums first, 8 bytes a weight.
+    sums = torch.cat([rows.sum(1) for rows in codes.split(SUMMED_ROWS)])
+    return sums.to(torch.float32)
 
 
 def _node(op: str, *names: str) -> NodeProto:

@@ -11,8 +11,10 @@ from mod_edge.plan.layout import StepLayout
 from mod_edge.plan.signature import GraphSignature
 from mod_edge.plan.targets import Lowering
 
-NUM_PAST, PAST_LENGTH = 17, 13  # the tail of the past is unused and must be masked
+NUM_PAST, NUM_UNUSED = 17, 4  # rows of the past, the last of them unused where steps bind such
 FIRST_POSITION = 1000
+# The pieces of the one step that is random without a past, as the first of every stream is.
+FIRST_STEP = (5,)
 
 
 def random_step(
@@ -56,10 +58,15 @@ def _random_inputs(
     hidden = _random_hidden(layout.num_tokens, text.hidden_size, generator)
     if kind is HEAD:
         return io.head_inputs(hidden), StepContext()
-    shape = (NUM_PAST, text.num_key_value_heads, text.head_dim)
-    key, value = (torch.randn(shape, generator=generator) for _ in range(2))
-    inputs = io.layer_inputs(hidden, layout, FIRST_POSITION, Past(key, value, PAST_LENGTH))
-    past_positions = torch.arange(PAST_LENGTH) * 3 + 5  # gaps, as in a MoD layer's cache
+    row = (text.num_key_value_heads, text.head_dim)
+    if layout.pieces == FIRST_STEP:
+        no_past = torch.zeros(1, *row)
+        inputs = io.layer_inputs(hidden, layout, 0, Past(no_past, no_past, 0))
+        return inputs, StepContext(layout)
+    key, value = (torch.randn(NUM_PAST, *row, generator=generator) for _ in range(2))
+    length = NUM_PAST - NUM_UNUSED if io.lowering.binds_unused_rows else NUM_PAST
+    inputs = io.layer_inputs(hidden, layout, FIRST_POSITION, Past(key, value, length))
+    past_positions = torch.arange(length) * 3 + 5  # gaps, as in a MoD layer's cache
     return inputs, StepContext(layout, FIRST_POSITION, past_positions)
 
 

@@ -14,6 +14,7 @@ from mod_edge.runtime.capture.source import Frame
 from mod_edge.runtime.capture.video_file import VideoFile
 from mod_edge.runtime.events import (
     Event,
+    FailureEvent,
     FrameDetails,
     FrameEvent,
     QueryEvent,
@@ -23,13 +24,15 @@ from mod_edge.runtime.events import (
     TextEvent,
     TextSummary,
 )
-from mod_edge.runtime.open_session import open_session, open_text_session
+from mod_edge.runtime.open_session import open_session, open_streams, open_text_session
 from mod_edge.runtime.queries import Query
 from mod_edge.runtime.session import Session
+from mod_edge.runtime.streams import StreamEvent, Streams
 from mod_edge.runtime.text_session import TextSession
 
 __all__ = [
     "Event",
+    "FailureEvent",
     "Frame",
     "FrameDetails",
     "FrameEvent",
@@ -39,6 +42,8 @@ __all__ = [
     "ReplyEvent",
     "RollEvent",
     "Session",
+    "StreamEvent",
+    "Streams",
     "Summary",
     "TextEvent",
     "TextSession",
@@ -46,5 +51,6 @@ __all__ = [
     "VideoFile",
     "open_session",
     "open_source",
+    "open_streams",
     "open_text_session",
 ]

@@ -127,6 +127,14 @@ class RollEvent(Event):
 
 
 @dataclass(frozen=True)
+class FailureEvent(Event):
+    """The source of one of several streams failed; its summary follows, the others go on."""
+
+    kind = "failure"
+    message: str
+
+
+@dataclass(frozen=True)
 class Summary(Event):
     """Totals of a stream, at its end or when it was stopped.
 

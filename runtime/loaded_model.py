@@ -1,9 +1,10 @@
 """The contract between a session and a backend: ONNX Runtime, TensorRT or the PyTorch reference.
 
 A `LoadedModel` holds a bundle's graphs, weights and scratch memory on a backend. A `StreamState`
-holds what belongs to one stream: its KV cache, the first copy of its sink's keys, and bindings to
-both. Any number of streams can take turns on one model, step by step, on one thread. What a step
-computed is read before another stream's step.
+holds what belongs to one stream: its KV cache, the first copy of its sink's keys, its frame
+embeddings, and bindings to them. Any number of streams can take turns on one model, step by step,
+on one thread. What a step computed is read before another stream's step. Frames of several streams
+can be encoded together, by the model; each stream then copies its own.
 """
 
 from abc import ABC, abstractmethod
@@ -25,9 +26,9 @@ UInt8Array = npt.NDArray[np.uint8]
 
 
 class FrameEmbeds(Protocol):
-    """Frame embeddings (F, N, D) in the stream's own memory, host or device; slices are frames.
+    """Frame embeddings (F, N, D) in host or device memory; slices are frames.
 
-    Only the stream that made them can read them. A numpy array qualifies.
+    Only streams of the model that made them can read them. A numpy array qualifies.
     """
 
     def __len__(self) -> int: ...
@@ -42,12 +43,19 @@ class StreamLimits:
     Attributes:
         capacity: rows of its cache.
         max_step_tokens: largest T of a step, frames included.
-        frames_per_step: largest F of a step and of `encode`.
+        frames_per_step: largest F of a step and of `StreamState.encode`.
+        frames_of_all_streams: largest F of `LoadedModel.encode`, if that is more.
     """
 
     capacity: Rows
     max_step_tokens: int
     frames_per_step: int
+    frames_of_all_streams: int = 1
+
+    @property
+    def frames_per_encode(self) -> int:
+        """The largest F of the vision graph."""
+        return max(self.frames_per_step, self.frames_of_all_streams)
 
 
 class _Closing:
@@ -78,6 +86,13 @@ class StreamState(_Closing, ABC):
     @abstractmethod
     def encode(self, frames: UInt8Array) -> FrameEmbeds:
         """Frame embeddings (F, N, D) of RGB frames (F, I, I, 3); waits until they are computed."""
+
+    def copy_embeds(self, embeds: FrameEmbeds) -> FrameEmbeds:
+        """A copy of embeddings of `LoadedModel.encode` in memory of this stream.
+
+        It is valid until this stream's next `encode` or `copy_embeds`.
+        """
+        return np.array(embeds)
 
     @abstractmethod
     def step(
@@ -137,6 +152,10 @@ class WrappedStream(StreamState):
         """See `StreamState`."""
         return self.inner.encode(frames)
 
+    def copy_embeds(self, embeds: FrameEmbeds) -> FrameEmbeds:
+        """See `StreamState`."""
+        return self.inner.copy_embeds(embeds)
+
     def step(
         self,
         layout: StepLayout,
@@ -181,6 +200,11 @@ class LoadedModel(_Closing, ABC):
     num_steps = 0
     """Steps of all streams; the scratch memory has the results of the last one."""
 
+    @property
+    def graph_seconds(self) -> float | None:
+        """Seconds that graphs have run so far, for all streams; None if they are not counted."""
+        return None
+
     @abstractmethod
     def open_stream(self) -> StreamState:
         """A stream with an empty cache; close it before the model.
@@ -188,6 +212,14 @@ class LoadedModel(_Closing, ABC):
         Raises:
             BackendError: the device cannot run another stream.
             CacheError: not enough memory for its cache.
+        """
+
+    @abstractmethod
+    def encode(self, frames: UInt8Array) -> FrameEmbeds:
+        """Frame embeddings (F, N, D) of RGB frames (F, I, I, 3), which may be of several streams.
+
+        Waits until they are computed. They lie in the model's scratch memory until the next
+        `encode` of the model or of one of its streams.
         """
 
     def __enter__(self) -> "LoadedModel":

@@ -1,4 +1,4 @@
-"""Open a session on a bundle: plan the window, choose the backend."""
+"""Open a bundle for one stream or several: plan the window, choose the backend."""
 
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,6 +12,7 @@ from mod_edge.runtime.backends import BackendChoice, load_model
 from mod_edge.runtime.conversation import SessionOptions
 from mod_edge.runtime.loaded_model import StreamLimits
 from mod_edge.runtime.session import Session
+from mod_edge.runtime.streams import Streams
 from mod_edge.runtime.text_session import TextSession
 
 AnySession = TypeVar("AnySession", Session, TextSession)
@@ -54,19 +55,69 @@ def open_session(
     """
     choice = BackendChoice(backend, device, None if checkpoint is None else Path(checkpoint))
     bundle, defaults = _opened_bundle(bundle, profile)
-    frames = defaults.frames_per_step.opt if frames_per_step is None else frames_per_step
-    options = _options(bundle, defaults, threshold, max_new_tokens, frames)
-    least = rows_of_frames(bundle.config, options.frames_per_step, num_before=1).dense
-    if options.max_step_tokens < least:
-        raise ConfigError(
-            f"frames_per_step={options.frames_per_step} takes {least} tokens per step, profile "
-            f"{defaults.name!r} has max_step_tokens={options.max_step_tokens}; "
-            "lower --frames-per-step"
-        )
+    options = _video_options(bundle, defaults, threshold, max_new_tokens, frames_per_step)
     plan = bundle.plan(
         defaults.window, options.max_new_tokens, window=window, kv_budget_mib=kv_budget_mib
     )
     return _opened(Session, bundle, plan, options, choice)
+
+
+def open_streams(
+    bundle: str | Path | Bundle,
+    *,
+    max_streams: int,
+    backend: str = "auto",
+    device: str = "auto",
+    checkpoint: str | Path | None = None,
+    profile: str | Path | Profile | None = None,
+    window: str | None = None,
+    kv_budget_mib: float | None = None,
+    threshold: float | None = None,
+    max_new_tokens: int | None = None,
+    frames_per_step: int | None = None,
+) -> Streams:
+    """Several streams on one bundle, loaded once; use it as a context manager.
+
+    One call of the vision graph takes a step's frames of as many streams as fit in the profile's
+    `frames_per_step.max`, at most `max_streams`.
+
+    Args:
+        bundle: see `open_session`, also for the other arguments and errors.
+        max_streams: streams that may run at one time.
+        backend: see `open_session`.
+        device: see `open_session`.
+        checkpoint: see `open_session`.
+        profile: see `open_session`.
+        window: of each stream.
+        kv_budget_mib: MiB for the keys and values of each stream.
+        threshold: of each stream.
+        max_new_tokens: of each stream.
+        frames_per_step: of each stream.
+    """
+    if max_streams < 1:
+        raise ConfigError(f"max_streams={max_streams}, wanted at least 1")
+    choice = BackendChoice(backend, device, None if checkpoint is None else Path(checkpoint))
+    bundle, defaults = _opened_bundle(bundle, profile)
+    options = _video_options(bundle, defaults, threshold, max_new_tokens, frames_per_step)
+    plan = bundle.plan(
+        defaults.window, options.max_new_tokens, window=window, kv_budget_mib=kv_budget_mib
+    )
+    frames = options.frames_per_step
+    streams_per_encode = max(1, min(max_streams, defaults.frames_per_step.max // frames))
+    limits = StreamLimits(
+        plan.capacity, options.max_step_tokens, frames, streams_per_encode * frames
+    )
+    model, reason = load_model(bundle, limits, choice)
+    return Streams(
+        model,
+        bundle.config,
+        bundle.tokenizer,
+        plan,
+        options,
+        max_streams=max_streams,
+        frames_per_encode=limits.frames_per_encode,
+        backend=f"{model.name}: {reason}",
+    )
 
 
 def open_text_session(
@@ -103,6 +154,26 @@ def _opened_bundle(
         bundle = open_bundle(bundle)
     bundle.require_whole()
     return bundle, profile if isinstance(profile, Profile) else bundle.profile(profile)
+
+
+def _video_options(
+    bundle: Bundle,
+    defaults: Profile,
+    threshold: float | None,
+    max_new_tokens: int | None,
+    frames_per_step: int | None,
+) -> SessionOptions:
+    """Options whose frames of one step fit in the profile's longest step."""
+    frames = defaults.frames_per_step.opt if frames_per_step is None else frames_per_step
+    options = _options(bundle, defaults, threshold, max_new_tokens, frames)
+    least = rows_of_frames(bundle.config, options.frames_per_step, num_before=1).dense
+    if options.max_step_tokens < least:
+        raise ConfigError(
+            f"frames_per_step={options.frames_per_step} takes {least} tokens per step, profile "
+            f"{defaults.name!r} has max_step_tokens={options.max_step_tokens}; "
+            "lower --frames-per-step"
+        )
+    return options
 
 
 def _options(

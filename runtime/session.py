@@ -17,7 +17,7 @@ from mod_edge.plan.protocol import Decision
 from mod_edge.runtime.capture.source import Frame, Source
 from mod_edge.runtime.conversation import Conversation, SessionOptions
 from mod_edge.runtime.events import Event, FrameDetails, FrameEvent, QueryEvent, Summary
-from mod_edge.runtime.loaded_model import FrameEmbeds, LoadedModel, StreamState
+from mod_edge.runtime.loaded_model import FrameEmbeds, LoadedModel, StreamState, UInt8Array
 from mod_edge.runtime.preprocess import Placement, fit_frame
 from mod_edge.runtime.queries import Query, QueryQueue
 from mod_edge.runtime.stats import Latencies
@@ -40,8 +40,23 @@ class FrameCosts:
     decoder_ms: float = 0.0
 
 
+@dataclass(frozen=True)
+class FrameBatch:
+    """Frames that were read together, and the milliseconds that resizing each of them took."""
+
+    seen: list[SeenFrame]
+    letterbox_ms: float
+
+    def __len__(self) -> int:
+        return len(self.seen)
+
+
 class Session(Conversation):
-    """Runs one stream; `stream` can be called once."""
+    """Runs one stream; `stream` can be called once.
+
+    `Streams` runs several sessions together, calling `begin`, `read`, `watch` and `end` as `stream`
+    does.
+    """
 
     def __init__(
         self,
@@ -66,13 +81,12 @@ class Session(Conversation):
             model: closed with the session; None if it is shared.
         """
         super().__init__(state, config, tokenizer, plan, options, backend=backend, model=model)
-        side = config.vision_config.image_size
-        self._pixels = np.zeros((options.frames_per_step, side, side, 3), np.uint8)
         self._time_s = 0.0
         self._num_frames = 0
         self._decisions = Counter[Decision]()
         self._letterbox_ms, self._vision_ms, self._decoder_ms = (Latencies() for _ in range(3))
         self._source: Source | None = None
+        self._frames = iter(tuple[Frame]())
         self._queries = QueryQueue()
         self._is_streaming = False
         self._has_details = False
@@ -94,23 +108,79 @@ class Session(Conversation):
                 session has streamed already; raised at the first event.
             SourceError: the source failed.
         """
+        self.begin(source, queries, details=details)
+        pixels = pixels_of_frames(self.config, self.options.frames_per_step)
+        try:
+            while batch := self.read(pixels):
+                started = time.perf_counter()
+                embeds = self.state.encode(pixels[: len(batch)])
+                vision_ms = 1000 * (time.perf_counter() - started) / len(batch)
+                yield from self.watch(batch, embeds, vision_ms)
+            yield from self.end()
+        finally:
+            self._is_streaming = False
+
+    def begin(
+        self, source: Source, queries: Sequence[Query] = (), *, details: bool = False
+    ) -> None:
+        """Check that `source` can be watched, and start; arguments and errors as for `stream`."""
         if self._source is not None:
             raise ConfigError("this session has streamed already; open a new session")
         self._check_window(queries)
         self._source, self._has_details = source, details
         self._queries = QueryQueue(queries)
-        frames_at_once = 1 if source.is_live else self.options.frames_per_step
-        frames = iter(source)
+        self._frames = iter(source)
         self._is_streaming = True
-        try:
-            while batch := list(islice(frames, frames_at_once)):
-                self._started_s = self._started_s or time.perf_counter()
-                yield from self._watch(batch)
-            end_s = self._time_s + 1 / self.config.stream_config.frame_fps
-            while self._num_frames and self._received().is_due_at(end_s):
+
+    def read(self, pixels: UInt8Array) -> FrameBatch:
+        """The frames of the next step, fitted into the first of `pixels` (F, I, I, 3).
+
+        Waits for a live source's frame. Without frames, the source has ended.
+
+        Raises:
+            SourceError: the source failed.
+        """
+        assert self._source is not None, "begin() comes first"
+        num_frames = 1 if self._source.is_live else self.options.frames_per_step
+        frames = list(islice(self._frames, num_frames))
+        started = time.perf_counter()
+        self._started_s = self._started_s or started
+        seen = [
+            SeenFrame(frame, fit_frame(frame.image, square, self.config.vision_config))
+            for frame, square in zip(frames, pixels, strict=False)
+        ]
+        letterbox_ms = 1000 * (time.perf_counter() - started) / max(len(seen), 1)
+        return FrameBatch(seen, letterbox_ms)
+
+    def watch(self, batch: FrameBatch, embeds: FrameEmbeds, vision_ms: float) -> Iterator[Event]:
+        """Feed the batch's frames in as few steps as decisions allow, and reply.
+
+        At most one step, or one prompt, is computed from one event to the next.
+
+        Args:
+            batch: from `read`.
+            embeds: of its frames, in the stream's memory.
+            vision_ms: time to encode each of them.
+        """
+        seen, costs = batch.seen, FrameCosts(batch.letterbox_ms, vision_ms)
+        first = 0
+        while first < len(seen):
+            # What is asked before the first frame waits until then: the cache has no room for it
+            # as a standing instruction.
+            while self._num_frames and self._received().is_due_before(seen[first].frame.time_s):
                 yield from self._answer(self._queries.take())
-        finally:
-            self._is_streaming = False
+            last = first + 1
+            # A query due before a frame is answered first, so that frame is not in this step.
+            while last < len(seen) and not self._queries.is_due_before(seen[last].frame.time_s):
+                last += 1
+            first += yield from self._feed(seen[first:last], embeds[first:last], costs)
+
+    def end(self) -> Iterator[Event]:
+        """Answer the queries that are due by the end of the last frame; `ask` is refused after."""
+        end_s = self._time_s + 1 / self.config.stream_config.frame_fps
+        while self._num_frames and self._received().is_due_at(end_s):
+            yield from self._answer(self._queries.take())
+        self._is_streaming = False
 
     def ask(self, query: str | Query) -> None:
         """Ask the model a query while the stream runs, from any thread.
@@ -132,6 +202,10 @@ class Session(Conversation):
             query = Query(query, self._time_s)
         self._check_question(query.text, self._num_prompt_tokens(query), self._standing_rows)
         self._queries.put(query)
+
+    def __exit__(self, *exc: object) -> None:
+        self._is_streaming = False
+        super().__exit__(*exc)
 
     def summary(self) -> Summary:
         """Totals so far."""
@@ -161,32 +235,6 @@ class Session(Conversation):
             backend=self.backend,
             warnings=warnings,
         )
-
-    def _watch(self, batch: list[Frame]) -> Iterator[Event]:
-        """Encode the batch's frames once and feed them in as few steps as decisions allow."""
-        started = time.perf_counter()
-        vision = self.config.vision_config
-        seen = [
-            SeenFrame(frame, fit_frame(frame.image, pixels, vision))
-            for frame, pixels in zip(batch, self._pixels, strict=False)
-        ]
-        boxed = time.perf_counter()
-        embeds = self.state.encode(self._pixels[: len(batch)])
-        costs = FrameCosts(
-            letterbox_ms=1000 * (boxed - started) / len(batch),
-            vision_ms=1000 * (time.perf_counter() - boxed) / len(batch),
-        )
-        first = 0
-        while first < len(batch):
-            # What is asked before the first frame waits until then: the cache has no room for it
-            # as a standing instruction.
-            while self._num_frames and self._received().is_due_before(batch[first].time_s):
-                yield from self._answer(self._queries.take())
-            last = first + 1
-            # A query due before a frame is answered first, so that frame is not in this step.
-            while last < len(batch) and not self._queries.is_due_before(batch[last].time_s):
-                last += 1
-            first += yield from self._feed(seen[first:last], embeds[first:last], costs)
 
     def _received(self) -> QueryQueue:
         """The queue with the queries that `ask` has put in since."""
@@ -295,3 +343,9 @@ class Session(Conversation):
 
     def _num_prompt_tokens(self, query: Query) -> int:
         return len(self._protocol.query_ids(query.text))
+
+
+def pixels_of_frames(config: ModelConfig, num_frames: int) -> UInt8Array:
+    """Memory for frames as the vision graph takes them, (F, I, I, 3)."""
+    side = config.vision_config.image_size
+    return np.zeros((num_frames, side, side, 3), np.uint8)

@@ -32,6 +32,7 @@ class LoopedClip:
     """The clip repeated, as one file of `num_frames` frames."""
 
     is_live = False
+    is_ready = True
     num_dropped = 0
 
     def __init__(self, num_frames: int, fps: float) -> None:

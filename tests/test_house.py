@@ -3,7 +3,7 @@
 A file imports only from its own floor or one below; its folder says which floor it is on:
 
     commands   mod_edge/commands/
-    judges     mod_edge/verification/ evaluation/ training/ toy_scenes/ doctor/
+    judges     mod_edge/verification/ evaluation/ training/ toy_scenes/ doctor/ bench/
     runtime    runtime/    not export/, and not the model except in torch_model, imported late
     export     export/
     model      mod_edge/model/ importing/
@@ -31,6 +31,7 @@ FLOOR_OF_FOLDER = {
     "runtime/capture": "runtime",
     "runtime/cpu": "runtime",
     "runtime/device": "runtime",
+    "mod_edge/bench": "judges",
     "mod_edge/doctor": "judges",
     "mod_edge/evaluation": "judges",
     "mod_edge/toy_scenes": "judges",

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from mod_edge import __version__
+from mod_edge.commands.bench import bench
 from mod_edge.commands.build import build
 from mod_edge.commands.console import EXIT_ERROR, out, print_os_error
 from mod_edge.commands.doctor import doctor
@@ -87,6 +88,7 @@ for command in (
     targets,
     build,
     run,
+    bench,
     verify,
     doctor,
 ):

@@ -25,6 +25,13 @@ OptionalProfileOption = Annotated[
         "or the first for the bundle's target."
     ),
 ]
+WindowOption = Annotated[
+    str | None,
+    typer.Option(help="KV cache window (120s or 4096 tokens); default: the profile's."),
+]
+KvBudgetOption = Annotated[
+    float | None, typer.Option(help="KV cache budget in MiB; alternative to --window.")
+]
 ClipsOption = Annotated[int | None, typer.Option(min=1, help="Evaluate only the first N clips.")]
 ToleranceOption = Annotated[
     float, typer.Option(min=0, help="Largest time error of a correct reply, in seconds.")

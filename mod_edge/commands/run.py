@@ -11,8 +11,10 @@ from mod_edge.commands.arguments import (
     DEFAULT_BUNDLE,
     BundleArgument,
     DeviceOption,
+    KvBudgetOption,
     OptionalProfileOption,
     ThreadsOption,
+    WindowOption,
     refuse_options,
     use_threads,
 )
@@ -52,13 +54,8 @@ def run(
             "turn of a conversation of text alone."
         ),
     ] = None,
-    window: Annotated[
-        str | None,
-        typer.Option(help="KV cache window (120s or 4096 tokens); default: the profile's."),
-    ] = None,
-    kv_budget: Annotated[
-        float | None, typer.Option(help="KV cache budget in MiB; alternative to --window.")
-    ] = None,
+    window: WindowOption = None,
+    kv_budget: KvBudgetOption = None,
     max_frames: Annotated[int | None, typer.Option(help="Stop after N frames.")] = None,
     max_new_tokens: Annotated[
         int | None, typer.Option(help="Longest reply, in tokens; default: the profile's.")

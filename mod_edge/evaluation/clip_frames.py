@@ -24,6 +24,7 @@ class ClipFrames:
     """
 
     is_live = False
+    is_ready = True
     num_dropped = 0
 
     def __init__(self, pixels: UInt8Array, fps: float, warnings: list[str]) -> None:

@@ -97,15 +97,15 @@ def rounding_of(weight: str, num_in: int, form: WeightForm) -> Rounding:
 def rows_as_u8(hidden: Tensor, parts: int = 1) -> Tensor:
     """`hidden` (..., in) rounded to 256 levels from each row's least to its largest value.
 
-    0 is always a level: the range of a row includes it. Each of a row's parts has its own levels.
+    Levels are multiples of the scale, so that values near 0, which most are, become 0 and do not
+    all get the same error. Each of a row's parts has its own levels.
     """
     rows = hidden.unflatten(-1, (parts, -1))
-    lowest = rows.amin(-1, keepdim=True).clamp_max(0)
-    highest = rows.amax(-1, keepdim=True).clamp_min(0)
+    lowest, highest = rows.aminmax(dim=-1, keepdim=True)
     scale = ((highest - lowest) / U8_STEPS).clamp_min(SMALLEST_SCALE)
-    zero_point = (-lowest / scale).round()
-    codes = (rows / scale + zero_point).round().clamp(0, U8_STEPS)
-    return ((codes - zero_point) * scale).flatten(-2)
+    level = (lowest / scale).round()
+    codes = (rows / scale - level).round().clamp(0, U8_STEPS)
+    return (codes * scale + level * scale).flatten(-2)
 
 
 def blocks_as_s8(hidden: Tensor, block: int) -> Tensor:

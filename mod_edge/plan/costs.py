@@ -8,6 +8,7 @@ runs only for decisions and replies); vision is counted separately.
 from dataclasses import dataclass, replace
 
 from mod_edge.config import ModelConfig, TextConfig, VisionConfig
+from mod_edge.plan.kv_window import Rows
 from mod_edge.plan.targets import ITEM_BYTES
 
 # The paper profiles 600 frames: five minutes at 2 frames/s.
@@ -41,12 +42,54 @@ class Comparison:
         return self.model.kv_bytes / self.full.kv_bytes
 
 
+@dataclass(frozen=True)
+class StepCost:
+    """Decoder cost of one step, without the head.
+
+    Attributes:
+        linear_flops: of the products with weights.
+        attention_flops: of the products with keys and values.
+        kv_elements: numbers in the keys and values that all layers read and write.
+    """
+
+    linear_flops: float
+    attention_flops: float
+    kv_elements: int
+
+    @property
+    def flops(self) -> float:
+        """Of both kinds of products."""
+        return self.linear_flops + self.attention_flops
+
+
+def full_computation(config: ModelConfig) -> ModelConfig:
+    """The model of the same size in which every layer computes every token."""
+    return replace(config, mod_config=None)
+
+
+def step_cost(config: ModelConfig, added: Rows, past: Rows) -> StepCost:
+    """The cost of a step that appends `added` rows to a cache of `past` rows."""
+    text = config.text_config
+    num_mod = len(config.mod_layers)
+    width = text.num_attention_heads * text.head_dim
+    linear, attention, kv_rows = 0.0, 0.0, 0
+    for num_layers, rows, before in (
+        (text.num_hidden_layers - num_mod, added.dense, past.dense),
+        (num_mod, added.mod, past.mod),
+    ):
+        linear += num_layers * 2.0 * rows * layer_parameters(config)
+        # Of its own step a row attends to half the rows on average; 2 FLOPs each for QK and PV.
+        attention += num_layers * 4.0 * rows * (before + rows / 2) * width
+        kv_rows += num_layers * (before + rows)
+    kv_elements = 2 * kv_rows * text.num_key_value_heads * text.head_dim
+    return StepCost(linear, attention, kv_elements)
+
+
 def compare_with_full(config: ModelConfig, num_frames: int, *, has_interval: bool) -> Comparison:
     """Costs over a stream of `num_frames`, with or without the interval token between frames."""
-    full = replace(config, mod_config=None)
     return Comparison(
         _stream_cost(config, num_frames, int(has_interval)),
-        _stream_cost(full, num_frames, int(has_interval)),
+        _stream_cost(full_computation(config), num_frames, int(has_interval)),
     )
 
 

@@ -125,10 +125,10 @@ def plan_budget(config: ModelConfig, budget_mib: float, text_minimum: int, *, dt
         raise ConfigError(f"kv-budget={budget_mib:g} MiB, wanted a finite number")
     budget = budget_mib * BYTES_PER_MIB
     num_frames = _most_frames(
-        lambda frames: _size_bytes(config, _capacity(config, frames, text_minimum), dtype) <= budget
+        lambda frames: cache_bytes(config, _capacity(config, frames, text_minimum), dtype) <= budget
     )
     if num_frames < 1:
-        least = _size_bytes(config, _capacity(config, 1, text_minimum), dtype) / BYTES_PER_MIB
+        least = cache_bytes(config, _capacity(config, 1, text_minimum), dtype) / BYTES_PER_MIB
         enough = math.ceil(10 * least) / 10  # rounded up, so that the printed budget is enough
         raise ConfigError(
             f"kv-budget={budget_mib:g} MiB is too small: the sink, one frame and the longest reply "
@@ -149,7 +149,7 @@ def plan_of_text(
         num_tokens: of the text's window; None for as many as fit in the memory of `plan`.
         dtype: of keys and values, a key of `ITEM_BYTES`.
     """
-    row_bytes = _size_bytes(config, Rows(1, 1), dtype)
+    row_bytes = cache_bytes(config, Rows(1, 1), dtype)
     num_rows = num_tokens or plan.size_bytes // row_bytes
     return KvPlan(Rows(num_rows, num_rows), num_rows * row_bytes, 0.0, 0.0)
 
@@ -161,7 +161,8 @@ def _capacity(config: ModelConfig, num_frames: int, text_minimum: int) -> Rows:
     return rows_of(config, interval_tokens + text, num_frames)
 
 
-def _size_bytes(config: ModelConfig, capacity: Rows, dtype: str) -> int:
+def cache_bytes(config: ModelConfig, capacity: Rows, dtype: str) -> int:
+    """Bytes of the keys and values of all layers, in a cache with these rows."""
     text = config.text_config
     num_mod = len(config.mod_layers)
     rows = (text.num_hidden_layers - num_mod) * capacity.dense + num_mod * capacity.mod
@@ -171,12 +172,12 @@ def _size_bytes(config: ModelConfig, capacity: Rows, dtype: str) -> int:
 def _plan(
     config: ModelConfig, capacity: Rows, num_frames: int, text_minimum: int, dtype: str
 ) -> KvPlan:
-    size_bytes = _size_bytes(config, capacity, dtype)
+    size_bytes = cache_bytes(config, capacity, dtype)
     spare_rows = capacity.dense - _capacity(config, num_frames, text_minimum).dense
 
     def fits_full(frames: int) -> bool:
         rows = _capacity(config, frames, text_minimum).dense + spare_rows
-        return _size_bytes(config, Rows(rows, rows), dtype) <= size_bytes
+        return cache_bytes(config, Rows(rows, rows), dtype) <= size_bytes
 
     fps = config.stream_config.frame_fps
     return KvPlan(capacity, size_bytes, num_frames / fps, _most_frames(fits_full) / fps)

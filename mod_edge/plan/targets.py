@@ -207,6 +207,15 @@ class Lowering:
         return DTYPES[self.precision]
 
     @property
+    def binds_unused_rows(self) -> bool:
+        """Whether steps bind rows of the past that are not in use, which graphs then mask.
+
+        On a device these are a whole cache or a bucket of rows; on the CPU a step binds exactly the
+        rows in use, or one row of zeros where there is no past.
+        """
+        return TARGETS[self.target].has_device_cache
+
+    @property
     def is_quantized(self) -> bool:
         """Whether weights are quantized; the embedding table is then int8 with a scale per row."""
         return self.weight_format != AS_DTYPE

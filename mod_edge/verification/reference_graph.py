@@ -134,7 +134,8 @@ def _layer_steps(io: StepIo, recorder: Recorder) -> Iterator[ReferenceStep]:
     for name, step in recorder.steps.items():
         state = step.states[index]
         key = rotate(state.past.key, state.past.positions, io.frequencies)
-        num_rows = io.num_cache_rows or (len(key) + STALE_ROWS if len(key) else 1)
+        num_stale = STALE_ROWS if io.lowering.binds_unused_rows and len(key) else 0
+        num_rows = io.num_cache_rows or max(1, len(key) + num_stale)
         past = Past(
             _with_stale_rows(key, num_rows), _with_stale_rows(state.past.value, num_rows), len(key)
         )

@@ -15,6 +15,7 @@ class SampleVideo:
     """Shapes that move over changing backgrounds; a source like `VideoFile`."""
 
     is_live = False
+    is_ready = True
     num_dropped = 0
 
     def __init__(self, fps: float, num_frames: int) -> None:

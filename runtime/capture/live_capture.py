@@ -98,12 +98,13 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
         if wanted is not None and isinstance(source, int):
             self._warnings += ask_camera(self._capture, self._name, wanted)
 
-        self._changed = threading.Condition()  # guards these seven, which both threads use
+        self._changed = threading.Condition()  # guards these eight, which both threads use
         self._waiting: deque[Arrival] = deque(maxlen=policy.max_waiting)
         self._num_arrived = 0
         self._num_failed = 0  # reads in a row
         self._num_skipped = 0  # failed reads between pictures
         self._arrived_s = time.monotonic()
+        self._settled_s = math.inf  # when what was buffered before the first frame has arrived
         self._has_ended = False
         self._failure: SourceError | None = None
 
@@ -111,6 +112,7 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
         self._is_finished = False
         self._start_s = -math.inf
         self._due = 0  # the k of the next grid instant k / fps
+        self._asked_s: float | None = None  # when the caller began to wait for the next frame
         self._reader = threading.Thread(target=self._read, name="mod-edge capture", daemon=True)
         self._reader.start()
 
@@ -132,6 +134,25 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
                 self._finish()
                 raise StopIteration
             return self._take_first()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the next frame, the end or an error comes without waiting."""
+        if self.num_frames == self._max_frames or self._is_closing:
+            return True
+        with self._changed:
+            now_s = time.monotonic()
+            has_ended = self._has_ended and not self._waiting
+            if has_ended or now_s >= self._stalls_s(now_s):
+                return True
+            if self._due == 0:
+                return now_s >= self._settled_s
+            passed = int((now_s - self._start_s) * self._fps)
+            if self._waiting:
+                return passed >= self._due
+            # The caller has time, so it is the source that missed the instants before this one.
+            self._due = max(self._due, passed)
+            return False
 
     @property
     def warnings(self) -> list[str]:
@@ -188,6 +209,8 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
             self._num_skipped += self._num_failed
             self._num_failed = 0
             self._arrived_s = arrival.time_s
+            if self._num_arrived == 1:
+                self._settled_s = arrival.time_s + SETTLE_S
             self._waiting.append(arrival)
             self._changed.notify_all()
 
@@ -217,7 +240,7 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
 
     def _wait_for_first_frame(self) -> None:
         self._wait_for_new_frame()
-        self._changed.wait_for(lambda: self._has_ended, SETTLE_S)
+        self._changed.wait_for(lambda: self._has_ended, self._settled_s - time.monotonic())
         self._start_s = time.monotonic()
 
     def _wait_for_instant(self) -> None:
@@ -234,16 +257,21 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
 
     def _wait_for_new_frame(self) -> bool:
         """False if the source has ended and no frame is left."""
-        since_s = time.monotonic()
         while not self._waiting:
             if self._has_ended:
                 return False
             now_s = time.monotonic()
-            left_s = max(self._arrived_s, since_s) + self._policy.stall_s - now_s
+            left_s = self._stalls_s(now_s) - now_s
             if left_s <= 0:
                 raise self._stalled(now_s)
             self._changed.wait(left_s)
         return True
+
+    def _stalls_s(self, now_s: float) -> float:
+        """When the source counts as stalled if the caller waits for it and no frame comes."""
+        if self._asked_s is None:
+            self._asked_s = now_s
+        return max(self._arrived_s, self._asked_s) + self._policy.stall_s
 
     def _take_first(self) -> Frame:
         arrival = self._waiting.popleft()
@@ -252,6 +280,7 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
         frame = Frame(self.num_frames, instant / self._fps, arrival.image)
         self.num_frames += 1
         self._due = instant + 1
+        self._asked_s = None
         return frame
 
     def _finish(self) -> None:

@@ -80,6 +80,11 @@ class Source(Protocol):
     num_dropped: int
 
     @property
+    def is_ready(self) -> bool:
+        """Whether the next frame, the end or an error comes without waiting for a camera."""
+        ...
+
+    @property
     def warnings(self) -> list[str]:
         """For the user, one sentence each; complete at the end."""
         ...

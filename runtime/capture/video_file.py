@@ -58,6 +58,7 @@ class VideoFile(AbstractContextManager["VideoFile"]):
 
     Attributes:
         is_live: False.
+        is_ready: True; it is read on demand, also over a network.
         num_frames: returned so far.
         num_dropped: always 0.
 
@@ -68,6 +69,7 @@ class VideoFile(AbstractContextManager["VideoFile"]):
     """
 
     is_live = False
+    is_ready = True
     num_dropped = 0
 
     def __init__(

@@ -5,7 +5,10 @@ A cache is never copied: a step of `delta` graphs binds views of it (past in, ne
 `in_place` graphs bind all of it once, as input and output at one address.
 """
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,7 @@ from mod_edge.native.int8_products import (
     graph_session_options,
 )
 from mod_edge.native.native_path import native_path
-from mod_edge.native.onnx_session import names_dtypes_dims, num_threads
+from mod_edge.native.onnx_session import names_dtypes_dims, num_threads, session_options
 from mod_edge.plan.kv_window import Eviction, Rows
 from mod_edge.plan.layout import StepLayout
 from mod_edge.plan.rope import StepAngles
@@ -49,8 +52,17 @@ from mod_edge.runtime.loaded_model import (
 )
 
 PROVIDER = "CPUExecutionProvider"
+# Graphs that are opened at a time. Each holds its weights twice meanwhile, as stored and as packed.
+MOST_OPENED = 4
 
 Array = npt.NDArray[Any]
+
+
+@dataclass
+class GraphClock:
+    """Seconds that a model's graphs have run."""
+
+    seconds: float = 0.0
 
 
 class OnnxModel(LoadedModel):
@@ -88,27 +100,38 @@ class OnnxModel(LoadedModel):
         }
         self._head_rows = np.empty((frames, text.hidden_size), dtype)
         self._logits = np.empty((frames, text.vocab_size), np.float32)
+        self._frame_embeds = np.empty(
+            (limits.frames_per_encode, config.frame_num_tokens, text.hidden_size), dtype
+        )
+
+        self._clock = GraphClock()
 
         def open_graph(signature: GraphSignature) -> "_Graph":
             form = lowering.weight_form(signature.kind)
-            return _Graph(bundle.folder / signature.file, signature, form)
+            return _Graph(bundle.folder / signature.file, signature, form, self._clock)
 
-        self._vision = open_graph(vision_signature(config, lowering))
-        self.layers = [
-            open_graph(layer_signature(config, index, lowering))
-            for index in range(text.num_hidden_layers)
+        layers = range(text.num_hidden_layers)
+        signatures = [
+            vision_signature(config, lowering),
+            *(layer_signature(config, index, lowering) for index in layers),
+            head_signature(config, lowering),
         ]
-        self._head = open_graph(head_signature(config, lowering))
+        self._vision, *self.layers, self._head = _opened(bundle, signatures, open_graph)
         self._encoding, self._reading = self._vision.bindings(), self._head.bindings()
+
+    @property
+    def graph_seconds(self) -> float:
+        return self._clock.seconds
 
     def open_stream(self) -> "OnnxStream":
         return OnnxStream(self)
 
-    def encode(self, frames: UInt8Array, embeds: Array) -> None:
-        """Write the embeddings (F, N, D) of RGB frames (F, I, I, 3) into `embeds`."""
+    def encode(self, frames: UInt8Array) -> FrameEmbeds:
+        embeds = self._frame_embeds[: len(frames)]
         self._encoding.bind_input("frames", frames)
         self._encoding.bind_output("frame_embeds", embeds)
         self._encoding.run()
+        return embeds
 
     def logits(self, rows: Sequence[int]) -> Float32Array:
         """(len(rows), V) logits of these rows of the last step."""
@@ -141,18 +164,13 @@ class OnnxStream(StreamState):
         self._past_length = {is_mod: np.zeros(1, np.int64) for is_mod in (False, True)}
         # The first step has no past, but zero rows cannot be bound: bind one masked row.
         self._no_past = np.zeros((1, text.num_key_value_heads, text.head_dim), dtype)
-        self._frame_embeds = np.empty(
-            (limits.frames_per_step, config.frame_num_tokens, text.hidden_size), dtype
-        )
         self._layout: StepLayout | None = None
         self._step = model.num_steps
         if self._is_in_place:
             self._bind_whole_cache()
 
     def encode(self, frames: UInt8Array) -> FrameEmbeds:
-        embeds = self._frame_embeds[: len(frames)]
-        self._model.encode(frames, embeds)
-        return embeds
+        return self.copy_embeds(self._model.encode(frames))
 
     def step(
         self,
@@ -238,10 +256,36 @@ def _environment(lowering: Lowering) -> str:
     return ", ".join(facts)
 
 
+def _opened(
+    bundle: Bundle,
+    signatures: Sequence[GraphSignature],
+    open_graph: Callable[[GraphSignature], "_Graph"],
+) -> list["_Graph"]:
+    """The graphs of `signatures`, in that order; several are opened at a time.
+
+    ONNX Runtime packs a graph's weights for this CPU on the thread that opens it, which is most of
+    the time (1.2 of 1.5 s on 1b) and is never skipped: it compares weights that it saved packed
+    with the freshly packed ones. The largest graph is first: as the last it would be alone.
+    """
+    session_options()  # creates what sessions share before several threads ask for it
+
+    def size_bytes(signature: GraphSignature) -> int:
+        return sum(bundle.manifest.files[file].size_bytes for file in signature.files)
+
+    largest_first = sorted(signatures, key=size_bytes, reverse=True)
+    with ThreadPoolExecutor(min(num_threads(), MOST_OPENED)) as pool:
+        opened = pool.map(open_graph, largest_first)
+        graphs = {each.name: graph for each, graph in zip(largest_first, opened, strict=True)}
+    return [graphs[each.name] for each in signatures]
+
+
 class _Graph:
     """One session, checked against its signature."""
 
-    def __init__(self, path: Path, signature: GraphSignature, form: WeightForm | None) -> None:
+    def __init__(
+        self, path: Path, signature: GraphSignature, form: WeightForm | None, clock: GraphClock
+    ) -> None:
+        self._clock = clock
         name = native_path(path)
         options = graph_session_options(form)
         # Memory patterns are kept per shape: as the past grows, that is one per step, without end.
@@ -260,7 +304,7 @@ class _Graph:
         self._check_signature(path, signature)
 
     def bindings(self) -> "_Bindings":
-        return _Bindings(self._session)
+        return _Bindings(self._session, self._clock)
 
     def _check_signature(self, path: Path, signature: GraphSignature) -> None:
         """With other dims than the signature's a graph would access memory out of bounds."""
@@ -280,8 +324,9 @@ class _Graph:
 class _Bindings:
     """A session's inputs and outputs; bound arrays must stay alive and contiguous."""
 
-    def __init__(self, session: onnxruntime.InferenceSession) -> None:
+    def __init__(self, session: onnxruntime.InferenceSession, clock: GraphClock) -> None:
         self._session = session
+        self._clock = clock
         self._binding = session.io_binding()
 
     def bind_input(self, name: str, array: Array) -> None:
@@ -291,4 +336,6 @@ class _Bindings:
         self._binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
 
     def run(self) -> None:
+        started = time.perf_counter()
         self._session.run_with_iobinding(self._binding)
+        self._clock.seconds += time.perf_counter() - started

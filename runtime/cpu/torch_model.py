@@ -33,14 +33,20 @@ class TorchModel(LoadedModel):
         self._model = model
 
     def open_stream(self) -> "TorchStream":
-        return TorchStream(self._model, self.name)
+        return TorchStream(self, self._model)
+
+    @torch.inference_mode()
+    def encode(self, frames: UInt8Array) -> Float32Array:
+        embeds: Float32Array = self._model(torch.from_numpy(frames)).float().numpy()
+        return embeds
 
 
 class TorchStream(StreamState):
     """One stream's caches on the reference model; they grow with it."""
 
-    def __init__(self, model: VideoLLM, name: str) -> None:
-        self.name = name
+    def __init__(self, loaded: TorchModel, model: VideoLLM) -> None:
+        self.name = loaded.name
+        self._loaded = loaded
         self._model = model
         self._mod_layers = frozenset(model.config.mod_layers)
         self._caches = model.empty_caches()
@@ -48,10 +54,8 @@ class TorchStream(StreamState):
         self._hidden = torch.empty(0)
         self._kept: dict[int, torch.Tensor] = {}
 
-    @torch.inference_mode()
     def encode(self, frames: UInt8Array) -> Float32Array:
-        embeds: Float32Array = self._model(torch.from_numpy(frames)).float().numpy()
-        return embeds
+        return self._loaded.encode(frames)
 
     @torch.inference_mode()
     def step(

@@ -11,7 +11,7 @@ CUDA stream, so steps of several streams run one after another.
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -110,15 +110,16 @@ class DeviceModel(LoadedModel):
     def close(self) -> None:
         self._release.close()
 
-    def encode(self, frames: UInt8Array, embeds: int) -> None:
-        """Write the embeddings (F, N, D) of RGB frames (F, I, I, 3) to the address `embeds`."""
+    def encode(self, frames: UInt8Array) -> FrameEmbeds:
         host = self._pixels.host
         np.copyto(host.array[: frames.nbytes].reshape(frames.shape), frames)
         self.driver.upload(self._pixels.device, host.address, frames.nbytes)
         vision = self._contexts["vision"]
-        vision.bind({"frames": self._pixels.device, "frame_embeds": embeds}, {"F": len(frames)})
+        addresses = {"frames": self._pixels.device, "frame_embeds": self._frame_embeds}
+        vision.bind(addresses, {"F": len(frames)})
         vision.enqueue()
         self.driver.synchronize()
+        return DeviceFrames(self._frame_embeds, len(frames), self.frame_bytes)
 
     def logits(self, rows: Sequence[int]) -> Float32Array:
         """(len(rows), V) logits of these rows of the last step; waits for the device."""
@@ -165,7 +166,10 @@ class DeviceModel(LoadedModel):
             self.driver.malloc(limits.max_step_tokens * self.row_bytes, "hidden states")
             for _ in range(2)  # layers alternate: each reads one and writes the other
         ]
-        self._pixels = self._exchange(most_frames * side * side * 3, "frames")
+        self._pixels = self._exchange(limits.frames_per_encode * side * side * 3, "frames")
+        self._frame_embeds = self.driver.malloc(
+            limits.frames_per_encode * self.frame_bytes, "frames"
+        )
         self._head_rows = self.driver.malloc(most_frames * self.row_bytes, "hidden states")
         self._logits = np.empty((most_frames, text.vocab_size), np.float32)
         self._logits_exchange = self._exchange(self._logits.nbytes, "logits")
@@ -216,8 +220,14 @@ class DeviceStream(StreamState):
             self._release = release.pop_all()
 
     def encode(self, frames: UInt8Array) -> FrameEmbeds:
-        self._model.encode(frames, self._frame_embeds)
-        return DeviceFrames(self._frame_embeds, len(frames), self._model.frame_bytes)
+        return self.copy_embeds(self._model.encode(frames))
+
+    def copy_embeds(self, embeds: FrameEmbeds) -> FrameEmbeds:
+        assert isinstance(embeds, DeviceFrames), "from encode"
+        self._model.driver.copy(
+            self._frame_embeds, embeds.address, embeds.num_frames * embeds.frame_bytes
+        )
+        return replace(embeds, address=self._frame_embeds)
 
     def step(
         self,

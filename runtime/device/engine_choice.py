@@ -118,6 +118,11 @@ def _limit_faults(settings: EngineSettings, limits: StreamLimits) -> list[str]:
         )
     if theirs.max_frames < limits.frames_per_step:
         faults.append(f"take {theirs.max_frames} frames per step, wanted {limits.frames_per_step}")
+    elif theirs.max_frames < limits.frames_per_encode:
+        faults.append(
+            f"encode {theirs.max_frames} frames at once, wanted {limits.frames_per_encode} of all "
+            "streams"
+        )
     if not capacity.fits(theirs.capacity):
         faults.append(
             f"take a cache of {theirs.capacity.dense} rows ({theirs.capacity.mod} in MoD layers), "

@@ -113,6 +113,7 @@ class BlackFrames:
     """A source of `num_frames` black frames."""
 
     is_live = False
+    is_ready = True
     num_dropped = 0
 
     def __init__(self, num_frames):

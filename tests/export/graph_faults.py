@@ -107,6 +107,35 @@ def transposed_query(cut):
     cut.replace_input(product, "self_attn.q_proj.weight", "turned")
 
 
+def past_of_zeros(cut):
+    """The row of zeros that is bound where there is no past is attended to."""
+    (is_past,) = cut.find("Greater")
+    (where,) = cut.consumers(is_past.output[0])
+    cut.bypass(where, where.input[1])
+
+
+def ignored_past(cut):
+    """Every step attends to its new rows only."""
+    (is_past,) = cut.find("Greater")
+    (where,) = cut.consumers(is_past.output[0])
+    cut.bypass(where, where.input[2])
+
+
+def equal_shares(cut):
+    """Past and new rows are mixed half and half."""
+    (is_past,) = cut.find("Greater")
+    (where,) = cut.consumers(is_past.output[0])
+    where.input[1] = cut.constant("half", np.float32(0.5))
+
+
+def largest_scores_only(cut):
+    """The past's share follows from the largest scores, as if one row had all the weight."""
+    (is_past,) = cut.find("Greater")
+    (where,) = cut.consumers(is_past.output[0])
+    sigmoid = cut.producer(where.input[1])
+    sigmoid.input[0] = cut.producer(sigmoid.input[0]).input[0]
+
+
 def unmasked_past(cut):
     (is_past,) = cut.find("Less")
     (where,) = cut.consumers(is_past.output[0])
@@ -309,8 +338,10 @@ ATTENTION_FAULTS = [
     swapped_key_and_value,
     swapped_gate_and_up,
     transposed_query,
-    unmasked_past,
-    off_by_one_past,
+    past_of_zeros,
+    ignored_past,
+    equal_shares,
+    largest_scores_only,
     unmasked_future,
     unscaled_scores,
     queries_rotated_backwards,
@@ -357,8 +388,9 @@ def without_scatter(cut):
 
 
 def unread_past_length(cut):
-    unmasked_past(cut)
-    for node in (*cut.find("Less"), cut.find("Where")[0]):
+    past_of_zeros(cut)
+    (is_past,) = cut.find("Greater")
+    for node in (is_past, *cut.consumers(is_past.output[0])):
         cut.graph.node.remove(node)
 
 

@@ -7,33 +7,37 @@ import numpy as np
 from onnx import helper
 
 
-def zero_point_of_zero(cut):
+def levels_from_zero(cut):
     """Rows are rounded as if their lowest value was 0: negative values become 0."""
+    zero = cut.constant("zero", np.float32(0))
     for node in cut.find("Round"):
         node.op_type = "Mul"
-        node.input.append("zero")
+        node.input.append(zero)
 
 
 def column_sums_left_out(cut):
-    """The rows' zero points are never subtracted from the products."""
-    for node in cut.find("Sub"):
-        if node.input[1].endswith(".offset"):
-            cut.bypass(node, node.input[0])
+    """The rows' shift is never added to the products."""
+    zero = cut.constant("zero", np.float32(0))
+    for node in list(cut.graph.node):
+        if node.input and node.input[-1].endswith(".sums"):
+            insert_between(cut, node, 1, helper.make_node("Mul", ["{in}", zero], ["{out}"]))
 
 
 def one_activation_scale(cut):
     """All rows of a step share the lowest and the highest value."""
-    for op in ("Min", "Max"):
-        for node in cut.find(op):
-            if node.input[0].endswith((".lowest", ".highest")):
-                insert_between(
-                    cut,
-                    node,
-                    0,
-                    helper.make_node("Shape", ["{in}"], ["{in}.dims"]),
-                    helper.make_node(f"Reduce{op}", ["{in}"], ["{in}.of_all"]),
-                    helper.make_node("Expand", ["{in}.of_all", "{in}.dims"], ["{out}"]),
-                )
+    for op, end in (("ReduceMin", ".lowest"), ("ReduceMax", ".highest")):
+        for name in [node.output[0] for node in cut.find(op) if node.output[0].endswith(end)]:
+            readers = cut.consumers(name)
+            insert_between(
+                cut,
+                readers[0],
+                list(readers[0].input).index(name),
+                helper.make_node("Shape", ["{in}"], ["{in}.dims"]),
+                helper.make_node(op, ["{in}"], ["{in}.of_all"]),
+                helper.make_node("Expand", ["{in}.of_all", "{in}.dims"], ["{out}"]),
+            )
+            for reader in readers[1:]:
+                cut.replace_input(reader, name, f"{name}.changed")
 
 
 def one_level_too_few(cut):

@@ -178,7 +178,7 @@ def test_a_quantized_weight_that_the_precision_cannot_hold_is_an_export_error(
 
 def test_a_fault_in_int8_is_an_export_error(int8_layer):
     with pytest.raises(ExportError, match=r"one frame: new_hidden differs .* by [0-9.]+e.0[01],"):
-        int8_layer(quantized_faults.zero_point_of_zero)
+        int8_layer(quantized_faults.levels_from_zero)
 
 
 def test_small_errors_everywhere_in_int8_are_an_export_error_by_their_mean(int8_layer):

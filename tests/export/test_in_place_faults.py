@@ -19,8 +19,10 @@ CONFIG = preset_config("tiny")
 FP32, FP16 = (Lowering("cuda", precision, CAPACITY) for precision in ("fp32", "fp16"))
 # These faults change ops that only delta layers have.
 DELTA_ONLY = {
-    graph_faults.unmasked_past,
-    graph_faults.off_by_one_past,
+    graph_faults.past_of_zeros,
+    graph_faults.ignored_past,
+    graph_faults.equal_shares,
+    graph_faults.largest_scores_only,
     graph_faults.unmasked_future,
     graph_faults.other_groups,
 }

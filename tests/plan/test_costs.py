@@ -15,10 +15,13 @@ from mod_edge.model.vision import FrameEncoder
 from mod_edge.plan.costs import (
     PAPER_NUM_FRAMES,
     compare_with_full,
+    full_computation,
     layer_parameters,
     num_parameters,
+    step_cost,
     vision_flops,
 )
+from mod_edge.plan.kv_window import NO_ROWS, Rows
 
 PRINTED = 5e-4  # the table's figures have three digits
 
@@ -104,6 +107,25 @@ def test_attention_grows_with_the_stream_and_the_linear_layers_do_not(paper_conf
     more = 32 * 4 * 11 * (200 * 11 / 2) * 4096
     assert long.flops - short.flops == pytest.approx(more)
     assert long.kv_bytes == short.kv_bytes
+
+
+def test_the_steps_of_a_stream_cost_together_what_the_stream_costs(paper_config):
+    num_frames = 17
+    stream = compare_with_full(paper_config, num_frames, has_interval=True).model
+    added = Rows(paper_config.frame_stride, paper_config.num_kept + 1)
+    past, flops, last = NO_ROWS, 0.0, None
+    for _ in range(num_frames):
+        last = step_cost(paper_config, added, past)
+        flops += last.flops
+        past = past.plus(added)
+    assert flops / num_frames == pytest.approx(stream.flops)
+    assert 4 * last.kv_elements == num_frames * stream.kv_bytes  # the last step reads them all
+
+
+def test_full_computation_has_no_mod_layers(paper_config):
+    full = full_computation(paper_config)
+    assert full.mod_layers == ()
+    assert full.text_config == paper_config.text_config
 
 
 def test_vision_flops_of_siglip_l_384_equal_torchs_count(paper_config):

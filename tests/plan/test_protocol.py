@@ -292,6 +292,7 @@ class Pictures:
     """A source of grey frames at these times."""
 
     is_live = False
+    is_ready = True
     num_dropped = 0
     warnings = ()
 

@@ -3,8 +3,7 @@
 import json
 import subprocess
 import sys
-from dataclasses import fields, replace
-from itertools import islice, zip_longest
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +17,10 @@ from mod_edge.model.presets import preset_config, write_random_checkpoint
 from mod_edge.plan.kv_budget import plan_capacity
 from mod_edge.plan.kv_window import Eviction, Rows
 from mod_edge.plan.layout import FRAME
-from mod_edge.runtime.capture.source import Frame
 from mod_edge.runtime.cpu.onnx_model import OnnxModel
-from mod_edge.runtime.cpu.torch_model import TorchModel
 from mod_edge.runtime.events import FrameEvent, ReplyEvent, RollEvent
 from mod_edge.runtime.loaded_model import StreamLimits
-from mod_edge.runtime.queries import Query
 from mod_edge.runtime.session import Session
-from mod_edge.verification.sample_video import SampleVideo
 from tests.runtime.recorder import Recorder
 from tests.runtime.stand_in_model import (
     DELTA_CAPACITY,
@@ -33,56 +28,13 @@ from tests.runtime.stand_in_model import (
     MAX_STEP_TOKENS,
     Feeder,
 )
-from tests.runtime.streams import OPTIONS, TEXT_MINIMUM
+from tests.runtime.streams import OPTIONS, STREAMS, TEXT_MINIMUM, without_times
 
 MEMORY_SCRIPT = Path(__file__).with_name("two_stream_memory.py")
-FPS = 2.0
 # What a second stream may take of anonymous memory, in sizes of its cache. Measured: 1.001 for the
 # tiny geometry and 1.004 for the 135m; with weights of its own, 11.
 MAX_GROWTH = 1.2
 MIN_CACHE_BYTES = 100 * 10**6
-
-
-class Part:
-    """Some frames of the drawn video, as a source of their own."""
-
-    is_live = False
-    num_dropped = 0
-    warnings = ()
-
-    def __init__(self, first, num_frames):
-        self._first, self._num_frames = first, num_frames
-
-    def __iter__(self):
-        video = SampleVideo(FPS, self._first + self._num_frames)
-        for index, frame in enumerate(islice(video, self._first, None)):
-            yield Frame(index, index / FPS, frame.image)
-
-
-# Of two lengths, so that one goes on alone; the queries fall between frames of one step.
-STREAMS = (
-    (Part(0, 30), (Query("Please narrate the video in real time."), Query("What happens?", 7.2))),
-    (Part(17, 22), (Query("And where?", 3.1),)),
-)
-
-
-@pytest.fixture(
-    params=["onnx delta", "onnx in_place", "torch", "tensorrt-delta", "rtx"], ids=lambda name: name
-)
-def load(request, any_bundle, tiny_checkpoint, make_machine):
-    """`load()`: a fresh model and the rows of its streams' caches."""
-    if request.param == "torch":
-        reference = Checkpoint(tiny_checkpoint).load_model()
-        return lambda: (TorchModel(reference), DELTA_CAPACITY)
-    if request.param.startswith("onnx"):
-        target = "cuda" if request.param == "onnx in_place" else "cpu"
-        bundle = open_bundle(any_bundle(target, "fp32"))
-        limits = StreamLimits(
-            bundle.lowering.capacity or DELTA_CAPACITY, MAX_STEP_TOKENS, FRAMES_PER_STEP
-        )
-        return lambda: (OnnxModel(bundle, limits), limits.capacity)
-    machine = make_machine(request.param, "fp32")
-    return lambda: (machine.load(), machine.limits.capacity)
 
 
 @pytest.fixture
@@ -103,12 +55,6 @@ def run_by_turns(sessions, streams):
     running = [session.stream(*stream) for session, stream in zip(sessions, streams, strict=True)]
     turns = zip(*zip_longest(*running), strict=True)
     return [[event for event in events if event is not None] for events in turns]
-
-
-def without_times(event):
-    """The event but for the milliseconds that it took."""
-    took = [each.name for each in fields(event) if each.name.endswith("_ms")]
-    return replace(event, **dict.fromkeys(took, 0.0))
 
 
 def test_each_gives_what_it_gives_on_a_model_of_its_own(load, open_session):

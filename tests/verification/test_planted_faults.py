@@ -26,6 +26,7 @@ pytestmark = pytest.mark.numeric
 
 CONFIG = preset_config("tiny")
 IN_PLACE, IN_PLACE_FP16 = (Lowering("cuda", precision, CAPACITY) for precision in ("fp32", "fp16"))
+TENSORRT_DELTA = Lowering("tensorrt-delta", "fp16")
 MOD, DENSE = 1, 0
 
 GRAPH_FAULTS = {
@@ -44,6 +45,8 @@ GRAPH_FAULTS = {
     "scale applied twice in half precision": (in_place_faults.scaled_twice, IN_PLACE_FP16, DENSE),
     "router scaling delta for full": (graph_faults.other_scaling, CPU_FP32, MOD),
     "router scaling delta for full, in_place": (graph_faults.other_scaling, IN_PLACE, MOD),
+    "unused rows attended to": (graph_faults.unmasked_past, TENSORRT_DELTA, DENSE),
+    "an unused row attended to": (graph_faults.off_by_one_past, TENSORRT_DELTA, MOD),
     "a skipped token in the cache": (in_place_faults.skipped_token_in_the_cache, IN_PLACE, MOD),
 }
 

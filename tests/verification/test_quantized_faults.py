@@ -35,7 +35,7 @@ RTX_INT4 = Lowering("rtx", "fp16", CAPACITY, "int4")
 DELTA_INT8 = Lowering("tensorrt-delta", "fp32", weight_format="int8-weight-only")
 
 FAULTS = {
-    "a zero point of 0": (quantized_faults.zero_point_of_zero, CPU_INT8),
+    "levels from 0": (quantized_faults.levels_from_zero, CPU_INT8),
     "zero points of 0 in blocks": (quantized_faults.zero_points_of_zero, CPU_INT4),
     "a scale along the wrong axis": (quantized_faults.scales_along_the_wrong_axis, DELTA_INT8),
     "block scales along the wrong axis": (

@@ -276,3 +276,78 @@ def test_a_stall_time_that_is_not_positive_is_an_error():
 def test_a_policy_under_which_a_live_source_never_delivers_or_stalls_is_an_error(policy):
     with pytest.raises(ConfigError, match="for a live source, wanted at least 1 waiting frame"):
         LiveCapture("http://127.0.0.1:1/a", fps=2, policy=policy)
+
+
+# ---- without waiting ----
+
+
+@pytest.fixture
+def camera_and_clock(play, monkeypatch):
+    """`arrive()`: a picture is read, at the time `now_s[0]` of a clock that stands still."""
+    pictures, now_s = threading.Semaphore(0), [100.0]
+    monkeypatch.setattr("mod_edge.runtime.capture.live_capture.time.monotonic", lambda: now_s[0])
+    play(lambda k: (True, picture_of(k % 200)) if pictures.acquire(timeout=0.05) else FAILS)
+    policy = replace(LIVE, max_failed_reads=10**6)
+    with LiveCapture("rtsp://camera/1", fps=2, policy=policy) as live:
+
+        def arrive():
+            before = live._num_arrived
+            pictures.release()
+            while live._num_arrived == before:
+                time.sleep(0.01)
+
+        yield live, arrive, now_s
+
+
+@pytest.mark.live
+def test_a_source_is_ready_once_its_next_frame_takes_no_waiting(camera_and_clock):
+    live, arrive, now_s = camera_and_clock
+    assert not live.is_ready
+    arrive()
+    now_s[0] += 0.2
+    assert not live.is_ready  # what FFmpeg had buffered may still come
+    now_s[0] += 0.1
+    assert live.is_ready
+    assert next(live).time_s == 0
+    arrive()
+    now_s[0] += 0.4
+    assert not live.is_ready  # before its instant
+    now_s[0] += 0.1
+    assert live.is_ready
+    assert next(live).time_s == 0.5
+    now_s[0] += 0.6
+    assert not live.is_ready  # no frame has come
+
+
+@pytest.mark.live
+def test_instants_without_a_frame_count_as_dropped_only_if_the_caller_was_busy(camera_and_clock):
+    live, arrive, now_s = camera_and_clock
+    arrive()
+    now_s[0] += 0.3
+    next(live)
+    for _ in range(3):
+        now_s[0] += 0.9
+        assert not live.is_ready
+    arrive()  # 2.7 s after the first frame
+    assert live.is_ready
+    assert (next(live).time_s, live.num_dropped) == (2.5, 0)
+    arrive()
+    now_s[0] += 3.0
+    assert live.is_ready
+    assert (next(live).time_s, live.num_dropped) == (5.5, 5)
+
+
+@pytest.mark.live
+def test_a_source_that_has_stalled_or_was_closed_is_ready(camera_and_clock):
+    live, arrive, now_s = camera_and_clock
+    arrive()
+    now_s[0] += 0.3
+    next(live)
+    assert not live.is_ready
+    now_s[0] += 5.0
+    assert live.is_ready
+    with pytest.raises(SourceError, match=r"delivered no frame for 5\.3 s"):
+        next(live)
+    live.close()
+    assert live.is_ready
+    assert list(live) == []

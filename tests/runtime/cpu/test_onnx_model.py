@@ -1,6 +1,7 @@
 """A stream on ONNX Runtime: its steps, their bounds, and buffers that never move."""
 
 import shutil
+import threading
 import tracemalloc
 from dataclasses import replace
 from types import SimpleNamespace
@@ -70,6 +71,17 @@ def feeder(stream, config):
     return Feeder(stream, config)
 
 
+def test_a_model_counts_the_seconds_of_the_graphs_of_all_its_streams(tiny_bundle, config, embeds):
+    with OnnxModel(open_bundle(tiny_bundle), StreamLimits(CAPACITY, **LIMITS)) as model:
+        streams = [model.open_stream() for _ in range(2)]
+        counted = [model.graph_seconds]
+        for stream in streams:
+            Feeder(stream, config).feed((1, FRAME), [5], embeds[:1])
+            counted.append(model.graph_seconds)
+    assert counted[0] == 0
+    assert counted[0] < counted[1] < counted[2]
+
+
 def test_a_graph_that_does_not_load_is_a_backend_error(tiny_bundle, tmp_path):
     bundle = open_bundle(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
     (bundle.folder / "layers" / "03.onnx").write_bytes(b"not a graph")
@@ -77,6 +89,32 @@ def test_a_graph_that_does_not_load_is_a_backend_error(tiny_bundle, tmp_path):
         BackendError, match=r"cannot load .*03\.onnx: .*export the checkpoint again"
     ):
         OnnxModel(bundle, StreamLimits(CAPACITY, **LIMITS))
+
+
+def test_graphs_are_opened_several_at_a_time(tiny_bundle, monkeypatch):
+    monkeypatch.setattr(onnx_model, "num_threads", lambda: 2)
+    bundle = open_bundle(tiny_bundle)
+    two = bundle.signatures("vision") + bundle.signatures("head")
+    both_are_opening = threading.Barrier(2)
+
+    def open_graph(signature):
+        both_are_opening.wait(timeout=5)
+        return signature
+
+    assert onnx_model._opened(bundle, two, open_graph) == two
+
+
+def test_graphs_are_opened_from_the_largest_and_returned_in_order(tiny_bundle, monkeypatch):
+    monkeypatch.setattr(onnx_model, "num_threads", lambda: 1)
+    bundle, sizes = open_bundle(tiny_bundle), []
+
+    def open_graph(signature):
+        sizes.append(sum((bundle.folder / file).stat().st_size for file in signature.files))
+        return signature
+
+    assert onnx_model._opened(bundle, bundle.signatures(), open_graph) == bundle.signatures()
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] > sizes[-1]
 
 
 def test_frames_encoded_together_equal_frames_encoded_one_by_one(stream, config):
@@ -227,7 +265,7 @@ def addresses_of(stream):
     arrays = [
         *(buffer for layer in stream._cache.layers for buffer in (layer.key, layer.value)),
         *model.hidden,
-        *(model.cos, model.sin, stream._frame_embeds, model._head_rows, model._logits),
+        *(model.cos, model.sin, model._frame_embeds, model._head_rows, model._logits),
         *model.kept.values(),
     ]
     return [array.ctypes.data for array in arrays]

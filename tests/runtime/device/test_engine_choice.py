@@ -129,6 +129,10 @@ def test_engines_for_smaller_steps_are_an_error_with_both_numbers(machine):
     assert "take 40 tokens per step, wanted 64; take 2 frames per step, wanted 3" in message
     assert message.endswith("or rebuild with a larger profile")
     find(machine, max_step_tokens=40, frames_per_step=2)
+    few = {"max_step_tokens": 40, "frames_per_step": 1}
+    with pytest.raises(BackendError, match="encode 2 frames at once, wanted 4 of all streams"):
+        find(machine, **few, frames_of_all_streams=4)
+    find(machine, **few, frames_of_all_streams=2)
 
 
 def test_engines_for_a_smaller_cache_are_an_error(make_machine):

@@ -1,0 +1,324 @@
+"""Measure every part of a stream on a bundle, and full computation beside it."""
+
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import cycle, islice
+from pathlib import Path
+from statistics import median
+
+from mod_edge.bench.ceilings import Ceilings, measure_ceilings
+from mod_edge.bench.device_facts import look_at_device
+from mod_edge.bench.full_computation import full_computation_model
+from mod_edge.bench.memory import memory_now
+from mod_edge.bench.other_load import LoadWatch
+from mod_edge.bench.report import BenchReport, BesideFull, LeftOut, Rolling, Row, Window
+from mod_edge.bench.step_work import BundleWork, layer_weight_bytes, weight_bytes
+from mod_edge.bench.steps import ROLL, WHOLE_FRAME, BenchStream, Case, frames_of
+from mod_edge.bench.timing import Timer, take_turns
+from mod_edge.bundle.bundle import Bundle, open_bundle
+from mod_edge.config import ModelConfig
+from mod_edge.errors import ConfigError
+from mod_edge.native.onnx_session import num_threads
+from mod_edge.plan.costs import full_computation, step_cost
+from mod_edge.plan.kv_budget import KvPlan, cache_bytes, rows_of_frames
+from mod_edge.plan.kv_window import Rows
+from mod_edge.profiles import Profile
+from mod_edge.progress import OnStep, not_shown
+from mod_edge.runtime.backends import BackendChoice, load_model
+from mod_edge.runtime.cpu.onnx_model import OnnxModel
+from mod_edge.runtime.loaded_model import LoadedModel, StreamLimits, StreamState
+
+FRAME_COUNTS = (1, 2, 5, 10)  # of a step
+SMALL_FILL_TOKENS = 1000  # of the window's first fill, or a quarter of a smaller window
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """What to measure.
+
+    Attributes:
+        backend: one of `backends.BACKENDS` but `torch`.
+        device: one of `backends.DEVICES`.
+        profile: as in `Bundle.profile`.
+        window: as in `Bundle.plan`.
+        kv_budget_mib: as in `Bundle.plan`.
+        seconds: to spend on timing; a slow bundle takes longer, for five rounds of every row.
+    """
+
+    backend: str = "auto"
+    device: str = "auto"
+    profile: str | Path | None = None
+    window: str | None = None
+    kv_budget_mib: float | None = None
+    seconds: float = 40.0
+
+    def __post_init__(self) -> None:
+        if self.backend == "torch":
+            raise ConfigError(
+                "bench measures a bundle's own graphs, not the PyTorch reference; take backend "
+                "auto, tensorrt or onnx"
+            )
+        if self.seconds <= 0:
+            raise ConfigError(f"seconds={self.seconds:g}, wanted more than 0")
+
+
+def bench_bundle(folder: Path, options: BenchOptions, on_step: OnStep = not_shown) -> BenchReport:
+    """The measurements of the bundle at `folder`.
+
+    Raises:
+        BundleError: the bundle is missing, damaged or partial.
+        ConfigError: settings contradict each other, or the window or a step is too small.
+        BackendError: the backend cannot run here.
+        CacheError: there is not enough memory for the window.
+    """
+    choice = BackendChoice(options.backend, options.device)
+    watch, memory_before = LoadWatch(), memory_now()
+    on_step("loading", 0, options.seconds)
+    started = time.perf_counter()
+    bundle = open_bundle(folder)
+    bundle.require_whole()
+    profile = bundle.profile(options.profile)
+    plan = bundle.plan(
+        profile.window,
+        profile.max_new_tokens,
+        window=options.window,
+        kv_budget_mib=options.kv_budget_mib,
+    )
+    counts, left_out = frame_counts(bundle, profile, plan.capacity)
+    limits = StreamLimits(plan.capacity, profile.max_step_tokens, counts[-1])
+    model, reason = load_model(bundle, limits, choice)
+    with ExitStack() as release:
+        release.enter_context(model)
+        state = release.enter_context(model.open_stream())
+        load_s = time.perf_counter() - started
+        run = BenchRun(bundle, profile, plan.capacity, model, counts, state)
+        run.warm_up()
+        memory = memory_now()
+        full = full_computation_model(model)
+        if isinstance(full, str):
+            left_out.append(LeftOut("full computation", full))
+        else:
+            run.add_full_computation(full, release.enter_context(full.open_stream()))
+        device = look_at_device(num_threads())
+        ceilings = (
+            measure_ceilings(num_threads(), device.cache_bytes)
+            if isinstance(model, OnnxModel)
+            else None
+        )
+        rows = run.rows(ceilings, options.seconds, on_step)
+        config = bundle.config
+        return BenchReport(
+            bundle=str(folder),
+            numbers=bundle.lowering.numbers,
+            profile=profile.name,
+            backend=f"{model.name}: {reason}",
+            num_layers=config.text_config.num_hidden_layers,
+            num_mod_layers=len(config.mod_layers),
+            frame_num_tokens=config.frame_num_tokens,
+            num_kept=config.num_kept,
+            window=_window(config, plan, bundle.lowering.dtype),
+            device=device,
+            other_load=watch.report(),
+            ceilings=ceilings,
+            weight_bytes=sum(weight_bytes(bundle, each) for each in bundle.signatures()),
+            load_s=load_s,
+            memory_before=memory_before,
+            memory=memory,
+            rows=tuple(rows),
+            rolling=run.rolling(rows),
+            left_out=tuple(left_out),
+            warnings=tuple(state.warnings),
+        )
+
+
+def frame_counts(
+    bundle: Bundle, profile: Profile, capacity: Rows
+) -> tuple[list[int], list[LeftOut]]:
+    """The counts of `FRAME_COUNTS` that a step may have, ascending, and why it may not have others.
+
+    Raises:
+        ConfigError: not even a step of one frame is possible.
+    """
+    most = profile.frames_per_step.max
+    counts, left_out = [], []
+    for count in FRAME_COUNTS:
+        num_tokens = rows_of_frames(bundle.config, count, num_before=1).dense
+        if count > most:
+            reason = f"profile {profile.name} allows {frames_of(most)} per step"
+        elif num_tokens > profile.max_step_tokens:
+            limit = profile.max_step_tokens
+            reason = f"{num_tokens} tokens, profile {profile.name} allows {limit} per step"
+        elif num_tokens >= capacity.dense:
+            reason = f"{num_tokens} tokens do not fit in the window of {capacity.dense}"
+        else:
+            counts.append(count)
+            continue
+        left_out.append(LeftOut(f"step, {frames_of(count)}", reason))
+    if not counts:
+        raise ConfigError(
+            f"a step of one frame is not possible: {left_out[0].reason}; take another --profile or "
+            "a larger --window"
+        )
+    return counts, left_out
+
+
+def fills(capacity: Rows, longest: Rows) -> list[Rows]:
+    """The fills of the window at which steps are measured: a small one, and the full window.
+
+    Args:
+        capacity: rows of the cache.
+        longest: the most rows that an action appends, which the full window has room for.
+    """
+    full = capacity.dense - longest.dense
+    small = min(SMALL_FILL_TOKENS, capacity.dense // 4)
+    return [
+        Rows(dense, max(1, min(capacity.mod * dense // capacity.dense, capacity.mod - longest.mod)))
+        for dense in sorted({small, max(full, 1)})
+        if dense <= max(full, 1)
+    ]
+
+
+class BenchRun:
+    """The cases of all rows, in sections whose cases take turns."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        profile: Profile,
+        capacity: Rows,
+        model: LoadedModel,
+        counts: Sequence[int],
+        state: StreamState,
+    ) -> None:
+        """The cases of a new stream.
+
+        Args:
+            bundle: that is measured.
+            profile: its profile.
+            capacity: rows of the cache.
+            model: the loaded bundle.
+            counts: frames of the steps.
+            state: a stream of `model`.
+        """
+        self._bundle, self._profile, self._model = bundle, profile, model
+        self._counts = list(counts)
+        layers = layer_weight_bytes(bundle)
+        self._stream = self._prepared(state, bundle.config, capacity, sum(layers))
+        longest = (self._stream.frame_rows(counts[-1]), self._stream.reply_rows())
+        self._fills = fills(capacity, Rows(*map(max, *longest)))
+        self._sections = [
+            self._stream.cases_without_past(),
+            *([*self._compared(self._stream, past)] for past in self._fills),
+        ]
+        self._sections[-1].append(self._stream.roll_case())
+        self._full: dict[tuple[str, int | None], Case] = {}
+        self._counted: dict[tuple[str, int | None], float] = {}
+
+    def warm_up(self) -> None:
+        """Run every case once."""
+        for section in self._sections:
+            for case in section:
+                case.action()
+
+    def add_full_computation(self, model: OnnxModel, state: StreamState) -> None:
+        """Also time full computation: `model` from `full_computation_model`, with a stream."""
+        layers, mod_layers = layer_weight_bytes(self._bundle), self._bundle.config.mod_layers
+        dense = [size for index, size in enumerate(layers) if index not in mod_layers]
+        num_bytes = sum(islice(cycle(dense), len(layers)))
+        stream = self._prepared(state, model.config, model.limits.capacity, num_bytes)
+        for past in self._fills:
+            every = Rows(past.dense, past.dense)
+            for case in self._compared(stream, every):
+                case.action()
+                self._full[case.name, past.dense] = case
+            for name, added in self._stream.step_rows(self._counts).items():
+                ours = step_cost(self._bundle.config, added, past).flops
+                theirs = step_cost(model.config, Rows(added.dense, added.dense), every).flops
+                self._counted[name, past.dense] = ours / theirs
+
+    def rows(self, ceilings: Ceilings | None, seconds: float, on_step: OnStep) -> list[Row]:
+        """Time all cases and return their rows in order.
+
+        Args:
+            ceilings: of this machine; None if unknown.
+            seconds: to spend, shared evenly by the sections.
+            on_step: the progress.
+        """
+        share = seconds / len(self._sections)
+        rows = []
+        for number, section in enumerate(self._sections):
+
+            def show(name: str, done: float, _total: float, number: int = number) -> None:
+                on_step(name, number * share + done, seconds)
+
+            timed = [(case, self._timer(case), self._full_timer(case)) for case in section]
+            timers = [timer for _, *pair in timed for timer in pair if timer is not None]
+            take_turns(timers, share, show)
+            rows += [self._row(*each, ceilings) for each in timed]
+        return rows
+
+    def rolling(self, rows: Sequence[Row]) -> Rolling:
+        """What rolls cost a whole frame at the full window, from the rows of `rows`."""
+        full = self._fills[-1].dense
+        found = {row.name: row.timing.p50_ms for row in rows if row.num_past in (None, full)}
+        roll_ms = next(row.timing.p50_ms for row in rows if row.name == ROLL)
+        every = self._stream.roll_rows().dense / self._bundle.config.frame_stride
+        return Rolling(every, roll_ms / every / found[WHOLE_FRAME])
+
+    def _prepared(
+        self, state: StreamState, config: ModelConfig, capacity: Rows, layer_bytes: int
+    ) -> BenchStream:
+        return BenchStream(
+            state,
+            config,
+            self._bundle.tokenizer,
+            self._profile,
+            capacity,
+            BundleWork(self._bundle, config, layer_bytes),
+            self._counts[-1],
+        )
+
+    def _compared(self, stream: BenchStream, past: Rows) -> list[Case]:
+        """The cases at a fill of the window, which full computation has too."""
+        return [*stream.step_cases(past, self._counts), *stream.whole_cases(past)]
+
+    def _timer(self, case: Case) -> Timer:
+        return Timer(case.name, case.action, lambda: self._model.graph_seconds)
+
+    def _full_timer(self, case: Case) -> Timer | None:
+        full = self._full.get((case.name, case.num_past))
+        if full is None:
+            return None
+        return Timer(f"{case.name}, full computation", full.action, lambda: None)
+
+    def _row(self, case: Case, timer: Timer, full: Timer | None, ceilings: Ceilings | None) -> Row:
+        beside_full = None
+        if full is not None:
+            rounds = zip(timer.round_medians_ms, full.round_medians_ms, strict=True)
+            beside_full = BesideFull(
+                p50_ms=full.timing().p50_ms,
+                ratio=median(ours / theirs for ours, theirs in rounds),
+                counted=self._counted.get((case.name, case.num_past)),
+            )
+        return Row(
+            name=case.name,
+            num_past=case.num_past,
+            per_run=case.per_run,
+            unit=case.unit,
+            timing=timer.timing(),
+            least_ms=ceilings.least_ms(case.work) if ceilings and case.work else None,
+            beside_full=beside_full,
+        )
+
+
+def _window(config: ModelConfig, plan: KvPlan, dtype: str) -> Window:
+    every = Rows(plan.capacity.dense, plan.capacity.dense)
+    return Window(
+        num_tokens=plan.capacity.dense,
+        num_mod_rows=plan.capacity.mod,
+        num_seconds=plan.num_seconds,
+        kv_bytes=plan.size_bytes,
+        full_kv_bytes=cache_bytes(full_computation(config), every, dtype),
+    )

@@ -1,0 +1,99 @@
+"""What the hardware allows: memory bandwidth and matrix rates, measured on the spot."""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from mod_edge.native.matmul_rates import float_flops_per_s, int8_flops_per_s
+
+# The buffer that is read is larger than the caches by this factor, within limits.
+CACHES_READ = 4
+LEAST_BUFFER_BYTES, MOST_BUFFER_BYTES = 128 * 2**20, 1024 * 2**20
+NUM_READS = 7
+
+
+@dataclass(frozen=True)
+class Work:
+    """What an action has to move and compute at least.
+
+    Attributes:
+        num_bytes: of weights, keys and values.
+        float_flops: of products in float32; a multiply-add is two.
+        int8_flops: of products of 8-bit integers.
+    """
+
+    num_bytes: float = 0.0
+    float_flops: float = 0.0
+    int8_flops: float = 0.0
+
+    def plus(self, other: "Work") -> "Work":
+        """Both, one after the other."""
+        return Work(
+            self.num_bytes + other.num_bytes,
+            self.float_flops + other.float_flops,
+            self.int8_flops + other.int8_flops,
+        )
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """The measured rates of this machine, each the best of several tries.
+
+    Attributes:
+        bytes_per_s: of reading memory.
+        float_flops_per_s: of products in float32.
+        int8_flops_per_s: of products of 8-bit integers.
+        cache_bytes: of the largest cache: what fits in it need not be read from memory.
+    """
+
+    bytes_per_s: float
+    float_flops_per_s: float
+    int8_flops_per_s: float
+    cache_bytes: int
+
+    def least_ms(self, work: Work) -> float:
+        """Milliseconds that the work takes at these rates: moving or computing, the longer."""
+        computing_s = (
+            work.float_flops / self.float_flops_per_s + work.int8_flops / self.int8_flops_per_s
+        )
+        is_cached = work.num_bytes <= self.cache_bytes
+        moving_s = 0.0 if is_cached else work.num_bytes / self.bytes_per_s
+        return 1000 * max(computing_s, moving_s)
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields."""
+        return {name: round(value) for name, value in asdict(self).items()}
+
+
+def measure_ceilings(num_threads: int, cache_bytes: int) -> Ceilings:
+    """The rates of this CPU with as many threads as ONNX Runtime has (2 s).
+
+    Raises:
+        BackendError: this onnxruntime has no exact products of 8-bit integers on this CPU.
+    """
+    return Ceilings(
+        read_bytes_per_s(num_threads, _buffer_bytes(cache_bytes)),
+        float_flops_per_s(),
+        int8_flops_per_s(),
+        cache_bytes,
+    )
+
+
+def read_bytes_per_s(num_threads: int, buffer_bytes: int) -> float:
+    """Bytes per second that the threads read together, each a part of one buffer."""
+    buffer = np.ones(buffer_bytes // 4, np.float32)
+    parts = np.array_split(buffer, num_threads)
+    best_s = float("inf")
+    with ThreadPoolExecutor(num_threads) as threads:
+        for _ in range(NUM_READS):
+            started = time.perf_counter()
+            list(threads.map(np.sum, parts))  # numpy lets other threads run meanwhile
+            best_s = min(best_s, time.perf_counter() - started)
+    return buffer.nbytes / best_s
+
+
+def _buffer_bytes(cache_bytes: int) -> int:
+    return min(max(CACHES_READ * cache_bytes, LEAST_BUFFER_BYTES), MOST_BUFFER_BYTES)
