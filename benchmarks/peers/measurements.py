@@ -9,15 +9,11 @@ from typing import Any
 
 from benchmarks.figures import machine_name
 from benchmarks.peers.interleaving import Interleaved, Step
+from benchmarks.peers.workers.line_protocol import THREADS
+from mod_edge.bench.device_facts import look_at_device
 from mod_edge.bundle.staging import write_whole
 
 FACTS_FILE = "contenders.json"
-CPU_INFO = Path("/proc/cpuinfo")
-# Those that integer and bfloat16 products depend on: x86's and ARM's.
-INSTRUCTION_SETS = (
-    *("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16"),
-    *("asimd", "asimddp", "i8mm", "bf16", "sve", "sve2"),
-)
 
 
 @dataclass(frozen=True)
@@ -68,7 +64,7 @@ class Measurements:
     def add_facts(self, when: date, contenders: Mapping[str, ContenderFacts]) -> None:
         """Keep what was noted about the contenders, and on which machine."""
         facts = {key: asdict(each) for key, each in contenders.items()}
-        where = f"{machine_name()} ({', '.join(instruction_sets(CPU_INFO))})"
+        where = f"{machine_name()} ({', '.join(look_at_device(THREADS).instruction_sets)})"
         document = {"date": when.isoformat(), "machine": where, "contenders": facts}
         self._write(FACTS_FILE, document)
 
@@ -94,13 +90,3 @@ class Measurements:
     def _write(self, name: str, found: Mapping[str, Any]) -> None:
         document = {"models": self._models, "found": found}
         write_whole(self._folder / name, json.dumps(document, indent=1).encode())
-
-
-def instruction_sets(cpu_info: Path) -> list[str]:
-    """The instruction sets of the first core that matter for these models."""
-    for line in cpu_info.read_text(encoding="utf-8").splitlines():
-        name, _, value = line.partition(":")
-        if name.strip() in {"flags", "Features"}:
-            found = set(value.split())
-            return [each for each in INSTRUCTION_SETS if each in found]
-    return []

@@ -1,6 +1,7 @@
 """The page of performance, from given measurements."""
 
 from datetime import date
+from types import SimpleNamespace
 
 import pytest
 
@@ -8,7 +9,7 @@ from benchmarks.peers import measurements as measurements_module
 from benchmarks.peers.builds import TEXT
 from benchmarks.peers.contenders import CONTENDERS, ENVIRONMENTS, OURS
 from benchmarks.peers.interleaving import Interleaved, Step
-from benchmarks.peers.measurements import ContenderFacts, Measurements, instruction_sets
+from benchmarks.peers.measurements import ContenderFacts, Measurements
 from benchmarks.peers.report import rounds_text, time_text, times_table, write_page
 
 STEPS = (Step(70, 11, 3), Step(90, 11, 3))
@@ -18,9 +19,8 @@ FACTS = ContenderFacts({"somewhere": "1.2"}, 2.5, 3 * 10**9, 2 * 10**9, 10**9)
 
 @pytest.fixture
 def kept(tmp_path, monkeypatch):
-    cpu_info = tmp_path / "cpuinfo"
-    cpu_info.write_text("model name\t: A CPU\nflags\t\t: fpu avx2 avx512_vnni\n")
-    monkeypatch.setattr(measurements_module, "CPU_INFO", cpu_info)
+    device = SimpleNamespace(instruction_sets=("avx2", "avx512_vnni"))
+    monkeypatch.setattr(measurements_module, "look_at_device", lambda _num_threads: device)
     monkeypatch.setattr(measurements_module, "machine_name", lambda: "2 cores of an A CPU")
     kept = Measurements(tmp_path / "measurements", MODELS)
     kept.add_facts(date(2026, 1, 2), dict.fromkeys(MODELS, FACTS))
@@ -70,12 +70,6 @@ def test_the_page_has_every_contender_the_machine_and_the_load(kept, tmp_path):
 def test_rounds_are_named_apart_where_they_differ():
     assert rounds_text(STEPS) == "3"
     assert rounds_text((Step(70, 1, 9), Step(70, 55, 5))) == "9 (55 tokens: 5)"
-
-
-def test_only_known_instruction_sets_are_named(tmp_path):
-    cpu_info = tmp_path / "cpuinfo"
-    cpu_info.write_text("processor\t: 0\nFeatures\t: fp asimd i8mm crc32\n")
-    assert instruction_sets(cpu_info) == ["asimd", "i8mm"]
 
 
 def test_every_peer_has_an_environment():
