@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from pathlib import Path
 from statistics import median
@@ -14,6 +14,7 @@ from mod_edge.bench.full_computation import full_computation_model
 from mod_edge.bench.memory import memory_now
 from mod_edge.bench.other_load import LoadWatch
 from mod_edge.bench.report import BenchReport, BesideFull, LeftOut, Rolling, Row, Window
+from mod_edge.bench.several_streams import NUM_STREAMS, measure_streams
 from mod_edge.bench.step_work import BundleWork, layer_weight_bytes, weight_bytes
 from mod_edge.bench.steps import ROLL, WHOLE_FRAME, BenchStream, Case, frames_of
 from mod_edge.bench.timing import Timer, take_turns
@@ -31,6 +32,8 @@ from mod_edge.runtime.cpu.onnx_model import OnnxModel
 from mod_edge.runtime.loaded_model import LoadedModel, StreamLimits, StreamState
 
 FRAME_COUNTS = (1, 2, 5, 10)  # of a step
+# Rounds of several streams: as many as take this share of the time, within limits.
+STREAMS_SHARE, LEAST_ROUNDS, MOST_ROUNDS = 0.15, 3, 50
 SMALL_FILL_TOKENS = 1000  # of the window's first fill, or a quarter of a smaller window
 
 
@@ -109,7 +112,7 @@ def bench_bundle(folder: Path, options: BenchOptions, on_step: OnStep = not_show
             ceilings = ceilings.best(measure_ceilings(num_threads(), device.cache_bytes))
         rows = run.rows(ceilings)
         config = bundle.config
-        return BenchReport(
+        report = BenchReport(
             bundle=str(folder),
             numbers=bundle.lowering.numbers,
             profile=profile.name,
@@ -128,9 +131,42 @@ def bench_bundle(folder: Path, options: BenchOptions, on_step: OnStep = not_show
             memory=memory,
             rows=tuple(rows),
             rolling=run.rolling(rows),
+            streams=(),
             left_out=tuple(left_out),
             warnings=tuple(state.warnings),
         )
+    # On a model of their own, after this one is closed.
+    return _with_streams(report, bundle, choice, profile, plan, run.small_fill, options, on_step)
+
+
+def _with_streams(
+    report: BenchReport,
+    bundle: Bundle,
+    choice: BackendChoice,
+    profile: Profile,
+    plan: KvPlan,
+    num_past: int,
+    options: BenchOptions,
+    on_step: OnStep,
+) -> BenchReport:
+    """The report with several streams of one model, or with the reason why there are none."""
+    counts = [count for count in NUM_STREAMS if count <= profile.frames_per_step.max]
+    if len(counts) == 1:
+        reason = f"profile {profile.name} encodes {frames_of(1)} at once"
+        return replace(report, left_out=(*report.left_out, LeftOut("several streams", reason)))
+    on_step("several streams", options.seconds, options.seconds)
+    frame_ms = next(row.timing.p50_ms for row in report.rows if row.name == WHOLE_FRAME)
+    num_rounds = round(STREAMS_SHARE * 1000 * options.seconds / (sum(counts) * frame_ms))
+    streams = measure_streams(
+        bundle,
+        choice,
+        profile,
+        plan,
+        num_past=num_past,
+        num_rounds=min(max(num_rounds, LEAST_ROUNDS), MOST_ROUNDS),
+        counts=counts,
+    )
+    return replace(report, streams=tuple(streams))
 
 
 def frame_counts(
@@ -216,6 +252,11 @@ class BenchRun:
         self._full: dict[tuple[str, int | None], Case] = {}
         self._counted: dict[tuple[str, int | None], float] = {}
         self._timed: list[tuple[Case, Timer, Timer | None]] = []
+
+    @property
+    def small_fill(self) -> int:
+        """Tokens of the first fill."""
+        return self._fills[0].dense
 
     def warm_up(self) -> None:
         """Run every case once."""

@@ -7,6 +7,7 @@ from mod_edge.bench.ceilings import Ceilings
 from mod_edge.bench.device_facts import DeviceFacts
 from mod_edge.bench.memory import Memory
 from mod_edge.bench.other_load import OtherLoad
+from mod_edge.bench.several_streams import StreamsRow
 from mod_edge.bench.timing import Timing
 
 FORMAT_VERSION = 1
@@ -143,6 +144,7 @@ class BenchReport:
         memory: with a full window, after one run of every row, without full computation.
         rows: in order.
         rolling: of the full window.
+        streams: 1, 2 and 4 that take turns on one model; empty if the profile has no room.
         left_out: and why.
         warnings: about how the stream ran.
     """
@@ -165,6 +167,7 @@ class BenchReport:
     memory: Memory
     rows: tuple[Row, ...]
     rolling: Rolling
+    streams: tuple[StreamsRow, ...]
     left_out: tuple[LeftOut, ...]
     warnings: tuple[str, ...]
 
@@ -190,6 +193,7 @@ class BenchReport:
             "memory": self.memory.to_json(),
             "rows": [row.to_json() for row in self.rows],
             "rolling": {name: round(value, 5) for name, value in asdict(self.rolling).items()},
+            "streams": [row.to_json() for row in self.streams],
             "left_out": [asdict(each) for each in self.left_out],
             "warnings": list(self.warnings),
         }

@@ -3,6 +3,7 @@
 from mod_edge.bench.memory import Memory
 from mod_edge.bench.other_load import OtherLoad
 from mod_edge.bench.report import BenchReport, Row
+from mod_edge.bench.several_streams import StreamsRow
 from mod_edge.commands.console import (
     out,
     print_pairs,
@@ -14,6 +15,7 @@ from mod_edge.commands.console import (
 
 COLUMNS = ("", "past", "p50 ms", "p95", "p99", "rate", "outside", "least ms", "reached")
 FULL_COLUMNS = ("full ms", "ratio", "counted")
+STREAM_COLUMNS = ("streams", "past", "vision ms", "decoder ms", "frames/s", "ratio", "memory each")
 NOTHING = "-"
 # Others that kept more of a core busy than this may have made times longer.
 QUIET_CORES = 0.1
@@ -28,6 +30,9 @@ def print_bench(report: BenchReport) -> None:
     rows = [(*_cells(row), *(_full_cells(row) if has_full else ())) for row in report.rows]
     print_table(columns, rows)
     out.print()
+    if report.streams:
+        print_table(STREAM_COLUMNS, [_stream_cells(row) for row in report.streams])
+        out.print()
     for note in _notes(report, has_full=has_full):
         out.print(note)
     for left_out in report.left_out:
@@ -140,6 +145,18 @@ def _full_cells(row: Row) -> tuple[str, ...]:
     return (_ms(full.p50_ms), f"{full.ratio:.3f}", counted)
 
 
+def _stream_cells(row: StreamsRow) -> tuple[str, ...]:
+    return (
+        str(row.num_streams),
+        str(row.num_past),
+        _ms(row.vision_ms),
+        _ms(row.decoder_ms),
+        _number(row.fps),
+        f"{row.ratio:.3f}",
+        NOTHING if row.stream_bytes is None else si(row.stream_bytes, "B"),
+    )
+
+
 def _notes(report: BenchReport, *, has_full: bool) -> list[str]:
     rolling = report.rolling
     notes = ["outside: share of the time outside the graphs"]
@@ -153,6 +170,11 @@ def _notes(report: BenchReport, *, has_full: bool) -> list[str]:
             "full ms: full computation of the same size on the same graphs, dense layers in place "
             "of MoD layers, in turns;\n"
             "ratio: this model's time to it, counted: the same of FLOPs as inspect counts them"
+        )
+    if report.streams:
+        notes.append(
+            "streams: they take turns on one model, their frames encoded together; ms of a frame, "
+            "frames/s of all; ratio: of a frame's time to that of one stream"
         )
     notes.append(
         f"roll: once every {rolling.every_frames:.0f} frames in a full window, "

@@ -116,9 +116,19 @@ def test_a_profile_of_one_frame_leaves_the_others_out(tiny_bundle, quick, tmp_pa
     assert {name for name in names if name.startswith("step")} == {STEPS[0], STEPS[1]}
     assert "vision, 1 frame" in names
     assert [each.what for each in report.left_out] == [
-        *("step, 2 frames", "step, 5 frames", "step, 10 frames"),
+        *("step, 2 frames", "step, 5 frames", "step, 10 frames", "several streams"),
     ]
-    assert {each.reason for each in report.left_out} == {"profile narrow allows 1 frame per step"}
+    reasons = ("profile narrow allows 1 frame per step", "profile narrow encodes 1 frame at once")
+    assert {each.reason for each in report.left_out} == set(reasons)
+    assert report.streams == ()
+
+
+def test_one_two_and_four_streams_follow_the_rows(report):
+    assert [(row.num_streams, row.num_past) for row in report.streams] == [
+        (1, 60),
+        (2, 60),
+        (4, 60),
+    ]
 
 
 def test_a_profile_without_room_for_a_frame_is_an_error(tiny_bundle, tmp_path):
