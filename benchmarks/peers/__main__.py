@@ -14,18 +14,19 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.figures import ROOT
+from benchmarks.figures import ROOT, run_mod_edge
 from benchmarks.peers.builds import TEXT, BuildError, Builds
-from benchmarks.peers.contenders import CONTENDERS, Contender
+from benchmarks.peers.contenders import CONTENDERS, OURS, Contender
 from benchmarks.peers.interleaving import STEPS, measure_step
 from benchmarks.peers.measurements import ContenderFacts, Measurements
 from benchmarks.peers.report import write_page
 from benchmarks.peers.worker import Worker, WorkerError
 from benchmarks.peers.workers.line_protocol import THREADS
 from mod_edge.commands.console import err, out, reports_errors
-from mod_edge.errors import ConfigError
+from mod_edge.errors import ConfigError, ModEdgeError
 
 PAGE = ROOT / "docs" / "performance.md"
+OWN_WINDOW = 4096
 INDUCTOR_CACHE = "TORCHINDUCTOR_CACHE_DIR"
 
 
@@ -49,11 +50,19 @@ def main(
             models[contender.key] = model.name
         except BuildError as exc:
             failed[contender.key] = str(exc)
+    if OURS in failed:
+        raise ModEdgeError(f"{OURS}, with which others are compared, {failed[OURS]}")
     measurements = Measurements(folder / "measurements", models)
     if measurements.missing(STEPS):
         failed |= measure(builds, commands, measurements)
-    write_page(PAGE, TEXT, measurements, STEPS, failed)
+    own_bench = measurements.own_bench(lambda: run_own_bench(Path(commands[OURS][3])))
+    write_page(PAGE, TEXT, measurements, STEPS, failed, own_bench)
     out.print(f"wrote {PAGE.relative_to(ROOT)}")
+
+
+def run_own_bench(bundle: Path) -> str:
+    """What `mod-edge bench` prints for a bundle, by itself on the machine."""
+    return run_mod_edge("bench", bundle, "--window", OWN_WINDOW)
 
 
 def take_cores(count: int) -> None:

@@ -24,6 +24,7 @@ def write_page(
     measurements: Measurements,
     steps: Sequence[Step],
     failed: Mapping[str, str],
+    own_bench: str,
 ) -> None:
     """Write the page.
 
@@ -33,6 +34,7 @@ def write_page(
         measurements: of every one of `steps`.
         steps: with two lengths of the past.
         failed: why contenders are missing, by contender.
+        own_bench: what `mod-edge bench` printed.
     """
     found = {step: each for step in steps if (each := measurements.of(step)) is not None}
     for each in found.values():
@@ -54,6 +56,7 @@ def write_page(
         "table_resources": resources_table(measurements),
         "table_contenders": contenders_table(measurements),
         "load": load_text(found),
+        "own_bench": own_bench.strip(),
     }
     template = Template(TEMPLATE.read_text(encoding="utf-8"))
     write_whole(page, template.substitute(content).encode())

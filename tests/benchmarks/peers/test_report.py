@@ -41,6 +41,12 @@ def test_an_interrupted_run_has_the_other_steps_left(kept):
     assert kept.missing((*STEPS, new)) == [new]
 
 
+def test_the_own_bench_runs_once(kept):
+    printed = iter(["first"])
+    assert kept.own_bench(lambda: next(printed)) == "first"
+    assert kept.own_bench(lambda: next(printed)) == "first"
+
+
 def test_a_figure_is_a_median_and_ours_divided_by_it():
     times_ms = {OURS: [50.0, 1.0, 60.0], "llama-cpp": [90.0, 400.0, 100.0]}
     assert time_text(times_ms, OURS) == "50"
@@ -56,13 +62,14 @@ def test_a_contender_that_cannot_be_built_is_a_row_that_says_why(kept):
 
 def test_the_page_has_every_contender_the_machine_and_the_load(kept, tmp_path):
     page = tmp_path / "performance.md"
-    write_page(page, TEXT, kept, STEPS, {})
+    write_page(page, TEXT, kept, STEPS, {}, "step, 1 frame  70.1 ms")
     text = page.read_text(encoding="utf-8")
     assert "$" not in text
     assert "2 cores of an A CPU (avx2, avx512_vnni), 2026-01-02" in text
     for contender in CONTENDERS:
         assert text.count(f"| {contender.title} |") == 4  # two lengths of the past, two facts
     assert "vocabulary 128,256" in text
+    assert "```text\nstep, 1 frame  70.1 ms\n```" in text
     assert "0.25 cores busy on average" in text
     assert "| mod-edge int8, MoD | 2.00 | 1.00 | 2.5 | 3.00 |" in text
 
