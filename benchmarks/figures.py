@@ -64,12 +64,12 @@ ROW_NAMES = {
 }
 KIND_NAMES = {"turns": "changes colour", "moves": "starts to move"}
 
-# This script cannot measure these; see docs/measurements.md and docs/gpu.md.
+# This script cannot measure these; see docs/performance.md, docs/measurements.md and docs/gpu.md.
 OTHER_DEVICES = (
     "| 2 cores of a Xeon | Llama-3.2-1B and SigLIP-B/16-224 in size, random weights | fp32 | "
     "270 + 327 | 1.7 (from the times) | 6.4 GB | by hand, medians of nine steps |\n"
-    "| 2 cores of an AMD EPYC | the same | int8 | 106 + 113 | 4.6 (from the times) | 1.75 GB | "
-    "by hand, medians of 13 steps; fp32 there: 249 + 275 |\n"
+    "| 2 cores of an AMD EPYC | the same | int8 | 79 + 90 | 4.6 | 1.8 GB | "
+    "`mod-edge bench`, behind 1,000 tokens; frames/s of whole frames in a later row |\n"
     "| NVIDIA GPU, Jetson | | | not measured | not measured | not measured | no GPU available |\n"
 )
 

@@ -19,13 +19,14 @@ from benchmarks.peers.builds import TEXT, BuildError, Builds
 from benchmarks.peers.contenders import CONTENDERS, OURS, Contender
 from benchmarks.peers.interleaving import STEPS, measure_step
 from benchmarks.peers.measurements import ContenderFacts, Measurements
-from benchmarks.peers.report import write_page
+from benchmarks.peers.report import write_first_page, write_page
 from benchmarks.peers.worker import Worker, WorkerError
 from benchmarks.peers.workers.line_protocol import THREADS
 from mod_edge.commands.console import err, out, reports_errors
 from mod_edge.errors import ConfigError, ModEdgeError
 
 PAGE = ROOT / "docs" / "performance.md"
+FIRST_PAGE = ROOT / "README.md"
 OWN_WINDOW = 4096
 INDUCTOR_CACHE = "TORCHINDUCTOR_CACHE_DIR"
 
@@ -57,12 +58,14 @@ def main(
         failed |= measure(builds, commands, measurements)
     own_bench = measurements.own_bench(lambda: run_own_bench(Path(commands[OURS][3])))
     write_page(PAGE, TEXT, measurements, STEPS, failed, own_bench)
-    out.print(f"wrote {PAGE.relative_to(ROOT)}")
+    write_first_page(FIRST_PAGE, measurements, STEPS)
+    out.print(f"wrote {PAGE.relative_to(ROOT)} and the table of {FIRST_PAGE.relative_to(ROOT)}")
 
 
 def run_own_bench(bundle: Path) -> str:
     """What `mod-edge bench` prints for a bundle, by itself on the machine."""
-    return run_mod_edge("bench", bundle, "--window", OWN_WINDOW)
+    printed = run_mod_edge("bench", bundle, "--window", OWN_WINDOW)
+    return printed.replace(str(bundle), bundle.name)  # the page names no folder of this machine
 
 
 def take_cores(count: int) -> None:

@@ -1,5 +1,6 @@
 """The page of performance: `page.md` with tables of the measurements."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
@@ -12,9 +13,14 @@ from benchmarks.peers.measurements import Measurements
 from benchmarks.peers.workers.line_protocol import NUM_POSITIONS, THREADS
 from mod_edge.bundle.staging import write_whole
 from mod_edge.config import TextConfig
+from mod_edge.errors import ModEdgeError
 
 TEMPLATE = Path(__file__).with_name("page.md")
 NOT_MEASURED = "-"
+# Rows and columns of the first page's table.
+FIRST_PAGE_ROWS = (OURS, "full-int8", "llama-cpp", "openvino-int4", "genai-int4")
+FIRST_PAGE_TOKENS = (11, 55)
+FIRST_PAGE_BLOCK = re.compile(r"(?<=<!-- peers -->\n).*?(?=<!-- end of peers -->\n)", re.DOTALL)
 Found = Mapping[Step, Interleaved]
 
 
@@ -60,6 +66,30 @@ def write_page(
     }
     template = Template(TEMPLATE.read_text(encoding="utf-8"))
     write_whole(page, template.substitute(content).encode())
+
+
+def write_first_page(page: Path, measurements: Measurements, steps: Sequence[Step]) -> None:
+    """Write a small table of the steps behind the longer past between the markers of `page`.
+
+    Raises:
+        ModEdgeError: the page has no markers.
+    """
+    past = max(step.past for step in steps)
+    columns = {
+        step.tokens: found.times_ms
+        for step in steps
+        if step.past == past and step.tokens in FIRST_PAGE_TOKENS
+        if (found := measurements.of(step)) is not None
+    }
+    rows = "".join(
+        f"| {title_of(key)} | {' | '.join(time_text(times, key) for times in columns.values())} |\n"
+        for key in FIRST_PAGE_ROWS
+    )
+    head = table_head("", *(f"{tokens} tokens, ms" for tokens in columns))
+    text, count = FIRST_PAGE_BLOCK.subn(f"{head}{rows}", page.read_text(encoding="utf-8"))
+    if count != 1:
+        raise ModEdgeError(f"{page} has {count} pairs of markers for peers, wanted one")
+    write_whole(page, text.encode())
 
 
 def times_table(found: Found, past: int, failed: Mapping[str, str]) -> str:

@@ -10,7 +10,14 @@ from benchmarks.peers.builds import TEXT
 from benchmarks.peers.contenders import CONTENDERS, ENVIRONMENTS, OURS
 from benchmarks.peers.interleaving import Interleaved, Step
 from benchmarks.peers.measurements import ContenderFacts, Measurements
-from benchmarks.peers.report import rounds_text, time_text, times_table, write_page
+from benchmarks.peers.report import (
+    rounds_text,
+    time_text,
+    times_table,
+    write_first_page,
+    write_page,
+)
+from mod_edge.errors import ModEdgeError
 
 STEPS = (Step(70, 11, 3), Step(90, 11, 3))
 MODELS = {each.key: each.model for each in CONTENDERS}
@@ -81,3 +88,22 @@ def test_rounds_are_named_apart_where_they_differ():
 
 def test_every_peer_has_an_environment():
     assert {each.environment for each in CONTENDERS} == {"", *ENVIRONMENTS}
+
+
+def test_the_first_page_gets_some_rows_of_the_longer_past_between_its_markers(kept, tmp_path):
+    page = tmp_path / "README.md"
+    page.write_text("before\n<!-- peers -->\nold\n<!-- end of peers -->\nafter\n", encoding="utf-8")
+    write_first_page(page, kept, STEPS)
+    lines = page.read_text(encoding="utf-8").splitlines()
+    assert lines[:5] == [
+        "before",
+        "<!-- peers -->",
+        "|  | 11 tokens, ms |",
+        "| --- | --- |",
+        "| mod-edge int8, MoD | 50 |",
+    ]
+    assert "| llama.cpp Q4_0 | 100 (0.50x) |" in lines
+    assert lines[-2:] == ["<!-- end of peers -->", "after"]
+    page.write_text("no markers", encoding="utf-8")
+    with pytest.raises(ModEdgeError, match="0 pairs of markers for peers, wanted one"):
+        write_first_page(page, kept, STEPS)
