@@ -185,7 +185,7 @@ class DenseTrimModel(TorchModel):
     """A model with such streams."""
 
     def open_stream(self):
-        return DenseTrim(self._model, self.name)
+        return DenseTrim(self, self._model)
 
 
 def test_removing_as_many_rows_in_mod_layers_as_in_dense_ones_is_detected(

@@ -57,7 +57,7 @@ def topology_of(any_bundle):
     """`topology_of(signature, lowering)`: the graph's topology without quantization."""
 
     def make(signature, lowering):
-        target = "cpu" if lowering.dialect == "delta" else "cuda"
+        target = lowering.target if lowering.dialect == "delta" else "cuda"
         folder = any_bundle(target, lowering.precision)
         return topology_from_file(folder / signature.file, CONFIG, signature)
 

@@ -76,7 +76,7 @@ def bundle_of(checkpoint_of, tmp_path_factory):
 
     def traced_once(config, signature, lowering):
         own = (config.frame_num_tokens,) if signature.kind in (MOD, VISION) else ()
-        key = (signature.kind, lowering.dialect, *own)
+        key = (signature.kind, lowering.dialect, lowering.binds_unused_rows, *own)
         if key not in topologies:
             topologies[key] = trace(config, signature, lowering)
         return topologies[key]
