@@ -128,10 +128,14 @@ class OnnxModel(LoadedModel):
 
     def encode(self, frames: UInt8Array) -> FrameEmbeds:
         embeds = self._frame_embeds[: len(frames)]
+        self.encode_into(frames, embeds)
+        return embeds
+
+    def encode_into(self, frames: UInt8Array, embeds: Array) -> None:
+        """Write the embeddings (F, N, D) of RGB frames (F, I, I, 3) into `embeds`."""
         self._encoding.bind_input("frames", frames)
         self._encoding.bind_output("frame_embeds", embeds)
         self._encoding.run()
-        return embeds
 
     def logits(self, rows: Sequence[int]) -> Float32Array:
         """(len(rows), V) logits of these rows of the last step."""
@@ -164,13 +168,23 @@ class OnnxStream(StreamState):
         self._past_length = {is_mod: np.zeros(1, np.int64) for is_mod in (False, True)}
         # The first step has no past, but zero rows cannot be bound: bind one masked row.
         self._no_past = np.zeros((1, text.num_key_value_heads, text.head_dim), dtype)
+        self._frame_embeds = np.empty(
+            (limits.frames_per_step, config.frame_num_tokens, text.hidden_size), dtype
+        )
         self._layout: StepLayout | None = None
         self._step = model.num_steps
         if self._is_in_place:
             self._bind_whole_cache()
 
     def encode(self, frames: UInt8Array) -> FrameEmbeds:
-        return self.copy_embeds(self._model.encode(frames))
+        embeds = self._frame_embeds[: len(frames)]
+        self._model.encode_into(frames, embeds)
+        return embeds
+
+    def copy_embeds(self, embeds: FrameEmbeds) -> FrameEmbeds:
+        own = self._frame_embeds[: len(embeds)]
+        np.copyto(own, np.asarray(embeds))
+        return own
 
     def step(
         self,

@@ -111,15 +111,18 @@ class DeviceModel(LoadedModel):
         self._release.close()
 
     def encode(self, frames: UInt8Array) -> FrameEmbeds:
+        return self.encode_into(frames, self._frame_embeds)
+
+    def encode_into(self, frames: UInt8Array, embeds: int) -> "DeviceFrames":
+        """The embeddings (F, N, D) of RGB frames (F, I, I, 3), written to the address `embeds`."""
         host = self._pixels.host
         np.copyto(host.array[: frames.nbytes].reshape(frames.shape), frames)
         self.driver.upload(self._pixels.device, host.address, frames.nbytes)
         vision = self._contexts["vision"]
-        addresses = {"frames": self._pixels.device, "frame_embeds": self._frame_embeds}
-        vision.bind(addresses, {"F": len(frames)})
+        vision.bind({"frames": self._pixels.device, "frame_embeds": embeds}, {"F": len(frames)})
         vision.enqueue()
         self.driver.synchronize()
-        return DeviceFrames(self._frame_embeds, len(frames), self.frame_bytes)
+        return DeviceFrames(embeds, len(frames), self.frame_bytes)
 
     def logits(self, rows: Sequence[int]) -> Float32Array:
         """(len(rows), V) logits of these rows of the last step; waits for the device."""
@@ -220,7 +223,7 @@ class DeviceStream(StreamState):
             self._release = release.pop_all()
 
     def encode(self, frames: UInt8Array) -> FrameEmbeds:
-        return self.copy_embeds(self._model.encode(frames))
+        return self._model.encode_into(frames, self._frame_embeds)
 
     def copy_embeds(self, embeds: FrameEmbeds) -> FrameEmbeds:
         assert isinstance(embeds, DeviceFrames), "from encode"

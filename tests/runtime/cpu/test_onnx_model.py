@@ -265,7 +265,8 @@ def addresses_of(stream):
     arrays = [
         *(buffer for layer in stream._cache.layers for buffer in (layer.key, layer.value)),
         *model.hidden,
-        *(model.cos, model.sin, model._frame_embeds, model._head_rows, model._logits),
+        *(model.cos, model.sin, stream._frame_embeds, model._frame_embeds),
+        *(model._head_rows, model._logits),
         *model.kept.values(),
     ]
     return [array.ctypes.data for array in arrays]
