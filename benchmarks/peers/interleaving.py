@@ -5,9 +5,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from benchmarks.peers.worker import PROC, TICKS_PER_S, WorkerError
-
-BUSY_FIELDS = (1, 2, 3, 6, 7, 8)  # user, nice, system, irq, softirq, steal; not idle, not iowait
+from benchmarks.peers.worker import WorkerError
+from mod_edge.bench.other_load import busy_s
 
 
 @dataclass(frozen=True)
@@ -97,12 +96,6 @@ def measure_step(workers: Mapping[str, Timed], step: Step) -> Interleaved:
     found.waiting_cores = waiting_s / elapsed_s
     found.other_cores = max(0.0, (busy_s() - busy_before - ours_s) / elapsed_s)
     return found
-
-
-def busy_s() -> float:
-    """CPU seconds that all cores of the machine have been busy."""
-    fields = (PROC / "stat").read_text().split("\n", maxsplit=1)[0].split()
-    return sum(int(fields[index]) for index in BUSY_FIELDS) / TICKS_PER_S
 
 
 def _cpu_s(workers: Mapping[str, Timed], failed: Iterable[str]) -> dict[str, float]:

@@ -5,26 +5,18 @@ import os
 import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mod_edge.bench.memory import Memory, memory_of
+from mod_edge.bench.other_load import process_cpu_s
 from mod_edge.errors import ModEdgeError
 
 PROC = Path("/proc")
-TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 class WorkerError(ModEdgeError):
     """A worker ended before it answered."""
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Memory of a process in bytes: all that is resident, and the part that no file backs."""
-
-    resident: int
-    anonymous: int
 
 
 class Worker(AbstractContextManager["Worker"]):
@@ -86,14 +78,13 @@ class Worker(AbstractContextManager["Worker"]):
 
     def cpu_s(self) -> float:
         """CPU seconds that the process has used."""
-        fields = (PROC / str(self._process.pid) / "stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / TICKS_PER_S  # utime, stime
+        used = process_cpu_s(PROC / str(self._process.pid))
+        assert used is not None, "it runs until it is closed"
+        return used[1]
 
     def memory(self) -> Memory:
         """Memory that the process takes now."""
-        rollup = (PROC / str(self._process.pid) / "smaps_rollup").read_text().splitlines()
-        kib = {line.split()[0]: int(line.split()[1]) for line in rollup[1:]}
-        return Memory(1024 * kib["Rss:"], 1024 * kib["Anonymous:"])
+        return memory_of(PROC / str(self._process.pid))
 
     def close(self) -> None:
         """End the process."""

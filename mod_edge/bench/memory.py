@@ -1,4 +1,4 @@
-"""Memory of this process, from procfs."""
+"""Memory of a process, from procfs."""
 
 import re
 from dataclasses import asdict, dataclass
@@ -9,7 +9,7 @@ PROC = Path("/proc")
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of this process; None where the system does not report them.
+    """Bytes of a process; None where the system does not report them.
 
     Attributes:
         anonymous: not backed by a file, so that the system cannot drop it: weights, caches, heap.
@@ -28,11 +28,15 @@ class Memory:
 
 def memory_now(proc: Path = PROC) -> Memory:
     """The memory of this process; `proc` is where procfs is mounted."""
-    folder = proc / "self"
+    return memory_of(proc / "self")
+
+
+def memory_of(process: Path) -> Memory:
+    """The memory of the process with this folder in procfs."""
     return Memory(
-        _bytes(folder / "smaps_rollup", "Anonymous"),
-        _bytes(folder / "status", "VmRSS"),
-        _bytes(folder / "status", "VmHWM"),
+        _bytes(process / "smaps_rollup", "Anonymous"),
+        _bytes(process / "status", "VmRSS"),
+        _bytes(process / "status", "VmHWM"),
     )
 
 

@@ -96,17 +96,25 @@ class LoadWatch:
     def _snapshot(self) -> _Snapshot:
         names, seconds = {}, {}
         for folder in self._proc.glob("[0-9]*"):
-            head, _, tail = _read(folder / "stat").rpartition(")")
-            times = tail.split()
-            if len(times) > SYSTEM_TIME:
+            used = process_cpu_s(folder)
+            if used is not None:
                 number = int(folder.name)
-                names[number] = head.partition("(")[2]
-                seconds[number] = (int(times[USER_TIME]) + int(times[SYSTEM_TIME])) / _ticks()
-        return _Snapshot(self._clock(), _busy_s(self._proc), names, seconds)
+                names[number], seconds[number] = used
+        return _Snapshot(self._clock(), busy_s(self._proc), names, seconds)
 
 
-def _busy_s(proc: Path) -> float | None:
-    """CPU seconds that all processors spent on anything but waiting."""
+def process_cpu_s(process: Path) -> tuple[str, float] | None:
+    """Name and CPU seconds of the process with this folder in procfs; None if it has ended."""
+    head, _, tail = _read(process / "stat").rpartition(")")
+    times = tail.split()
+    if len(times) <= SYSTEM_TIME:
+        return None
+    ticks = int(times[USER_TIME]) + int(times[SYSTEM_TIME])
+    return head.partition("(")[2], ticks / _ticks()
+
+
+def busy_s(proc: Path = PROC) -> float | None:
+    """CPU seconds that all processors spent on anything but waiting; None if unknown."""
     name, *times = _read(proc / "stat").partition("\n")[0].split() or [""]
     if name != "cpu" or len(times) < NUM_TIMES:
         return None

@@ -95,7 +95,7 @@ def measure_streams(
         plan: of each stream's cache.
         num_past: tokens of text in the window of each, at least 2.
         num_rounds: that are counted, after two that are not.
-        counts: numbers of streams, rising, the first of which is 1.
+        counts: numbers of streams in ascending order; the first is 1.
 
     Raises:
         ConfigError: the window has no room for a frame after `num_past` tokens, or the profile does
