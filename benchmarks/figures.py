@@ -69,7 +69,7 @@ OTHER_DEVICES = (
     "| 2 cores of a Xeon | Llama-3.2-1B and SigLIP-B/16-224 in size, random weights | fp32 | "
     "270 + 327 | 1.7 (from the times) | 6.4 GB | by hand, medians of nine steps |\n"
     "| 2 cores of an AMD EPYC | the same | int8 | 79 + 90 | 4.6 | 1.8 GB | "
-    "`mod-edge bench`, behind 1,000 tokens; frames/s of whole frames in a later row |\n"
+    "`mod-edge bench`, behind 1,000 tokens; frames/s: whole frames in the same run |\n"
     "| NVIDIA GPU, Jetson | | | not measured | not measured | not measured | no GPU available |\n"
 )
 
