@@ -8,6 +8,7 @@ with open_session("bundle", window="120s") as session, VideoFile("clip.mp4", fps
     print(session.summary())
 """
 
+from mod_edge.runtime.capture.image_files import ImageFiles
 from mod_edge.runtime.capture.live_capture import LiveCapture
 from mod_edge.runtime.capture.open_source import open_source
 from mod_edge.runtime.capture.source import Frame
@@ -36,6 +37,7 @@ __all__ = [
     "Frame",
     "FrameDetails",
     "FrameEvent",
+    "ImageFiles",
     "LiveCapture",
     "Query",
     "QueryEvent",
