@@ -101,8 +101,7 @@ def run(
         from mod_edge.bundle.bundle import open_bundle
         from mod_edge.commands.stream_view import screen_view, show_stream
         from mod_edge.commands.text_view import show_conversation
-        from mod_edge.runtime.capture.open_source import open_source
-        from mod_edge.runtime.capture.opencv import open_file
+        from mod_edge.runtime.capture.open_source import check_files, open_source
         from mod_edge.runtime.capture.source_name import parse_source
         from mod_edge.runtime.open_session import open_session, open_text_session
 
@@ -122,8 +121,7 @@ def run(
             show_conversation(text_session, texts, as_json=json, is_verbose=verbose)
         return
     chosen = parse_source(str(camera) if source is None else source)
-    if isinstance(chosen, Path):
-        open_file(chosen).release()  # its errors, before gigabytes are loaded
+    check_files(chosen)
     opened = open_bundle(bundle, hash_all=check)
     for warning in untrained_warnings(opened.config):
         print_warning(warning)

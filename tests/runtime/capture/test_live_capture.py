@@ -43,6 +43,7 @@ def play(monkeypatch):
     def set_answer(answer):
         scripted = type("Scripted", (ScriptedCapture,), {"answer": staticmethod(answer)})
         monkeypatch.setattr(cv2, "VideoCapture", scripted)
+        monkeypatch.setattr(cv2.videoio_registry, "hasBackend", lambda _: True)
 
     return set_answer
 
