@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 FFMPEG_OPTIONS = "rtsp_transport;tcp|multiple_requests;1"
 
 VIDEO = "--source FILE or --camera NUMBER"
-OF_VIDEO = ("image_fps", "max_frames", "threshold", "frames_per_step")
+OF_VIDEO = ("image_fps", "max_frames", "threshold", "frames_per_step", "events")
 
 
 @reports_errors
@@ -92,6 +92,10 @@ def run(
     check: Annotated[bool, typer.Option("--check", help="Check all file hashes first.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Print frames and evictions.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
+    events: Annotated[
+        Path | None,
+        typer.Option(help="Also append the lines of --json to this file; SIGHUP reopens it."),
+    ] = None,
 ) -> None:
     """Stream a video file or a camera through a bundle; Ctrl-C ends it with a summary.
 
@@ -104,11 +108,12 @@ def run(
     if is_text and not query:
         raise typer.BadParameter(f"give {VIDEO}, or --query TEXT for a conversation of text alone")
     use_threads(threads)
-    os.environ.setdefault("OPENCV_FFMPEG_CAPTURE_OPTIONS", FFMPEG_OPTIONS)
+    use_ffmpeg_options()
     if not verbose:
         _quiet_decoders()
     with quiet_imports():
         from mod_edge.bundle.bundle import open_bundle
+        from mod_edge.commands.recording import recording
         from mod_edge.commands.stream_view import (
             screen_view,
             screen_views,
@@ -140,6 +145,7 @@ def run(
         raise typer.BadParameter("only with a folder, a glob or an image", param_hint="--image-fps")
     for each in chosen:
         check_files(each)
+    recorders_of = context.with_resource(recording(events, os.environ))
     opened = open_bundle(bundle, hash_all=check)
     for warning in untrained_warnings(opened.config):
         print_warning(warning)
@@ -162,10 +168,11 @@ def run(
         wanted=settings.camera,
         image_fps=image_fps,
     )
+    # The file first: it has the event at which a closed pipe of the screen ends the run.
     if len(chosen) == 1:
         with open_session(opened, **options) as session, open_one(chosen[0]) as frames:
-            view = screen_view(session, as_json=json, is_verbose=verbose)
-            show_stream(session, frames, queries, [view])
+            screen = screen_view(session, as_json=json, is_verbose=verbose)
+            show_stream(session, frames, queries, [*recorders_of("", session), screen])
         return
     with ExitStack() as release:
         streams = release.enter_context(open_streams(opened, max_streams=len(chosen), **options))
@@ -173,8 +180,13 @@ def run(
         for name, each in zip(stream_names(chosen), chosen, strict=True):
             sources[name] = frames = open_one(each)
             release.push(frames)
-        view_of = screen_views(streams, as_json=json, is_verbose=verbose)
-        show_streams(streams, sources, queries, lambda name, session: [view_of(name, session)])
+        screen_of = screen_views(streams, as_json=json, is_verbose=verbose)
+        show_streams(
+            streams,
+            sources,
+            queries,
+            lambda name, session: [*recorders_of(name, session), screen_of(name, session)],
+        )
 
 
 def _untimed(queries: Sequence["Query"]) -> list[str]:
@@ -197,6 +209,11 @@ def _queries(texts: Sequence[str]) -> list["Query"]:
         return [parse_query(text) for text in texts]
     except ConfigError as exc:
         raise typer.BadParameter(str(exc), param_hint="--query") from exc
+
+
+def use_ffmpeg_options() -> None:
+    """Have OpenCV open streams with `FFMPEG_OPTIONS`, unless the user chose others."""
+    os.environ.setdefault("OPENCV_FFMPEG_CAPTURE_OPTIONS", FFMPEG_OPTIONS)
 
 
 def _quiet_decoders() -> None:

@@ -189,6 +189,10 @@ class StreamView(ABC):
     def finish(self, summary: Summary) -> None:
         """Show the summary at the end."""
 
+    def document(self, event: Event) -> dict[str, Any]:
+        """The event as one JSON object; with the name of its stream if there are several."""
+        return ({"stream": self.stream} if self.stream else {}) | event.to_json()
+
     def __enter__(self) -> "StreamView":
         return self
 
@@ -205,10 +209,6 @@ class JsonView(StreamView):
 
     def finish(self, summary: Summary) -> None:
         print_json(self.document(summary))
-
-    def document(self, event: Event) -> dict[str, Any]:
-        """The event as one JSON object; with the name of its stream if there are several."""
-        return ({"stream": self.stream} if self.stream else {}) | event.to_json()
 
 
 class PlainView(StreamView):

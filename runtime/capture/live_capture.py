@@ -17,6 +17,7 @@ from mod_edge.profiles import Camera
 from mod_edge.runtime.capture.open_live import OpenedLive, open_live
 from mod_edge.runtime.capture.redaction import without_credentials
 from mod_edge.runtime.capture.source import (
+    EVERY,
     LIVE,
     CapturePolicy,
     Frame,
@@ -78,10 +79,10 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
         opened: OpenedLive | None = None,
     ) -> None:
         check_pace(fps, max_frames)
-        if not (policy.max_waiting and math.isfinite(policy.stall_s)):
+        if policy.keep == EVERY or not math.isfinite(policy.stall_s):
             raise ConfigError(
-                f"max_waiting={policy.max_waiting} and stall_s={policy.stall_s} for a live source, "
-                "wanted at least 1 waiting frame and a finite time"
+                f"a live source cannot keep {policy.keep} frames and stall after "
+                f"{policy.stall_s:g} s: wanted newest or queue:N, and a finite time"
             )
         self.num_frames = 0
         self.num_dropped = 0
@@ -96,7 +97,7 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
         self._warnings = list(opened.warnings)
 
         self._changed = threading.Condition()  # guards these eight, which both threads use
-        self._waiting: deque[Arrival] = deque(maxlen=policy.max_waiting)
+        self._waiting: deque[Arrival] = deque(maxlen=policy.keep.num_frames)
         self._num_arrived = 0
         self._num_failed = 0  # reads in a row
         self._num_skipped = 0  # failed reads between pictures

@@ -1,6 +1,7 @@
 """Cameras and pipelines, on a fake device."""
 
 import os
+import re
 from typing import ClassVar
 
 import cv2
@@ -154,6 +155,20 @@ def test_only_an_rtspu_address_is_opened_over_udp(camera, monkeypatch, given):
     udp = "multiple_requests;1|rtsp_transport;udp" if given else "rtsp_transport;udp"
     assert seen == [("rtsp://camera/1", udp), ("rtsp://camera/1", given)]
     assert os.environ.get(FFMPEG_VARIABLE) == given
+
+
+def test_the_reason_of_a_failed_opening_has_no_credentials(camera, monkeypatch):
+    class Failing(camera):
+        def __init__(self, *arguments):
+            os.write(2, b"[hls @ 0x5a] no segment http://me:secret@cam/1.ts?token=abc\n")
+            super().__init__(*arguments)
+
+    monkeypatch.setattr(cv2, "VideoCapture", Failing)
+    with pytest.raises(
+        SourceError, match=r"\(no segment http://\*\*\*@cam/1\.ts\?token=\*"
+    ) as error:
+        open_source("http://me:secret@cam/live.m3u8?token=abc", fps=2)
+    assert not {"secret", "abc"} & set(re.findall(r"\w+", str(error.value)))
 
 
 def test_a_csi_camera_is_a_pipeline_of_the_profiles_size(camera):
