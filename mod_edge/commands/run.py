@@ -19,6 +19,12 @@ from mod_edge.commands.arguments import (
     use_threads,
 )
 from mod_edge.commands.console import print_warning, reports_errors
+from mod_edge.commands.live_options import (
+    FrozenAfterOption,
+    KeepOption,
+    ReconnectOption,
+    live_policy,
+)
 from mod_edge.errors import ConfigError
 from mod_edge.native.package_faults import quiet_imports
 from mod_edge.plan.untrained import untrained_warnings
@@ -32,7 +38,14 @@ if TYPE_CHECKING:
 FFMPEG_OPTIONS = "rtsp_transport;tcp|multiple_requests;1"
 
 VIDEO = "--source FILE or --camera NUMBER"
-OF_VIDEO = ("max_frames", "threshold", "frames_per_step")
+OF_VIDEO = (
+    "max_frames",
+    "threshold",
+    "frames_per_step",
+    "keep",
+    "reconnect",
+    "frozen_after",
+)
 
 
 @reports_errors
@@ -68,8 +81,11 @@ def run(
     ] = None,
     frames_per_step: Annotated[
         int | None,
-        typer.Option(help="Frames of a video file per decoder step; default: the profile's."),
+        typer.Option(help="Most frames per decoder step; default: the profile's."),
     ] = None,
+    keep: KeepOption = None,
+    reconnect: ReconnectOption = None,
+    frozen_after: FrozenAfterOption = None,
     profile: OptionalProfileOption = None,
     backend: Annotated[str, typer.Option(help="Backend: auto, tensorrt, onnx or torch.")] = "auto",
     device: DeviceOption = "auto",
@@ -121,6 +137,7 @@ def run(
         ) as text_session:
             show_conversation(text_session, texts, as_json=json, is_verbose=verbose)
         return
+    policy = live_policy(keep, reconnect, frozen_after)
     chosen = parse_source(str(camera) if source is None else source)
     if isinstance(chosen, Path):
         open_file(chosen).release()  # its errors, before gigabytes are loaded
@@ -143,7 +160,7 @@ def run(
     fps, wanted = session.config.stream_config.frame_fps, settings.camera
     with (
         session,
-        open_source(chosen, fps=fps, max_frames=max_frames, wanted=wanted) as frames,
+        open_source(chosen, fps=fps, max_frames=max_frames, wanted=wanted, policy=policy) as frames,
     ):
         view = screen_view(session, as_json=json, is_verbose=verbose)
         show_stream(session, frames, queries, [view])

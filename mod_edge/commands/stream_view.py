@@ -17,6 +17,7 @@ from mod_edge.commands.console import (
     print_warning,
     printable,
 )
+from mod_edge.commands.live_lines import SOURCE_EVENTS, age_status, live_rows, source_line
 from mod_edge.errors import ModEdgeError
 from mod_edge.plan.protocol import Decision
 from mod_edge.runtime.capture.source import Source
@@ -196,7 +197,8 @@ class LiveView(StreamView):
             f"{summary.fps:5.1f} fps  letterbox {times(summary.letterbox_ms)}  "
             f"vision {times(summary.vision_ms)}  "
             f"decoder {times(summary.decoder_ms)} ms p50/p95  "
-            f"cache {summary.cache_fill:4.0%}  dropped {summary.num_dropped}",
+            f"cache {summary.cache_fill:4.0%}  dropped {summary.num_dropped}"
+            f"{age_status(summary)}",
         )
         speech = Text(printable(self._spoken), style="green")
         return Group(speech, status) if self._spoken else Group(status)
@@ -216,7 +218,7 @@ def _is_shown(event: Event, is_verbose: bool) -> bool:
     """Whether the event is printed as a line."""
     if isinstance(event, (FrameEvent, RollEvent)):
         return is_verbose
-    return isinstance(event, (QueryEvent, ReplyEvent))
+    return isinstance(event, (QueryEvent, ReplyEvent, *SOURCE_EVENTS))
 
 
 def _line(event: Event) -> Text:
@@ -234,8 +236,9 @@ def _line(event: Event) -> Text:
         )
         decision = (f"{event.decision.value:<9} ", DECISION_STYLES[event.decision])
         return Text.assemble(clock, decision, f"frame {event.index}, {times}")
-    assert isinstance(event, RollEvent)
-    return Text.assemble(clock, *roll_line(event))
+    if isinstance(event, RollEvent):
+        return Text.assemble(clock, *roll_line(event))
+    return Text.assemble(clock, *source_line(event))
 
 
 def roll_line(event: RollEvent) -> tuple[tuple[str, str], str]:
@@ -250,6 +253,7 @@ def _print_summary(summary: Summary) -> None:
         ("frames", f"{summary.num_frames} ({decisions}), {summary.num_dropped} dropped"),
         replies_row(summary),
         ("speed", f"{summary.fps:.1f} frames/s over {summary.wall_s:.1f} s"),
+        *live_rows(summary),
         ("letterbox", f"{times(summary.letterbox_ms)} ms per frame, p50/p95"),
         ("vision", f"{times(summary.vision_ms)} ms per frame, p50/p95"),
         ("decoder", f"{times(summary.decoder_ms)} ms per frame, p50/p95"),
