@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from enum import Enum
 from typing import Any, ClassVar
 
 from mod_edge.plan.protocol import Decision
@@ -112,6 +113,13 @@ class TextEvent(Event):
     token_id: int
 
 
+class CutBy(str, Enum):
+    """What cut a reply off."""
+
+    LIMIT = "limit"  # max_new_tokens
+    REQUEST = "request"  # `cut_reply` or `stop`
+
+
 @dataclass(frozen=True)
 class ReplyEvent(Event):
     """A reply is complete.
@@ -120,9 +128,10 @@ class ReplyEvent(Event):
         query: the query that it answers, None if the model spoke unasked.
         text: the whole reply.
         token_ids: its tokens, without the end token.
-        is_cut: whether `max_new_tokens` ended it.
+        is_cut: whether it was cut off; otherwise the model, or a stop text, ended it.
         first_token_ms: from the decision to the first token.
         token_ms: mean time of the steps after the first token, without the caller's own time.
+        cut_by: what cut it off: "limit" (`max_new_tokens`), "request", or None.
     """
 
     kind = "reply"
@@ -132,6 +141,7 @@ class ReplyEvent(Event):
     is_cut: bool
     first_token_ms: float
     token_ms: float
+    cut_by: CutBy | None = None
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,6 @@ from dataclasses import replace
 from datetime import datetime
 from typing import cast
 
-import cv2
-
 from mod_edge.errors import ConfigError, SourceError
 from mod_edge.profiles import Camera
 from mod_edge.runtime.capture.clock import Clock, rfc3339
@@ -27,8 +25,9 @@ from mod_edge.runtime.capture.live_source import (
     SizeEvent,
     UnfrozenEvent,
 )
-from mod_edge.runtime.capture.opencv import ask_camera, is_recording, open_live
+from mod_edge.runtime.capture.open_live import LiveReader, OpenedLive, is_recording, open_live
 from mod_edge.runtime.capture.reconnect import Outage
+from mod_edge.runtime.capture.redaction import without_credentials
 from mod_edge.runtime.capture.source import (
     EVERY,
     LIVE,
@@ -39,7 +38,7 @@ from mod_edge.runtime.capture.source import (
     check_pace,
     stall_error,
 )
-from mod_edge.runtime.capture.source_name import is_address, is_pipeline, name_of
+from mod_edge.runtime.capture.source_name import LiveName, StreamAddress, live_name
 from mod_edge.runtime.events import Event
 
 RETRY_S = 0.02  # between failed reads: without it a core is busy until the source counts as ended
@@ -56,11 +55,11 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
     time. How old a frame can be: see `FrameQueue`.
 
     Args:
-        source: camera number, stream address (rtsp://, http://) or GStreamer pipeline.
+        source: as `parse_source` reads it, or a camera's number, or parsed; not a file.
         fps: frames/s of the grid.
         max_frames: end after this many frames.
         policy: which frames are kept, and when the source has stalled, ended or frozen.
-        wanted: picture size and rate to request from a camera; None keeps its settings.
+        wanted: picture size, rate and pixel format to request; see `open_live`.
         opened: the source, already opened by `open_live`; None opens it.
         clock: that frames and waits are timed with.
 
@@ -78,31 +77,33 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
 
     def __init__(
         self,
-        source: int | str,
+        source: int | str | LiveName,
         *,
         fps: float,
         max_frames: int | None = None,
         policy: CapturePolicy = LIVE,
         wanted: Camera | None = None,
-        opened: cv2.VideoCapture | None = None,
+        opened: OpenedLive | None = None,
         clock: Clock | None = None,
     ) -> None:
         check_pace(fps, max_frames)
+        self._source = live_name(source)
+        self._name = self._source.name
         if policy.keep == EVERY:
             raise ConfigError(
-                f"{name_of(source)} does not wait for the model, so every frame cannot be kept; "
+                f"{self._name} does not wait for the model, so every frame cannot be kept; "
                 "keep newest, or queue:N with a length N"
             )
         if not math.isfinite(policy.stall_s):
             raise ConfigError(f"stall_s={policy.stall_s:g} for a live source: wanted a finite time")
         self.clock = clock or Clock()
         self._warnings: list[str] = []
-        self._source = source
-        self._name = name_of(source)
         self._policy = policy
         self._max_frames = max_frames
         self._wanted = wanted
-        capture = self._set_up(opened) if opened is not None else self._open()
+        if opened is None:
+            opened = self._open()
+        self._warnings += opened.warnings
 
         self._changed = threading.Condition()  # guards what both threads use: these nine
         self._queue = FrameQueue(policy.keep, fps=fps, settle_s=policy.settle_s)
@@ -121,7 +122,7 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
         self._is_finished = False
         self._asked_s: float | None = None  # when the caller began to wait for the next frame
         self._reader = threading.Thread(
-            target=self._read, args=(capture,), name="mod-edge capture", daemon=True
+            target=self._read, args=(opened.reader,), name="mod-edge capture", daemon=True
         )
         self._reader.start()
 
@@ -255,35 +256,36 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
 
     # ---- the reading thread ----
 
-    def _read(self, capture: cv2.VideoCapture) -> None:
+    def _read(self, reader: LiveReader) -> None:
         """Queue pictures until the source ends, is lost for good or is closed; the thread."""
         failure: SourceError | None = None
         try:
-            while (lost := self._queue_pictures(capture)) is not None:
-                capture.release()
-                capture = self._open_again(lost, capture)
+            while (lost := self._queue_pictures(reader)) is not None:
+                reader.release()
+                reader = self._open_again(lost, reader)
         except SourceError as exc:  # raised again in the caller's thread, by _finish()
             failure = exc
         except Exception as exc:
-            failure = SourceError(f"{self._name} cannot be read any more: {exc}")
+            reason = without_credentials(str(exc))
+            failure = SourceError(f"{self._name} cannot be read any more: {reason}")
             failure.__cause__ = exc
         finally:
-            capture.release()
+            reader.release()
             with self._changed:  # in finally, so that a waiting caller always wakes
                 self._failure = failure
                 self._has_ended = True
                 self._changed.notify_all()
 
-    def _queue_pictures(self, capture: cv2.VideoCapture) -> SourceError | None:
+    def _queue_pictures(self, reader: LiveReader) -> SourceError | None:
         """Queue pictures until no more come; returns why, None if that is no failure."""
         while not self._is_closing:
-            is_picture = capture.grab()
+            is_picture = reader.grab()
             now_s, at = self.clock.now_s(), self.clock.utc()
             # Before the picture is looked at: one that a timed-out grab() brings was held back by
             # the decoder and is as old as the silence.
             if now_s - self._heard_s >= self._policy.stall_s:
                 return self._stalled(now_s)
-            if is_picture and self._is_used(capture, now_s, at):
+            if is_picture and self._is_used(reader, now_s, at):
                 self._heard_s = now_s
                 continue
             self._num_failed += 1
@@ -292,13 +294,13 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
             self._pause(RETRY_S)
         return None
 
-    def _is_used(self, capture: cv2.VideoCapture, now_s: float, at: datetime) -> bool:
+    def _is_used(self, reader: LiveReader, now_s: float, at: datetime) -> bool:
         """Drop or queue the picture just grabbed; False if it cannot be converted."""
         image: Image | None = None
         with self._changed:
             self._note_gap(now_s)
             is_kept = self._queue.offer(now_s)
-        if is_kept and (image := _converted(capture)) is None:
+        if is_kept and (image := _converted(reader)) is None:
             return False
         events = [] if image is None else self._seen_in(image, now_s)
         with self._changed:
@@ -347,17 +349,11 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
 
     # ---- lost and opened again, in the reading thread ----
 
-    def _open(self) -> cv2.VideoCapture:
-        return self._set_up(open_live(self._source, self._name, self._policy.stall_s))
+    def _open(self) -> OpenedLive:
+        stall_s = self._policy.stall_s
+        return open_live(self._source, read_timeout_s=stall_s, wanted=self._wanted)
 
-    def _set_up(self, capture: cv2.VideoCapture) -> cv2.VideoCapture:
-        if self._wanted is not None and isinstance(self._source, int):
-            for warning in ask_camera(capture, self._name, self._wanted):
-                if warning not in self._warnings:
-                    self._warnings.append(warning)
-        return capture
-
-    def _open_again(self, lost: SourceError, released: cv2.VideoCapture) -> cv2.VideoCapture:
+    def _open_again(self, lost: SourceError, released: LiveReader) -> LiveReader:
         """The source, opened again; `released` if this object is closed meanwhile.
 
         Raises:
@@ -373,18 +369,18 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
                 return released
             outage.num_attempts += 1
             try:
-                capture = self._open()
+                reader = self._open().reader
             except SourceError as exc:
                 failure = exc
                 continue
-            if is_address(self._source) and is_recording(capture):
-                capture.release()
+            if isinstance(self._source, StreamAddress) and is_recording(reader):
+                reader.release()
                 raise SourceError(
                     f"{self._name} has become a recording, which would start again from its "
                     "beginning; run again to watch it"
                 )
             self._heard_s, self._num_failed = self.clock.now_s(), 0
-            return capture
+            return reader
         raise SourceError(
             f"{outage.reason}; no picture came in {self._policy.reconnect_s:g} s and "
             f"{outage.num_attempts} attempts to open it again, last: {failure}; raise --reconnect "
@@ -407,15 +403,9 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
         num_captured = self._queue.num_captured
         if self._policy.is_finite and num_captured:
             return None
-        if is_address(self._source):
-            advice = "check its server, then run again; if it is a recording, download it first"
-        elif is_pipeline(self._source):
-            advice = "try it with gst-launch-1.0, then run again"
-        else:
-            advice = "check its cable and power, and that no other program took it, then run again"
         return SourceError(
             f"{self._name} ended after {num_captured} frames ({self._num_failed} reads in a "
-            f"row failed), but a live source has no end of its own; {advice}"
+            f"row failed), but a live source has no end of its own; {self._source.advice}"
         )
 
     def _stalled(self, now_s: float) -> SourceError:
@@ -433,7 +423,7 @@ def with_advice(lost: SourceError) -> SourceError:
     return SourceError(f"{lost}; --reconnect 60s opens a lost source again")
 
 
-def _converted(capture: cv2.VideoCapture) -> Image | None:
+def _converted(reader: LiveReader) -> Image | None:
     """The picture grabbed last, None if it cannot be converted."""
-    is_picture, image = capture.retrieve()
+    is_picture, image = reader.retrieve()
     return cast(Image, image) if is_picture and image.size else None

@@ -11,5 +11,6 @@ def camera(monkeypatch):
     """The stand-in that OpenCV opens, whatever the source's name."""
     scripted = ScriptedCamera()
     monkeypatch.setattr(cv2, "VideoCapture", scripted.open)
+    monkeypatch.setattr(cv2.videoio_registry, "hasBackend", lambda _: True)
     yield scripted
     scripted.close()
