@@ -14,6 +14,8 @@ from mod_edge.runtime.capture.source import CaptureCounts, Frame, Image, Keep
 # may have been buffered since. Many times the usual interval, for sources with few pictures.
 MIN_GAP_S = 1.0
 GAP_INTERVALS = 5
+# What was buffered is read in this time: the source may have become faster in the gap.
+MAX_SETTLE_S = 2.0
 INTERVAL_WEIGHT = 0.1  # of the newest interval in their moving average
 
 
@@ -158,7 +160,8 @@ class FrameQueue:
         half_s = self._interval_s / 2
         if time_s < self._settled_s and passed_s <= self._longest_interval_s():
             if passed_s < half_s:  # still what was buffered: pictures of now come at intervals
-                self._settled_s = max(self._settled_s, time_s + half_s)
+                latest_s = self._unsettled_s + max(MAX_SETTLE_S, self._settle_s)
+                self._settled_s = max(self._settled_s, min(time_s + half_s, latest_s))
         elif not self._interval_s:
             self._interval_s = passed_s
         else:

@@ -5,12 +5,12 @@ opens a source again that stalled or ended, if the policy says so.
 """
 
 import math
-import threading
 from collections import deque
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import datetime
+from threading import Condition, Thread, current_thread
 from typing import cast
 
 from mod_edge.errors import ConfigError, SourceError
@@ -43,6 +43,8 @@ from mod_edge.runtime.events import Event
 
 RETRY_S = 0.02  # between failed reads: without it a core is busy until the source counts as ended
 JOIN_MARGIN_S = 1.0
+# After the stall, until a read that should have timed out is left to itself.
+HANG_MARGIN_S = 1.0
 LONGEST_WAIT_S = 60.0  # of a caller, before it looks at the clock again
 MAX_EVENTS = 1000  # that wait for a caller who never takes them
 PAUSED = "the source paused, or this process was suspended"
@@ -105,7 +107,7 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
             opened = self._open()
         self._warnings += opened.warnings
 
-        self._changed = threading.Condition()  # guards what both threads use: these nine
+        self._changed = Condition()  # guards what both threads use: these nine
         self._queue = FrameQueue(policy.keep, fps=fps, settle_s=policy.settle_s)
         self._events: deque[Event] = deque(maxlen=MAX_EVENTS)
         self._num_failed = 0  # reads in a row
@@ -121,10 +123,8 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
         self._is_closing = False
         self._is_finished = False
         self._asked_s: float | None = None  # when the caller began to wait for the next frame
-        self._reader = threading.Thread(
-            target=self._read, args=(opened.reader,), name="mod-edge capture", daemon=True
-        )
-        self._reader.start()
+        self._is_opening = False  # again, in the reading thread
+        self._start_reader(opened.reader, None)
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -143,7 +143,7 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
                 if self._has_ended:
                     self._finish()
                     break
-                if now_s >= self._stalls_s(now_s):
+                if self._has_stalled(now_s):
                     raise with_advice(self._stalled(now_s))
                 self._wait(now_s)
         raise StopIteration
@@ -223,7 +223,7 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
     def _is_ready(self, now_s: float) -> bool:
         if self._is_over() or self._has_ended or self._events:
             return True
-        return self._queue.is_ready(now_s) or now_s >= self._stalls_s(now_s)
+        return self._queue.is_ready(now_s) or self._has_stalled(now_s)
 
     def _wait(self, now_s: float) -> None:
         """Wait for the other thread, for a picture to be settled, or for a stall."""
@@ -233,16 +233,37 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
             wakes_s = min(wakes_s, ready_s)
         self.clock.wait(self._changed, max(0.0, wakes_s - now_s))
 
-    def _stalls_s(self, now_s: float) -> float:
-        """When the source counts as stalled if the caller waits for it and no picture comes.
-
-        Where it is opened again, the other thread decides that.
-        """
+    def _has_stalled(self, now_s: float) -> bool:
+        """Whether the caller waits for a source that stalled and is not opened again."""
+        if now_s < self._stalls_s(now_s):
+            return False
         if self._policy.reconnect_s:
+            self._leave_reader(now_s)
+        return not self._policy.reconnect_s
+
+    def _stalls_s(self, now_s: float) -> float:
+        """When the source counts as stalled if the caller waits for it and no picture comes."""
+        if self._is_opening:
             return math.inf
         if self._asked_s is None:
             self._asked_s = now_s
-        return max(self._heard_s, self._asked_s) + self._policy.stall_s
+        margin_s = HANG_MARGIN_S if self._policy.reconnect_s else 0.0
+        return max(self._heard_s, self._asked_s) + self._policy.stall_s + margin_s
+
+    def _leave_reader(self, now_s: float) -> None:
+        """Open the source again in another thread, because a read does not return.
+
+        FFmpeg's time-out does not end a read of bytes that hold no picture. The old thread releases
+        its reader when it returns.
+        """
+        lost, self._is_opening = self._stalled(now_s), True
+        self._start_reader(None, lost)
+
+    def _start_reader(self, reader: LiveReader | None, lost: SourceError | None) -> None:
+        self._reader = Thread(
+            target=self._read, args=(reader, lost), name="mod-edge capture", daemon=True
+        )
+        self._reader.start()
 
     def _finish(self) -> None:
         if self._failure is not None:
@@ -256,13 +277,22 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
 
     # ---- the reading thread ----
 
-    def _read(self, reader: LiveReader) -> None:
-        """Queue pictures until the source ends, is lost for good or is closed; the thread."""
+    def _read(self, reader: LiveReader | None, lost: SourceError | None) -> None:
+        """Queue pictures until the source ends, is lost for good or is closed; the thread.
+
+        Args:
+            reader: the open source; None opens it again.
+            lost: why, in that case.
+        """
         failure: SourceError | None = None
         try:
-            while (lost := self._queue_pictures(reader)) is not None:
-                reader.release()
-                reader = self._open_again(lost, reader)
+            while not self._is_closing:
+                if reader is not None:
+                    lost = self._queue_pictures(reader)
+                    reader.release()
+                reader = None if lost is None else self._open_again(lost)
+                if reader is None:
+                    break
         except SourceError as exc:  # raised again in the caller's thread, by _finish()
             failure = exc
         except Exception as exc:
@@ -270,17 +300,25 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
             failure = SourceError(f"{self._name} cannot be read any more: {reason}")
             failure.__cause__ = exc
         finally:
-            reader.release()
+            if reader is not None:
+                reader.release()
             with self._changed:  # in finally, so that a waiting caller always wakes
-                self._failure = failure
-                self._has_ended = True
-                self._changed.notify_all()
+                if not self._is_left():
+                    self._failure = failure
+                    self._has_ended = True
+                    self._changed.notify_all()
+
+    def _is_left(self) -> bool:
+        """Whether this thread's read hung, so that another thread reads."""
+        return current_thread() is not self._reader
 
     def _queue_pictures(self, reader: LiveReader) -> SourceError | None:
         """Queue pictures until no more come; returns why, None if that is no failure."""
         while not self._is_closing:
             is_picture = reader.grab()
             now_s, at = self.clock.now_s(), self.clock.utc()
+            if self._is_left():
+                return None
             # Before the picture is looked at: one that a timed-out grab() brings was held back by
             # the decoder and is as old as the silence.
             if now_s - self._heard_s >= self._policy.stall_s:
@@ -353,20 +391,21 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
         stall_s = self._policy.stall_s
         return open_live(self._source, read_timeout_s=stall_s, wanted=self._wanted)
 
-    def _open_again(self, lost: SourceError, released: LiveReader) -> LiveReader:
-        """The source, opened again; `released` if this object is closed meanwhile.
+    def _open_again(self, lost: SourceError) -> LiveReader | None:
+        """The source, opened again; None if this object is closed meanwhile.
 
         Raises:
             SourceError: the policy does not allow it, or its time is used up.
         """
         if not self._policy.reconnect_s:
             raise with_advice(lost) from lost
+        self._is_opening = True
         outage = self._begin_outage(lost)
         failure = lost
         while (left_s := outage.since_s + self._policy.reconnect_s - self.clock.now_s()) > 0:
             self._pause(min(next(outage.delays_s), left_s))
             if self._is_closing:
-                return released
+                return None
             outage.num_attempts += 1
             try:
                 reader = self._open().reader
@@ -379,7 +418,10 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
                     f"{self._name} has become a recording, which would start again from its "
                     "beginning; run again to watch it"
                 )
-            self._heard_s, self._num_failed = self.clock.now_s(), 0
+            with self._changed:
+                self._heard_s, self._num_failed = self.clock.now_s(), 0
+                self._is_opening = False
+                self._changed.notify_all()  # a caller again looks when the source stalls
             return reader
         raise SourceError(
             f"{outage.reason}; no picture came in {self._policy.reconnect_s:g} s and "

@@ -58,13 +58,14 @@ class ScriptedCamera:
         self._answers = queue.Queue()
         self._is_waiting = threading.Semaphore(0)  # the reader, for the next answer
         self._is_over = False
+        self._hangs = threading.Event()
         self._lives = []
 
     def live(self, source=0, *, fps=2.0, policy=LIVE, max_frames=None):
         """A `LiveCapture` of this camera that waits for its first picture."""
         live = LiveCapture(source, fps=fps, policy=policy, max_frames=max_frames, clock=self.clock)
         self._lives.append(live)
-        self._await_reader()
+        self.await_reader()
         return live
 
     def sends(self, *images, every_s):
@@ -77,6 +78,10 @@ class ScriptedCamera:
         for _ in range(num_reads):
             self._answer(None, every_s)
 
+    def hangs(self):
+        """A read that does not return before the camera is closed."""
+        self._answers.put(self._hangs)
+
     def breaks(self, error):
         """A read that raises `error`."""
         self._answer(error, 0.0)
@@ -84,6 +89,7 @@ class ScriptedCamera:
     def close(self):
         """Let every read fail at once, and close the captures."""
         self._is_over = True
+        self._hangs.set()
         self._answers.put(None)
         for live in self._lives:
             live.close()
@@ -97,14 +103,18 @@ class ScriptedCamera:
         if self._is_over:
             return None
         self._is_waiting.release()
-        return self._answers.get()
+        answer = self._answers.get()
+        if answer is self._hangs:
+            self._hangs.wait(LONGEST_S)
+            return None
+        return answer
 
     def _answer(self, answer, after_s):
         self.clock.passed_s += after_s
         self._answers.put(answer)
-        self._await_reader()
+        self.await_reader()
 
-    def _await_reader(self):
+    def await_reader(self):
         """Wait until the reader asks again or has ended."""
         reader = self._lives[-1]._reader
         for _ in range(round(LONGEST_S / 0.01)):

@@ -111,6 +111,22 @@ def test_what_was_buffered_during_a_gap_is_dropped_until_pictures_come_at_interv
     assert counts_of(queue).num_settling == 100
 
 
+def test_a_source_that_is_faster_after_a_gap_is_taken_within_two_seconds():
+    queue = begun(NEWEST, settle_s=0.25)
+    for number in range(1, 20):
+        arrive(queue, number / 5)
+        queue.take(number / 5)
+    queue.settle(10.0)
+    taken_s = []
+    for number in range(300):
+        now_s = 10.0 + number / 60
+        arrive(queue, now_s)
+        if queue.take(now_s) is not None:
+            taken_s.append(now_s)
+    assert taken_s[0] <= 12.05
+    assert len(taken_s) >= 5
+
+
 def test_a_picture_that_waited_through_a_gap_is_stale():
     queue = begun(NEWEST)
     arrive(queue, 0.5)

@@ -128,6 +128,25 @@ def test_a_stall_is_a_loss_too(camera):
     assert 5.0 < gap.gap_s < 6.0
 
 
+def test_a_read_that_never_returns_is_left_and_the_source_opened_again(camera):
+    live = begun(camera, FOREVER)
+    hung = live._reader
+    camera.hangs()
+    assert not live.is_ready  # the caller begins to wait
+    camera.clock.passed_s += 6.1
+    assert not live.is_ready or live._events
+    camera.await_reader()
+    (lost,) = live.take_events()
+    assert "delivered no frame for 6.1 s" in lost.reason
+    camera.sends(1, every_s=0.1)
+    assert number_in(next(live).image) == 1
+    assert [event.kind for event in live.take_events()] == ["gap"]
+    camera.close()
+    hung.join(5.0)
+    assert not hung.is_alive()
+    assert list(live) == []
+
+
 def test_what_a_source_had_buffered_is_dropped_when_it_comes_back(camera):
     live = begun(camera, replace(FOREVER, settle_s=0.25))
     camera.fails(3)
