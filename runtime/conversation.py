@@ -30,8 +30,9 @@ class SessionOptions:
     Attributes:
         threshold: see `Protocol`; 0..1.
         max_new_tokens: longest reply.
-        frames_per_step: frames of a file fed in one decoder step. Decisions are the same as with
-            one frame per step: if a frame speaks, the frames after it are taken back.
+        frames_per_step: frames fed in one decoder step; of a live source at most those that wait.
+            Decisions are the same as with one frame per step: if a frame speaks, the frames after
+            it are taken back.
         max_step_tokens: longest step; longer text is fed in pieces.
         evict_fraction: see `KvWindow`.
         sampling: how the tokens of replies are chosen.

@@ -14,6 +14,8 @@ from mod_edge.errors import ConfigError
 from mod_edge.plan.kv_budget import KvPlan, rows_of, rows_of_frames
 from mod_edge.plan.kv_window import NO_ROWS, Rows
 from mod_edge.plan.protocol import Decision
+from mod_edge.runtime.capture.clock import rfc3339
+from mod_edge.runtime.capture.live_source import LiveSource, as_live, next_frames
 from mod_edge.runtime.capture.source import Frame, Source
 from mod_edge.runtime.conversation import Conversation, SessionOptions
 from mod_edge.runtime.events import Event, FrameDetails, FrameEvent, QueryEvent, Summary
@@ -25,10 +27,11 @@ from mod_edge.runtime.stats import Latencies
 
 @dataclass(frozen=True)
 class SeenFrame:
-    """A frame and its picture's place in the model's square."""
+    """A frame, its picture's place in the model's square, and a live frame's age when read."""
 
     frame: Frame
     placement: Placement
+    age_ms: float | None
 
 
 @dataclass(frozen=True)
@@ -42,10 +45,22 @@ class FrameCosts:
 
 @dataclass(frozen=True)
 class FrameBatch:
-    """Frames that were read together, and the milliseconds that resizing each of them took."""
+    """Frames that were read together.
+
+    Attributes:
+        seen: the frames.
+        letterbox_ms: time to resize each of them.
+        events: of a live source, before these frames; there may be some without a frame.
+    """
 
     seen: list[SeenFrame]
     letterbox_ms: float
+    events: list[Event]
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the source has ended."""
+        return not self.seen and not self.events
 
     def __len__(self) -> int:
         return len(self.seen)
@@ -85,7 +100,10 @@ class Session(Conversation):
         self._num_frames = 0
         self._decisions = Counter[Decision]()
         self._letterbox_ms, self._vision_ms, self._decoder_ms = (Latencies() for _ in range(3))
+        self._age_ms, self._latency_ms = Latencies(), Latencies()
         self._source: Source | None = None
+        self._live: LiveSource | None = None
+        self._at: str | None = None  # when the last frame of a live source was captured
         self._frames = iter(tuple[Frame]())
         self._queries = QueryQueue()
         self._is_streaming = False
@@ -111,7 +129,10 @@ class Session(Conversation):
         self.begin(source, queries, details=details)
         pixels = pixels_of_frames(self.config, self.options.frames_per_step)
         try:
-            while batch := self.read(pixels):
+            while not (batch := self.read(pixels)).has_ended:
+                yield from batch.events
+                if not batch:
+                    continue
                 started = time.perf_counter()
                 embeds = self.state.encode(pixels[: len(batch)])
                 vision_ms = 1000 * (time.perf_counter() - started) / len(batch)
@@ -128,6 +149,7 @@ class Session(Conversation):
             raise ConfigError("this session has streamed already; open a new session")
         self._check_window(queries)
         self._source, self._has_details = source, details
+        self._live = as_live(source)
         self._queries = QueryQueue(queries)
         self._frames = iter(source)
         self._is_streaming = True
@@ -135,22 +157,26 @@ class Session(Conversation):
     def read(self, pixels: UInt8Array) -> FrameBatch:
         """The frames of the next step, fitted into the first of `pixels` (F, I, I, 3).
 
-        Waits for a live source's frame. Without frames, the source has ended.
+        Waits for a live source's frame or event; a slow model gets all frames that wait, up to
+        those of a step.
 
         Raises:
             SourceError: the source failed.
         """
-        assert self._source is not None, "begin() comes first"
-        num_frames = 1 if self._source.is_live else self.options.frames_per_step
-        frames = list(islice(self._frames, num_frames))
+        most, events = self.options.frames_per_step, list[Event]()
+        if self._live is None:
+            frames = list(islice(self._frames, most))
+        else:
+            frames, events = next_frames(self._live, self._frames, most)
+        ages_ms = [self._ms_since_capture(frame) for frame in frames]
         started = time.perf_counter()
         self._started_s = self._started_s or started
         seen = [
-            SeenFrame(frame, fit_frame(frame.image, square, self.config.vision_config))
-            for frame, square in zip(frames, pixels, strict=False)
+            SeenFrame(frame, fit_frame(frame.image, square, self.config.vision_config), age_ms)
+            for frame, square, age_ms in zip(frames, pixels, ages_ms, strict=False)
         ]
         letterbox_ms = 1000 * (time.perf_counter() - started) / max(len(seen), 1)
-        return FrameBatch(seen, letterbox_ms)
+        return FrameBatch(seen, letterbox_ms, events)
 
     def watch(self, batch: FrameBatch, embeds: FrameEmbeds, vision_ms: float) -> Iterator[Event]:
         """Feed the batch's frames in as few steps as decisions allow, and reply.
@@ -162,6 +188,9 @@ class Session(Conversation):
             embeds: of its frames, in the stream's memory.
             vision_ms: time to encode each of them.
         """
+        yield from map(self.stamped, self._watched(batch, embeds, vision_ms))
+
+    def _watched(self, batch: FrameBatch, embeds: FrameEmbeds, vision_ms: float) -> Iterator[Event]:
         seen, costs = batch.seen, FrameCosts(batch.letterbox_ms, vision_ms)
         first = 0
         while first < len(seen):
@@ -179,8 +208,12 @@ class Session(Conversation):
         """Answer the queries that are due by the end of the last frame; `ask` is refused after."""
         end_s = self._time_s + 1 / self.config.stream_config.frame_fps
         while self._num_frames and self._received().is_due_at(end_s):
-            yield from self._answer(self._queries.take())
+            yield from map(self.stamped, self._answer(self._queries.take()))
         self._is_streaming = False
+
+    def stamped(self, event: Event) -> Event:
+        """The event with the time of day of the last live frame, if it has none of its own."""
+        return event if self._at is None or event.at else replace(event, at=self._at)
 
     def ask(self, query: str | Query) -> None:
         """Ask the model a query while the stream runs, from any thread.
@@ -218,6 +251,7 @@ class Session(Conversation):
         ]
         return Summary(
             time_s=self._time_s,
+            at=self._at,
             num_frames=self._num_frames,
             decisions={decision.value: self._decisions[decision] for decision in Decision},
             num_replies=self._num_replies,
@@ -234,6 +268,9 @@ class Session(Conversation):
             cache_fill=round(self._cache_fill(), 4),
             backend=self.backend,
             warnings=warnings,
+            age_ms=self._age_ms.with_longest() if self._live else None,
+            latency_ms=self._latency_ms.with_longest() if self._live else None,
+            capture=self._live.counts if self._live else None,
         )
 
     def _received(self) -> QueryQueue:
@@ -265,7 +302,7 @@ class Session(Conversation):
         details = self._details(seen[:num_standing])
         yield from self._take_rolls(self._time_s)
         for each, decision, detail in zip(seen, decisions, details, strict=False):
-            yield self._note_frame(each.frame, decision, costs, detail)
+            yield self._note_frame(each, decision, costs, detail)
         if decisions[-1] is Decision.ASKED:
             yield from self._answer(self._queries.take())
         elif decisions[-1] is Decision.SPEAK:
@@ -287,15 +324,20 @@ class Session(Conversation):
         ]
 
     def _note_frame(
-        self, frame: Frame, decision: Decision, costs: FrameCosts, details: FrameDetails | None
+        self, seen: SeenFrame, decision: Decision, costs: FrameCosts, details: FrameDetails | None
     ) -> FrameEvent:
+        frame, latency_ms = seen.frame, self._ms_since_capture(seen.frame)
         self._protocol.note_frame()
         self._time_s = frame.time_s
+        self._at = None if frame.at is None else rfc3339(frame.at)
         self._num_frames += 1
         self._decisions[decision] += 1
         self._letterbox_ms.add(costs.letterbox_ms)
         self._vision_ms.add(costs.vision_ms)
         self._decoder_ms.add(costs.decoder_ms)
+        if seen.age_ms is not None and latency_ms is not None:
+            self._age_ms.add(seen.age_ms)
+            self._latency_ms.add(latency_ms)
         assert self._source is not None
         return FrameEvent(
             time_s=frame.time_s,
@@ -306,8 +348,16 @@ class Session(Conversation):
             decoder_ms=round(costs.decoder_ms, 3),
             cache_fill=round(self._cache_fill(), 4),
             num_dropped=self._source.num_dropped,
+            age_ms=seen.age_ms,
+            latency_ms=latency_ms,
             details=details,
         )
+
+    def _ms_since_capture(self, frame: Frame) -> float | None:
+        """Milliseconds since a live source's frame was captured; None for a file's."""
+        if self._live is None or frame.captured_s is None:
+            return None
+        return round(1000 * (self._live.clock.now_s() - frame.captured_s), 3)
 
     def _answer(self, query: Query | None) -> Iterator[Event]:
         """Reply to `query` or to the last frame."""

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import NamedTuple
 
 from tokenizers import Tokenizer
@@ -193,8 +194,10 @@ class Streams(AbstractContextManager["Streams"]):
             if batch:
                 batches.append((stream, batch))
                 num_frames += len(batch)
-            else:
+            elif batch.has_ended:
                 stream.events = self._ended(stream)
+            else:
+                stream.events = iter(batch.events)
         if not batches:
             return
         started = time.perf_counter()
@@ -203,12 +206,14 @@ class Streams(AbstractContextManager["Streams"]):
         first = 0
         for stream, batch in batches:
             ours = stream.session.state.copy_embeds(embeds[first : first + len(batch)])
-            stream.events = stream.session.watch(batch, ours, vision_ms)
+            watched = stream.session.watch(batch, ours, vision_ms)
+            stream.events = chain(batch.events, watched)
             first += len(batch)
 
     def _failed(self, stream: _Running, error: SourceError) -> Iterator[Event]:
         self._failures[stream.name] = error
-        yield FailureEvent(stream.session.summary().time_s, str(error))
+        failure = FailureEvent(stream.session.summary().time_s, str(error))
+        yield stream.session.stamped(failure)
         yield self._close(stream)
 
     def _ended(self, stream: _Running) -> Iterator[Event]:

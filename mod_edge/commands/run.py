@@ -21,6 +21,12 @@ from mod_edge.commands.arguments import (
     use_threads,
 )
 from mod_edge.commands.console import print_warning, reports_errors
+from mod_edge.commands.live_options import (
+    FrozenAfterOption,
+    KeepOption,
+    ReconnectOption,
+    live_policy,
+)
 from mod_edge.errors import ConfigError
 from mod_edge.native.package_faults import quiet_imports
 from mod_edge.plan.untrained import untrained_warnings
@@ -35,7 +41,16 @@ if TYPE_CHECKING:
 FFMPEG_OPTIONS = "rtsp_transport;tcp|multiple_requests;1"
 
 VIDEO = "--source FILE or --camera NUMBER"
-OF_VIDEO = ("image_fps", "max_frames", "threshold", "frames_per_step", "events")
+OF_VIDEO = (
+    "image_fps",
+    "max_frames",
+    "threshold",
+    "frames_per_step",
+    "keep",
+    "reconnect",
+    "frozen_after",
+    "events",
+)
 
 
 @reports_errors
@@ -79,8 +94,11 @@ def run(
     ] = None,
     frames_per_step: Annotated[
         int | None,
-        typer.Option(help="Frames of a video file per decoder step; default: the profile's."),
+        typer.Option(help="Most frames per decoder step; default: the profile's."),
     ] = None,
+    keep: KeepOption = None,
+    reconnect: ReconnectOption = None,
+    frozen_after: FrozenAfterOption = None,
     profile: OptionalProfileOption = None,
     backend: Annotated[str, typer.Option(help="Backend: auto, tensorrt, onnx or torch.")] = "auto",
     device: DeviceOption = "auto",
@@ -140,6 +158,7 @@ def run(
         ) as text_session:
             show_conversation(text_session, turns, as_json=json, is_verbose=verbose)
         return
+    policy = live_policy(keep, reconnect, frozen_after)
     chosen = [parse_source(text) for text in texts]
     if image_fps is not None and not any(isinstance(each, ImagePaths) for each in chosen):
         raise typer.BadParameter("only with a folder, a glob or an image", param_hint="--image-fps")
@@ -167,6 +186,7 @@ def run(
         max_frames=max_frames,
         wanted=settings.camera,
         image_fps=image_fps,
+        policy=policy,
     )
     # The file first: it has the event at which a closed pipe of the screen ends the run.
     if len(chosen) == 1:

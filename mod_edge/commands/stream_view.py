@@ -18,6 +18,7 @@ from mod_edge.commands.console import (
     print_warning,
     printable,
 )
+from mod_edge.commands.live_lines import SOURCE_EVENTS, age_status, live_rows, source_line
 from mod_edge.errors import ModEdgeError
 from mod_edge.plan.protocol import Decision
 from mod_edge.runtime.capture.source import Source
@@ -313,7 +314,8 @@ class LiveView(StreamView):
             f"{summary.fps:5.1f} fps  letterbox {times(summary.letterbox_ms)}  "
             f"vision {times(summary.vision_ms)}  "
             f"decoder {times(summary.decoder_ms)} ms p50/p95  "
-            f"cache {summary.cache_fill:4.0%}  dropped {summary.num_dropped}",
+            f"cache {summary.cache_fill:4.0%}  dropped {summary.num_dropped}"
+            f"{age_status(summary)}",
         )
         speech = Text(printable(self._spoken), style="green")
         return Group(speech, status) if self._spoken else Group(status)
@@ -333,7 +335,7 @@ def _is_shown(event: Event, is_verbose: bool) -> bool:
     """Whether the event is printed as a line."""
     if isinstance(event, (FrameEvent, RollEvent)):
         return is_verbose
-    return isinstance(event, (QueryEvent, ReplyEvent, FailureEvent))
+    return isinstance(event, (QueryEvent, ReplyEvent, FailureEvent, *SOURCE_EVENTS))
 
 
 def _stream_prefix(stream: str) -> list[tuple[str, str]]:
@@ -362,8 +364,9 @@ def _line_parts(event: Event) -> list[str | tuple[str, str]]:
         )
         decision = (f"{event.decision.value:<9} ", DECISION_STYLES[event.decision])
         return [clock, decision, f"frame {event.index}, {times}"]
-    assert isinstance(event, RollEvent)
-    return [clock, *roll_line(event)]
+    if isinstance(event, RollEvent):
+        return [clock, *roll_line(event)]
+    return [clock, *source_line(event)]
 
 
 def roll_line(event: RollEvent) -> tuple[tuple[str, str], str]:
@@ -380,6 +383,7 @@ def _print_summary(summary: Summary, stream: str = "") -> None:
         ("frames", f"{summary.num_frames} ({decisions}), {summary.num_dropped} dropped"),
         replies_row(summary),
         ("speed", f"{summary.fps:.1f} frames/s over {summary.wall_s:.1f} s"),
+        *live_rows(summary),
         ("letterbox", f"{times(summary.letterbox_ms)} ms per frame, p50/p95"),
         ("vision", f"{times(summary.vision_ms)} ms per frame, p50/p95"),
         ("decoder", f"{times(summary.decoder_ms)} ms per frame, p50/p95"),
