@@ -8,21 +8,25 @@ with open_session("bundle", window="120s") as session, VideoFile("clip.mp4", fps
     print(session.summary())
 """
 
+from mod_edge.plan.sampling import Sampling
 from mod_edge.runtime.capture.live_capture import LiveCapture
 from mod_edge.runtime.capture.open_source import open_source
 from mod_edge.runtime.capture.source import Frame
 from mod_edge.runtime.capture.video_file import VideoFile
 from mod_edge.runtime.events import (
+    BadLineEvent,
     Event,
     FailureEvent,
     FrameDetails,
     FrameEvent,
+    InstructionEvent,
     QueryEvent,
     ReplyEvent,
     RollEvent,
     Summary,
     TextEvent,
     TextSummary,
+    ThresholdEvent,
 )
 from mod_edge.runtime.open_session import open_session, open_streams, open_text_session
 from mod_edge.runtime.queries import Query
@@ -31,16 +35,19 @@ from mod_edge.runtime.streams import StreamEvent, Streams
 from mod_edge.runtime.text_session import TextSession
 
 __all__ = [
+    "BadLineEvent",
     "Event",
     "FailureEvent",
     "Frame",
     "FrameDetails",
     "FrameEvent",
+    "InstructionEvent",
     "LiveCapture",
     "Query",
     "QueryEvent",
     "ReplyEvent",
     "RollEvent",
+    "Sampling",
     "Session",
     "StreamEvent",
     "Streams",
@@ -48,6 +55,7 @@ __all__ = [
     "TextEvent",
     "TextSession",
     "TextSummary",
+    "ThresholdEvent",
     "VideoFile",
     "open_session",
     "open_source",

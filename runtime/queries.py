@@ -20,10 +20,14 @@ LIKE_A_TIME = (
 
 @dataclass(frozen=True)
 class Query:
-    """A question or instruction to put to the model at `time_s` seconds of video."""
+    """A question or instruction to put to the model at `time_s` seconds of video.
+
+    With `is_instruction`, it takes the standing instruction's place at the next roll of the cache.
+    """
 
     text: str
     time_s: float = 0.0
+    is_instruction: bool = False
 
     def __post_init__(self) -> None:
         if not self.text.strip():

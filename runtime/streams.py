@@ -49,8 +49,8 @@ class _Running:
 class Streams(AbstractContextManager["Streams"]):
     """Runs streams on one model in turn; `open_streams` makes one from a bundle.
 
-    A context manager that closes the model and all streams. Only `Session.ask` may be called from
-    other threads.
+    A context manager that closes the model and all streams. From other threads
+    only a session's `ask`, `instruct`, `set_threshold`, `cut_reply` and `stop` may be called.
 
     Attributes:
         max_streams: streams that may run at one time.
@@ -115,7 +115,7 @@ class Streams(AbstractContextManager["Streams"]):
             details: see `Session.stream`.
 
         Returns:
-            Its session, for `ask` and `summary`.
+            Its session, for `ask`, `stop`, `summary` and the like.
 
         Raises:
             ConfigError: a stream of that name runs, all `max_streams` run, or the queries do not

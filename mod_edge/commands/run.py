@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 FFMPEG_OPTIONS = "rtsp_transport;tcp|multiple_requests;1"
 
 VIDEO = "--source FILE or --camera NUMBER"
-OF_VIDEO = ("max_frames", "threshold", "frames_per_step")
+OF_VIDEO = ("max_frames", "threshold", "frames_per_step", "stdin", "tokens")
 
 
 @reports_errors
@@ -70,6 +70,25 @@ def run(
         int | None,
         typer.Option(help="Frames of a video file per decoder step; default: the profile's."),
     ] = None,
+    temperature: Annotated[
+        float, typer.Option(min=0, help="Sample replies at this temperature; 0 is greedy.")
+    ] = 0.0,
+    top_p: Annotated[
+        float, typer.Option(help="Sample from the likeliest tokens that reach this probability.")
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the sampling.")] = 0,
+    stop: Annotated[
+        list[str] | None,
+        typer.Option(help="Text at which a reply ends; not part of it. Repeatable."),
+    ] = None,
+    stdin: Annotated[
+        bool,
+        typer.Option(
+            "--stdin",
+            help="Read questions and other requests from standard input while the stream runs, "
+            "one JSON object per line. On a terminal, type them.",
+        ),
+    ] = False,
     profile: OptionalProfileOption = None,
     backend: Annotated[str, typer.Option(help="Backend: auto, tensorrt, onnx or torch.")] = "auto",
     device: DeviceOption = "auto",
@@ -81,6 +100,9 @@ def run(
     check: Annotated[bool, typer.Option("--check", help="Check all file hashes first.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Print frames and evictions.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
+    tokens: Annotated[
+        bool, typer.Option("--tokens", help="With --json, print each token of a reply too.")
+    ] = False,
 ) -> None:
     """Stream a video file or a camera through a bundle; Ctrl-C ends it with a summary.
 
@@ -93,20 +115,25 @@ def run(
         raise typer.BadParameter(f"give {VIDEO}, or --query TEXT for a conversation of text alone")
     if source is not None and camera is not None:
         raise typer.BadParameter("give one of --source FILE and --camera NUMBER")
+    if not json:
+        refuse_options(context, ("tokens",), "--json")
     use_threads(threads)
     os.environ.setdefault("OPENCV_FFMPEG_CAPTURE_OPTIONS", FFMPEG_OPTIONS)
     if not verbose:
         _quiet_decoders()
     with quiet_imports():
         from mod_edge.bundle.bundle import open_bundle
+        from mod_edge.commands.standard_input import standard_input
         from mod_edge.commands.stream_view import screen_view, show_stream
         from mod_edge.commands.text_view import show_conversation
+        from mod_edge.plan.sampling import Sampling
         from mod_edge.runtime.capture.open_source import open_source
         from mod_edge.runtime.capture.opencv import open_file
         from mod_edge.runtime.capture.source_name import parse_source
         from mod_edge.runtime.open_session import open_session, open_text_session
 
     queries = _queries(query or ())
+    sampling = Sampling(temperature, top_p, seed)
     if is_text:
         texts = _untimed(queries)
         with open_text_session(
@@ -118,6 +145,8 @@ def run(
             window=window,
             kv_budget_mib=kv_budget,
             max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            stop=stop or (),
         ) as text_session:
             show_conversation(text_session, texts, as_json=json, is_verbose=verbose)
         return
@@ -139,14 +168,19 @@ def run(
         threshold=threshold,
         max_new_tokens=max_new_tokens,
         frames_per_step=frames_per_step,
+        sampling=sampling,
+        stop=stop or (),
     )
     fps, wanted = session.config.stream_config.frame_fps, settings.camera
     with (
         session,
         open_source(chosen, fps=fps, max_frames=max_frames, wanted=wanted) as frames,
     ):
-        view = screen_view(session, as_json=json, is_verbose=verbose)
-        show_stream(session, frames, queries, [view])
+        requests = standard_input(session, as_json=json, reads_json=stdin)
+        view = screen_view(
+            session, as_json=json, is_verbose=verbose, has_tokens=tokens, requests=requests
+        )
+        show_stream(session, frames, queries, [view], requests)
 
 
 def _untimed(queries: Sequence["Query"]) -> list[str]:

@@ -17,18 +17,22 @@ from mod_edge.commands.console import (
     print_warning,
     printable,
 )
+from mod_edge.commands.standard_input import StandardInput, with_faults
 from mod_edge.errors import ModEdgeError
 from mod_edge.plan.protocol import Decision
 from mod_edge.runtime.capture.source import Source
 from mod_edge.runtime.events import (
+    BadLineEvent,
     Event,
     FrameEvent,
+    InstructionEvent,
     QueryEvent,
     ReplyEvent,
     RollEvent,
     Summary,
     TextEvent,
     TextSummary,
+    ThresholdEvent,
 )
 from mod_edge.runtime.queries import Query
 from mod_edge.runtime.session import Session
@@ -39,6 +43,7 @@ DECISION_STYLES = {
     Decision.UNDECIDED: "yellow",
     Decision.ASKED: "bold cyan",
 }
+TYPING_HINT = " type a question, or /instruction TEXT, /threshold 0-1, /cut, /stop"
 
 
 def show_stream(
@@ -46,8 +51,16 @@ def show_stream(
     source: Source,
     queries: Sequence[Query],
     views: Sequence["StreamView"],
+    requests: StandardInput | None = None,
 ) -> None:
     """Stream `source` until it ends or Ctrl-C; every view shows the events, then the summary.
+
+    Args:
+        session: not used before.
+        source: an open source.
+        queries: see `Session.stream`.
+        views: entered here.
+        requests: entered here; None leaves standard input alone.
 
     Raises:
         ModEdgeError: the source failed or a text did not fit; raised after the summary if any frame
@@ -56,6 +69,8 @@ def show_stream(
     with ExitStack() as opened:
         for view in views:
             opened.enter_context(view)
+        if requests is not None:
+            opened.enter_context(requests)
 
         def show(event: Event) -> None:
             for view in views:
@@ -66,7 +81,7 @@ def show_stream(
             for view in views:
                 view.finish(summary)
 
-        events = session.stream(source, queries)
+        events = with_faults(session.stream(source, queries), requests)
         show_events(events, show, finish, has_begun=lambda: session.summary().num_frames > 0)
 
 
@@ -97,12 +112,27 @@ def show_events(
     finish()
 
 
-def screen_view(session: Session, *, as_json: bool, is_verbose: bool) -> "StreamView":
-    """The view for stdout: JSON lines if `as_json`, else live on a terminal or plain lines."""
+def screen_view(
+    session: Session,
+    *,
+    as_json: bool,
+    is_verbose: bool,
+    has_tokens: bool = False,
+    requests: StandardInput | None = None,
+) -> "StreamView":
+    """The view for stdout: JSON lines if `as_json`, else live on a terminal or plain lines.
+
+    Args:
+        session: of the stream.
+        as_json: whether to print JSON lines, with `has_tokens` also one for each token.
+        is_verbose: whether people see frames and evictions too.
+        has_tokens: see `as_json`.
+        requests: whose keys a live view draws.
+    """
     if as_json:
-        return JsonView(session)
+        return JsonView(session, has_tokens=has_tokens)
     if can_redraw(out):
-        return LiveView(session, is_verbose=is_verbose)
+        return LiveView(session, is_verbose=is_verbose, requests=requests)
     return PlainView(session, is_verbose=is_verbose)
 
 
@@ -128,10 +158,14 @@ class StreamView(ABC):
 
 
 class JsonView(StreamView):
-    """One JSON object per line on stdout; a reply is one line, without its text events."""
+    """One JSON object per line on stdout; a reply is one line, or with `has_tokens` one a token."""
+
+    def __init__(self, session: Session, *, has_tokens: bool = False) -> None:
+        super().__init__(session)
+        self._has_tokens = has_tokens
 
     def show(self, event: Event) -> None:
-        if not isinstance(event, TextEvent):
+        if self._has_tokens or not isinstance(event, TextEvent):
             print_json(event.to_json())
 
     def finish(self, summary: Summary) -> None:
@@ -155,16 +189,21 @@ class PlainView(StreamView):
 
 
 class LiveView(StreamView):
-    """Queries and replies scroll above the reply in progress and a status line."""
+    """Queries and replies scroll above the reply in progress, a status line, and what is typed."""
 
-    def __init__(self, session: Session, *, is_verbose: bool) -> None:
+    def __init__(
+        self, session: Session, *, is_verbose: bool, requests: StandardInput | None = None
+    ) -> None:
         super().__init__(session)
         self._is_verbose = is_verbose
         self._spoken = ""
         self._decision = Decision.SILENT
+        self._requests = requests
         _print_header(session)
         # Drawn four times a second, not at every event: drawing costs more than a small model.
         self._live = Live(get_renderable=self._render, console=out, transient=True)
+        if requests is not None:
+            requests.draw_keys(self._live.refresh)
 
     def __enter__(self) -> "LiveView":
         self._live.__enter__()
@@ -198,8 +237,17 @@ class LiveView(StreamView):
             f"decoder {times(summary.decoder_ms)} ms p50/p95  "
             f"cache {summary.cache_fill:4.0%}  dropped {summary.num_dropped}",
         )
-        speech = Text(printable(self._spoken), style="green")
-        return Group(speech, status) if self._spoken else Group(status)
+        speech = [Text(printable(self._spoken), style="green")] if self._spoken else []
+        return Group(*speech, status, *self._typed())
+
+    def _typed(self) -> list[Text]:
+        """The line below the status: what is being typed, or what may be."""
+        text = None if self._requests is None else self._requests.typed_text
+        if text is None:
+            return []
+        if not text:
+            return [Text.assemble(("> ", "bold"), (" ", "reverse"), (TYPING_HINT, "dim"))]
+        return [Text.assemble(("> ", "bold"), text, (" ", "reverse"))]
 
 
 def _print_header(session: Session) -> None:
@@ -216,13 +264,21 @@ def _is_shown(event: Event, is_verbose: bool) -> bool:
     """Whether the event is printed as a line."""
     if isinstance(event, (FrameEvent, RollEvent)):
         return is_verbose
-    return isinstance(event, (QueryEvent, ReplyEvent))
+    return not isinstance(event, TextEvent)
 
 
 def _line(event: Event) -> Text:
     clock = (f"{_clock(event.time_s)} ", "bold")
     if isinstance(event, QueryEvent):
         return Text.assemble(clock, ("query     ", "cyan"), printable(event.query))
+    if isinstance(event, InstructionEvent):
+        text = f"{printable(event.instruction)} (never evicted from now on)"
+        return Text.assemble(clock, ("instruct  ", "cyan"), text)
+    if isinstance(event, ThresholdEvent):
+        return Text.assemble(clock, ("threshold ", "cyan"), f"{event.threshold:g}")
+    if isinstance(event, BadLineEvent):
+        text = f"line {event.line_number}: {printable(event.message)}"
+        return Text.assemble(clock, ("bad line  ", "yellow"), text)
     if isinstance(event, ReplyEvent):
         text = printable(event.text) or "(empty)"
         cut = " ..." if event.is_cut else ""
