@@ -23,9 +23,9 @@ from tests.runtime.test_stream import (
 
 pytestmark = pytest.mark.numeric
 
-# Keys and values of the sink after the roll: measured 3e-6 (keys up to 9). Prefilled one position
-# late they are off by more than 0.1; so are values that saw the old instruction.
-ATOL_ROWS = 1e-4
+# Keys and values of the sink after the roll: measured 4.4e-5 (keys up to 10), the rounding of six
+# layers. One position late, keys are off by 5; a sink that keeps its old text changes logits by 20.
+ATOL_ROWS = 3e-4
 FIRST, SECOND = "Please narrate the video.", "Tell me when the box stops, and say nothing else."
 
 
@@ -120,7 +120,7 @@ def test_the_cache_equals_one_that_was_fed_the_same_tokens_at_the_same_positions
         values = wanted[index].value.numpy()
         np.testing.assert_allclose(after[1][:sink], values, rtol=0, atol=ATOL_ROWS)
         late = rotated(wanted[index].key.numpy(), positions + 1, config)
-        assert np.abs(after[0][:sink] - late).max() > 0.1
+        assert np.abs(after[0][:sink] - late).max() > 1
         # a row that is kept is neither moved in the stream nor computed again
         first = change.sink.of(is_mod) + change.dropped.of(is_mod)
         end = change.length.of(is_mod)
