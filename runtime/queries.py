@@ -94,6 +94,10 @@ class QueryQueue:
         """Remove and return the first query."""
         return self._waiting.pop(0)
 
+    def __len__(self) -> int:
+        """The number of queries that were not taken, also those not received yet."""
+        return len(self._waiting) + len(self._received)
+
     def waiting(self) -> list[Query]:
         """The queries that were not taken, by time, also those not received yet."""
         return sorted([*self._waiting, *self._received], key=_time_s)

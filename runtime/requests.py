@@ -79,8 +79,11 @@ def request_from_json(line: str) -> Request:
     name = names[0]
     if "time_s" in document and not _is_number(time_s):
         raise ConfigError(f'"time_s": {json.dumps(time_s)}, wanted a number of seconds of video')
-    _check_value(name, document[name])
-    return Request(name, document[name], time_s)
+    value = document[name]
+    _check_value(name, value)
+    if name == "threshold":
+        value = float(value)
+    return Request(name, value, None if time_s is None else float(time_s))
 
 
 def request_from_typed(line: str) -> Request:

@@ -32,6 +32,8 @@ from mod_edge.runtime.queries import Query, QueryQueue
 from mod_edge.runtime.stats import Latencies
 from mod_edge.runtime.stepper import SinkText
 
+# Queries that may wait at a time: a program that asks without end must not fill the memory.
+MAX_WAITING = 100_000
 NAMED_QUERIES = 3  # that a summary names if they were not reached; the others are counted
 
 
@@ -218,12 +220,16 @@ class Session(Conversation):
                 the standing instruction.
 
         Raises:
-            ConfigError: the session is not streaming, or the query is empty or does not fit in the
-                window.
+            ConfigError: the session is not streaming, the query is empty or does not fit in the
+                window, or `MAX_WAITING` queries wait already.
         """
         if not self._is_streaming:
             raise ConfigError(
                 f"cannot ask {query!r}: the session is not streaming; pass it to stream()"
+            )
+        if len(self._queries) >= MAX_WAITING:
+            raise ConfigError(
+                f"{MAX_WAITING} queries wait already; ask again when some were answered"
             )
         if isinstance(query, str):
             query = Query(query, self._time_s)

@@ -30,6 +30,19 @@ ON_TERMINAL = (
     "from mod_edge.commands.app import app\n"
     "app(prog_name='mod-edge')\n"
 )
+# A job in the background of such a session, whose shell waits; one that is stopped is an error.
+IN_BACKGROUND = (
+    "import fcntl, os, sys, termios\n"
+    "os.setsid()\n"
+    "fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"
+    "job = os.fork()\n"
+    "if job:\n"
+    "    status = os.waitpid(job, os.WUNTRACED)[1]\n"
+    "    sys.exit('stopped' if os.WIFSTOPPED(status) else os.WEXITSTATUS(status))\n"
+    "os.setpgid(0, 0)\n"
+    "from mod_edge.commands.app import app\n"
+    "app(prog_name='mod-edge')\n"
+)
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +90,7 @@ def test_json_lines_on_standard_input_ask_set_and_stop_and_a_bad_one_is_an_event
     told = {event["line_number"]: event["message"] for event in events if "line_number" in event}
     assert list(told) == [2, 5]
     assert told[2].startswith("'What happens?' is not JSON")
-    assert told[5] == "threshold=25, wanted a probability, 0 to 1"
+    assert told[5] == "threshold=25.0, wanted a probability, 0 to 1"
     assert [event["threshold"] for event in events if event["event"] == "threshold"] in ([0.25], [])
     assert events[-1]["num_frames"] < 4000
 
@@ -129,13 +142,13 @@ def test_a_pipe_is_not_read_without_the_option(tiny_bundle, video):
 class Terminal:
     """A `mod-edge run` on a pseudo-terminal: `type` keys, `wait` until the screen shows a text."""
 
-    def __init__(self, *arguments, **environment):
+    def __init__(self, *arguments, program=ON_TERMINAL, **environment):
         self._ours, self.theirs = pty.openpty()
         fcntl.ioctl(self.theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 160, 0, 0))
         self.screen = TerminalScreen()
         variables = {"TERM": "xterm", "NO_COLOR": "1", "OMP_NUM_THREADS": "1", **environment}
         self.process = subprocess.Popen(
-            [sys.executable, "-c", ON_TERMINAL, *map(str, arguments)],
+            [sys.executable, "-c", program, *map(str, arguments)],
             stdin=self.theirs,
             stdout=self.theirs,
             stderr=self.theirs,
@@ -226,3 +239,13 @@ def test_on_a_terminal_without_a_cursor_whole_lines_are_read(tiny_bundle):
         terminal.type("/stop\n")
         assert terminal.finish() == 0
     assert any(line.startswith("frames ") for line in terminal.screen.lines)
+
+
+@pytest.mark.slow
+def test_a_job_in_the_background_leaves_the_terminal_alone_and_is_not_stopped(tiny_bundle, video):
+    arguments = (*run_arguments(tiny_bundle, video), "--max-frames", 3)
+    with Terminal(*arguments, program=IN_BACKGROUND) as terminal:
+        terminal.type("/stop\r")
+        assert terminal.finish() == 0
+        assert terminal.echoes()
+    assert terminal.wait("frames ").split()[1] == "3"

@@ -9,6 +9,7 @@ from mod_edge.errors import ConfigError
 from mod_edge.plan.kv_budget import KvPlan, rows_of
 from mod_edge.plan.kv_window import Rows
 from mod_edge.plan.protocol import Decision
+from mod_edge.runtime import session as session_module
 from mod_edge.runtime.conversation import SessionOptions
 from mod_edge.runtime.events import (
     FrameEvent,
@@ -191,6 +192,20 @@ def test_ten_thousand_queries_that_were_not_reached_are_counted():
         "the query '2?' at 11 s was not reached",
         "9997 more queries were not reached",
     ]
+
+
+def test_a_query_beyond_the_most_that_may_wait_is_refused(monkeypatch):
+    monkeypatch.setattr(session_module, "MAX_WAITING", 2)
+    session = silent_session([[EOS]] * 3)
+    for event in session.stream(Pictures(TIMES)):
+        if isinstance(event, FrameEvent) and event.index == 1:
+            session.ask("First?")
+            session.ask("Second?")
+            with pytest.raises(ConfigError, match="2 queries wait already; ask again when"):
+                session.ask("Third?")
+        if isinstance(event, FrameEvent) and event.index == 3:
+            session.ask("Third?")
+    assert session.summary().num_replies == 3
 
 
 def test_a_query_during_a_roll_is_answered_after_its_step():
