@@ -42,7 +42,11 @@ class Narration:
     fps: float
 
     def between(self, start_s: float, end_s: float) -> FreeRunning:
-        """The score of one part of the scene; captions at its borders count for one part."""
+        """The score of one part of the scene."""
+        return score([self.part(start_s, end_s)], self.fps, TOLERANCE_S)
+
+    def part(self, start_s: float, end_s: float) -> tuple[Dialogue, Account]:
+        """What was due and said in one part of the scene; captions at its borders are in one."""
         turns = tuple(
             turn for turn in self.dialogue.turns if start_s <= turn.last_frame / self.fps < end_s
         )
@@ -52,9 +56,7 @@ class Narration:
             for answer, turn in zip(self.account.answers, queries_of(self.dialogue), strict=True)
             if start_s <= turn.last_frame / self.fps < end_s
         )
-        account = Account(captions, answers)
-        part = replace(self.dialogue, turns=turns)
-        return score([(part, account)], self.fps, TOLERANCE_S)
+        return replace(self.dialogue, turns=turns), Account(captions, answers)
 
 
 def narrate(bundle: Path, photographs: Path) -> Narration:

@@ -10,8 +10,15 @@ with open_session("bundle", window="120s") as session, VideoFile("clip.mp4", fps
 
 from mod_edge.plan.sampling import Sampling
 from mod_edge.runtime.capture.live_capture import LiveCapture
+from mod_edge.runtime.capture.live_source import (
+    FrozenEvent,
+    GapEvent,
+    LostEvent,
+    SizeEvent,
+    UnfrozenEvent,
+)
 from mod_edge.runtime.capture.open_source import open_source
-from mod_edge.runtime.capture.source import Frame
+from mod_edge.runtime.capture.source import CaptureCounts, CapturePolicy, Frame, Keep
 from mod_edge.runtime.capture.video_file import VideoFile
 from mod_edge.runtime.events import (
     BadLineEvent,
@@ -36,19 +43,26 @@ from mod_edge.runtime.text_session import TextSession
 
 __all__ = [
     "BadLineEvent",
+    "CaptureCounts",
+    "CapturePolicy",
     "Event",
     "FailureEvent",
     "Frame",
     "FrameDetails",
     "FrameEvent",
+    "FrozenEvent",
+    "GapEvent",
     "InstructionEvent",
+    "Keep",
     "LiveCapture",
+    "LostEvent",
     "Query",
     "QueryEvent",
     "ReplyEvent",
     "RollEvent",
     "Sampling",
     "Session",
+    "SizeEvent",
     "StreamEvent",
     "Streams",
     "Summary",
@@ -56,6 +70,7 @@ __all__ = [
     "TextSession",
     "TextSummary",
     "ThresholdEvent",
+    "UnfrozenEvent",
     "VideoFile",
     "open_session",
     "open_source",

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 FFMPEG_OPTIONS = "rtsp_transport;tcp|multiple_requests;1"
 
 VIDEO = "--source FILE or --camera NUMBER"
-OF_VIDEO = ("max_frames", "threshold", "frames_per_step", "stdin", "tokens")
+OF_VIDEO = ("max_frames", "threshold", "frames_per_step", "stdin", "tokens", "events")
 
 
 @reports_errors
@@ -103,6 +103,10 @@ def run(
     tokens: Annotated[
         bool, typer.Option("--tokens", help="With --json, print each token of a reply too.")
     ] = False,
+    events: Annotated[
+        Path | None,
+        typer.Option(help="Also append the lines of --json to this file; SIGHUP reopens it."),
+    ] = None,
 ) -> None:
     """Stream a video file or a camera through a bundle; Ctrl-C ends it with a summary.
 
@@ -118,17 +122,17 @@ def run(
     if not json:
         refuse_options(context, ("tokens",), "--json")
     use_threads(threads)
-    os.environ.setdefault("OPENCV_FFMPEG_CAPTURE_OPTIONS", FFMPEG_OPTIONS)
+    use_ffmpeg_options()
     if not verbose:
         _quiet_decoders()
     with quiet_imports():
         from mod_edge.bundle.bundle import open_bundle
+        from mod_edge.commands.recording import recording
         from mod_edge.commands.standard_input import standard_input
         from mod_edge.commands.stream_view import screen_view, show_stream
         from mod_edge.commands.text_view import show_conversation
         from mod_edge.plan.sampling import Sampling
-        from mod_edge.runtime.capture.open_source import open_source
-        from mod_edge.runtime.capture.opencv import open_file
+        from mod_edge.runtime.capture.open_source import check_files, open_source
         from mod_edge.runtime.capture.source_name import parse_source
         from mod_edge.runtime.open_session import open_session, open_text_session
 
@@ -151,8 +155,8 @@ def run(
             show_conversation(text_session, texts, as_json=json, is_verbose=verbose)
         return
     chosen = parse_source(str(camera) if source is None else source)
-    if isinstance(chosen, Path):
-        open_file(chosen).release()  # its errors, before gigabytes are loaded
+    check_files(chosen)
+    recorders_of = context.with_resource(recording(events, os.environ))
     opened = open_bundle(bundle, hash_all=check)
     for warning in untrained_warnings(opened.config):
         print_warning(warning)
@@ -177,10 +181,11 @@ def run(
         open_source(chosen, fps=fps, max_frames=max_frames, wanted=wanted) as frames,
     ):
         requests = standard_input(session, as_json=json, reads_json=stdin)
-        view = screen_view(
+        screen = screen_view(
             session, as_json=json, is_verbose=verbose, has_tokens=tokens, requests=requests
         )
-        show_stream(session, frames, queries, [view], requests)
+        # The file first: it has the event at which a closed pipe of the screen ends the run.
+        show_stream(session, frames, queries, [*recorders_of(session), screen], requests)
 
 
 def _untimed(queries: Sequence["Query"]) -> list[str]:
@@ -203,6 +208,11 @@ def _queries(texts: Sequence[str]) -> list["Query"]:
         return [parse_query(text) for text in texts]
     except ConfigError as exc:
         raise typer.BadParameter(str(exc), param_hint="--query") from exc
+
+
+def use_ffmpeg_options() -> None:
+    """Have OpenCV open streams with `FFMPEG_OPTIONS`, unless the user chose others."""
+    os.environ.setdefault("OPENCV_FFMPEG_CAPTURE_OPTIONS", FFMPEG_OPTIONS)
 
 
 def _quiet_decoders() -> None:

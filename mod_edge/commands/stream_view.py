@@ -264,7 +264,8 @@ def _is_shown(event: Event, is_verbose: bool) -> bool:
     """Whether the event is printed as a line."""
     if isinstance(event, (FrameEvent, RollEvent)):
         return is_verbose
-    return not isinstance(event, TextEvent)
+    shown = (QueryEvent, InstructionEvent, ThresholdEvent, BadLineEvent, ReplyEvent)
+    return isinstance(event, shown)
 
 
 def _line(event: Event) -> Text:
