@@ -10,6 +10,7 @@
 
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,11 +34,13 @@ class Request:
         name: one of `NAMES`.
         value: a text for a query and an instruction, a number for a threshold, else True.
         time_s: of a query, in seconds of video; None at once.
+        stream: the name of a stream; None for all of them.
     """
 
     name: str
     value: Any
     time_s: float | None = None
+    stream: str | None = None
 
     def put_to(self, session: Session) -> None:
         """Do what is asked for; from any thread, while the session streams.
@@ -58,6 +61,24 @@ class Request:
             session.stop()
 
 
+def put_request(request: Request, sessions: Mapping[str, Session]) -> None:
+    """Put a request to the sessions that it is for.
+
+    Args:
+        request: see `Request.put_to`.
+        sessions: that stream, by the names of their streams.
+
+    Raises:
+        ConfigError: no stream has the request's name, or a session refuses it.
+    """
+    if request.stream is not None and request.stream not in sessions:
+        names = ", ".join(filter(None, sessions)) or "one without a name: omit it"
+        raise ConfigError(f'"stream": {_shown(request.stream)}, but the streams are {names}')
+    for name, session in list(sessions.items()):
+        if request.stream in (None, name):
+            request.put_to(session)
+
+
 def request_from_json(line: str) -> Request:
     """The request in a line of JSON.
 
@@ -71,19 +92,14 @@ def request_from_json(line: str) -> Request:
     if not isinstance(document, dict):
         raise ConfigError(f"{_shown(line)} is not a JSON object; {WANTED}")
     names = [name for name in document if name in NAMES]
-    time_s = document.get("time_s")
-    unknown = set(document) - {*NAMES, *(["time_s"] if "query" in document else [])}
-    if unknown or len(names) != 1:
+    known = {*NAMES, "stream", *(["time_s"] if "query" in document else [])}
+    if len(names) != 1 or not known.issuperset(document):
         keys = ", ".join(document) or "(none)"
         raise ConfigError(f"{_shown(line)} has the keys {_shown(keys)}; {WANTED}")
-    name = names[0]
-    if "time_s" in document and not _is_number(time_s):
-        raise ConfigError(f'"time_s": {json.dumps(time_s)}, wanted a number of seconds of video')
-    value = document[name]
-    _check_value(name, value)
-    if name == "threshold":
-        value = float(value)
-    return Request(name, value, None if time_s is None else float(time_s))
+    name, stream = names[0], document.get("stream")
+    if "stream" in document and not isinstance(stream, str):
+        raise ConfigError(f'"stream": {_shown(json.dumps(stream))}, wanted the name of a stream')
+    return Request(name, _value(name, document[name]), _time_s(document), stream)
 
 
 def request_from_typed(line: str) -> Request:
@@ -108,8 +124,8 @@ def request_from_typed(line: str) -> Request:
     raise ConfigError(f"{_shown(line)} is not a command; {TYPED}")
 
 
-def _check_value(name: str, value: Any) -> None:
-    """Check the type of a request's value; the session checks the rest."""
+def _value(name: str, value: Any) -> Any:
+    """A request's value, of the right type; the session checks the rest."""
     if name in ("query", "instruction"):
         is_right, wanted = isinstance(value, str), "a string"
     elif name == "threshold":
@@ -118,6 +134,17 @@ def _check_value(name: str, value: Any) -> None:
         is_right, wanted = value is True, "true"
     if not is_right:
         raise ConfigError(f'"{name}": {_shown(json.dumps(value))}, wanted {wanted}')
+    return float(value) if name == "threshold" else value
+
+
+def _time_s(document: dict[str, Any]) -> float | None:
+    if "time_s" not in document:
+        return None
+    time_s = document["time_s"]
+    if not _is_number(time_s):
+        shown = _shown(json.dumps(time_s))
+        raise ConfigError(f'"time_s": {shown}, wanted a number of seconds of video')
+    return float(time_s)
 
 
 def _is_number(value: Any) -> bool:

@@ -180,7 +180,7 @@ def run(
         session,
         open_source(chosen, fps=fps, max_frames=max_frames, wanted=wanted) as frames,
     ):
-        requests = standard_input(session, as_json=json, reads_json=stdin)
+        requests = standard_input(as_json=json, reads_json=stdin)
         screen = screen_view(
             session, as_json=json, is_verbose=verbose, has_tokens=tokens, requests=requests
         )

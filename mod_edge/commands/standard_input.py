@@ -10,14 +10,19 @@ import sys
 import termios
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
 from typing import Any
 
 from mod_edge.commands.typed_line import TypedLine, unechoed
 from mod_edge.errors import ConfigError
 from mod_edge.runtime.events import BadLineEvent, Event
-from mod_edge.runtime.requests import Request, request_from_json, request_from_typed
+from mod_edge.runtime.requests import (
+    Request,
+    put_request,
+    request_from_json,
+    request_from_typed,
+)
 from mod_edge.runtime.session import Session
 
 # A longer line is no request: what never ends in a line break must not fill the memory.
@@ -28,17 +33,16 @@ TERMINAL_POLL_S = 0.5
 
 
 class StandardInput(AbstractContextManager["StandardInput"]):
-    """Reads requests on a thread and puts them to a session; ends at the end of the input."""
+    """Reads requests on a thread and puts them to sessions; ends at the end of the input."""
 
-    def __init__(self, session: Session, *, is_json: bool, descriptor: int = 0) -> None:
+    def __init__(self, *, is_json: bool, descriptor: int = 0) -> None:
         """Nothing is read before `start`.
 
         Args:
-            session: the requests are put to it.
             is_json: whether the lines are JSON, otherwise as a person types them.
             descriptor: of the input, open for reading.
         """
-        self._session = session
+        self._sessions: Mapping[str, Session] = {}
         self._parse: Callable[[str], Request] = request_from_json if is_json else request_from_typed
         self._descriptor = descriptor
         self._is_terminal = os.isatty(descriptor)
@@ -79,12 +83,17 @@ class StandardInput(AbstractContextManager["StandardInput"]):
         """
         with suppress(termios.error):  # without it the terminal is left as it is
             self._saved = termios.tcgetattr(self._descriptor)
-            self._typed = TypedLine(self._take_line, self._session.cut_reply)
+            self._typed = TypedLine(self._take_line, self._cut_replies)
             self._on_key = on_key
 
-    def start(self) -> None:
-        """Start to read, once: the session must be streaming."""
+    def start(self, sessions: Mapping[str, Session]) -> None:
+        """Start to read, once.
+
+        Args:
+            sessions: that stream, by name; those that have ended may be removed from it.
+        """
         if self._thread is None:
+            self._sessions = sessions
             self._thread = threading.Thread(target=self._read, name="standard-input", daemon=True)
             self._thread.start()
 
@@ -137,9 +146,13 @@ class StandardInput(AbstractContextManager["StandardInput"]):
         try:
             if len(line) > MAX_LINE_BYTES:
                 raise ConfigError(f"the line is longer than {MAX_LINE_BYTES} bytes; shorten it")
-            self._parse(line).put_to(self._session)
+            put_request(self._parse(line), self._sessions)
         except ConfigError as exc:
             self._faults.append((self._num_lines, str(exc)))
+
+    def _cut_replies(self) -> None:
+        for session in list(self._sessions.values()):
+            session.cut_reply()
 
     def _is_foreground(self) -> bool:
         """Whether this process may use the terminal; it may not in a background job."""
@@ -149,29 +162,30 @@ class StandardInput(AbstractContextManager["StandardInput"]):
             return True
 
 
-def standard_input(session: Session, *, as_json: bool, reads_json: bool) -> StandardInput | None:
+def standard_input(*, as_json: bool, reads_json: bool) -> StandardInput | None:
     """The requests of a `run`, or None if standard input is left alone.
 
     Args:
-        session: of the stream.
         as_json: whether the output is JSON lines.
         reads_json: whether --stdin was given.
     """
     if reads_json:
-        return StandardInput(session, is_json=True)
+        return StandardInput(is_json=True)
     # Without a terminal for the output, a pager may read the keys.
     is_typed_to = not as_json and sys.stdin.isatty() and sys.stdout.isatty()
-    return StandardInput(session, is_json=False) if is_typed_to else None
+    return StandardInput(is_json=False) if is_typed_to else None
 
 
-def with_faults(events: Iterable[Event], requests: StandardInput | None) -> Iterator[Event]:
-    """The events of a stream, and one for every line that was no request; starts to read."""
+def with_faults(
+    events: Iterable[Event], requests: StandardInput | None, session: Session
+) -> Iterator[Event]:
+    """The events of one stream, and one for every line that was no request; starts to read."""
     if requests is None:
         yield from events
         return
     time_s = 0.0
     for event in events:
-        requests.start()  # not before, because a session refuses requests until it streams
+        requests.start({"": session})  # not before: a session refuses requests until it streams
         yield event
         time_s = event.time_s
         yield from requests.faults(time_s)

@@ -81,7 +81,7 @@ def show_stream(
             for view in views:
                 view.finish(summary)
 
-        events = with_faults(session.stream(source, queries), requests)
+        events = with_faults(session.stream(source, queries), requests, session)
         show_events(events, show, finish, has_begun=lambda: session.summary().num_frames > 0)
 
 

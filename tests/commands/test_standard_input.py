@@ -31,8 +31,8 @@ def pipe():
     ours, theirs = os.pipe()
     session = Listening()
     with os.fdopen(theirs, "wb", buffering=0) as written:
-        with StandardInput(session, is_json=True, descriptor=ours) as requests:
-            requests.start()
+        with StandardInput(is_json=True, descriptor=ours) as requests:
+            requests.start({"": session})
             yield session, requests, written
         os.close(ours)
 
@@ -53,7 +53,7 @@ def test_the_last_line_needs_no_line_break_and_the_end_ends_nothing(pipe):
     written.write(b'{"query": "a"}')
     written.close()
     assert session.next_call() == ("ask", "a")
-    assert list(with_faults([Event(2.0)], requests)) == [Event(2.0)]
+    assert list(with_faults([Event(2.0)], requests, session)) == [Event(2.0)]
 
 
 def test_a_bad_line_is_told_with_its_number_and_the_next_one_is_followed(pipe):
@@ -84,8 +84,8 @@ def test_a_line_without_an_end_fills_no_memory_and_is_told_once(pipe, monkeypatc
 
 def test_an_open_pipe_without_lines_does_not_hold_up_the_end():
     ours, theirs = os.pipe()
-    with StandardInput(Listening(), is_json=True, descriptor=ours) as requests:
-        requests.start()
+    with StandardInput(is_json=True, descriptor=ours) as requests:
+        requests.start({})
     assert not requests._thread.is_alive()
     os.close(ours)
     os.close(theirs)

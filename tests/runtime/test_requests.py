@@ -8,7 +8,13 @@ from hypothesis import strategies as st
 
 from mod_edge.errors import ConfigError
 from mod_edge.runtime.queries import Query
-from mod_edge.runtime.requests import Request, request_from_json, request_from_typed
+from mod_edge.runtime.requests import (
+    NAMES,
+    Request,
+    put_request,
+    request_from_json,
+    request_from_typed,
+)
 
 
 class Listening:
@@ -73,8 +79,10 @@ def test_each_typed_line_asks_one_thing_of_the_session(line, call):
         ('{"query": "x", "cut": true}', "has the keys 'query, cut'"),
         ('{"instruction": "x", "time_s": 3}', "has the keys 'instruction, time_s'"),
         ('{"query": 5}', "\"query\": '5', wanted a string"),
-        ('{"query": "x", "time_s": "soon"}', '"time_s": "soon", wanted a number of seconds'),
-        ('{"query": "x", "time_s": null}', '"time_s": null, wanted a number of seconds'),
+        ('{"query": "x", "time_s": "soon"}', '"time_s": \'"soon"\', wanted a number of seconds'),
+        ('{"query": "x", "time_s": null}', "\"time_s\": 'null', wanted a number of seconds"),
+        ('{"cut": true, "stream": 5}', "\"stream\": '5', wanted the name of a stream"),
+        ('{"stream": "door"}', "has the keys 'stream'; wanted one of"),
         ('{"query": "x", "time_s": 1' + "0" * 400 + "}", "wanted a number of seconds"),
         ('{"threshold": true}', "\"threshold\": 'true', wanted a number, 0 to 1"),
         ('{"threshold": NaN}', "wanted a number, 0 to 1"),
@@ -86,6 +94,18 @@ def test_each_typed_line_asks_one_thing_of_the_session(line, call):
 def test_a_wrong_json_request_says_what_was_wanted(line, message):
     with pytest.raises(ConfigError, match=message):
         request_from_json(line)
+
+
+def test_a_request_is_for_all_streams_or_for_the_one_that_it_names():
+    sessions = {"door": Listening(), "yard": Listening()}
+    put_request(request_from_json('{"cut": true}'), sessions)
+    put_request(request_from_json('{"query": "Who?", "stream": "door"}'), sessions)
+    assert sessions["door"].calls == [("cut_reply",), ("ask", "Who?")]
+    assert sessions["yard"].calls == [("cut_reply",)]
+    with pytest.raises(ConfigError, match="\"stream\": 'gate', but the streams are door, yard"):
+        put_request(Request("cut", True, stream="gate"), sessions)
+    with pytest.raises(ConfigError, match="but the streams are one without a name: omit it"):
+        put_request(Request("cut", True, stream="gate"), {"": Listening()})
 
 
 @pytest.mark.parametrize(
@@ -102,7 +122,7 @@ JSON = st.recursive(
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
     max_leaves=5,
 )
-KEYS = st.sampled_from(["query", "time_s", "instruction", "threshold", "cut", "stop", "x"])
+KEYS = st.sampled_from([*NAMES, "time_s", "stream", "x"])
 
 
 @given(st.text() | JSON.map(json.dumps) | st.dictionaries(KEYS, JSON).map(json.dumps))
