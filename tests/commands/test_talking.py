@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 import pytest
 
-from tests.commands.mod_edge_command import TIMEOUT_S, finish, start
+from tests.commands.mod_edge_command import TIMEOUT_S, finish, invoke, start, succeeds
 from tests.commands.terminal_screen import TerminalScreen
 from tests.runtime.capture.mjpeg_camera import MjpegServer
 
@@ -58,6 +58,30 @@ def video(tmp_path_factory):
 
 def run_arguments(bundle, source):
     return ("run", bundle, "--source", source, "--max-new-tokens", 4)
+
+
+# ---- sampling and stop texts ----
+
+
+def said(bundle, *options):
+    """The reply to a question without video."""
+    arguments = ("run", bundle, "--query", "What?", "--max-new-tokens", 8, "--json", *options)
+    events = [json.loads(line) for line in succeeds(*arguments).stdout.splitlines()]
+    return next(event["text"] for event in events if event["event"] == "reply")
+
+
+def test_a_seed_decides_what_is_said_at_a_temperature_and_a_stop_text_ends_it(tiny_bundle):
+    drawn = ("--temperature", 2, "--top-p", 0.95, "--seed")
+    third = said(tiny_bundle, *drawn, 3)
+    assert said(tiny_bundle, *drawn, 3) == third
+    assert said(tiny_bundle, *drawn, 4) != third
+    assert said(tiny_bundle, *drawn, 3, "--stop", third[2:]) == third[:2].strip()
+
+
+def test_a_seed_without_a_temperature_is_an_error(tiny_bundle):
+    result = invoke("run", tiny_bundle, "--query", "What?", "--seed", 3)
+    assert result.exit_code == 1
+    assert "seed=3 have no effect with temperature=0" in result.output
 
 
 # ---- JSON lines ----
