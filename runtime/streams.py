@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import NamedTuple
 
 from tokenizers import Tokenizer
@@ -158,7 +159,9 @@ class Streams(AbstractContextManager["Streams"]):
             for streams in self._groups(self._ready(idle)):
                 self._watch(streams)
                 for stream in streams:
-                    yield StreamEvent(stream.name, next(stream.events))
+                    # A stream that was stopped since its frame was read has none.
+                    for event in islice(stream.events, 1):
+                        yield StreamEvent(stream.name, event)
         if self._failures:
             raise SourceError(
                 "; ".join(f"stream {name!r}: {error}" for name, error in self._failures.items())
