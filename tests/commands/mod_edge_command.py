@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 from mod_edge.commands.app import app
 
 TIMEOUT_S = 120
+LONG_VIDEO_FRAMES = 4000  # of the fixture `long_video`: all of them would take half a minute
 # A test run in the background ignores Ctrl-C, one under nohup SIGHUP; processes inherit that.
 START = (
     "import signal, sys\n"
