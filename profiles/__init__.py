@@ -16,6 +16,8 @@ from mod_edge.plan.targets import DTYPES, TARGETS
 
 BUILDER_LEVELS = range(6)  # TensorRT's optimization levels, 0 (fast build) to 5 (fast engine)
 
+PIXEL_FORMAT = r"([A-Z0-9]{3}[A-Z0-9 ])?"
+
 
 @dataclass(frozen=True)
 class FrameRange:
@@ -32,11 +34,15 @@ class Camera:
 
     Vision encoders take 224 to 384 pixels per side, so larger frames would only be downscaled, and
     nearly every USB camera delivers the default size uncompressed at 30 frames/s.
+
+    Attributes:
+        pixel_format: V4L2's four letters, such as MJPG or YUYV; empty leaves it to the camera.
     """
 
     width: int = 640
     height: int = 480
     fps: float = 30.0
+    pixel_format: str = ""
 
 
 @dataclass(frozen=True)
@@ -85,6 +91,11 @@ class Profile:
             )
             if not value >= 1
         ]
+        if not re.fullmatch(PIXEL_FORMAT, self.camera.pixel_format):
+            faults.append(
+                f'camera.pixel_format = "{self.camera.pixel_format}": wanted V4L2\'s four letters '
+                'as "MJPG", or "" for any'
+            )
         if not frames.min == 1 <= frames.opt <= frames.max:
             faults.append(
                 f"frames_per_step = {frames.min}, {frames.opt}, {frames.max}: "

@@ -9,8 +9,15 @@ with open_session("bundle", window="120s") as session, VideoFile("clip.mp4", fps
 """
 
 from mod_edge.runtime.capture.live_capture import LiveCapture
+from mod_edge.runtime.capture.live_source import (
+    FrozenEvent,
+    GapEvent,
+    LostEvent,
+    SizeEvent,
+    UnfrozenEvent,
+)
 from mod_edge.runtime.capture.open_source import open_source
-from mod_edge.runtime.capture.source import Frame
+from mod_edge.runtime.capture.source import CaptureCounts, CapturePolicy, Frame, Keep
 from mod_edge.runtime.capture.video_file import VideoFile
 from mod_edge.runtime.events import (
     Event,
@@ -31,23 +38,31 @@ from mod_edge.runtime.streams import StreamEvent, Streams
 from mod_edge.runtime.text_session import TextSession
 
 __all__ = [
+    "CaptureCounts",
+    "CapturePolicy",
     "Event",
     "FailureEvent",
     "Frame",
     "FrameDetails",
     "FrameEvent",
+    "FrozenEvent",
+    "GapEvent",
+    "Keep",
     "LiveCapture",
+    "LostEvent",
     "Query",
     "QueryEvent",
     "ReplyEvent",
     "RollEvent",
     "Session",
+    "SizeEvent",
     "StreamEvent",
     "Streams",
     "Summary",
     "TextEvent",
     "TextSession",
     "TextSummary",
+    "UnfrozenEvent",
     "VideoFile",
     "open_session",
     "open_source",

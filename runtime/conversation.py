@@ -1,7 +1,7 @@
 """A conversation with a model on one stream: what video and text alone have in common."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TypeVar
@@ -14,7 +14,8 @@ from mod_edge.plan.kv_budget import KvPlan
 from mod_edge.plan.kv_window import KvWindow, Rows
 from mod_edge.plan.protocol import Protocol
 from mod_edge.plan.reply_text import ReplyText
-from mod_edge.runtime.events import Event, ReplyEvent, RollEvent, TextEvent
+from mod_edge.plan.sampling import GREEDY, Sampler, Sampling
+from mod_edge.runtime.events import CutBy, Event, ReplyEvent, RollEvent, TextEvent
 from mod_edge.runtime.loaded_model import LoadedModel, StreamState
 from mod_edge.runtime.stats import Latencies
 from mod_edge.runtime.stepper import Stepper
@@ -33,6 +34,8 @@ class SessionOptions:
             one frame per step: if a frame speaks, the frames after it are taken back.
         max_step_tokens: longest step; longer text is fed in pieces.
         evict_fraction: see `KvWindow`.
+        sampling: how the tokens of replies are chosen.
+        stop: texts at which a reply ends too; they are not part of it.
     """
 
     threshold: float
@@ -40,6 +43,8 @@ class SessionOptions:
     frames_per_step: int
     max_step_tokens: int
     evict_fraction: float
+    sampling: Sampling = GREEDY
+    stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.threshold <= 1:
@@ -47,6 +52,8 @@ class SessionOptions:
         for name in ("max_new_tokens", "frames_per_step", "max_step_tokens"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}, wanted at least 1")
+        if "" in self.stop:
+            raise ConfigError("a stop text is empty and would end every reply; write some text")
 
 
 class Conversation:
@@ -86,6 +93,8 @@ class Conversation:
         self.config = config
         self._tokenizer = tokenizer
         self._protocol = Protocol(config.stream_config, tokenizer, options.threshold)
+        self._sampler = Sampler(options.sampling)
+        self._must_cut = False
         self._started_s: float | None = None
         self._num_replies = self._num_reply_tokens = self._num_rolls = 0
         self._first_token_ms = Latencies()
@@ -98,42 +107,52 @@ class Conversation:
         with self._model or nullcontext(), self.state:
             pass
 
+    def cut_reply(self) -> None:
+        """End the reply in progress after its present token, from any thread.
+
+        The reply is closed as one that ends at its limit: what was said stays in the cache and the
+        stream goes on. Without a reply in progress it does nothing.
+        """
+        self._must_cut = True
+
     def _reply(
-        self, prompt: list[int], query: str | None, time_s: float, *, end: str | None = None
+        self, prompt: list[int], query: str | None, time_s: float, *, ends: Sequence[str] = ()
     ) -> Iterator[Event]:
-        """Feed `prompt` and generate a reply greedily.
+        """Feed `prompt` and generate a reply.
 
         Args:
             prompt: ids, from the protocol.
             query: the query in it, None if the model speaks unasked.
             time_s: the time of the events.
-            end: text at which the reply ends too; it is not part of the reply.
+            ends: texts at which the reply ends, beside those of the options.
         """
         started = time.perf_counter()
+        self._must_cut = False
         logits = self._stepper.feed_text(prompt, continues=False)
         if self.window.sink_is_open:  # the standing instruction ends it
             self.window.close_sink()
-        words = ReplyText(self._tokenizer, end)
+        words = ReplyText(self._tokenizer, [*self.options.stop, *ends])
         stop_ids, ids = self._protocol.stop_ids, list[int]()
-        token_id = int(logits.argmax())
+        token_id = self._sampler.choose(logits)
         first_token_ms = 1000 * (time.perf_counter() - started)
         self._first_token_ms.add(first_token_ms)
         tokens_ms, num_steps = 0.0, 0  # of the steps alone, without the caller's time in between
+        cut_by = None
         while token_id not in stop_ids:
             ids.append(token_id)
             yield from self._take_rolls(time_s)
             yield TextEvent(time_s, words.add(token_id), token_id)
-            if len(ids) == self.options.max_new_tokens or words.has_ended:
+            cut_by = None if words.has_ended else self._cut_by(len(ids))
+            if words.has_ended or cut_by:
                 break
             started = time.perf_counter()
-            token_id = int(self._stepper.feed_text([token_id], continues=True).argmax())
+            token_id = self._sampler.choose(self._stepper.feed_text([token_id], continues=True))
             step_ms = 1000 * (time.perf_counter() - started)
             tokens_ms, num_steps = tokens_ms + step_ms, num_steps + 1
             self._token_steps_ms += step_ms  # at once: the reply may be stopped
             self._num_token_steps += 1
         if rest := words.finish():
             yield TextEvent(time_s, rest, ids[-1])
-        is_cut = token_id not in stop_ids and not words.has_ended
         ids = self._close_reply(ids, words.num_tokens, num_steps)
         yield from self._take_rolls(time_s)
         yield ReplyEvent(
@@ -141,10 +160,17 @@ class Conversation:
             query=query,
             text=words.text().strip(),
             token_ids=ids,
-            is_cut=is_cut,
+            is_cut=cut_by is not None,
             first_token_ms=round(first_token_ms, 3),
             token_ms=round(tokens_ms / max(num_steps, 1), 3),
+            cut_by=cut_by,
         )
+
+    def _cut_by(self, num_tokens: int) -> CutBy | None:
+        """What cuts a reply of `num_tokens` off, if anything does."""
+        if num_tokens == self.options.max_new_tokens:
+            return CutBy.LIMIT
+        return CutBy.REQUEST if self._must_cut else None
 
     def _close_reply(self, ids: list[int], num_kept: int, num_fed: int) -> list[int]:
         """The reply's ids without those after its text, which are removed from the cache."""

@@ -1,13 +1,16 @@
 """The events that a session yields while it streams, each with the stream's time in seconds."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
+from enum import Enum
 from typing import Any, ClassVar
 
 from mod_edge.plan.protocol import Decision
-from mod_edge.runtime.capture.source import Image
+from mod_edge.runtime.capture.source import CaptureCounts, Image
 from mod_edge.runtime.loaded_model import Int64Array
 from mod_edge.runtime.preprocess import Placement
+
+LIVE_ONLY = {"is_live": True}  # metadata of the fields that only events of live sources have
 
 
 @dataclass(frozen=True)
@@ -16,14 +19,26 @@ class Event:
 
     They are seconds of video, or since a camera's first frame; without video, seconds since the
     first query.
+
+    Attributes:
+        at: the time of day in UTC (RFC 3339, milliseconds) at which a live source's last frame was
+            captured; None without a live source. A clock that is set moves it, never `time_s`.
     """
 
     kind: ClassVar[str]
     time_s: float
+    at: str | None = field(default=None, kw_only=True, metadata=LIVE_ONLY)
 
     def to_json(self) -> dict[str, Any]:
-        """The event as one JSON object, its kind under "event"."""
-        return {"event": self.kind, **asdict(self)}
+        """The event as one JSON object, its kind under "event".
+
+        What only live sources have is missing for others.
+        """
+        live_fields = {each.name for each in fields(self) if each.metadata == LIVE_ONLY}
+        values = asdict(self).items()
+        return {"event": self.kind} | {
+            key: value for key, value in values if value is not None or key not in live_fields
+        }
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +67,9 @@ class FrameEvent(Event):
         vision_ms: time to encode, shared likewise.
         decoder_ms: time of the step and its decision, shared likewise.
         cache_fill: share of the cache's rows in use, 0..1, of the fuller geometry.
-        num_dropped: frames of a live source dropped so far.
+        num_dropped: frames of a live source dropped so far because the model was too slow.
+        age_ms: of a live source's frame, from its capture to the start of its step.
+        latency_ms: likewise to this event.
         details: only with `Session.stream(details=True)`; not in JSON.
     """
 
@@ -64,6 +81,8 @@ class FrameEvent(Event):
     decoder_ms: float
     cache_fill: float
     num_dropped: int
+    age_ms: float | None = field(default=None, metadata=LIVE_ONLY)
+    latency_ms: float | None = field(default=None, metadata=LIVE_ONLY)
     details: FrameDetails | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -94,6 +113,13 @@ class TextEvent(Event):
     token_id: int
 
 
+class CutBy(str, Enum):
+    """What cut a reply off."""
+
+    LIMIT = "limit"  # max_new_tokens
+    REQUEST = "request"  # `cut_reply` or `stop`
+
+
 @dataclass(frozen=True)
 class ReplyEvent(Event):
     """A reply is complete.
@@ -102,9 +128,10 @@ class ReplyEvent(Event):
         query: the query that it answers, None if the model spoke unasked.
         text: the whole reply.
         token_ids: its tokens, without the end token.
-        is_cut: whether `max_new_tokens` ended it.
+        is_cut: whether it was cut off; otherwise the model, or a stop text, ended it.
         first_token_ms: from the decision to the first token.
         token_ms: mean time of the steps after the first token, without the caller's own time.
+        cut_by: what cut it off: "limit" (`max_new_tokens`), "request", or None.
     """
 
     kind = "reply"
@@ -114,6 +141,7 @@ class ReplyEvent(Event):
     is_cut: bool
     first_token_ms: float
     token_ms: float
+    cut_by: CutBy | None = None
 
 
 @dataclass(frozen=True)
@@ -144,8 +172,11 @@ class Summary(Event):
         fps: frames per second of wall time; a live source cannot exceed its own rate.
         letterbox_ms, vision_ms, decoder_ms: p50 and p95 of the newest `stats.CAPACITY` frames.
         num_tokens: tokens ever fed; num_evicted of them were evicted, in num_rolls rolls.
+        num_dropped: frames of a live source dropped because the model was too slow.
         backend: what computed it, with its CPU threads.
         warnings: for the user, one sentence each.
+        age_ms, latency_ms: p50, p95 and max of the frames of a live source, as in `FrameEvent`.
+        capture: what became of every picture of a live source.
     """
 
     kind = "summary"
@@ -165,6 +196,9 @@ class Summary(Event):
     cache_fill: float
     backend: str = ""
     warnings: list[str] = field(default_factory=list)
+    age_ms: dict[str, float] | None = field(default=None, metadata=LIVE_ONLY)
+    latency_ms: dict[str, float] | None = field(default=None, metadata=LIVE_ONLY)
+    capture: CaptureCounts | None = field(default=None, metadata=LIVE_ONLY)
 
 
 @dataclass(frozen=True)

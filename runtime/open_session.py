@@ -1,12 +1,15 @@
 """Open a bundle for one stream or several: plan the window, choose the backend."""
 
+from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
 from mod_edge.bundle.bundle import Bundle, open_bundle
 from mod_edge.errors import ConfigError
 from mod_edge.plan.kv_budget import KvPlan, rows_of_frames
+from mod_edge.plan.sampling import GREEDY, Sampling
 from mod_edge.profiles import Profile
 from mod_edge.runtime.backends import BackendChoice, load_model
 from mod_edge.runtime.conversation import SessionOptions
@@ -30,6 +33,8 @@ def open_session(
     threshold: float | None = None,
     max_new_tokens: int | None = None,
     frames_per_step: int | None = None,
+    sampling: Sampling = GREEDY,
+    stop: Sequence[str] = (),
 ) -> Session:
     """A session on a bundle; use it as a context manager.
 
@@ -46,6 +51,8 @@ def open_session(
         threshold: see `Protocol`; None takes the checkpoint's.
         max_new_tokens: longest reply.
         frames_per_step: see `SessionOptions`.
+        sampling: how the tokens of replies are chosen.
+        stop: texts at which a reply ends too; they are not part of it.
 
     Raises:
         BundleError: the bundle is missing, damaged or partial.
@@ -56,6 +63,7 @@ def open_session(
     choice = BackendChoice(backend, device, None if checkpoint is None else Path(checkpoint))
     bundle, defaults = _opened_bundle(bundle, profile)
     options = _video_options(bundle, defaults, threshold, max_new_tokens, frames_per_step)
+    options = replace(options, sampling=sampling, stop=tuple(stop))
     plan = bundle.plan(
         defaults.window, options.max_new_tokens, window=window, kv_budget_mib=kv_budget_mib
     )
@@ -75,6 +83,8 @@ def open_streams(
     threshold: float | None = None,
     max_new_tokens: int | None = None,
     frames_per_step: int | None = None,
+    sampling: Sampling = GREEDY,
+    stop: Sequence[str] = (),
 ) -> Streams:
     """Several streams on one bundle, loaded once; use it as a context manager.
 
@@ -93,12 +103,15 @@ def open_streams(
         threshold: of each stream.
         max_new_tokens: of each stream.
         frames_per_step: of each stream.
+        sampling: of each stream, with the same seed.
+        stop: of each stream.
     """
     if max_streams < 1:
         raise ConfigError(f"max_streams={max_streams}, wanted at least 1")
     choice = BackendChoice(backend, device, None if checkpoint is None else Path(checkpoint))
     bundle, defaults = _opened_bundle(bundle, profile)
     options = _video_options(bundle, defaults, threshold, max_new_tokens, frames_per_step)
+    options = replace(options, sampling=sampling, stop=tuple(stop))
     plan = bundle.plan(
         defaults.window, options.max_new_tokens, window=window, kv_budget_mib=kv_budget_mib
     )
@@ -130,6 +143,8 @@ def open_text_session(
     window: str | None = None,
     kv_budget_mib: float | None = None,
     max_new_tokens: int | None = None,
+    sampling: Sampling = GREEDY,
+    stop: Sequence[str] = (),
 ) -> TextSession:
     """A session for text alone on a bundle; use it as a context manager.
 
@@ -140,6 +155,7 @@ def open_text_session(
     bundle, defaults = _opened_bundle(bundle, profile)
     frames = defaults.frames_per_step.min
     options = _options(bundle, defaults, None, max_new_tokens, frames)
+    options = replace(options, sampling=sampling, stop=tuple(stop))
     plan = bundle.text_plan(
         defaults.window, options.max_new_tokens, window=window, kv_budget_mib=kv_budget_mib
     )

@@ -15,8 +15,8 @@ class TextSession(Conversation):
     """Replies to queries, turn by turn.
 
     `open_text_session` makes one from a bundle. The system prompt and the first query are never
-    evicted. A reply ends with the end token, where the user's next turn would begin, or at its
-    limit.
+    evicted. A reply ends with the end token, where the user's next turn would begin, at a
+    stop text, or at its limit.
     """
 
     _sink_name = "the system prompt and the first query"
@@ -43,8 +43,9 @@ class TextSession(Conversation):
             self._is_replying = True
             time_s = round(time.perf_counter() - self._started_s, 3)
             yield QueryEvent(time_s, query, time_s)
-            prompt = self._protocol.text_prompt(query)
-            yield from self._reply(prompt, query, time_s, end=self._protocol.next_turn)
+            prompt, next_turn = self._protocol.text_prompt(query), self._protocol.next_turn
+            ends = [] if next_turn is None else [next_turn]
+            yield from self._reply(prompt, query, time_s, ends=ends)
             self._is_replying = False
 
     def summary(self) -> TextSummary:

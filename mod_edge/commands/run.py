@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 FFMPEG_OPTIONS = "rtsp_transport;tcp|multiple_requests;1"
 
 VIDEO = "--source FILE or --camera NUMBER"
-OF_VIDEO = ("max_frames", "threshold", "frames_per_step")
+OF_VIDEO = ("max_frames", "threshold", "frames_per_step", "events")
 
 
 @reports_errors
@@ -81,6 +81,10 @@ def run(
     check: Annotated[bool, typer.Option("--check", help="Check all file hashes first.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Print frames and evictions.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
+    events: Annotated[
+        Path | None,
+        typer.Option(help="Also append the lines of --json to this file; SIGHUP reopens it."),
+    ] = None,
 ) -> None:
     """Stream a video file or a camera through a bundle; Ctrl-C ends it with a summary.
 
@@ -94,15 +98,15 @@ def run(
     if source is not None and camera is not None:
         raise typer.BadParameter("give one of --source FILE and --camera NUMBER")
     use_threads(threads)
-    os.environ.setdefault("OPENCV_FFMPEG_CAPTURE_OPTIONS", FFMPEG_OPTIONS)
+    use_ffmpeg_options()
     if not verbose:
         _quiet_decoders()
     with quiet_imports():
         from mod_edge.bundle.bundle import open_bundle
+        from mod_edge.commands.recording import recording
         from mod_edge.commands.stream_view import screen_view, show_stream
         from mod_edge.commands.text_view import show_conversation
-        from mod_edge.runtime.capture.open_source import open_source
-        from mod_edge.runtime.capture.opencv import open_file
+        from mod_edge.runtime.capture.open_source import check_files, open_source
         from mod_edge.runtime.capture.source_name import parse_source
         from mod_edge.runtime.open_session import open_session, open_text_session
 
@@ -122,8 +126,8 @@ def run(
             show_conversation(text_session, texts, as_json=json, is_verbose=verbose)
         return
     chosen = parse_source(str(camera) if source is None else source)
-    if isinstance(chosen, Path):
-        open_file(chosen).release()  # its errors, before gigabytes are loaded
+    check_files(chosen)
+    recorders_of = context.with_resource(recording(events, os.environ))
     opened = open_bundle(bundle, hash_all=check)
     for warning in untrained_warnings(opened.config):
         print_warning(warning)
@@ -145,8 +149,9 @@ def run(
         session,
         open_source(chosen, fps=fps, max_frames=max_frames, wanted=wanted) as frames,
     ):
-        view = screen_view(session, as_json=json, is_verbose=verbose)
-        show_stream(session, frames, queries, [view])
+        screen = screen_view(session, as_json=json, is_verbose=verbose)
+        # The file first: it has the event at which a closed pipe of the screen ends the run.
+        show_stream(session, frames, queries, [*recorders_of(session), screen])
 
 
 def _untimed(queries: Sequence["Query"]) -> list[str]:
@@ -169,6 +174,11 @@ def _queries(texts: Sequence[str]) -> list["Query"]:
         return [parse_query(text) for text in texts]
     except ConfigError as exc:
         raise typer.BadParameter(str(exc), param_hint="--query") from exc
+
+
+def use_ffmpeg_options() -> None:
+    """Have OpenCV open streams with `FFMPEG_OPTIONS`, unless the user chose others."""
+    os.environ.setdefault("OPENCV_FFMPEG_CAPTURE_OPTIONS", FFMPEG_OPTIONS)
 
 
 def _quiet_decoders() -> None:

@@ -27,8 +27,18 @@ def open_standard_streams() -> None:
 def leave_closed_terminal() -> None:
     """Send the output for a terminal that was closed to the null device, so that writing works."""
     for number in (1, 2):
-        try:
-            termios.tcgetattr(number)
-        except termios.error as exc:
-            if exc.args[0] == errno.EIO:  # of a pipe or file: ENOTTY
-                os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+        if _leads_to_closed_terminal(number):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+
+
+def has_closed_terminal() -> bool:
+    """Whether a standard stream leads to a terminal that was closed."""
+    return any(map(_leads_to_closed_terminal, range(3)))
+
+
+def _leads_to_closed_terminal(number: int) -> bool:
+    try:
+        termios.tcgetattr(number)
+    except termios.error as exc:
+        return bool(exc.args[0] == errno.EIO)  # of a pipe or file: ENOTTY
+    return False

@@ -2,12 +2,11 @@
 
 import platform
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from mod_edge.doctor.facts import (
     MODULES,
     PACKAGES,
-    Camera,
     Compiler,
     Machine,
     Provider,
@@ -30,6 +29,9 @@ from mod_edge.native.package_faults import (
     uninstall_first,
 )
 from mod_edge.native.trt import how_to_install
+
+if TYPE_CHECKING:
+    from mod_edge.runtime.capture.camera_list import ListedCamera
 
 CPU_PROVIDER = "CPUExecutionProvider"  # in every onnxruntime; needs no library
 MIN_FREE_BYTES = 2**30  # only toy models run with less
@@ -64,7 +66,7 @@ class Report:
     providers: tuple[Provider, ...]
     int8_products: str | None
     video_backends: dict[str, bool]
-    cameras: tuple[Camera, ...]
+    cameras: "tuple[ListedCamera, ...]"
     compilers: tuple[Compiler, ...]
     gpu: Gpu | None
     findings: tuple[Finding, ...]
@@ -195,8 +197,8 @@ def _check_video(
     )
 
 
-def _check_cameras(cameras: tuple[Camera, ...]) -> Finding:
-    open_ones = [f"/dev/video{camera.number}" for camera in cameras if camera.opens]
+def _check_cameras(cameras: "tuple[ListedCamera, ...]") -> Finding:
+    open_ones = [camera.path for camera in cameras if camera.opens]
     if open_ones:
         return Finding("ok", f"camera at {', '.join(open_ones)}")  # others often hold metadata only
     if not cameras:
@@ -204,7 +206,8 @@ def _check_cameras(cameras: tuple[Camera, ...]) -> Finding:
     return Finding(
         "warning",
         f"none of the {len(cameras)} video devices can be opened",
-        "close the program that uses the camera, and join the group: sudo usermod -aG video $USER",
+        "close the program that uses the camera, and join the group: sudo usermod -aG video $USER; "
+        "mod-edge cameras says more",
     )
 
 

@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from mod_edge.errors import BackendError
 from mod_edge.native.captured_stderr import captured_stderr
@@ -22,6 +22,9 @@ from mod_edge.native.gpu import Gpu, find_gpu
 from mod_edge.native.onnx_session import session_options
 from mod_edge.native.package_faults import last_line
 from mod_edge.native.trt import load
+
+if TYPE_CHECKING:
+    from mod_edge.runtime.capture.camera_list import ListedCamera
 
 PACKAGES = (
     "mod-edge",
@@ -61,14 +64,6 @@ class Provider:
     name: str
     loads: bool
     reason: str = ""
-
-
-@dataclass(frozen=True)
-class Camera:
-    """A listed video device, /dev/video<number>, and whether it opens."""
-
-    number: int
-    opens: bool
 
 
 @dataclass(frozen=True)
@@ -209,11 +204,12 @@ def look_at_opencv() -> tuple[str | None, dict[str, bool]]:
     }
 
 
-def look_at_cameras() -> tuple[Camera, ...]:
-    """The listed video devices, each opened briefly."""
-    from mod_edge.runtime.capture.opencv import camera_numbers, can_open_camera
+def look_at_cameras() -> "tuple[ListedCamera, ...]":
+    """The cameras of this machine, each opened briefly."""
+    from mod_edge.profiles import Camera
+    from mod_edge.runtime.capture.camera_list import list_cameras
 
-    return tuple(Camera(number, can_open_camera(number)) for number in camera_numbers())
+    return list_cameras(Camera())
 
 
 def look_at_compilers(versions: Mapping[str, str | None]) -> tuple[Compiler, ...]:

@@ -8,6 +8,7 @@ U+FFFD replaces only the bytes that belong to no character. Valid text is the li
 
 import codecs
 from bisect import bisect_left
+from collections.abc import Sequence
 
 from tokenizers import Tokenizer
 
@@ -17,19 +18,19 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 class ReplyText:
     """The text of one reply: its pieces, joined, are `text()`."""
 
-    def __init__(self, tokenizer: Tokenizer, end: str | None = None) -> None:
+    def __init__(self, tokenizer: Tokenizer, ends: Sequence[str] = ()) -> None:
         """The text of a reply without tokens.
 
         Args:
             tokenizer: the model's.
-            end: text before which the reply ends; what may be its start is held back. None if only
-                tokens end it.
+            ends: texts before which the reply ends, at the first that is complete; what may be the
+                start of one is held back. Without one, only tokens end it.
         """
         self._tokenizer = tokenizer
-        self._end_text = end
-        self._held_text = ""  # the start of `end`, perhaps
+        self._ends = ends
+        self._held_text = ""  # the start of an end, perhaps
         self._lengths: list[int] = []  # of the text up to each token, what was held included
-        self._length: int | None = None  # of the text before `end`
+        self._length: int | None = None  # of the text before the end
         self._byte_ids = _byte_ids(tokenizer)
         self._byte_of = {token_id: byte for byte, token_id in enumerate(self._byte_ids)}
         self._held = bytearray()  # the start of a character, from byte tokens
@@ -40,7 +41,7 @@ class ReplyText:
 
     @property
     def has_ended(self) -> bool:
-        """Whether `end` was found; nothing may be added then."""
+        """Whether one of `ends` was found; nothing may be added then."""
         return self._length is not None
 
     @property
@@ -54,7 +55,7 @@ class ReplyText:
         """The text that this token completes; empty while a character is incomplete or held."""
         piece = self._piece(token_id)
         self._lengths.append((self._lengths[-1] if self._lengths else 0) + len(piece))
-        return piece if self._end_text is None else self._before_end(piece, self._end_text)
+        return self._before_end(piece) if self._ends else piece
 
     def finish(self) -> str:
         """The rest after the last token: U+FFFD for each part of an incomplete character."""
@@ -78,14 +79,14 @@ class ReplyText:
         # The rest of a character may follow, with decoders of bytes without byte tokens.
         return "" if piece.endswith(REPLACEMENT) else self._given(piece)
 
-    def _before_end(self, piece: str, end: str) -> str:
-        """The text with this piece that is surely before `end`; the rest is held."""
+    def _before_end(self, piece: str) -> str:
+        """The text with this piece that is surely before an end; the rest is held."""
         text = self._held_text + piece
-        place = text.find(end)
-        if place >= 0:
-            self._length = self._lengths[-1] - len(text) + place
-            return text[:place]
-        num_held = next(n for n in reversed(range(len(end))) if text.endswith(end[:n]))
+        places = [place for end in self._ends if (place := text.find(end)) >= 0]
+        if places:
+            self._length = self._lengths[-1] - len(text) + min(places)
+            return text[: min(places)]
+        num_held = max(_num_begun(text, end) for end in self._ends)
         place = len(text) - num_held
         self._held_text = text[place:]
         return text[:place]
@@ -115,6 +116,11 @@ class ReplyText:
     def _decode(self, first: int, end: int) -> str:
         text: str = self._tokenizer.decode(self._ids[first:end], skip_special_tokens=True)
         return text
+
+
+def _num_begun(text: str, end: str) -> int:
+    """How many characters of `end` the text ends with; not all of them."""
+    return next(n for n in reversed(range(len(end))) if text.endswith(end[:n]))
 
 
 def _byte_ids(tokenizer: Tokenizer) -> list[int]:

@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import NamedTuple, cast
 
-import cv2
-
 from mod_edge.errors import ConfigError, SourceError
 from mod_edge.profiles import Camera
-from mod_edge.runtime.capture.opencv import ask_camera, open_live
+from mod_edge.runtime.capture.open_live import OpenedLive, open_live
+from mod_edge.runtime.capture.redaction import without_credentials
 from mod_edge.runtime.capture.source import (
+    EVERY,
     LIVE,
     CapturePolicy,
     Frame,
@@ -25,7 +25,7 @@ from mod_edge.runtime.capture.source import (
     check_pace,
     stall_error,
 )
-from mod_edge.runtime.capture.source_name import is_address, is_pipeline, name_of
+from mod_edge.runtime.capture.source_name import LiveName, live_name
 
 # The frames that FFmpeg read to probe a stream (3 of MJPEG, up to seconds of RTSP) arrive at once
 # and are old: discard what arrives in this time before the first frame is returned.
@@ -49,11 +49,11 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
     with its own time.
 
     Args:
-        source: camera number, stream address (rtsp://, http://) or GStreamer pipeline.
+        source: as `parse_source` reads it, or a camera's number, or parsed; not a file.
         fps: frames/s of the grid, on time.monotonic().
         max_frames: end after this many frames.
         policy: which frames are queued and when the source has stalled or ended.
-        wanted: picture size and rate to request from a camera; None keeps its settings.
+        wanted: picture size, rate and pixel format to request; see `open_live`.
         opened: the source, already opened by `open_live`; None opens it.
 
     Attributes:
@@ -70,36 +70,34 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
 
     def __init__(
         self,
-        source: int | str,
+        source: int | str | LiveName,
         *,
         fps: float,
         max_frames: int | None = None,
         policy: CapturePolicy = LIVE,
         wanted: Camera | None = None,
-        opened: cv2.VideoCapture | None = None,
+        opened: OpenedLive | None = None,
     ) -> None:
         check_pace(fps, max_frames)
-        if not (policy.max_waiting and math.isfinite(policy.stall_s)):
+        if policy.keep == EVERY or not math.isfinite(policy.stall_s):
             raise ConfigError(
-                f"max_waiting={policy.max_waiting} and stall_s={policy.stall_s} for a live source, "
-                "wanted at least 1 waiting frame and a finite time"
+                f"a live source cannot keep {policy.keep} frames and stall after "
+                f"{policy.stall_s:g} s: wanted newest or queue:N, and a finite time"
             )
         self.num_frames = 0
         self.num_dropped = 0
-        self._warnings: list[str] = []
-        self._source = source
-        self._name = name_of(source)
+        self._source = live_name(source)
+        self._name = self._source.name
         self._policy = policy
         self._fps = fps
         self._max_frames = max_frames
         if opened is None:
-            opened = open_live(source, self._name, policy.stall_s)
-        self._capture = opened
-        if wanted is not None and isinstance(source, int):
-            self._warnings += ask_camera(self._capture, self._name, wanted)
+            opened = open_live(self._source, read_timeout_s=policy.stall_s, wanted=wanted)
+        self._capture = opened.reader
+        self._warnings = list(opened.warnings)
 
         self._changed = threading.Condition()  # guards these eight, which both threads use
-        self._waiting: deque[Arrival] = deque(maxlen=policy.max_waiting)
+        self._waiting: deque[Arrival] = deque(maxlen=policy.keep.num_frames)
         self._num_arrived = 0
         self._num_failed = 0  # reads in a row
         self._num_skipped = 0  # failed reads between pictures
@@ -176,7 +174,8 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
         try:
             failure = self._queue_frames()
         except Exception as exc:  # raised again in the caller's thread, by _finish()
-            failure = SourceError(f"{self._name} cannot be read any more: {exc}")
+            reason = without_credentials(str(exc))
+            failure = SourceError(f"{self._name} cannot be read any more: {reason}")
             failure.__cause__ = exc
         finally:
             self._capture.release()
@@ -218,15 +217,9 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
         """None for a source that may end by itself."""
         if self._policy.is_finite and self._num_arrived:
             return None
-        if is_address(self._source):
-            advice = "check its server, then run again; if it is a recording, download it first"
-        elif is_pipeline(self._source):
-            advice = "try it with gst-launch-1.0, then run again"
-        else:
-            advice = "check its cable and power, and that no other program took it, then run again"
         return SourceError(
             f"{self._name} ended after {self._num_arrived} frames ({self._num_failed} reads in a "
-            f"row failed), but a live source has no end of its own; {advice}"
+            f"row failed), but a live source has no end of its own; {self._source.advice}"
         )
 
     def _stalled(self, now_s: float) -> SourceError:

@@ -1,43 +1,67 @@
-"""Open the source that a user names: a file, a recording, a stream, a pipeline or a camera."""
+"""Open the source that a user names: files, a recording, a stream, a pipeline or a camera."""
 
 from pathlib import Path
 
 from mod_edge.profiles import Camera
+from mod_edge.runtime.capture.image_files import ImageFiles, images_at
 from mod_edge.runtime.capture.live_capture import LiveCapture
-from mod_edge.runtime.capture.opencv import is_recording, open_live
+from mod_edge.runtime.capture.open_live import OpenedLive, is_recording, open_stream
+from mod_edge.runtime.capture.opencv import open_file
 from mod_edge.runtime.capture.source import LIVE, RECORDING
-from mod_edge.runtime.capture.source_name import is_address, name_of, parse_source
+from mod_edge.runtime.capture.source_name import (
+    ImagePaths,
+    SourceName,
+    StreamAddress,
+    VideoPath,
+    source_name,
+)
 from mod_edge.runtime.capture.video_file import VideoFile
 
 
 def open_source(
-    source: int | str | Path,
+    source: int | str | Path | SourceName,
     *,
     fps: float,
     max_frames: int | None = None,
     wanted: Camera | None = None,
-) -> VideoFile | LiveCapture:
-    """The frames of a source: of a file or a recording all, of a live source the newest.
+    image_fps: float | None = None,
+) -> VideoFile | ImageFiles | LiveCapture:
+    """The frames of a source: of files and recordings all, of a live source the newest.
 
     Args:
-        source: camera number, path of a video file, or a text as `parse_source` reads it.
+        source: camera number, path of a file or folder, or a text as `parse_source` reads it.
         fps: frames/s for the model.
         max_frames: end after this many frames.
-        wanted: picture size and rate to request from a camera.
+        wanted: picture size, rate and pixel format to request from a camera; see `open_live`.
+        image_fps: frames/s of images; None takes each image for one frame of the model.
 
     Raises:
         SourceError: the text names no source, or the source cannot be opened.
-        ConfigError: fps or max_frames is not positive.
+        ConfigError: a rate or max_frames is not positive.
     """
-    if isinstance(source, str):
-        source = parse_source(source)
-    if isinstance(source, Path):
-        return VideoFile(source, fps=fps, max_frames=max_frames)
-    if is_address(source):
-        opened = open_live(source, name_of(source), LIVE.stall_s)
-        if is_recording(opened):
+    named = source_name(source)
+    if isinstance(named, VideoPath):
+        return VideoFile(named.path, fps=fps, max_frames=max_frames)
+    if isinstance(named, ImagePaths):
+        return ImageFiles(named.pattern, fps=fps, image_fps=image_fps, max_frames=max_frames)
+    if isinstance(named, StreamAddress):
+        capture = open_stream(named, LIVE.stall_s)
+        if is_recording(capture):
             return VideoFile(
-                source, fps=fps, max_frames=max_frames, policy=RECORDING, opened=opened
+                named.url, fps=fps, max_frames=max_frames, policy=RECORDING, opened=capture
             )
-        return LiveCapture(source, fps=fps, max_frames=max_frames, opened=opened)
-    return LiveCapture(source, fps=fps, max_frames=max_frames, wanted=wanted)
+        opened = OpenedLive(capture, [])
+        return LiveCapture(named, fps=fps, max_frames=max_frames, opened=opened)
+    return LiveCapture(named, fps=fps, max_frames=max_frames, wanted=wanted)
+
+
+def check_files(source: SourceName) -> None:
+    """Raise the errors of missing and damaged files; for use before a model is loaded.
+
+    Raises:
+        SourceError: the video cannot be opened, or there are no images.
+    """
+    if isinstance(source, VideoPath):
+        open_file(source.path).release()
+    elif isinstance(source, ImagePaths):
+        images_at(source.pattern)

@@ -1,9 +1,11 @@
 """The contract between a session and its source of frames."""
 
 import math
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Protocol
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,59 +23,158 @@ class Frame:
         index: from 0, in the order of delivery.
         time_s: its grid instant: seconds of video (file) or since the first frame (live).
         image: (H, W, 3) uint8 BGR. Frames of a slow video may share one: do not write to it.
+        captured_s: when it was captured, on `Clock.now_s`; None for a frame of a file.
+        at: the same moment in UTC; None for a frame of a file.
     """
 
     index: int
     time_s: float
     image: Image
+    captured_s: float | None = None
+    at: datetime | None = None
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Which frames a source keeps for a reader that is slower than the stream.
+
+    Attributes:
+        kind: "newest" keeps the newest picture, "queue" the newest `num_frames` at the model's
+            rate, "every" all frames of a file, which waits for its reader.
+        num_frames: the most that wait for the reader; 1 unless it is a queue.
+    """
+
+    kind: Literal["newest", "every", "queue"]
+    num_frames: int = 1
+
+    def __post_init__(self) -> None:
+        if self.num_frames < 1 or (self.kind != "queue" and self.num_frames != 1):
+            raise ConfigError(
+                f"{self.kind} with num_frames={self.num_frames}: wanted 1 or more for a queue, 1 "
+                "otherwise"
+            )
+
+    def __str__(self) -> str:
+        return f"queue:{self.num_frames}" if self.kind == "queue" else self.kind
+
+
+NEWEST = Keep("newest")
+EVERY = Keep("every")
+
+
+def parse_keep(text: str) -> Keep:
+    """The frames to keep that "newest", "every" or "queue:N" names.
+
+    Raises:
+        ConfigError: it is none of the three, or N is not 1 or more.
+    """
+    queue = re.fullmatch(r"queue:0*([1-9][0-9]{0,5})", text)
+    if queue is not None:
+        return Keep("queue", int(queue[1]))
+    for keep in (NEWEST, EVERY):
+        if text == str(keep):
+            return keep
+    raise ConfigError(
+        f"cannot keep {text!r}: wanted newest, every, or queue:N with N frames, such as queue:8"
+    )
 
 
 @dataclass(frozen=True)
 class CapturePolicy:
     """Which frames a source drops, and when it has stalled or ended.
 
-    A stall, and the end of a source that is not finite, raise `SourceError` while iterating: the
-    source was lost and may be opened again. The end of a finite source ends the iteration.
+    A stall, and the end of a source that is not finite, raise `SourceError` while iterating, unless
+    the source is opened again. The end of a finite source ends the iteration.
 
     Attributes:
-        max_waiting: length of the queue for a slow reader, which drops its oldest frames; 0 reads
-            the source on demand and drops none.
-        stall_s: longest wait for a picture before the source counts as stalled, in seconds; a stall
-            is an error.
+        keep: which frames wait for a slow reader.
+        stall_s: longest wait for a picture before the source counts as stalled, in seconds.
         max_failed_reads: failed reads in a row after which the source has ended. OpenCV reports
             a picture that it cannot decode like the end.
         is_finite: whether it may end by itself; otherwise its end is an error.
+        reconnect_s: how long to try to open a source again that was lost; 0 does not try, infinity
+            never gives up.
+        frozen_after_s: a picture whose bytes stay identical for longer has frozen.
+        settle_s: pictures that arrive in this time after the first one, or after a gap, may have
+            been buffered for long: only the newest of them is used.
     """
 
-    max_waiting: int
+    keep: Keep
     stall_s: float
     max_failed_reads: int
     is_finite: bool
+    reconnect_s: float = 0.0
+    frozen_after_s: float = math.inf
+    # FFmpeg reads 3 pictures of MJPEG, and up to seconds of RTSP, to probe a stream.
+    settle_s: float = 0.25
 
     def __post_init__(self) -> None:
-        if not self.stall_s > 0:
-            raise ConfigError(f"stall_s={self.stall_s}: wanted more than 0 seconds")
-        for name, least in (("max_waiting", 0), ("max_failed_reads", 1)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name}={getattr(self, name)}, wanted at least {least}")
+        for name in ("stall_s", "frozen_after_s"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name}={getattr(self, name)}: wanted more than 0 seconds")
+        for name in ("reconnect_s", "settle_s"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"{name}={getattr(self, name)}: wanted 0 seconds or more")
+        if self.max_failed_reads < 1:
+            raise ConfigError(f"max_failed_reads={self.max_failed_reads}, wanted at least 1")
 
 
 # grab() fails at a damaged packet as it does at the end of the file. 1000 failures at the end take
 # 1-20 ms; a minute of H.264 with 7 % overwritten gives 544 of its 600 frames instead of 226.
-FILE = CapturePolicy(max_waiting=0, stall_s=math.inf, max_failed_reads=1000, is_finite=True)
+FILE = CapturePolicy(keep=EVERY, stall_s=math.inf, max_failed_reads=1000, is_finite=True)
 # A camera, a stream or a pipeline. A bad picture costs one or two failed reads; after a server has
 # closed the connection reads fail at once, and the 50 take a second.
-LIVE = CapturePolicy(max_waiting=1, stall_s=5.0, max_failed_reads=50, is_finite=False)
+LIVE = CapturePolicy(keep=NEWEST, stall_s=5.0, max_failed_reads=50, is_finite=False)
 # A file that a server sends.
 RECORDING = replace(FILE, stall_s=LIVE.stall_s)
+
+
+@dataclass(frozen=True)
+class CaptureCounts:
+    """What became of every picture of a live source so far.
+
+    num_captured = num_taken + num_dropped, at any time.
+
+    Attributes:
+        num_captured: pictures that arrived.
+        num_taken: given to the reader.
+        num_between: dropped because their instant of the model's rate already had its picture: the
+            source is faster than the model's rate.
+        num_overtaken: dropped by the queue, one for each instant of the model's rate that the
+            reader was too slow for.
+        num_settling: dropped because they arrived before the stream began or while it settled.
+        num_stale: dropped because they had waited for too long, as in a suspended process.
+        num_waiting: not taken yet; dropped if the stream ends now.
+        num_skipped_reads: reads that gave no picture.
+    """
+
+    num_captured: int = 0
+    num_taken: int = 0
+    num_between: int = 0
+    num_overtaken: int = 0
+    num_settling: int = 0
+    num_stale: int = 0
+    num_waiting: int = 0
+    num_skipped_reads: int = 0
+    num_dropped: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        by_name = (
+            self.num_between,
+            self.num_overtaken,
+            self.num_settling,
+            self.num_stale,
+            self.num_waiting,
+        )
+        object.__setattr__(self, "num_dropped", sum(by_name))
 
 
 class Source(Protocol):
     """A source of frames; iterated once, to its end.
 
     Attributes:
-        is_live: whether frames arrive in real time.
-        num_dropped: frames dropped so far because the caller was too slow.
+        is_live: whether frames arrive in real time; it is then a `LiveSource`.
+        num_dropped: frames at the model's rate dropped so far because the caller was too slow.
     """
 
     is_live: bool

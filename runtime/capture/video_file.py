@@ -25,6 +25,7 @@ from mod_edge.runtime.capture.opencv import (
     start_s,
     with_square_pixels,
 )
+from mod_edge.runtime.capture.redaction import without_credentials
 from mod_edge.runtime.capture.source import (
     FILE,
     CapturePolicy,
@@ -33,7 +34,6 @@ from mod_edge.runtime.capture.source import (
     check_pace,
     stall_error,
 )
-from mod_edge.runtime.capture.source_name import name_of
 
 ROUNDING_S = 0.001  # Matroska and FLV round timestamps to milliseconds
 # A header's frame count is often duration x rate: rounded, or the length of the audio, and an
@@ -83,7 +83,9 @@ class VideoFile(AbstractContextManager["VideoFile"]):
     ) -> None:
         check_pace(fps, max_frames)
         self.num_frames = 0
-        self._path = path if opened is None else name_of(str(path))  # as messages name it
+        self._path = (
+            path if opened is None else without_credentials(str(path))
+        )  # as messages name it
         self._fps = fps
         self._max_frames = max_frames
         self._policy = policy

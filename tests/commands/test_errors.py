@@ -324,7 +324,7 @@ def test_a_missing_video_is_found_before_the_bundle_is_read(tiny_checkpoint, tmp
 
 def test_a_missing_video_a_folder_and_a_missing_camera_are_errors(tiny_bundle, tmp_path):
     assert "there is no video file" in fails("run", tiny_bundle, "--source", tmp_path / "a.mp4")
-    assert "is a folder" in fails("run", tiny_bundle, "--source", tmp_path)
+    assert "is empty; name a folder of images" in fails("run", tiny_bundle, "--source", tmp_path)
     assert "camera 97 cannot be opened" in fails("run", tiny_bundle, "--camera", 97)
 
 

@@ -15,7 +15,8 @@ from mod_edge.doctor import facts
 from mod_edge.errors import BackendError
 from mod_edge.native.cpu_cores import CpuCores
 from mod_edge.native.installed import install_command, installed_version
-from mod_edge.runtime.capture import opencv as sources
+from mod_edge.runtime.capture import camera_list
+from mod_edge.runtime.capture.video_devices import PictureFormat
 
 PROVIDER_LOG = (  # onnxruntime-gpu 1.20.2 on a machine without CUDA
     "\x1b[1;31m2026-01-01 00:00:00.1 [E:onnxruntime:Default, provider_bridge_ort.cc:1862 "
@@ -37,7 +38,7 @@ def installed(monkeypatch, tmp_path):
     monkeypatch.setattr(doctor, "installed_version", versions.get)
     onnxruntime = pytest.importorskip("onnxruntime")
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
-    monkeypatch.setattr(sources, "camera_numbers", list)
+    monkeypatch.setattr(camera_list, "device_numbers", list)
     memory = tmp_path / "plenty"
     memory.write_text("MemTotal: 9000000 kB\nMemAvailable: 8000000 kB\n")
     monkeypatch.setattr(facts, "MEMORY_INFO", memory)
@@ -190,14 +191,20 @@ def test_wrong_products_of_int8_weights_are_a_warning(installed, monkeypatch):
 
 
 def test_cameras_are_a_warning_if_none_of_them_opens(installed, monkeypatch):
-    monkeypatch.setattr(sources, "camera_numbers", lambda: [0, 1])
-    monkeypatch.setattr(sources, "can_open_camera", lambda number: False)
+    monkeypatch.setattr(camera_list, "device_numbers", lambda: [0, 1])
+    monkeypatch.setattr(camera_list, "_format_of", lambda *_: (None, "camera cannot be opened"))
     ((severity, message, advice),) = faults()
     assert (severity, message) == ("warning", "none of the 2 video devices can be opened")
     assert "usermod -aG video" in advice
-    monkeypatch.setattr(sources, "can_open_camera", lambda number: number == 1)
+    given = PictureFormat(640, 480, 30.0, "YUYV")
+    monkeypatch.setattr(
+        camera_list, "_format_of", lambda source, _: (given if source.device else None, "")
+    )
     report = doctor.diagnose()
-    assert report.cameras == (facts.Camera(0, opens=False), facts.Camera(1, opens=True))
+    assert [(camera.path, camera.opens) for camera in report.cameras] == [
+        ("/dev/video0", False),
+        ("/dev/video1", True),
+    ]
     assert "camera at /dev/video1" in [finding.message for finding in report.findings]
 
 

@@ -161,9 +161,9 @@ def test_a_reply_without_tokens_has_no_text():
 # ---- text that ends where another begins ----
 
 
-def pieces_before(end, ids):
-    """The pieces before `end` as they come, with the rest, and the reply's text."""
-    reply = ReplyText(LLAMA_3, end)
+def pieces_before(ends, ids):
+    """The pieces before one of `ends` as they come, with the rest, and the reply's text."""
+    reply = ReplyText(LLAMA_3, ends)
     pieces = []
     for token_id in ids:
         pieces.append(reply.add(token_id))
@@ -175,7 +175,7 @@ def pieces_before(end, ids):
 @given(st.text("abU\n "), st.sampled_from(["\nU", "a", "aab", "\n\n"]))
 def test_a_reply_is_its_text_before_the_end_and_the_fewest_tokens_that_have_it(text, end):
     ids = text_ids(LLAMA_3, text)
-    pieces, reply = pieces_before(end, ids)
+    pieces, reply = pieces_before([end], ids)
     wanted = text.partition(end)[0]
     assert "".join(pieces) == reply.text() == wanted
     assert reply.has_ended == (end in text)
@@ -186,9 +186,21 @@ def test_a_reply_is_its_text_before_the_end_and_the_fewest_tokens_that_have_it(t
         assert reply.num_tokens == len(ids)
 
 
+@given(st.text("abU\n ").map(list), st.lists(st.sampled_from(["a", "ba", "\nU", "aab"])))
+def test_of_several_ends_the_first_that_is_complete_ends_the_reply(characters, ends):
+    ids = [token_id for char in characters for token_id in text_ids(LLAMA_3, char)]
+    text = "".join(characters)
+    complete = [text.find(end) + len(end) for end in ends if end in text]
+    told = text[: min(complete)] if complete else text
+    wanted = min((told[: told.find(end)] for end in ends if end in told), key=len, default=told)
+    pieces, reply = pieces_before(ends, ids)
+    assert "".join(pieces) == reply.text() == wanted
+    assert reply.has_ended == bool(complete)
+
+
 def test_only_what_may_be_the_start_of_the_end_is_held_back():
     ids = [token_id for part in ("a", "\n", "\n", "U", "b") for token_id in text_ids(LLAMA_3, part)]
-    pieces, reply = pieces_before("\nUs", ids)
+    pieces, reply = pieces_before(["\nUs"], ids)
     assert pieces == ["a", "", "\n", "", "\nUb", ""]
     assert not reply.has_ended
 
@@ -196,6 +208,6 @@ def test_only_what_may_be_the_start_of_the_end_is_held_back():
 @given(st.lists(st.integers(0, 479)))
 def test_any_tokens_end_like_their_text(ids):
     _, _, text = pieces_of(LLAMA_3, ids)
-    pieces, reply = pieces_before("e", ids)
+    pieces, reply = pieces_before(["e"], ids)
     assert "".join(pieces) == reply.text()
     assert reply.text().startswith(text.partition("e")[0])

@@ -126,7 +126,8 @@ def test_all_faults_of_a_file_are_in_one_message(tmp_path):
         f"{path}: unknown field 'windw', did you mean 'window'?",
         "unknown field 'name': it cannot be set here, it is always 'wrong'",
         "missing field 'window'",
-        "camera=3, wanted a table, write camera = { width = ..., height = ..., fps = ... }",
+        "camera=3, wanted a table, write camera = { width = ..., height = ..., fps = ..., "
+        "pixel_format = ... }",
     ]
 
 
@@ -179,6 +180,7 @@ def test_any_other_window_is_rejected(window):
         ("camera", Camera(0, 480, 30), "camera.width = 0: wanted at least 1"),
         ("camera", Camera(640, -1, 30), "camera.height = -1: wanted at least 1"),
         ("camera", Camera(fps=float("nan")), "camera.fps = nan: wanted at least 1"),
+        ("camera", Camera(pixel_format="mjpeg"), 'camera.pixel_format = "mjpeg": wanted V4L2\'s'),
         ("evict_fraction", 0.0, "evict_fraction = 0.0: wanted between 0 and 1"),
         ("evict_fraction", 1.0, "evict_fraction = 1.0: wanted between 0 and 1"),
         ("builder_optimization_level", 6, "builder_optimization_level = 6: wanted 0 to 5"),

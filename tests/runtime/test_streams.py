@@ -416,5 +416,5 @@ def test_the_example_in_the_documentation_runs(tiny_bundle, clip, monkeypatch, t
     monkeypatch.chdir(tmp_path)
     exec(compile(example, str(page), "exec"), {})
     printed = capsys.readouterr().out
-    assert "door ReplyEvent(time_s=0.0, query='Tell me when someone comes in.'" in printed
+    assert "door ReplyEvent(time_s=0.0, at=None, query='Tell me when someone comes in.'" in printed
     assert "yard ReplyEvent(time_s=0.0, query='Please narrate the video in real time.'" in printed

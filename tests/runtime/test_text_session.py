@@ -147,10 +147,10 @@ def test_a_long_conversation_rolls_and_the_rolling_reference_agrees(tiny_bundle,
 # ---- where a reply ends ----
 
 
-def scripted(replies, *, max_new_tokens=9, rows=100_000, kind=ScriptedStream):
+def scripted(replies, *, max_new_tokens=9, rows=100_000, kind=ScriptedStream, stop=()):
     """A session whose model says `replies`, and the stream, which holds what was fed."""
     stream = kind([], replies)
-    options = SessionOptions(0.0, max_new_tokens, 1, 256, 0.125)
+    options = SessionOptions(0.0, max_new_tokens, 1, 256, 0.125, stop=stop)
     plan = KvPlan(Rows(rows, rows), 0, 0.0, 0.0)
     return TextSession(stream, CONFIG, TOKENIZER, plan, options), stream
 
@@ -187,6 +187,27 @@ def test_the_next_turn_follows_what_was_said_and_the_end_token(
     assert reply.text == TOKENIZER.decode(ids).strip()
     shown = "".join(event.text for event in of(TextEvent, events))
     assert shown == TOKENIZER.decode(ids)
+
+
+def test_a_stop_text_ends_a_reply_and_is_not_remembered():
+    said = [WORD, *ids_of("END"), OTHER]
+    session, stream = scripted([said, [EOS]], stop=("never", "END"))
+    events = list(session.converse(["a", "b"]))
+    assert stream.stream == [*OPENING, WORD, EOS, *NEXT]
+    reply = of(ReplyEvent, events)[0]
+    assert (reply.token_ids, reply.is_cut, reply.cut_by) == ([WORD], False, None)
+
+
+def test_a_reply_of_text_alone_is_cut_on_request():
+    session, stream = scripted([[WORD, OTHER, WORD, EOS], [EOS]])
+    events = []
+    for event in session.converse(["a", "b"]):
+        events.append(event)
+        if isinstance(event, TextEvent) and event.token_id == OTHER:
+            session.cut_reply()
+    assert stream.stream == [*OPENING, WORD, OTHER, EOS, *NEXT]
+    reply = of(ReplyEvent, events)[0]
+    assert (reply.token_ids, reply.is_cut, reply.cut_by) == ([WORD, OTHER], True, "request")
 
 
 def test_text_like_the_next_turn_is_shown_when_it_turns_out_to_be_none():

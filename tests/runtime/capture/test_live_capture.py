@@ -12,7 +12,7 @@ import pytest
 
 from mod_edge.errors import ConfigError, SourceError
 from mod_edge.runtime.capture.live_capture import RETRY_S, LiveCapture
-from mod_edge.runtime.capture.source import FILE, LIVE
+from mod_edge.runtime.capture.source import FILE, LIVE, Keep
 from tests.runtime.capture.mjpeg_camera import MjpegServer
 from tests.runtime.capture.numbered_video import number_in, picture_of
 
@@ -43,6 +43,7 @@ def play(monkeypatch):
     def set_answer(answer):
         scripted = type("Scripted", (ScriptedCapture,), {"answer": staticmethod(answer)})
         monkeypatch.setattr(cv2, "VideoCapture", scripted)
+        monkeypatch.setattr(cv2.videoio_registry, "hasBackend", lambda _: True)
 
     return set_answer
 
@@ -102,7 +103,7 @@ def test_a_stream_that_its_server_closes_is_an_error():
 @pytest.mark.live
 @pytest.mark.parametrize("bad", [b"", bytes(700)], ids=["empty", "zeros"])
 def test_a_bad_picture_between_good_ones_is_skipped(bad):
-    policy = replace(LIVE, max_waiting=99)
+    policy = replace(LIVE, keep=Keep("queue", 99))
     with (
         MjpegServer(bad={12: bad, 13: bad, 20: bad}) as camera,
         LiveCapture(camera.url, fps=500, max_frames=30, policy=policy) as live,
@@ -115,7 +116,7 @@ def test_a_bad_picture_between_good_ones_is_skipped(bad):
 
 @pytest.mark.live
 def test_a_pause_shorter_than_the_timeout_is_waited_for():
-    policy = replace(LIVE, max_waiting=99, stall_s=2.0)
+    policy = replace(LIVE, keep=Keep("queue", 99), stall_s=2.0)
     with MjpegServer() as camera, LiveCapture(camera.url, fps=500, policy=policy) as live:
         next(live)
         camera.is_silent.set()
@@ -144,7 +145,7 @@ def test_a_silent_stream_is_an_error_within_the_timeout():
 
 @pytest.mark.live
 def test_a_policy_lets_frames_wait_for_a_slow_caller():
-    policy = replace(LIVE, max_waiting=4)
+    policy = replace(LIVE, keep=Keep("queue", 4))
     with MjpegServer() as camera, LiveCapture(camera.url, fps=200, policy=policy) as live:
         next(live)
         time.sleep(0.4)  # 16 more come in, 4 of them may wait
@@ -155,7 +156,7 @@ def test_a_policy_lets_frames_wait_for_a_slow_caller():
 @pytest.mark.parametrize(("allowed", "num_frames"), [(3, 6), (2, 2)])
 def test_a_policy_says_how_many_failed_reads_end_a_source(play, allowed, num_frames):
     play(lambda k: FAILS if k in (2, 3) or k > 7 else (True, picture_of(k)))
-    policy = replace(LIVE, max_waiting=9, max_failed_reads=allowed, is_finite=True)
+    policy = replace(LIVE, keep=Keep("queue", 9), max_failed_reads=allowed, is_finite=True)
     with LiveCapture("rtsp://camera/1", fps=500, policy=policy) as live:
         assert len(list(live)) == num_frames
         ended, *skipped = live.warnings
@@ -166,7 +167,9 @@ def test_a_policy_says_how_many_failed_reads_end_a_source(play, allowed, num_fra
 
 def test_failed_reads_between_pictures_are_told_at_once(play):
     play(lambda k: FAILS if k == 2 else (True, picture_of(k)))
-    with LiveCapture(0, fps=500, max_frames=4, policy=replace(LIVE, max_waiting=99)) as live:
+    with LiveCapture(
+        0, fps=500, max_frames=4, policy=replace(LIVE, keep=Keep("queue", 99))
+    ) as live:
         assert len(list(live)) == 4
         assert live.warnings == ["camera 0: 1 read gave no picture and was skipped"]
 
@@ -181,7 +184,7 @@ def test_failed_reads_between_pictures_are_told_at_once(play):
 )
 def test_a_live_source_that_ends_by_itself_is_an_error(play, source, says):
     play(lambda k: (True, picture_of(k)) if k < 3 else FAILS)
-    policy = replace(LIVE, max_waiting=9, max_failed_reads=3)
+    policy = replace(LIVE, keep=Keep("queue", 9), max_failed_reads=3)
     with (
         LiveCapture(source, fps=500, policy=policy) as live,
         pytest.raises(SourceError, match=says),
@@ -208,7 +211,7 @@ def test_failed_reads_that_return_at_once_do_not_keep_a_core_busy(play):
 
 
 def test_a_picture_that_comes_after_the_timeout_is_a_stall(play):
-    policy = replace(LIVE, max_waiting=9, stall_s=0.3)
+    policy = replace(LIVE, keep=Keep("queue", 9), stall_s=0.3)
 
     def time_out_at_three(k):
         time.sleep(0.4 if k == 3 else 0)  # OpenCV then returns a picture that its decoder had
@@ -274,7 +277,7 @@ def test_a_stall_time_that_is_not_positive_is_an_error():
 
 @pytest.mark.parametrize("policy", [FILE, replace(LIVE, stall_s=math.inf)], ids=["file", "inf"])
 def test_a_policy_under_which_a_live_source_never_delivers_or_stalls_is_an_error(policy):
-    with pytest.raises(ConfigError, match="for a live source, wanted at least 1 waiting frame"):
+    with pytest.raises(ConfigError, match=r"a live source cannot keep .* wanted newest or queue:N"):
         LiveCapture("http://127.0.0.1:1/a", fps=2, policy=policy)
 
 

@@ -9,9 +9,10 @@ import pytest
 from mod_edge.commands.run import FFMPEG_OPTIONS
 from mod_edge.errors import SourceError
 from mod_edge.runtime.capture.live_capture import LiveCapture
+from mod_edge.runtime.capture.open_live import open_stream
 from mod_edge.runtime.capture.open_source import open_source
-from mod_edge.runtime.capture.opencv import open_live
 from mod_edge.runtime.capture.source import RECORDING
+from mod_edge.runtime.capture.source_name import StreamAddress
 from mod_edge.runtime.capture.video_file import VideoFile
 from tests.runtime.capture.folder_server import FolderServer
 from tests.runtime.capture.mjpeg_camera import MjpegServer
@@ -90,7 +91,7 @@ def test_a_recording_whose_server_stalls_is_an_error_within_the_timeout(tmp_path
     policy = replace(RECORDING, stall_s=1.0)
     with FolderServer(tmp_path, limit=path.stat().st_size // 2, holds=True) as server:
         url = f"http://{server.address}/a.mkv"
-        opened = open_live(url, url, policy.stall_s)
+        opened = open_stream(StreamAddress(url), policy.stall_s)
         with (
             VideoFile(url, fps=2, policy=policy, opened=opened) as video,
             pytest.raises(SourceError, match=r"a\.mkv delivered no frame for 1\.\d s"),

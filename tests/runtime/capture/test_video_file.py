@@ -8,7 +8,8 @@ import cv2
 import pytest
 
 from mod_edge.errors import SourceError
-from mod_edge.runtime.capture.opencv import open_live
+from mod_edge.runtime.capture.open_live import open_stream
+from mod_edge.runtime.capture.source_name import StreamAddress
 from mod_edge.runtime.capture.video_file import VideoFile
 
 FPS = 2
@@ -193,7 +194,7 @@ def test_a_path_through_a_file_is_an_error_about_the_path(tmp_path):
 
 def test_an_address_that_is_not_utf_8_is_an_error_without_the_password():
     with pytest.raises(SourceError, match=r"rtsp://\*\*\*@host/.* has bytes that are not UTF-8"):
-        open_live(os.fsdecode(b"rtsp://me:secret@host/\xe9"), "rtsp://***@host/\udce9", 1.0)
+        open_stream(StreamAddress(os.fsdecode(b"rtsp://me:secret@host/\xe9")), 1.0)
 
 
 def test_a_video_with_a_rotation_flag_gives_upright_pictures(record):

@@ -1,0 +1,162 @@
+"""The event file of `run`: JSON lines that are whole after every crash, reopened by SIGHUP.
+
+Each event is one write of one line, in append mode and without a buffer: a killed process loses
+nothing that it had shown. Only a power failure can lose lines, those of the last seconds.
+"""
+
+import json
+import os
+import signal
+import stat
+from pathlib import Path
+from types import FrameType
+
+from mod_edge.commands.console import print_warning
+from mod_edge.commands.standard_streams import has_closed_terminal
+from mod_edge.commands.stream_view import StreamView
+from mod_edge.errors import ConfigError
+from mod_edge.runtime.events import Event, Summary, TextEvent
+from mod_edge.runtime.session import Session
+
+TAIL_BYTES = 65536  # read at once from the end, to find where the last whole line ends
+
+
+class EventFile:
+    """A file that lines are appended to; a context manager.
+
+    A full or failing disk does not stop the caller: lines are lost and counted until writing works
+    again, and every such time is reported once. No part of a lost line stays in the file.
+
+    Attributes:
+        path: of the file; `reopen` opens it again.
+        num_lost: lines that could not be written, so far.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open the file, which need not exist; what it has is kept.
+
+        A last line without its end, which a power failure leaves, is cut off.
+
+        Raises:
+            ConfigError: the path names something other than a file.
+            OSError: the file cannot be opened; it names the file.
+        """
+        self.path = path
+        self.num_lost = 0
+        self._is_failing = False
+        self._file = _open(path)
+
+    def __enter__(self) -> "EventFile":
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        os.close(self._file)
+
+    def append(self, line: str) -> None:
+        """Write one line, given without its end."""
+        data = line.encode() + b"\n"
+        size_bytes, num_written = os.fstat(self._file).st_size, 0
+        try:
+            while num_written < len(data):  # a disk may get full within the line: then 2 writes
+                num_written += os.write(self._file, data[num_written:])
+        except OSError as exc:
+            os.ftruncate(self._file, size_bytes)
+            self.num_lost += 1
+            self._report(exc)
+        else:
+            self._is_failing = False
+
+    def reopen(self) -> None:
+        """Open the path again, as a new file if it was moved away; keeps the old one on failure."""
+        try:
+            opened = _open(self.path)
+        except (OSError, ConfigError) as exc:
+            print_warning(f"{self.path} cannot be opened again, the old file is kept: {exc}")
+            return
+        os.close(self._file)
+        self._file = opened
+
+    def _report(self, exc: OSError) -> None:
+        if not self._is_failing:
+            self._is_failing = True
+            print_warning(
+                f"{self.path} cannot be written: {exc.strerror}; the stream goes on, and events "
+                "are missing in the file until writing works again"
+            )
+
+
+class EventFileView(StreamView):
+    """Appends the lines of `--json` to an event file.
+
+    While it is entered, SIGHUP has it open its file again, as log rotation expects of services. A
+    SIGHUP because the terminal was closed is handled as before; where the signal is ignored, as
+    under nohup, it stays ignored.
+    """
+
+    def __init__(self, session: Session, file: EventFile) -> None:
+        super().__init__(session)
+        self._file = file
+        self._is_moved = False
+        self._on_hang_up = signal.getsignal(signal.SIGHUP)
+
+    def __enter__(self) -> "EventFileView":
+        self._on_hang_up = signal.getsignal(signal.SIGHUP)
+        if self._on_hang_up is not signal.SIG_IGN:
+            signal.signal(signal.SIGHUP, self._hang_up)
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        signal.signal(signal.SIGHUP, self._on_hang_up)
+
+    def show(self, event: Event) -> None:
+        if not isinstance(event, TextEvent):
+            self._append(event)
+
+    def finish(self, summary: Summary) -> None:
+        self._append(summary)
+        if self._file.num_lost:
+            print_warning(f"{self._file.path}: {self._file.num_lost} events could not be written")
+
+    def _hang_up(self, number: int, frame: FrameType | None) -> None:
+        if callable(self._on_hang_up) and has_closed_terminal():
+            self._on_hang_up(number, frame)
+        else:
+            self._is_moved = True  # opened before the next event: a line may be half done here
+
+    def _append(self, event: Event) -> None:
+        if self._is_moved:
+            self._is_moved = False
+            self._file.reopen()
+        self._file.append(json.dumps(event.to_json()))
+
+
+def _open(path: Path) -> int:
+    """A file descriptor that appends to the last whole line."""
+    # Without O_NONBLOCK, opening a named pipe waits for its reader.
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
+    file = os.open(path, flags, 0o644)
+    try:
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            raise ConfigError(
+                f"{path} is not a file: events are appended to a file, so that a slow reader "
+                "cannot stop the stream; for a pipe use --json"
+            )
+        _cut_torn_line(file)
+    except BaseException:
+        os.close(file)
+        raise
+    return file
+
+
+def _cut_torn_line(file: int) -> None:
+    """End the file after its last whole line."""
+    end = os.fstat(file).st_size
+    while end > 0:
+        start = max(0, end - TAIL_BYTES)
+        found = os.pread(file, end - start, start).rfind(b"\n")
+        if found >= 0:
+            end = start + found + 1
+            break
+        end = start
+    if end < os.fstat(file).st_size:
+        os.ftruncate(file, end)

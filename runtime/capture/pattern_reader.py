@@ -1,0 +1,61 @@
+"""A moving test pattern in real time, with its picture's number: a camera that is always there."""
+
+import threading
+import time
+
+import cv2
+import numpy as np
+
+from mod_edge.profiles import Camera
+from mod_edge.runtime.capture.source import Image
+
+BACKGROUND = (64, 48, 32)  # blue, green, red, as all pictures here
+BAR = (0, 160, 255)
+TEXT = (255, 255, 255)
+BARS_PER_WIDTH = 8
+CROSSING_S = 4.0  # time of the bar from the left side to the right
+
+
+class PatternReader:
+    """The picture of each 1 / fps seconds since it was made; numbers that nobody read are skipped.
+
+    Args:
+        wanted: size and rate of the pictures.
+    """
+
+    def __init__(self, wanted: Camera) -> None:
+        self._wanted = wanted
+        self._start_s = time.monotonic()
+        self._next = 0
+        self._is_released = threading.Event()
+
+    def read(self) -> tuple[bool, Image | None]:
+        """The newest picture once it is due; none after `release`."""
+        passed = int((time.monotonic() - self._start_s) * self._wanted.fps)
+        number = max(self._next, passed)
+        due_s = self._start_s + number / self._wanted.fps
+        if self._is_released.wait(max(0.0, due_s - time.monotonic())):
+            return False, None
+        self._next = number + 1
+        return True, draw_pattern(number, self._wanted)
+
+    def release(self) -> None:
+        """End a read that waits, and all later ones."""
+        self._is_released.set()
+
+
+def draw_pattern(number: int, wanted: Camera) -> Image:
+    """(H, W, 3) uint8 BGR: a bar that moves to the right, and the number in the middle."""
+    width, height = wanted.width, wanted.height
+    image = np.full((height, width, 3), BACKGROUND, np.uint8)
+    bar = max(1, width // BARS_PER_WIDTH)
+    left = int(number / wanted.fps / CROSSING_S * width) % width
+    columns = np.arange(left, left + bar) % width
+    image[:, columns] = BAR
+    text, font = str(number), cv2.FONT_HERSHEY_SIMPLEX
+    scale = height / 100  # digits of a fifth of the height
+    thick = max(1, round(2 * scale))
+    (text_width, text_height), _ = cv2.getTextSize(text, font, scale, thick)
+    corner = ((width - text_width) // 2, (height + text_height) // 2)
+    cv2.putText(image, text, corner, font, scale, TEXT, thick, cv2.LINE_AA)
+    return image

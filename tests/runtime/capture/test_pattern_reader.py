@@ -1,0 +1,58 @@
+"""The test pattern: a camera that is always there."""
+
+import numpy as np
+import pytest
+
+from mod_edge.profiles import Camera
+from mod_edge.runtime.capture import pattern_reader
+from mod_edge.runtime.capture.open_source import open_source
+from mod_edge.runtime.capture.pattern_reader import PatternReader, draw_pattern
+
+SMALL = Camera(67, 43, 25.0)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """`now_s[0]` is the time; waiting for a picture advances it."""
+    now_s = [100.0]
+
+    class Waited:
+        is_set = False
+
+        def wait(self, seconds):
+            now_s[0] += seconds
+            return self.is_set
+
+        def set(self):
+            self.is_set = True
+
+    monkeypatch.setattr(pattern_reader.time, "monotonic", lambda: now_s[0])
+    monkeypatch.setattr(pattern_reader.threading, "Event", Waited)
+    return now_s
+
+
+def test_pictures_come_at_the_rate_and_those_nobody_read_are_skipped(clock, monkeypatch):
+    monkeypatch.setattr(pattern_reader, "draw_pattern", lambda number, _: number)
+    reader = PatternReader(SMALL)
+    read = [reader.read()[1] for _ in range(3)]
+    assert clock[0] == pytest.approx(100 + 2 / 25)
+    clock[0] += 10.01
+    read += [reader.read()[1] for _ in range(2)]
+    assert read == [0, 1, 2, 252, 253]
+    reader.release()
+    assert reader.read() == (False, None)
+
+
+def test_the_bar_moves_and_the_number_is_drawn():
+    images = [draw_pattern(number, SMALL) for number in (0, 1, 50)]
+    assert all(image.shape == (43, 67, 3) and image.dtype == np.uint8 for image in images)
+    assert (images[0][0] != images[2][0]).any()  # the first row has only the bar
+    assert (images[0] == 255).any(axis=2).any()  # the digits are white
+    assert (draw_pattern(6, SMALL) != draw_pattern(9, SMALL)).any()
+
+
+@pytest.mark.live
+def test_the_pattern_is_a_live_source_of_the_wanted_size():
+    with open_source("test://", fps=20, max_frames=3, wanted=SMALL) as frames:
+        assert frames.is_live
+        assert [frame.image.shape for frame in frames] == [(43, 67, 3)] * 3
