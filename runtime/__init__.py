@@ -8,6 +8,7 @@ with open_session("bundle", window="120s") as session, VideoFile("clip.mp4", fps
     print(session.summary())
 """
 
+from mod_edge.runtime.capture.image_files import ImageFiles
 from mod_edge.runtime.capture.live_capture import LiveCapture
 from mod_edge.runtime.capture.live_source import (
     FrozenEvent,
@@ -47,6 +48,7 @@ __all__ = [
     "FrameEvent",
     "FrozenEvent",
     "GapEvent",
+    "ImageFiles",
     "Keep",
     "LiveCapture",
     "LostEvent",

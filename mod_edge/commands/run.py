@@ -2,8 +2,10 @@
 
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,6 +26,7 @@ from mod_edge.native.package_faults import quiet_imports
 from mod_edge.plan.untrained import untrained_warnings
 
 if TYPE_CHECKING:
+    from mod_edge.runtime.capture.source import Source
     from mod_edge.runtime.queries import Query
 
 # OpenCV's default, and that FFmpeg may use a connection again. Otherwise it asks web servers to
@@ -32,7 +35,7 @@ if TYPE_CHECKING:
 FFMPEG_OPTIONS = "rtsp_transport;tcp|multiple_requests;1"
 
 VIDEO = "--source FILE or --camera NUMBER"
-OF_VIDEO = ("max_frames", "threshold", "frames_per_step", "events")
+OF_VIDEO = ("image_fps", "max_frames", "threshold", "frames_per_step", "events")
 
 
 @reports_errors
@@ -40,11 +43,19 @@ def run(
     context: typer.Context,
     bundle: BundleArgument = DEFAULT_BUNDLE,
     source: Annotated[
-        str | None,
-        typer.Option(help="Video file, stream URL, camera number or GStreamer pipeline."),
+        list[str] | None,
+        typer.Option(
+            help="Video file, folder or glob of images, stream URL, camera number or path, csi://0,"
+            " GStreamer pipeline, or test://. Repeatable: several streams on one model."
+        ),
     ] = None,
     camera: Annotated[
-        int | None, typer.Option(min=0, max=255, help="Camera number; short for --source NUMBER.")
+        list[int] | None,
+        typer.Option(min=0, max=255, help="Camera number; short for --source NUMBER. Repeatable."),
+    ] = None,
+    image_fps: Annotated[
+        float | None,
+        typer.Option(help="Frames per second of images; default: each image is one frame."),
     ] = None,
     query: Annotated[
         list[str] | None,
@@ -90,13 +101,12 @@ def run(
 
     With --query alone, without a video, the model replies to text.
     """
-    is_text = source is None and camera is None
+    texts = [*(source or ()), *map(str, camera or ())]
+    is_text = not texts
     if is_text:
         refuse_options(context, OF_VIDEO, VIDEO)
     if is_text and not query:
         raise typer.BadParameter(f"give {VIDEO}, or --query TEXT for a conversation of text alone")
-    if source is not None and camera is not None:
-        raise typer.BadParameter("give one of --source FILE and --camera NUMBER")
     use_threads(threads)
     use_ffmpeg_options()
     if not verbose:
@@ -104,15 +114,20 @@ def run(
     with quiet_imports():
         from mod_edge.bundle.bundle import open_bundle
         from mod_edge.commands.recording import recording
-        from mod_edge.commands.stream_view import screen_view, show_stream
+        from mod_edge.commands.stream_view import (
+            screen_view,
+            screen_views,
+            show_stream,
+            show_streams,
+        )
         from mod_edge.commands.text_view import show_conversation
         from mod_edge.runtime.capture.open_source import check_files, open_source
-        from mod_edge.runtime.capture.source_name import parse_source
-        from mod_edge.runtime.open_session import open_session, open_text_session
+        from mod_edge.runtime.capture.source_name import ImagePaths, parse_source, stream_names
+        from mod_edge.runtime.open_session import open_session, open_streams, open_text_session
 
     queries = _queries(query or ())
     if is_text:
-        texts = _untimed(queries)
+        turns = _untimed(queries)
         with open_text_session(
             open_bundle(bundle, hash_all=check),
             backend=backend,
@@ -123,35 +138,55 @@ def run(
             kv_budget_mib=kv_budget,
             max_new_tokens=max_new_tokens,
         ) as text_session:
-            show_conversation(text_session, texts, as_json=json, is_verbose=verbose)
+            show_conversation(text_session, turns, as_json=json, is_verbose=verbose)
         return
-    chosen = parse_source(str(camera) if source is None else source)
-    check_files(chosen)
+    chosen = [parse_source(text) for text in texts]
+    if image_fps is not None and not any(isinstance(each, ImagePaths) for each in chosen):
+        raise typer.BadParameter("only with a folder, a glob or an image", param_hint="--image-fps")
+    for each in chosen:
+        check_files(each)
     recorders_of = context.with_resource(recording(events, os.environ))
     opened = open_bundle(bundle, hash_all=check)
     for warning in untrained_warnings(opened.config):
         print_warning(warning)
     settings = opened.profile(profile)
-    session = open_session(
-        opened,
-        backend=backend,
-        device=device,
-        checkpoint=checkpoint,
-        profile=settings,
-        window=window,
-        kv_budget_mib=kv_budget,
-        threshold=threshold,
-        max_new_tokens=max_new_tokens,
-        frames_per_step=frames_per_step,
+    options: dict[str, Any] = {
+        "backend": backend,
+        "device": device,
+        "checkpoint": checkpoint,
+        "profile": settings,
+        "window": window,
+        "kv_budget_mib": kv_budget,
+        "threshold": threshold,
+        "max_new_tokens": max_new_tokens,
+        "frames_per_step": frames_per_step,
+    }
+    open_one = partial(
+        open_source,
+        fps=opened.config.stream_config.frame_fps,
+        max_frames=max_frames,
+        wanted=settings.camera,
+        image_fps=image_fps,
     )
-    fps, wanted = session.config.stream_config.frame_fps, settings.camera
-    with (
-        session,
-        open_source(chosen, fps=fps, max_frames=max_frames, wanted=wanted) as frames,
-    ):
-        screen = screen_view(session, as_json=json, is_verbose=verbose)
-        # The file first: it has the event at which a closed pipe of the screen ends the run.
-        show_stream(session, frames, queries, [*recorders_of(session), screen])
+    # The file first: it has the event at which a closed pipe of the screen ends the run.
+    if len(chosen) == 1:
+        with open_session(opened, **options) as session, open_one(chosen[0]) as frames:
+            screen = screen_view(session, as_json=json, is_verbose=verbose)
+            show_stream(session, frames, queries, [*recorders_of("", session), screen])
+        return
+    with ExitStack() as release:
+        streams = release.enter_context(open_streams(opened, max_streams=len(chosen), **options))
+        sources: dict[str, Source] = {}
+        for name, each in zip(stream_names(chosen), chosen, strict=True):
+            sources[name] = frames = open_one(each)
+            release.push(frames)
+        screen_of = screen_views(streams, as_json=json, is_verbose=verbose)
+        show_streams(
+            streams,
+            sources,
+            queries,
+            lambda name, session: [*recorders_of(name, session), screen_of(name, session)],
+        )
 
 
 def _untimed(queries: Sequence["Query"]) -> list[str]:

@@ -1,8 +1,9 @@
 """How `mod-edge run` shows a stream: a live view on a terminal, else plain lines or JSON lines."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from typing import Any
 
 from rich.console import Group
 from rich.live import Live
@@ -22,6 +23,7 @@ from mod_edge.plan.protocol import Decision
 from mod_edge.runtime.capture.source import Source
 from mod_edge.runtime.events import (
     Event,
+    FailureEvent,
     FrameEvent,
     QueryEvent,
     ReplyEvent,
@@ -32,6 +34,7 @@ from mod_edge.runtime.events import (
 )
 from mod_edge.runtime.queries import Query
 from mod_edge.runtime.session import Session
+from mod_edge.runtime.streams import Streams
 
 DECISION_STYLES = {
     Decision.SILENT: "dim",
@@ -70,6 +73,51 @@ def show_stream(
         show_events(events, show, finish, has_begun=lambda: session.summary().num_frames > 0)
 
 
+def show_streams(
+    streams: Streams,
+    sources: Mapping[str, Source],
+    queries: Sequence[Query],
+    views_of: Callable[[str, Session], Sequence["StreamView"]],
+) -> None:
+    """Stream all `sources`, by the streams' names, until they end or Ctrl-C.
+
+    Args:
+        streams: with room for all of them.
+        sources: by the names of their streams.
+        queries: asked in each stream.
+        views_of: makes the views of one stream; each shows its events, then its summary.
+
+    Raises:
+        ModEdgeError: sources failed, or a text did not fit; raised after the summaries of the
+            streams of which any frame was processed.
+    """
+    sessions = {name: streams.add(name, source, queries) for name, source in sources.items()}
+    with ExitStack() as opened:
+        views = {
+            name: [opened.enter_context(view) for view in views_of(name, session)]
+            for name, session in sessions.items()
+        }
+
+        def finish(name: str, summary: Summary) -> None:
+            del sessions[name]
+            for view in views[name]:
+                view.finish(summary)
+
+        try:
+            for name, event in streams.events():
+                if isinstance(event, Summary):
+                    finish(name, event)
+                else:
+                    for view in views[name]:
+                        view.show(event)
+        except KeyboardInterrupt:
+            pass
+        finally:
+            for name, session in list(sessions.items()):
+                if (summary := session.summary()).num_frames:
+                    finish(name, summary)
+
+
 def show_events(
     events: Iterable[Event],
     show: Callable[[Event], None],
@@ -106,11 +154,32 @@ def screen_view(session: Session, *, as_json: bool, is_verbose: bool) -> "Stream
     return PlainView(session, is_verbose=is_verbose)
 
 
-class StreamView(ABC):
-    """Shows events as they come; a context manager."""
+def screen_views(
+    streams: Streams, *, as_json: bool, is_verbose: bool
+) -> Callable[[str, Session], "StreamView"]:
+    """Makes the view for stdout of each of several streams, by name; see `screen_view`."""
+    if as_json:
+        return lambda name, session: JsonView(session, stream=name)
+    _print_header(streams)
+    if can_redraw(out):
+        area = LiveArea()
+        return lambda name, session: LiveView(
+            session, is_verbose=is_verbose, stream=name, area=area
+        )
+    return lambda name, session: PlainView(session, is_verbose=is_verbose, stream=name)
 
-    def __init__(self, session: Session) -> None:
+
+class StreamView(ABC):
+    """Shows events as they come; a context manager.
+
+    Args:
+        session: of the stream.
+        stream: its name; empty if it is the only one.
+    """
+
+    def __init__(self, session: Session, *, stream: str = "") -> None:
         self.session = session
+        self.stream = stream
 
     @abstractmethod
     def show(self, event: Event) -> None:
@@ -119,6 +188,10 @@ class StreamView(ABC):
     @abstractmethod
     def finish(self, summary: Summary) -> None:
         """Show the summary at the end."""
+
+    def document(self, event: Event) -> dict[str, Any]:
+        """The event as one JSON object; with the name of its stream if there are several."""
+        return ({"stream": self.stream} if self.stream else {}) | event.to_json()
 
     def __enter__(self) -> "StreamView":
         return self
@@ -132,46 +205,88 @@ class JsonView(StreamView):
 
     def show(self, event: Event) -> None:
         if not isinstance(event, TextEvent):
-            print_json(event.to_json())
+            print_json(self.document(event))
 
     def finish(self, summary: Summary) -> None:
-        print_json(summary.to_json())
+        print_json(self.document(summary))
 
 
 class PlainView(StreamView):
     """One line per query and reply; if `is_verbose`, per frame and eviction too."""
 
-    def __init__(self, session: Session, *, is_verbose: bool) -> None:
-        super().__init__(session)
+    def __init__(self, session: Session, *, is_verbose: bool, stream: str = "") -> None:
+        super().__init__(session, stream=stream)
         self._is_verbose = is_verbose
-        _print_header(session)
+        if not stream:
+            _print_header(session)
 
     def show(self, event: Event) -> None:
         if _is_shown(event, self._is_verbose):
-            out.print(_line(event))
+            out.print(_line(event, self.stream))
 
     def finish(self, summary: Summary) -> None:
-        _print_summary(summary)
+        _print_summary(summary, self.stream)
+
+
+class LiveArea:
+    """The last lines of a terminal, which live views share and redraw; there while any is joined.
+
+    They are drawn four times a second, not at every event: drawing costs more than a small model.
+    """
+
+    def __init__(self) -> None:
+        self._views: list[LiveView] = []
+        self._live = Live(get_renderable=self._render, console=out, transient=True)
+
+    def join(self, view: "LiveView") -> None:
+        """Draw the view's lines too."""
+        self._views.append(view)
+        self._live.start()
+
+    def leave(self, view: "LiveView") -> None:
+        """Draw the view's lines no more."""
+        if view in self._views:
+            self._views.remove(view)
+        if not self._views:
+            self._live.stop()
+
+    def print(self, line: Text) -> None:
+        """Print a line above the area."""
+        self._live.console.print(line)
+
+    def refresh(self) -> None:
+        """Draw now."""
+        self._live.refresh()
+
+    def _render(self) -> Group:
+        return Group(*(view.render() for view in self._views))
 
 
 class LiveView(StreamView):
     """Queries and replies scroll above the reply in progress and a status line."""
 
-    def __init__(self, session: Session, *, is_verbose: bool) -> None:
-        super().__init__(session)
+    def __init__(
+        self,
+        session: Session,
+        *,
+        is_verbose: bool,
+        stream: str = "",
+        area: LiveArea | None = None,
+    ) -> None:
+        super().__init__(session, stream=stream)
         self._is_verbose = is_verbose
         self._spoken = ""
         self._decision = Decision.SILENT
-        _print_header(session)
-        # Drawn four times a second, not at every event: drawing costs more than a small model.
-        self._live = Live(get_renderable=self._render, console=out, transient=True)
+        self._area = area or LiveArea()
+        if not stream:
+            _print_header(session)
 
     def __enter__(self) -> "LiveView":
-        self._live.__enter__()
+        self._area.join(self)
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._live.stop()
+        self._area.leave(self)
 
     def show(self, event: Event) -> None:
         if isinstance(event, FrameEvent):
@@ -179,18 +294,20 @@ class LiveView(StreamView):
         elif isinstance(event, TextEvent):
             self._spoken += event.text
         if _is_shown(event, self._is_verbose):
-            self._live.console.print(_line(event))
+            self._area.print(_line(event, self.stream))
         if isinstance(event, ReplyEvent):
             self._spoken = ""
-            self._live.refresh()
+            self._area.refresh()
 
     def finish(self, summary: Summary) -> None:
-        self._live.stop()
-        _print_summary(summary)
+        self._area.leave(self)
+        _print_summary(summary, self.stream)
 
-    def _render(self) -> Group:
+    def render(self) -> Group:
+        """The lines to redraw."""
         summary = self.session.summary()
         status = Text.assemble(
+            *_stream_prefix(self.stream),
             (f"{_clock(summary.time_s)} ", "bold"),
             (f"{self._decision.value:<9} ", DECISION_STYLES[self._decision]),
             f"{summary.fps:5.1f} fps  letterbox {times(summary.letterbox_ms)}  "
@@ -202,9 +319,9 @@ class LiveView(StreamView):
         return Group(speech, status) if self._spoken else Group(status)
 
 
-def _print_header(session: Session) -> None:
-    plan = session.plan
-    err.print(f"backend {session.backend}")
+def _print_header(opened: Session | Streams) -> None:
+    plan = opened.plan
+    err.print(f"backend {opened.backend}")
     err.print(
         f"window {plan.capacity.dense} tokens ({plan.capacity.mod} rows in MoD layers), "
         f"{plan.size_bytes / 2**20:.1f} MiB: {plan.num_seconds:g} s of video, "
@@ -216,26 +333,37 @@ def _is_shown(event: Event, is_verbose: bool) -> bool:
     """Whether the event is printed as a line."""
     if isinstance(event, (FrameEvent, RollEvent)):
         return is_verbose
-    return isinstance(event, (QueryEvent, ReplyEvent))
+    return isinstance(event, (QueryEvent, ReplyEvent, FailureEvent))
 
 
-def _line(event: Event) -> Text:
+def _stream_prefix(stream: str) -> list[tuple[str, str]]:
+    """The parts of a line before its time; none if there is only one stream."""
+    return [(f"{printable(stream)} ", "cyan")] if stream else []
+
+
+def _line(event: Event, stream: str = "") -> Text:
+    return Text.assemble(*_stream_prefix(stream), *_line_parts(event))
+
+
+def _line_parts(event: Event) -> list[str | tuple[str, str]]:
     clock = (f"{_clock(event.time_s)} ", "bold")
     if isinstance(event, QueryEvent):
-        return Text.assemble(clock, ("query     ", "cyan"), printable(event.query))
+        return [clock, ("query     ", "cyan"), printable(event.query)]
     if isinstance(event, ReplyEvent):
         text = printable(event.text) or "(empty)"
         cut = " ..." if event.is_cut else ""
-        return Text.assemble(clock, ("reply     ", "green"), text, (cut, "dim"))
+        return [clock, ("reply     ", "green"), text, (cut, "dim")]
+    if isinstance(event, FailureEvent):
+        return [clock, ("failure   ", "bold red"), printable(event.message)]
     if isinstance(event, FrameEvent):
         times = (
             f"letterbox {event.letterbox_ms:.1f} ms, vision {event.vision_ms:.1f} ms, "
             f"decoder {event.decoder_ms:.1f} ms"
         )
         decision = (f"{event.decision.value:<9} ", DECISION_STYLES[event.decision])
-        return Text.assemble(clock, decision, f"frame {event.index}, {times}")
+        return [clock, decision, f"frame {event.index}, {times}"]
     assert isinstance(event, RollEvent)
-    return Text.assemble(clock, *roll_line(event))
+    return [clock, *roll_line(event)]
 
 
 def roll_line(event: RollEvent) -> tuple[tuple[str, str], str]:
@@ -244,7 +372,9 @@ def roll_line(event: RollEvent) -> tuple[tuple[str, str], str]:
     return ("roll      ", "magenta"), evicted
 
 
-def _print_summary(summary: Summary) -> None:
+def _print_summary(summary: Summary, stream: str = "") -> None:
+    if stream:
+        out.print(printable(stream), style="bold cyan")
     decisions = ", ".join(f"{count} {name}" for name, count in summary.decisions.items())
     rows = [
         ("frames", f"{summary.num_frames} ({decisions}), {summary.num_dropped} dropped"),

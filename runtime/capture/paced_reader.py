@@ -1,0 +1,50 @@
+"""Pictures at the times of their stream, for servers that send them in bursts.
+
+An HLS server publishes segments of some seconds. FFmpeg starts three segments back and reads them
+as fast as it can: without a pace, all pictures of a segment would come at once and then none for
+seconds, which is neither a stall nor a stream.
+"""
+
+import threading
+import time
+from typing import Any
+
+import cv2
+
+# Timestamps that jump further ahead are those of another programme: its first picture is due now.
+MAX_WAIT_S = 30.0
+
+
+class PacedReader:
+    """A capture whose pictures are due at their timestamps; late ones delay those after them.
+
+    Args:
+        capture: open; released with this reader.
+    """
+
+    def __init__(self, capture: cv2.VideoCapture) -> None:
+        self._capture = capture
+        self._zero_s: float | None = None  # of the timestamps, on time.monotonic()
+        self._is_released = threading.Event()
+
+    def read(self) -> tuple[bool, Any]:
+        """The next picture, once it is due; none after `release`."""
+        is_picture, image = self._capture.read()
+        if is_picture and self._is_released.wait(self._left_s()):
+            return False, None
+        return is_picture, image
+
+    def release(self) -> None:
+        """Close the capture and end a read that waits."""
+        self._is_released.set()
+        self._capture.release()
+
+    def _left_s(self) -> float:
+        """Seconds until the picture just read is due."""
+        position_s = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+        now_s = time.monotonic()
+        left_s = 0.0 if self._zero_s is None else self._zero_s + position_s - now_s
+        if self._zero_s is None or not 0 <= left_s <= MAX_WAIT_S:
+            self._zero_s = now_s - position_s
+            return 0.0
+        return left_s
