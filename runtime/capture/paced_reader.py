@@ -28,24 +28,24 @@ class PacedReader:
         self._is_released = threading.Event()
 
     def grab(self) -> bool:
-        """Wait until the next picture is due; False if there is none, and after `release`."""
+        """Wait for the next picture until it is due; whether there is one, not after `release`."""
         return self._capture.grab() and not self._is_released.wait(self._left_s())
 
     def retrieve(self) -> tuple[bool, Any]:
-        """The picture grabbed last, as `cv2.VideoCapture` gives it."""
+        """See `cv2.VideoCapture.retrieve`."""
         return self._capture.retrieve()
 
     def get(self, key: int, /) -> float:
-        """A property of the capture."""
+        """See `cv2.VideoCapture.get`."""
         return self._capture.get(key)
 
     def release(self) -> None:
-        """Close the capture and end a grab that waits."""
+        """Close the capture and end a read that waits."""
         self._is_released.set()
         self._capture.release()
 
     def _left_s(self) -> float:
-        """Seconds until the picture grabbed last is due."""
+        """Seconds until the picture just grabbed is due."""
         position_s = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
         now_s = time.monotonic()
         left_s = 0.0 if self._zero_s is None else self._zero_s + position_s - now_s
