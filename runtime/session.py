@@ -1,7 +1,8 @@
 """A session turns frames into events: vision, decoder steps, decisions and replies."""
 
+import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -17,12 +18,25 @@ from mod_edge.plan.protocol import Decision
 from mod_edge.runtime.capture.clock import rfc3339
 from mod_edge.runtime.capture.live_source import LiveSource, as_live, next_frames
 from mod_edge.runtime.capture.source import Frame, Source
-from mod_edge.runtime.conversation import Conversation, SessionOptions
-from mod_edge.runtime.events import Event, FrameDetails, FrameEvent, QueryEvent, Summary
+from mod_edge.runtime.conversation import Conversation, SessionOptions, check_threshold
+from mod_edge.runtime.events import (
+    CutBy,
+    Event,
+    FrameDetails,
+    FrameEvent,
+    QueryEvent,
+    Summary,
+    ThresholdEvent,
+)
 from mod_edge.runtime.loaded_model import FrameEmbeds, LoadedModel, StreamState, UInt8Array
 from mod_edge.runtime.preprocess import Placement, fit_frame
 from mod_edge.runtime.queries import Query, QueryQueue
 from mod_edge.runtime.stats import Latencies
+from mod_edge.runtime.stepper import SinkText
+
+# Queries that may wait at a time: a program that asks without end must not fill the memory.
+MAX_WAITING = 100_000
+NAMED_QUERIES = 3  # that a summary names if they were not reached; the others are counted
 
 
 @dataclass(frozen=True)
@@ -106,9 +120,14 @@ class Session(Conversation):
         self._at: str | None = None  # when the last frame of a live source was captured
         self._frames = iter(tuple[Frame]())
         self._queries = QueryQueue()
-        self._is_streaming = False
+        self._is_streaming = self._must_stop = False
         self._has_details = False
+        self._changes = deque[Event]()  # of settings, from any thread
+        # What the window must have room for, whatever is asked: read and raised by any thread.
+        self._admission = threading.Lock()
         self._standing_rows = NO_ROWS
+        self._longest_prompt = 0
+        self._sink_kept = NO_ROWS  # the sink's rows that stay when its instruction is replaced
 
     def stream(
         self, source: Source, queries: Sequence[Query] = (), *, details: bool = False
@@ -163,6 +182,8 @@ class Session(Conversation):
         Raises:
             SourceError: the source failed.
         """
+        if self._must_stop:
+            return FrameBatch([], 0.0)
         most, events = self.options.frames_per_step, list[Event]()
         if self._live is None:
             frames = list(islice(self._frames, most))
@@ -194,10 +215,18 @@ class Session(Conversation):
         seen, costs = batch.seen, FrameCosts(batch.letterbox_ms, vision_ms)
         first = 0
         while first < len(seen):
+            while self._changes:
+                yield self._changes.popleft()
             # What is asked before the first frame waits until then: the cache has no room for it
             # as a standing instruction.
-            while self._num_frames and self._received().is_due_before(seen[first].frame.time_s):
+            while (
+                self._num_frames
+                and not self._must_stop
+                and self._received().is_due_before(seen[first].frame.time_s)
+            ):
                 yield from self._answer(self._queries.take())
+            if self._must_stop:
+                return
             last = first + 1
             # A query due before a frame is answered first, so that frame is not in this step.
             while last < len(seen) and not self._queries.is_due_before(seen[last].frame.time_s):
@@ -207,7 +236,7 @@ class Session(Conversation):
     def end(self) -> Iterator[Event]:
         """Answer the queries that are due by the end of the last frame; `ask` is refused after."""
         end_s = self._time_s + 1 / self.config.stream_config.frame_fps
-        while self._num_frames and self._received().is_due_at(end_s):
+        while self._num_frames and not self._must_stop and self._received().is_due_at(end_s):
             yield from map(self.stamped, self._answer(self._queries.take()))
         self._is_streaming = False
 
@@ -224,17 +253,54 @@ class Session(Conversation):
                 the standing instruction.
 
         Raises:
-            ConfigError: the session is not streaming, or the query is empty or does not fit in the
-                window.
+            ConfigError: the session is not streaming, the query is empty or does not fit in the
+                window, or `MAX_WAITING` queries wait already.
         """
         if not self._is_streaming:
             raise ConfigError(
                 f"cannot ask {query!r}: the session is not streaming; pass it to stream()"
             )
+        if len(self._queries) >= MAX_WAITING:
+            raise ConfigError(
+                f"{MAX_WAITING} queries wait already; ask again when some were answered"
+            )
         if isinstance(query, str):
             query = Query(query, self._time_s)
-        self._check_question(query.text, self._num_prompt_tokens(query), self._standing_rows)
+        with self._admission:
+            self._admit(query)
         self._queries.put(query)
+
+    def instruct(self, instruction: str) -> None:
+        """Replace the standing instruction while the stream runs, from any thread.
+
+        The instruction is a user's turn at once, as with `ask`. At the next roll of the cache it
+        takes the old one's place in the sink, which an `InstructionEvent` tells: the system prompt
+        and the first frame stay, the old instruction is evicted, and the new one is prefilled right
+        after them. In a stream that began without an instruction it follows the system prompt. Rows
+        after the sink stay as they were computed. With the rows of a longer instruction, the roll
+        evicts that much more.
+
+        Raises:
+            ConfigError: as `ask`.
+        """
+        self.ask(Query(instruction, self._time_s, is_instruction=True))
+
+    def set_threshold(self, threshold: float) -> None:
+        """Change the threshold (see `Protocol`) from the next decision on, from any thread.
+
+        Raises:
+            ConfigError: it is not a probability.
+        """
+        check_threshold(threshold)
+        self._protocol.threshold = threshold
+        self._changes.append(ThresholdEvent(self._time_s, threshold))
+
+    def stop(self) -> None:
+        """End the stream, from any thread: a reply after its present token, else at the next frame.
+
+        Queries that wait are not answered.
+        """
+        self._must_stop = True
 
     def __exit__(self, *exc: object) -> None:
         self._is_streaming = False
@@ -245,10 +311,7 @@ class Session(Conversation):
         wall_s = time.perf_counter() - self._started_s if self._started_s else 0.0
         warnings = list(self._source.warnings) if self._source else []
         warnings += self.state.warnings
-        warnings += [
-            f"the query {query.text!r} at {query.time_s:g} s was not reached"
-            for query in self._queries.waiting()
-        ]
+        warnings += self._unreached()
         return Summary(
             time_s=self._time_s,
             at=self._at,
@@ -272,6 +335,15 @@ class Session(Conversation):
             latency_ms=self._latency_ms.with_longest() if self._live else None,
             capture=self._live.counts if self._live else None,
         )
+
+    def _unreached(self) -> list[str]:
+        waiting = self._queries.waiting()
+        lines = [
+            f"the query {query.text!r} at {query.time_s:g} s was not reached"
+            for query in waiting[:NAMED_QUERIES]
+        ]
+        more = len(waiting) - len(lines)
+        return [*lines, f"{more} more queries were not reached"] if more else lines
 
     def _received(self) -> QueryQueue:
         """The queue with the queries that `ask` has put in since."""
@@ -362,20 +434,62 @@ class Session(Conversation):
     def _answer(self, query: Query | None) -> Iterator[Event]:
         """Reply to `query` or to the last frame."""
         if query is not None:
-            yield QueryEvent(self._time_s, query.text, query.time_s)
+            yield QueryEvent(self._time_s, query.text, query.time_s, query.is_instruction)
+            if query.is_instruction and not self.window.sink_is_open:
+                self._stepper.replace_sink(self._sink_text(query))
         text = query.text if query else None
         yield from self._reply(self._protocol.response_prompt(text), text, self._time_s)
 
+    def _cut_by(self, num_tokens: int) -> CutBy | None:
+        cut_by = super()._cut_by(num_tokens)
+        return CutBy.REQUEST if cut_by is None and self._must_stop else cut_by
+
     def _check_window(self, queries: Sequence[Query]) -> None:
         """Check at the start that every step and reply will fit beside the sink."""
-        protocol, limit = self._protocol, self.plan.capacity
+        protocol = self._protocol
         standing = [query for query in queries if query.time_s <= 0][:1]
         sink = rows_of(self.config, len(protocol.opening_ids()), 0)
         for query in standing:  # the sink then also holds the first frame
-            sink = sink.plus(rows_of(self.config, self._num_prompt_tokens(query), 1))
+            self._sink_kept = rows_of(self.config, sink.dense, 1)
+            sink = self._sink_kept.plus(rows_of(self.config, self._num_prompt_tokens(query), 0))
         self._standing_rows = sink
-        num_frames = self.options.frames_per_step
-        step = rows_of_frames(self.config, num_frames, num_before=protocol.longest_prefix())
+        self._check_step(sink)
+        prompts = {query.text: self._num_prompt_tokens(query) for query in queries}
+        longest = max(prompts, key=lambda text: prompts[text], default="")
+        unasked = len(protocol.response_prompt(None)) + 1
+        self._longest_prompt = max(prompts.get(longest, 0), unasked)
+        self._check_question(longest, self._longest_prompt, sink)
+        for query in queries:
+            if query.is_instruction:
+                self._admit(query)
+
+    def _admit(self, query: Query) -> None:
+        """Check that a query, its reply and every other one will fit, whenever the sink changes."""
+        num_tokens = self._num_prompt_tokens(query)
+        if not query.is_instruction:
+            self._check_question(query.text, num_tokens, self._standing_rows)
+            self._longest_prompt = max(self._longest_prompt, num_tokens)
+            return
+        text = self._sink_text(query)
+        sink = text.kept.plus(rows_of(self.config, len(text.token_ids), 0))
+        sink = Rows(*map(max, sink, self._standing_rows))
+        longest = max(self._longest_prompt, num_tokens)
+        self._check_step(sink)
+        self._check_question(query.text, longest, sink)
+        self._standing_rows, self._longest_prompt = sink, longest
+
+    def _sink_text(self, query: Query) -> SinkText:
+        """What the sink gets in place of its instruction."""
+        if any(self._sink_kept):
+            return SinkText(query.text, self._sink_kept, self._protocol.query_ids(query.text))
+        # The sink has no frame: it becomes that of a conversation that opens with the instruction.
+        return SinkText(query.text, NO_ROWS, self._protocol.opening_prompt(query.text))
+
+    def _check_step(self, sink: Rows) -> None:
+        """Check that a step of frames fits beside the sink."""
+        limit, num_frames = self.plan.capacity, self.options.frames_per_step
+        num_before = self._protocol.longest_prefix()
+        step = rows_of_frames(self.config, num_frames, num_before=num_before)
         if not sink.plus(step).fits(limit):
             raise ConfigError(
                 f"frames_per_step={num_frames} takes {step.dense} tokens per step: with the system "
@@ -383,10 +497,6 @@ class Session(Conversation):
                 f"has {limit.dense}; raise --window or --kv-budget, shorten the instruction, or "
                 "lower --frames-per-step"
             )
-        prompts = {query.text: self._num_prompt_tokens(query) for query in queries}
-        longest = max(prompts, key=lambda text: prompts[text], default="")
-        unasked = len(protocol.response_prompt(None)) + 1
-        self._check_question(longest, max(prompts.get(longest, 0), unasked), sink)
 
     def _check_question(self, text: str, num_prompt_tokens: int, sink: Rows) -> None:
         self._check_reply(text, self._protocol.longest_prefix(), num_prompt_tokens, sink)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, islice
 from typing import NamedTuple
 
 from tokenizers import Tokenizer
@@ -50,8 +50,8 @@ class _Running:
 class Streams(AbstractContextManager["Streams"]):
     """Runs streams on one model in turn; `open_streams` makes one from a bundle.
 
-    A context manager that closes the model and all streams. Only `Session.ask` may be called from
-    other threads.
+    A context manager that closes the model and all streams. From other threads
+    only a session's `ask`, `instruct`, `set_threshold`, `cut_reply` and `stop` may be called.
 
     Attributes:
         max_streams: streams that may run at one time.
@@ -116,7 +116,7 @@ class Streams(AbstractContextManager["Streams"]):
             details: see `Session.stream`.
 
         Returns:
-            Its session, for `ask` and `summary`.
+            Its session, for `ask`, `stop`, `summary` and the like.
 
         Raises:
             ConfigError: a stream of that name runs, all `max_streams` run, or the queries do not
@@ -159,7 +159,9 @@ class Streams(AbstractContextManager["Streams"]):
             for streams in self._groups(self._ready(idle)):
                 self._watch(streams)
                 for stream in streams:
-                    yield StreamEvent(stream.name, next(stream.events))
+                    # A stream that was stopped since its frame was read has none.
+                    for event in islice(stream.events, 1):
+                        yield StreamEvent(stream.name, event)
         if self._failures:
             raise SourceError(
                 "; ".join(f"stream {name!r}: {error}" for name, error in self._failures.items())

@@ -8,6 +8,7 @@ import typer
 from mod_edge import __version__
 from mod_edge.commands.bench import bench
 from mod_edge.commands.build import build
+from mod_edge.commands.cameras import cameras
 from mod_edge.commands.console import EXIT_ERROR, out, print_os_error
 from mod_edge.commands.doctor import doctor
 from mod_edge.commands.eval import evaluate
@@ -88,6 +89,7 @@ for command in (
     targets,
     build,
     run,
+    cameras,
     bench,
     verify,
     doctor,

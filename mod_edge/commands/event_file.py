@@ -29,6 +29,7 @@ class EventFile:
 
     Attributes:
         path: of the file; `reopen` opens it again.
+        is_moved: whether to open it again before the next line; set by signal handlers.
         num_lost: lines that could not be written, so far.
     """
 
@@ -42,6 +43,7 @@ class EventFile:
             OSError: the file cannot be opened; it names the file.
         """
         self.path = path
+        self.is_moved = False
         self.num_lost = 0
         self._is_failing = False
         self._file = _open(path)
@@ -54,6 +56,9 @@ class EventFile:
 
     def append(self, line: str) -> None:
         """Write one line, given without its end."""
+        if self.is_moved:
+            self.is_moved = False
+            self.reopen()
         data = line.encode() + b"\n"
         size_bytes, num_written = os.fstat(self._file).st_size, 0
         try:
@@ -93,10 +98,9 @@ class EventFileView(StreamView):
     under nohup, it stays ignored.
     """
 
-    def __init__(self, session: Session, file: EventFile) -> None:
-        super().__init__(session)
+    def __init__(self, session: Session, file: EventFile, *, stream: str = "") -> None:
+        super().__init__(session, stream=stream)
         self._file = file
-        self._is_moved = False
         self._on_hang_up = signal.getsignal(signal.SIGHUP)
 
     def __enter__(self) -> "EventFileView":
@@ -121,13 +125,10 @@ class EventFileView(StreamView):
         if callable(self._on_hang_up) and has_closed_terminal():
             self._on_hang_up(number, frame)
         else:
-            self._is_moved = True  # opened before the next event: a line may be half done here
+            self._file.is_moved = True  # not opened here: a line may be half done
 
     def _append(self, event: Event) -> None:
-        if self._is_moved:
-            self._is_moved = False
-            self._file.reopen()
-        self._file.append(json.dumps(event.to_json()))
+        self._file.append(json.dumps(self.document(event)))
 
 
 def _open(path: Path) -> int:

@@ -14,8 +14,8 @@ from mod_edge.runtime.session import Session
 @contextmanager
 def recording(
     events: Path | None, environment: Mapping[str, str]
-) -> Iterator[Callable[[Session], list[StreamView]]]:
-    """Open what outlives the screen; yields the function that makes a session's views of it.
+) -> Iterator[Callable[[str, Session], list[StreamView]]]:
+    """Open what outlives the screen; yields what makes the views of a stream.
 
     Open it before the model, which takes longer to load than an error to show.
 
@@ -33,10 +33,10 @@ def recording(
         if manager is not None:
             opened.enter_context(manager)
 
-        def views_of(session: Session) -> list[StreamView]:
+        def views_of(name: str, session: Session) -> list[StreamView]:
             views: list[StreamView] = []
             if file is not None:
-                views.append(EventFileView(session, file))
+                views.append(EventFileView(session, file, stream=name))
             if manager is not None:
                 views.append(ServiceView(session, manager))
             return views

@@ -2,8 +2,10 @@
 
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -30,6 +32,7 @@ from mod_edge.native.package_faults import quiet_imports
 from mod_edge.plan.untrained import untrained_warnings
 
 if TYPE_CHECKING:
+    from mod_edge.runtime.capture.source import Source
     from mod_edge.runtime.queries import Query
 
 # OpenCV's default, and that FFmpeg may use a connection again. Otherwise it asks web servers to
@@ -39,12 +42,15 @@ FFMPEG_OPTIONS = "rtsp_transport;tcp|multiple_requests;1"
 
 VIDEO = "--source FILE or --camera NUMBER"
 OF_VIDEO = (
+    "image_fps",
     "max_frames",
     "threshold",
     "frames_per_step",
     "keep",
     "reconnect",
     "frozen_after",
+    "stdin",
+    "tokens",
     "events",
 )
 
@@ -54,11 +60,19 @@ def run(
     context: typer.Context,
     bundle: BundleArgument = DEFAULT_BUNDLE,
     source: Annotated[
-        str | None,
-        typer.Option(help="Video file, stream URL, camera number or GStreamer pipeline."),
+        list[str] | None,
+        typer.Option(
+            help="Video file, folder or glob of images, stream URL, camera number or path, csi://0,"
+            " GStreamer pipeline, or test://. Repeatable: several streams on one model."
+        ),
     ] = None,
     camera: Annotated[
-        int | None, typer.Option(min=0, max=255, help="Camera number; short for --source NUMBER.")
+        list[int] | None,
+        typer.Option(min=0, max=255, help="Camera number; short for --source NUMBER. Repeatable."),
+    ] = None,
+    image_fps: Annotated[
+        float | None,
+        typer.Option(help="Frames per second of images; default: each image is one frame."),
     ] = None,
     query: Annotated[
         list[str] | None,
@@ -87,6 +101,25 @@ def run(
     keep: KeepOption = None,
     reconnect: ReconnectOption = None,
     frozen_after: FrozenAfterOption = None,
+    temperature: Annotated[
+        float, typer.Option(min=0, help="Sample replies at this temperature; 0 is greedy.")
+    ] = 0.0,
+    top_p: Annotated[
+        float, typer.Option(help="Sample from the likeliest tokens that reach this probability.")
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the sampling.")] = 0,
+    stop: Annotated[
+        list[str] | None,
+        typer.Option(help="Text at which a reply ends; not part of it. Repeatable."),
+    ] = None,
+    stdin: Annotated[
+        bool,
+        typer.Option(
+            "--stdin",
+            help="Read questions and other requests from standard input while the stream runs, "
+            "one JSON object per line. On a terminal, type them.",
+        ),
+    ] = False,
     profile: OptionalProfileOption = None,
     backend: Annotated[str, typer.Option(help="Backend: auto, tensorrt, onnx or torch.")] = "auto",
     device: DeviceOption = "auto",
@@ -98,6 +131,9 @@ def run(
     check: Annotated[bool, typer.Option("--check", help="Check all file hashes first.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Print frames and evictions.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
+    tokens: Annotated[
+        bool, typer.Option("--tokens", help="With --json, print each token of a reply too.")
+    ] = False,
     events: Annotated[
         Path | None,
         typer.Option(help="Also append the lines of --json to this file; SIGHUP reopens it."),
@@ -107,13 +143,14 @@ def run(
 
     With --query alone, without a video, the model replies to text.
     """
-    is_text = source is None and camera is None
+    texts = [*(source or ()), *map(str, camera or ())]
+    is_text = not texts
     if is_text:
         refuse_options(context, OF_VIDEO, VIDEO)
     if is_text and not query:
         raise typer.BadParameter(f"give {VIDEO}, or --query TEXT for a conversation of text alone")
-    if source is not None and camera is not None:
-        raise typer.BadParameter("give one of --source FILE and --camera NUMBER")
+    if not json:
+        refuse_options(context, ("tokens",), "--json")
     use_threads(threads)
     use_ffmpeg_options()
     if not verbose:
@@ -121,15 +158,23 @@ def run(
     with quiet_imports():
         from mod_edge.bundle.bundle import open_bundle
         from mod_edge.commands.recording import recording
-        from mod_edge.commands.stream_view import screen_view, show_stream
+        from mod_edge.commands.standard_input import standard_input
+        from mod_edge.commands.stream_view import (
+            screen_view,
+            screen_views,
+            show_stream,
+            show_streams,
+        )
         from mod_edge.commands.text_view import show_conversation
+        from mod_edge.plan.sampling import Sampling
         from mod_edge.runtime.capture.open_source import check_files, open_source
-        from mod_edge.runtime.capture.source_name import parse_source
-        from mod_edge.runtime.open_session import open_session, open_text_session
+        from mod_edge.runtime.capture.source_name import ImagePaths, parse_source, stream_names
+        from mod_edge.runtime.open_session import open_session, open_streams, open_text_session
 
     queries = _queries(query or ())
+    sampling = Sampling(temperature, top_p, seed)
     if is_text:
-        texts = _untimed(queries)
+        turns = _untimed(queries)
         with open_text_session(
             open_bundle(bundle, hash_all=check),
             backend=backend,
@@ -139,37 +184,70 @@ def run(
             window=window,
             kv_budget_mib=kv_budget,
             max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            stop=stop or (),
         ) as text_session:
-            show_conversation(text_session, texts, as_json=json, is_verbose=verbose)
+            show_conversation(text_session, turns, as_json=json, is_verbose=verbose)
         return
     policy = live_policy(keep, reconnect, frozen_after)
-    chosen = parse_source(str(camera) if source is None else source)
-    check_files(chosen)
+    chosen = [parse_source(text) for text in texts]
+    if image_fps is not None and not any(isinstance(each, ImagePaths) for each in chosen):
+        raise typer.BadParameter("only with a folder, a glob or an image", param_hint="--image-fps")
+    for each in chosen:
+        check_files(each)
     recorders_of = context.with_resource(recording(events, os.environ))
     opened = open_bundle(bundle, hash_all=check)
     for warning in untrained_warnings(opened.config):
         print_warning(warning)
     settings = opened.profile(profile)
-    session = open_session(
-        opened,
-        backend=backend,
-        device=device,
-        checkpoint=checkpoint,
-        profile=settings,
-        window=window,
-        kv_budget_mib=kv_budget,
-        threshold=threshold,
-        max_new_tokens=max_new_tokens,
-        frames_per_step=frames_per_step,
+    options: dict[str, Any] = {
+        "backend": backend,
+        "device": device,
+        "checkpoint": checkpoint,
+        "profile": settings,
+        "window": window,
+        "kv_budget_mib": kv_budget,
+        "threshold": threshold,
+        "max_new_tokens": max_new_tokens,
+        "frames_per_step": frames_per_step,
+        "sampling": sampling,
+        "stop": stop or (),
+    }
+    open_one = partial(
+        open_source,
+        fps=opened.config.stream_config.frame_fps,
+        max_frames=max_frames,
+        wanted=settings.camera,
+        image_fps=image_fps,
+        policy=policy,
     )
-    fps, wanted = session.config.stream_config.frame_fps, settings.camera
-    with (
-        session,
-        open_source(chosen, fps=fps, max_frames=max_frames, wanted=wanted, policy=policy) as frames,
-    ):
-        screen = screen_view(session, as_json=json, is_verbose=verbose)
-        # The file first: it has the event at which a closed pipe of the screen ends the run.
-        show_stream(session, frames, queries, [*recorders_of(session), screen])
+    requests = standard_input(as_json=json, reads_json=stdin)
+    shown: dict[str, Any] = {
+        "as_json": json,
+        "is_verbose": verbose,
+        "has_tokens": tokens,
+        "requests": requests,
+    }
+    # The file first: it has the event at which a closed pipe of the screen ends the run.
+    if len(chosen) == 1:
+        with open_session(opened, **options) as session, open_one(chosen[0]) as frames:
+            screen = screen_view(session, **shown)
+            show_stream(session, frames, queries, [*recorders_of("", session), screen], requests)
+        return
+    with ExitStack() as release:
+        streams = release.enter_context(open_streams(opened, max_streams=len(chosen), **options))
+        sources: dict[str, Source] = {}
+        for name, each in zip(stream_names(chosen), chosen, strict=True):
+            sources[name] = frames = open_one(each)
+            release.push(frames)
+        screen_of = screen_views(streams, **shown)
+        show_streams(
+            streams,
+            sources,
+            queries,
+            lambda name, session: [*recorders_of(name, session), screen_of(name, session)],
+            requests,
+        )
 
 
 def _untimed(queries: Sequence["Query"]) -> list[str]:

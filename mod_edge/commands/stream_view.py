@@ -1,8 +1,9 @@
 """How `mod-edge run` shows a stream: a live view on a terminal, else plain lines or JSON lines."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from typing import Any
 
 from rich.console import Group
 from rich.live import Live
@@ -18,21 +19,27 @@ from mod_edge.commands.console import (
     printable,
 )
 from mod_edge.commands.live_lines import SOURCE_EVENTS, age_status, live_rows, source_line
+from mod_edge.commands.standard_input import StandardInput, with_faults
 from mod_edge.errors import ModEdgeError
 from mod_edge.plan.protocol import Decision
 from mod_edge.runtime.capture.source import Source
 from mod_edge.runtime.events import (
+    BadLineEvent,
     Event,
+    FailureEvent,
     FrameEvent,
+    InstructionEvent,
     QueryEvent,
     ReplyEvent,
     RollEvent,
     Summary,
     TextEvent,
     TextSummary,
+    ThresholdEvent,
 )
 from mod_edge.runtime.queries import Query
 from mod_edge.runtime.session import Session
+from mod_edge.runtime.streams import Streams
 
 DECISION_STYLES = {
     Decision.SILENT: "dim",
@@ -40,6 +47,7 @@ DECISION_STYLES = {
     Decision.UNDECIDED: "yellow",
     Decision.ASKED: "bold cyan",
 }
+TYPING_HINT = " type a question, or /instruction TEXT, /threshold 0-1, /cut, /stop"
 
 
 def show_stream(
@@ -47,8 +55,16 @@ def show_stream(
     source: Source,
     queries: Sequence[Query],
     views: Sequence["StreamView"],
+    requests: StandardInput | None = None,
 ) -> None:
     """Stream `source` until it ends or Ctrl-C; every view shows the events, then the summary.
+
+    Args:
+        session: not used before.
+        source: an open source.
+        queries: see `Session.stream`.
+        views: entered here.
+        requests: entered here; None leaves standard input alone.
 
     Raises:
         ModEdgeError: the source failed or a text did not fit; raised after the summary if any frame
@@ -57,6 +73,8 @@ def show_stream(
     with ExitStack() as opened:
         for view in views:
             opened.enter_context(view)
+        if requests is not None:
+            opened.enter_context(requests)
 
         def show(event: Event) -> None:
             for view in views:
@@ -67,8 +85,64 @@ def show_stream(
             for view in views:
                 view.finish(summary)
 
-        events = session.stream(source, queries)
+        events = with_faults(session.stream(source, queries), requests, session)
         show_events(events, show, finish, has_begun=lambda: session.summary().num_frames > 0)
+
+
+def show_streams(
+    streams: Streams,
+    sources: Mapping[str, Source],
+    queries: Sequence[Query],
+    views_of: Callable[[str, Session], Sequence["StreamView"]],
+    requests: StandardInput | None = None,
+) -> None:
+    """Stream all `sources`, by the streams' names, until they end or Ctrl-C.
+
+    Args:
+        streams: with room for all of them.
+        sources: by the names of their streams.
+        queries: asked in each stream.
+        views_of: makes the views of one stream; each shows its events, then its summary.
+        requests: entered here; None leaves standard input alone.
+
+    Raises:
+        ModEdgeError: sources failed, or a text did not fit; raised after the summaries of the
+            streams of which any frame was processed.
+    """
+    sessions = {name: streams.add(name, source, queries) for name, source in sources.items()}
+    with ExitStack() as opened:
+        views = {
+            name: [opened.enter_context(view) for view in views_of(name, session)]
+            for name, session in sessions.items()
+        }
+
+        if requests is not None:
+            opened.enter_context(requests)
+            requests.start(sessions)
+
+        def show(name: str, event: Event) -> None:
+            for view in views[name]:
+                view.show(event)
+
+        def finish(name: str, summary: Summary) -> None:
+            del sessions[name]
+            for view in views[name]:
+                view.finish(summary)
+
+        try:
+            for name, event in streams.events():
+                for fault in requests.faults(event.time_s) if requests else ():
+                    show(name, fault)
+                if isinstance(event, Summary):
+                    finish(name, event)
+                else:
+                    show(name, event)
+        except KeyboardInterrupt:
+            pass
+        finally:
+            for name, session in list(sessions.items()):
+                if (summary := session.summary()).num_frames:
+                    finish(name, summary)
 
 
 def show_events(
@@ -98,20 +172,61 @@ def show_events(
     finish()
 
 
-def screen_view(session: Session, *, as_json: bool, is_verbose: bool) -> "StreamView":
-    """The view for stdout: JSON lines if `as_json`, else live on a terminal or plain lines."""
+def screen_view(
+    session: Session,
+    *,
+    as_json: bool,
+    is_verbose: bool,
+    has_tokens: bool = False,
+    requests: StandardInput | None = None,
+) -> "StreamView":
+    """The view for stdout: JSON lines if `as_json`, else live on a terminal or plain lines.
+
+    Args:
+        session: of the stream.
+        as_json: whether to print JSON lines, with `has_tokens` also one for each token.
+        is_verbose: whether people see frames and evictions too.
+        has_tokens: see `as_json`.
+        requests: whose keys a live view draws.
+    """
     if as_json:
-        return JsonView(session)
+        return JsonView(session, has_tokens=has_tokens)
     if can_redraw(out):
-        return LiveView(session, is_verbose=is_verbose)
+        return LiveView(session, is_verbose=is_verbose, area=LiveArea(requests))
     return PlainView(session, is_verbose=is_verbose)
 
 
-class StreamView(ABC):
-    """Shows events as they come; a context manager."""
+def screen_views(
+    streams: Streams,
+    *,
+    as_json: bool,
+    is_verbose: bool,
+    has_tokens: bool = False,
+    requests: StandardInput | None = None,
+) -> Callable[[str, Session], "StreamView"]:
+    """Makes the view for stdout of each of several streams, by name; see `screen_view`."""
+    if as_json:
+        return lambda name, session: JsonView(session, stream=name, has_tokens=has_tokens)
+    _print_header(streams)
+    if can_redraw(out):
+        area = LiveArea(requests)
+        return lambda name, session: LiveView(
+            session, is_verbose=is_verbose, stream=name, area=area
+        )
+    return lambda name, session: PlainView(session, is_verbose=is_verbose, stream=name)
 
-    def __init__(self, session: Session) -> None:
+
+class StreamView(ABC):
+    """Shows events as they come; a context manager.
+
+    Args:
+        session: of the stream.
+        stream: its name; empty if it is the only one.
+    """
+
+    def __init__(self, session: Session, *, stream: str = "") -> None:
         self.session = session
+        self.stream = stream
 
     @abstractmethod
     def show(self, event: Event) -> None:
@@ -121,6 +236,10 @@ class StreamView(ABC):
     def finish(self, summary: Summary) -> None:
         """Show the summary at the end."""
 
+    def document(self, event: Event) -> dict[str, Any]:
+        """The event as one JSON object; with the name of its stream if there are several."""
+        return ({"stream": self.stream} if self.stream else {}) | event.to_json()
+
     def __enter__(self) -> "StreamView":
         return self
 
@@ -129,50 +248,111 @@ class StreamView(ABC):
 
 
 class JsonView(StreamView):
-    """One JSON object per line on stdout; a reply is one line, without its text events."""
+    """One JSON object per line on stdout; a reply is one line, or with `has_tokens` one a token."""
+
+    def __init__(self, session: Session, *, stream: str = "", has_tokens: bool = False) -> None:
+        super().__init__(session, stream=stream)
+        self._has_tokens = has_tokens
 
     def show(self, event: Event) -> None:
-        if not isinstance(event, TextEvent):
-            print_json(event.to_json())
+        if self._has_tokens or not isinstance(event, TextEvent):
+            print_json(self.document(event))
 
     def finish(self, summary: Summary) -> None:
-        print_json(summary.to_json())
+        print_json(self.document(summary))
 
 
 class PlainView(StreamView):
     """One line per query and reply; if `is_verbose`, per frame and eviction too."""
 
-    def __init__(self, session: Session, *, is_verbose: bool) -> None:
-        super().__init__(session)
+    def __init__(self, session: Session, *, is_verbose: bool, stream: str = "") -> None:
+        super().__init__(session, stream=stream)
         self._is_verbose = is_verbose
-        _print_header(session)
+        if not stream:
+            _print_header(session)
 
     def show(self, event: Event) -> None:
         if _is_shown(event, self._is_verbose):
-            out.print(_line(event))
+            out.print(_line(event, self.stream))
 
     def finish(self, summary: Summary) -> None:
-        _print_summary(summary)
+        _print_summary(summary, self.stream)
+
+
+class LiveArea:
+    """The last lines of a terminal, which live views share and redraw; there while any is joined.
+
+    They are drawn four times a second, not at every event: drawing costs more than a small model.
+
+    Args:
+        requests: whose keys are drawn below the views' lines.
+    """
+
+    def __init__(self, requests: StandardInput | None = None) -> None:
+        self._views: list[LiveView] = []
+        self._live = Live(get_renderable=self._render, console=out, transient=True)
+        self._requests = requests
+        if requests is not None:
+            requests.draw_keys(self._live.refresh)
+
+    def join(self, view: "LiveView") -> None:
+        """Draw the view's lines too."""
+        self._views.append(view)
+        self._live.start()
+
+    def leave(self, view: "LiveView") -> None:
+        """Draw the view's lines no more."""
+        if view in self._views:
+            self._views.remove(view)
+        if not self._views:
+            self._live.stop()
+
+    def print(self, line: Text) -> None:
+        """Print a line above the area."""
+        self._live.console.print(line)
+
+    def refresh(self) -> None:
+        """Draw now."""
+        self._live.refresh()
+
+    def _render(self) -> Group:
+        return Group(*(view.render() for view in self._views), *self._typed())
+
+    def _typed(self) -> list[Text]:
+        """The line below the status: what is being typed, or what may be."""
+        text = None if self._requests is None else self._requests.typed_text
+        if text is None:
+            return []
+        if not text:
+            return [Text.assemble(("> ", "bold"), (" ", "reverse"), (TYPING_HINT, "dim"))]
+        return [Text.assemble(("> ", "bold"), text, (" ", "reverse"))]
 
 
 class LiveView(StreamView):
     """Queries and replies scroll above the reply in progress and a status line."""
 
-    def __init__(self, session: Session, *, is_verbose: bool) -> None:
-        super().__init__(session)
+    def __init__(
+        self,
+        session: Session,
+        *,
+        is_verbose: bool,
+        stream: str = "",
+        area: LiveArea | None = None,
+    ) -> None:
+        super().__init__(session, stream=stream)
         self._is_verbose = is_verbose
         self._spoken = ""
         self._decision = Decision.SILENT
-        _print_header(session)
-        # Drawn four times a second, not at every event: drawing costs more than a small model.
-        self._live = Live(get_renderable=self._render, console=out, transient=True)
+        self._area = area or LiveArea()
+        if not stream:
+            _print_header(session)
 
     def __enter__(self) -> "LiveView":
-        self._live.__enter__()
+        self._area.join(self)
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._live.stop()
+        self._area.leave(self)
 
     def show(self, event: Event) -> None:
         if isinstance(event, FrameEvent):
@@ -180,18 +360,20 @@ class LiveView(StreamView):
         elif isinstance(event, TextEvent):
             self._spoken += event.text
         if _is_shown(event, self._is_verbose):
-            self._live.console.print(_line(event))
+            self._area.print(_line(event, self.stream))
         if isinstance(event, ReplyEvent):
             self._spoken = ""
-            self._live.refresh()
+            self._area.refresh()
 
     def finish(self, summary: Summary) -> None:
-        self._live.stop()
-        _print_summary(summary)
+        self._area.leave(self)
+        _print_summary(summary, self.stream)
 
-    def _render(self) -> Group:
+    def render(self) -> Group:
+        """The lines to redraw."""
         summary = self.session.summary()
         status = Text.assemble(
+            *_stream_prefix(self.stream),
             (f"{_clock(summary.time_s)} ", "bold"),
             (f"{self._decision.value:<9} ", DECISION_STYLES[self._decision]),
             f"{summary.fps:5.1f} fps  letterbox {times(summary.letterbox_ms)}  "
@@ -200,13 +382,13 @@ class LiveView(StreamView):
             f"cache {summary.cache_fill:4.0%}  dropped {summary.num_dropped}"
             f"{age_status(summary)}",
         )
-        speech = Text(printable(self._spoken), style="green")
-        return Group(speech, status) if self._spoken else Group(status)
+        speech = [Text(printable(self._spoken), style="green")] if self._spoken else []
+        return Group(*speech, status)
 
 
-def _print_header(session: Session) -> None:
-    plan = session.plan
-    err.print(f"backend {session.backend}")
+def _print_header(opened: Session | Streams) -> None:
+    plan = opened.plan
+    err.print(f"backend {opened.backend}")
     err.print(
         f"window {plan.capacity.dense} tokens ({plan.capacity.mod} rows in MoD layers), "
         f"{plan.size_bytes / 2**20:.1f} MiB: {plan.num_seconds:g} s of video, "
@@ -218,27 +400,50 @@ def _is_shown(event: Event, is_verbose: bool) -> bool:
     """Whether the event is printed as a line."""
     if isinstance(event, (FrameEvent, RollEvent)):
         return is_verbose
-    return isinstance(event, (QueryEvent, ReplyEvent, *SOURCE_EVENTS))
+    shown = (
+        *(QueryEvent, InstructionEvent, ThresholdEvent, BadLineEvent, ReplyEvent, FailureEvent),
+        *SOURCE_EVENTS,
+    )
+    return isinstance(event, shown)
 
 
-def _line(event: Event) -> Text:
+def _stream_prefix(stream: str) -> list[tuple[str, str]]:
+    """The parts of a line before its time; none if there is only one stream."""
+    return [(f"{printable(stream)} ", "cyan")] if stream else []
+
+
+def _line(event: Event, stream: str = "") -> Text:
+    return Text.assemble(*_stream_prefix(stream), *_line_parts(event))
+
+
+def _line_parts(event: Event) -> list[str | tuple[str, str]]:
     clock = (f"{_clock(event.time_s)} ", "bold")
     if isinstance(event, QueryEvent):
-        return Text.assemble(clock, ("query     ", "cyan"), printable(event.query))
+        return [clock, ("query     ", "cyan"), printable(event.query)]
+    if isinstance(event, InstructionEvent):
+        text = f"{printable(event.instruction)} (never evicted from now on)"
+        return [clock, ("instruct  ", "cyan"), text]
+    if isinstance(event, ThresholdEvent):
+        return [clock, ("threshold ", "cyan"), f"{event.threshold:g}"]
+    if isinstance(event, BadLineEvent):
+        text = f"line {event.line_number}: {printable(event.message)}"
+        return [clock, ("bad line  ", "yellow"), text]
     if isinstance(event, ReplyEvent):
         text = printable(event.text) or "(empty)"
         cut = " ..." if event.is_cut else ""
-        return Text.assemble(clock, ("reply     ", "green"), text, (cut, "dim"))
+        return [clock, ("reply     ", "green"), text, (cut, "dim")]
+    if isinstance(event, FailureEvent):
+        return [clock, ("failure   ", "bold red"), printable(event.message)]
     if isinstance(event, FrameEvent):
         times = (
             f"letterbox {event.letterbox_ms:.1f} ms, vision {event.vision_ms:.1f} ms, "
             f"decoder {event.decoder_ms:.1f} ms"
         )
         decision = (f"{event.decision.value:<9} ", DECISION_STYLES[event.decision])
-        return Text.assemble(clock, decision, f"frame {event.index}, {times}")
+        return [clock, decision, f"frame {event.index}, {times}"]
     if isinstance(event, RollEvent):
-        return Text.assemble(clock, *roll_line(event))
-    return Text.assemble(clock, *source_line(event))
+        return [clock, *roll_line(event)]
+    return [clock, *source_line(event)]
 
 
 def roll_line(event: RollEvent) -> tuple[tuple[str, str], str]:
@@ -247,7 +452,9 @@ def roll_line(event: RollEvent) -> tuple[tuple[str, str], str]:
     return ("roll      ", "magenta"), evicted
 
 
-def _print_summary(summary: Summary) -> None:
+def _print_summary(summary: Summary, stream: str = "") -> None:
+    if stream:
+        out.print(printable(stream), style="bold cyan")
     decisions = ", ".join(f"{count} {name}" for name, count in summary.decisions.items())
     rows = [
         ("frames", f"{summary.num_frames} ({decisions}), {summary.num_dropped} dropped"),

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
@@ -13,6 +14,7 @@ from mod_edge.native.native_path import is_utf8
 from mod_edge.profiles import Camera
 from mod_edge.runtime.capture.csi_pipeline import csi_pipeline
 from mod_edge.runtime.capture.opencv import open_quietly
+from mod_edge.runtime.capture.paced_reader import PacedReader
 from mod_edge.runtime.capture.pattern_reader import PatternReader
 from mod_edge.runtime.capture.source_name import (
     CameraDevice,
@@ -76,7 +78,7 @@ def open_live(
     if isinstance(source, CameraDevice | CsiCamera):
         return OpenedLive(*open_camera(source, wanted))
     if isinstance(source, StreamAddress):
-        return OpenedLive(open_stream(source, read_timeout_s), [])
+        return OpenedLive(live_reader(source, open_stream(source, read_timeout_s)), [])
     if isinstance(source, Pipeline):
         return OpenedLive(_open_pipeline(source.text, source), [])
     return OpenedLive(PatternReader(wanted or Camera()), [])
@@ -112,6 +114,12 @@ def open_stream(source: StreamAddress, read_timeout_s: float) -> cv2.VideoCaptur
             "that the server answers from here"
         )
     return capture
+
+
+def live_reader(source: StreamAddress, capture: cv2.VideoCapture) -> LiveReader:
+    """What reads a live stream from its open capture: at the stream's own pace if it is HLS."""
+    is_playlist = re.search(r"\.m3u8?($|[?#])", source.url, re.IGNORECASE)
+    return PacedReader(capture) if is_playlist else capture
 
 
 def is_recording(capture: LiveReader) -> bool:

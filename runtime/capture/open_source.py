@@ -5,7 +5,7 @@ from pathlib import Path
 from mod_edge.profiles import Camera
 from mod_edge.runtime.capture.image_files import ImageFiles, images_at
 from mod_edge.runtime.capture.live_capture import LiveCapture
-from mod_edge.runtime.capture.open_live import OpenedLive, is_recording, open_stream
+from mod_edge.runtime.capture.open_live import OpenedLive, is_recording, live_reader, open_stream
 from mod_edge.runtime.capture.opencv import open_file
 from mod_edge.runtime.capture.source import LIVE, RECORDING, CapturePolicy, check_recorded
 from mod_edge.runtime.capture.source_name import (
@@ -55,7 +55,7 @@ def open_source(
             return VideoFile(
                 named.url, fps=fps, max_frames=max_frames, policy=RECORDING, opened=capture
             )
-        opened = OpenedLive(capture, [])
+        opened = OpenedLive(live_reader(named, capture), [])
         return LiveCapture(named, fps=fps, max_frames=max_frames, policy=live, opened=opened)
     return LiveCapture(named, fps=fps, max_frames=max_frames, policy=live, wanted=wanted)
 

@@ -7,6 +7,7 @@ sources have the `advice` for a source that delivers no more.
 import glob
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -178,6 +179,15 @@ def parse_source(text: str) -> SourceName:
     if scheme is None:
         return _named_by_path(Path(text))
     return _named_by_address(scheme[0].lower(), text.strip()[scheme.end() :])
+
+
+def stream_names(sources: Sequence[SourceName]) -> list[str]:
+    """A name for the stream of each source: the source's, with a number where two are the same."""
+    names = [source.name for source in sources]
+    return [
+        name if names.count(name) == 1 else f"{name} ({names[:index].count(name) + 1})"
+        for index, name in enumerate(names)
+    ]
 
 
 def is_pipeline(text: str) -> bool:

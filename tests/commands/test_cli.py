@@ -75,7 +75,6 @@ def test_every_command_explains_its_options_and_exit_codes(command):
         ("eval", "checkpoint", "--data", "data", "--tolerance", "-1"),
         ("inspect", "tiny", "--frames", "0"),
         ("run", "bundle"),
-        ("run", "bundle", "--source", "a.mp4", "--camera", "0"),
         ("run", "bundle", "--query", "text@12"),
         ("run", "bundle", "--query", "text", "--max-frames", "3"),
         ("run", "bundle", "--camera", "-1"),

@@ -16,6 +16,7 @@ from mod_edge.plan.kv_budget import KvPlan
 from mod_edge.plan.kv_window import Rows
 from mod_edge.plan.protocol import Decision
 from mod_edge.runtime.events import (
+    FailureEvent,
     FrameEvent,
     QueryEvent,
     ReplyEvent,
@@ -156,12 +157,38 @@ def test_a_live_view_draws_speech_above_the_status(session, monkeypatch):
     view = stream_view.LiveView(session, is_verbose=False)
     view.show(TextEvent(0.0, EVIL, 5))
     console = Console(file=io.StringIO(), width=120, color_system=None)
-    console.print(view._render())
+    console.print(view.render())
     speech, status = console.file.getvalue().splitlines()
     assert speech.isprintable()
     assert speech.startswith("red")
     assert status.split()[:2] == ["0:01.5", "silent"]
     assert "cache  50%  dropped 4" in status
+
+
+def test_live_views_of_several_streams_share_the_last_lines_and_name_each_line(
+    session, monkeypatch
+):
+    file = io.StringIO()
+    console = Console(file=file, width=120, force_terminal=True, color_system=None, soft_wrap=True)
+    for module in (console_module, stream_view):
+        monkeypatch.setattr(module, "out", console)
+        monkeypatch.setattr(module, "err", console)
+    monkeypatch.setattr(stream_view, "can_redraw", lambda _: True)
+    view_of = stream_view.screen_views(session, as_json=False, is_verbose=False)
+    front, back = view_of("front", session), view_of("back", session)
+    with front, back:
+        front.show(EVENTS[1])
+        back.show(FailureEvent(2.0, EVIL))
+        area = Console(file=io.StringIO(), width=200, color_system=None)
+        area.print(front._area._render())
+        assert [line.split()[0] for line in area.file.getvalue().splitlines()] == ["front", "back"]
+        front.finish(SUMMARY)
+        back.finish(SUMMARY)
+    text = file.getvalue()
+    assert text.count("backend script") == 1
+    assert "front   0:00.0 query     red" in text
+    assert "back   0:02.0 failure   red" in text
+    assert text.count("frames     3 (") == 2
 
 
 @pytest.mark.parametrize("columns", [40, 60, 72, 80, 120])
@@ -171,9 +198,9 @@ def test_the_status_of_a_narrow_terminal_is_wrapped_between_its_numbers(
     monkeypatch.setattr(stream_view, "err", Console(file=io.StringIO()))
     view = stream_view.LiveView(session, is_verbose=False)
     console = Console(file=io.StringIO(), width=columns, color_system=None)
-    console.print(view._render())
+    console.print(view.render())
     wide = Console(file=io.StringIO(), width=500, color_system=None)
-    wide.print(view._render())
+    wide.print(view.render())
     assert console.file.getvalue().split() == wide.file.getvalue().split()
 
 

@@ -159,6 +159,31 @@ def names_of(events):
     return "".join(name for name, event in events if not isinstance(event, Summary))
 
 
+@pytest.mark.parametrize("when", ["between two events", "while its frame is encoded"])
+def test_a_stream_that_is_stopped_ends_with_its_summary_and_the_others_go_on(when, monkeypatch):
+    streams = scripted(QUIET, TALKING)
+    sessions = {name: streams.add(name, seconds(9)) for name in "ab"}
+    encode = streams._model.encode
+
+    def encode_and_stop(frames):
+        if when == "while its frame is encoded":
+            sessions["b"].stop()
+        return encode(frames)
+
+    monkeypatch.setattr(streams._model, "encode", encode_and_stop)
+    ends, num_words = [], 0
+    with streams:
+        for name, event in streams.events():
+            num_words += isinstance(event, TextEvent)
+            if num_words == 2:
+                sessions["b"].stop()
+            if isinstance(event, ReplyEvent):
+                assert event.cut_by == "request"
+            if isinstance(event, Summary):
+                ends.append((name, event.num_frames))
+    assert ends == [("b", 0 if when == "while its frame is encoded" else 1), ("a", 9)]
+
+
 def test_streams_take_turns_and_are_encoded_together():
     streams = scripted(QUIET, QUIET, QUIET)
     for name, length in (("a", 4), ("b", 2), ("c", 4)):

@@ -28,7 +28,8 @@ class FileHandler(LocalHandler):
     """Answers with the file, or the part of it that Range asks for."""
 
     def answer(self):
-        whole = (self.server.folder / urllib.parse.unquote(self.path[1:])).read_bytes()
+        name = urllib.parse.unquote(self.path[1:].partition("?")[0])
+        whole = (self.server.folder / name).read_bytes()
         first, _, last = self.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")
         begin, end = int(first), int(last) + 1 if last else len(whole)
         self.send_response(206)

@@ -1,6 +1,7 @@
 """RTSP and UDP streams that stall, end or pause, served by other processes."""
 
 import contextlib
+import os
 import shutil
 import signal
 import socket
@@ -123,3 +124,25 @@ def test_rtsp_and_udp_are_live(rtsp, udp):
     for _, address in (rtsp, udp):
         with open_source(address, fps=2) as frames:
             assert frames.is_live
+
+
+def test_an_rtspu_address_is_read_over_udp_and_an_rtsp_address_is_not(rtsp):
+    _, address = rtsp
+    assert num_udp_sockets_while_reading(address) == 0
+    assert num_udp_sockets_while_reading(address.replace("rtsp://", "rtspu://")) > 0
+
+
+def num_udp_sockets_while_reading(address):
+    """UDP sockets that this process opens to read a frame of the stream."""
+    before = udp_sockets()
+    with open_source(address, fps=10) as live:
+        next(live)
+        return len(udp_sockets() - before)
+
+
+def udp_sockets():
+    """The inodes of this process's UDP sockets."""
+    tables = [Path("/proc/self/net", name).read_text().splitlines()[1:] for name in ("udp", "udp6")]
+    inodes = {line.split()[9] for table in tables for line in table}
+    links = {os.readlink(path) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()}
+    return {inode for inode in inodes if f"socket:[{inode}]" in links}

@@ -48,6 +48,23 @@ def test_a_complete_hls_video_and_its_segments_are_recordings(tmp_path, ffmpeg, 
         assert watch(f"http://{server.address}/{playlist}") == EVERY_FIFTH
 
 
+@pytest.mark.live
+def test_a_live_hls_stream_comes_at_its_own_pace_although_its_segments_come_at_once(
+    tmp_path, ffmpeg
+):
+    path = write_video(tmp_path / "a.avi", fps=10, num_frames=120)
+    hls = ("-hls_time", "3", "-hls_list_size", "0", "-hls_flags", "omit_endlist")
+    ffmpeg("-i", path, "-c:v", "mpeg2video", "-q:v", "1", "-g", "10", *hls, tmp_path / "live.m3u8")
+    with (
+        FolderServer(tmp_path) as server,
+        open_source(f"http://{server.address}/live.m3u8?token=secret", fps=5, max_frames=2) as live,
+    ):
+        assert isinstance(live, LiveCapture)
+        first, second = seen_in(live)
+    # FFmpeg begins three segments before the end; without a pace the first would be picture 119
+    assert 30 <= first[0] < second[0] < 110
+
+
 def test_a_file_by_address_gives_the_frames_of_the_file(tmp_path):
     write_video(tmp_path / "a b.avi", fps=10, num_frames=60)
     assert watch(f"file://{tmp_path}/a%20b.avi") == EVERY_FIFTH

@@ -1,5 +1,7 @@
 """Cameras and pipelines, on a fake device."""
 
+import os
+import re
 from typing import ClassVar
 
 import cv2
@@ -10,8 +12,9 @@ from mod_edge.errors import SourceError
 from mod_edge.profiles import Camera
 from mod_edge.runtime.capture.csi_pipeline import csi_pipeline
 from mod_edge.runtime.capture.live_capture import LiveCapture
+from mod_edge.runtime.capture.open_live import FFMPEG_VARIABLE, open_live
 from mod_edge.runtime.capture.open_source import open_source
-from mod_edge.runtime.capture.source_name import is_pipeline
+from mod_edge.runtime.capture.source_name import is_pipeline, parse_source
 
 PIPELINE = "nvarguscamerasrc ! nvvidconv ! video/x-raw, format=BGRx ! videoconvert ! appsink"
 
@@ -133,6 +136,42 @@ def test_a_pipeline_is_passed_to_gstreamer_unchanged_and_keeps_its_size(camera):
         assert next(live).image.shape == (720, 1280, 3)
         assert live.is_live
     assert camera.opened == [(PIPELINE, cv2.CAP_GSTREAMER, ())]
+
+
+@pytest.mark.parametrize("given", [None, "rtsp_transport;tcp|multiple_requests;1"])
+def test_only_an_rtspu_address_is_opened_over_udp(camera, monkeypatch, given):
+    seen = []
+
+    class Noting(camera):
+        opens_with = (cv2.CAP_ANY,)
+
+        def __init__(self, *arguments):
+            seen.append((arguments[0], os.environ.get(FFMPEG_VARIABLE)))
+            super().__init__(*arguments)
+
+    monkeypatch.setattr(cv2, "VideoCapture", Noting)
+    monkeypatch.delenv(FFMPEG_VARIABLE, raising=False)
+    if given:
+        monkeypatch.setenv(FFMPEG_VARIABLE, given)
+    for address in ("rtspu://camera/1", "rtsp://camera/1"):
+        open_live(parse_source(address), read_timeout_s=1.0)
+    udp = "multiple_requests;1|rtsp_transport;udp" if given else "rtsp_transport;udp"
+    assert seen == [("rtsp://camera/1", udp), ("rtsp://camera/1", given)]
+    assert os.environ.get(FFMPEG_VARIABLE) == given
+
+
+def test_the_reason_of_a_failed_opening_has_no_credentials(camera, monkeypatch):
+    class Failing(camera):
+        def __init__(self, *arguments):
+            os.write(2, b"[hls @ 0x5a] no segment http://me:secret@cam/1.ts?token=abc\n")
+            super().__init__(*arguments)
+
+    monkeypatch.setattr(cv2, "VideoCapture", Failing)
+    with pytest.raises(
+        SourceError, match=r"\(no segment http://\*\*\*@cam/1\.ts\?token=\*"
+    ) as error:
+        open_source("http://me:secret@cam/live.m3u8?token=abc", fps=2)
+    assert not {"secret", "abc"} & set(re.findall(r"\w+", str(error.value)))
 
 
 def test_a_csi_camera_is_a_pipeline_of_the_profiles_size(camera):

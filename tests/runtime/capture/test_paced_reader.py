@@ -1,0 +1,70 @@
+"""Bursts of pictures at the times of their stream."""
+
+import pytest
+
+from mod_edge.runtime.capture import paced_reader
+from mod_edge.runtime.capture.paced_reader import PacedReader
+
+
+class Burst:
+    """A capture that has pictures with these timestamps at once; None is a read that fails."""
+
+    def __init__(self, times_s):
+        self.times_s = list(times_s)
+        self.now_s = 0.0
+        self.is_released = False
+
+    def read(self):
+        self.now_s = self.times_s.pop(0)
+        return self.now_s is not None, self.now_s
+
+    def get(self, _):
+        return 1000 * self.now_s
+
+    def release(self):
+        self.is_released = True
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """`now_s[0]` is the time; waiting for a picture advances it."""
+    now_s = [100.0]
+
+    class Waited:
+        is_set = False
+
+        def wait(self, seconds):
+            now_s[0] += seconds
+            return self.is_set
+
+        def set(self):
+            self.is_set = True
+
+    monkeypatch.setattr(paced_reader.time, "monotonic", lambda: now_s[0])
+    monkeypatch.setattr(paced_reader.threading, "Event", Waited)
+    return now_s
+
+
+def test_pictures_are_returned_at_their_times_and_a_late_one_delays_the_others(clock):
+    reader = PacedReader(Burst([7.0, 7.5, None, 8.0, 8.5, 9.0]))
+    returned_s = []
+    for index in range(6):
+        clock[0] += 2.0 if index == 4 else 0.0  # the next segment came late
+        reader.read()
+        returned_s.append(clock[0])
+    assert returned_s == pytest.approx([100, 100.5, 100.5, 101, 103, 103.5])
+
+
+def test_a_jump_of_the_timestamps_is_not_waited_for(clock):
+    reader = PacedReader(Burst([7.0, 5000.0, 5000.5, 1.0, 1.5]))
+    for _ in range(5):
+        reader.read()
+    assert clock[0] == pytest.approx(101)
+
+
+def test_a_released_reader_returns_no_picture(clock):
+    capture = Burst([7.0, 7.5])
+    reader = PacedReader(capture)
+    reader.release()
+    assert capture.is_released
+    assert reader.read() == (False, None)
