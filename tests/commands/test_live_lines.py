@@ -28,8 +28,11 @@ LIVE_SUMMARY = replace(
 @pytest.mark.parametrize(
     ("event", "says"),
     [
-        (LostEvent(1.0, "camera 0 ended"), "lost      camera 0 ended; trying to open it again"),
-        (GapEvent(1.0, 9.25, 3, "it ended"), "gap       9.2 s without a picture, 3 attempts"),
+        (LostEvent(1.0, "camera 0 ended"), "lost      camera 0 ended; opening it again"),
+        (
+            GapEvent(1.0, 9.25, 3, "it ended"),
+            "gap       9.2 s without a picture, back after 3",
+        ),
         (GapEvent(1.0, 2.0, 0, "a pause"), "gap       2.0 s without a picture: a pause"),
         (SizeEvent(1.0, 50, 30, 64, 48), "size      from 64 x 48 to 50 x 30 pixels"),
         (FrozenEvent(1.0, 5.5), "frozen    the picture has not changed for 5.5 s"),
@@ -39,7 +42,7 @@ LIVE_SUMMARY = replace(
 )
 def test_what_happens_to_a_source_is_one_line(event, says):
     assert stream_view._is_shown(event, is_verbose=False)
-    assert shown(event) == f"  0:01.0 {says}\n"
+    assert shown(event).startswith(f"  0:01.0 {says}")
 
 
 def test_a_reason_never_reaches_the_terminal_with_control_characters():
