@@ -7,16 +7,19 @@ from mod_edge.runtime.capture.paced_reader import PacedReader
 
 
 class Burst:
-    """A capture that has pictures with these timestamps at once; None is a read that fails."""
+    """A capture that has pictures with these timestamps at once; None is a grab that fails."""
 
     def __init__(self, times_s):
         self.times_s = list(times_s)
         self.now_s = 0.0
         self.is_released = False
 
-    def read(self):
+    def grab(self):
         self.now_s = self.times_s.pop(0)
-        return self.now_s is not None, self.now_s
+        return self.now_s is not None
+
+    def retrieve(self):
+        return True, self.now_s
 
     def get(self, _):
         return 1000 * self.now_s
@@ -50,7 +53,7 @@ def test_pictures_are_returned_at_their_times_and_a_late_one_delays_the_others(c
     returned_s = []
     for index in range(6):
         clock[0] += 2.0 if index == 4 else 0.0  # the next segment came late
-        reader.read()
+        reader.grab()
         returned_s.append(clock[0])
     assert returned_s == pytest.approx([100, 100.5, 100.5, 101, 103, 103.5])
 
@@ -58,7 +61,7 @@ def test_pictures_are_returned_at_their_times_and_a_late_one_delays_the_others(c
 def test_a_jump_of_the_timestamps_is_not_waited_for(clock):
     reader = PacedReader(Burst([7.0, 5000.0, 5000.5, 1.0, 1.5]))
     for _ in range(5):
-        reader.read()
+        reader.grab()
     assert clock[0] == pytest.approx(101)
 
 
@@ -67,4 +70,4 @@ def test_a_released_reader_returns_no_picture(clock):
     reader = PacedReader(capture)
     reader.release()
     assert capture.is_released
-    assert reader.read() == (False, None)
+    assert not reader.grab()
