@@ -16,9 +16,10 @@ SOURCE_EVENTS = (LostEvent, GapEvent, SizeEvent, FrozenEvent, UnfrozenEvent)
 def source_line(event: Event) -> tuple[tuple[str, str], str]:
     """The parts of a line about a source, after its time."""
     if isinstance(event, LostEvent):
-        return ("lost      ", "yellow"), printable(f"{event.reason}; trying to open it again")
+        return ("lost      ", "yellow"), printable(f"{event.reason}; opening it again")
     if isinstance(event, GapEvent):
-        attempts = f", {event.num_attempts} attempts" if event.num_attempts else ""
+        tried = "1 attempt" if event.num_attempts == 1 else f"{event.num_attempts} attempts"
+        attempts = f", back after {tried}" if event.num_attempts else ""
         reason = "" if event.num_attempts else f": {event.reason}"
         return ("gap       ", "yellow"), f"{event.gap_s:.1f} s without a picture{attempts}{reason}"
     if isinstance(event, SizeEvent):

@@ -35,8 +35,9 @@ from mod_edge.runtime.capture.source import (
     CapturePolicy,
     Frame,
     Image,
+    Loss,
     check_pace,
-    stall_error,
+    stalled,
 )
 from mod_edge.runtime.capture.source_name import LiveName, StreamAddress, live_name
 from mod_edge.runtime.events import Event
@@ -47,6 +48,7 @@ JOIN_MARGIN_S = 1.0
 HANG_MARGIN_S = 1.0
 LONGEST_WAIT_S = 60.0  # of a caller, before it looks at the clock again
 MAX_EVENTS = 1000  # that wait for a caller who never takes them
+RECONNECT_ADVICE = "--reconnect 60s opens a lost source again"
 PAUSED = "the source paused, or this process was suspended"
 
 
@@ -144,7 +146,7 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
                     self._finish()
                     break
                 if self._has_stalled(now_s):
-                    raise with_advice(self._stalled(now_s))
+                    raise self._stalled(now_s).error()
                 self._wait(now_s)
         raise StopIteration
 
@@ -259,7 +261,7 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
         lost, self._is_opening = self._stalled(now_s), True
         self._start_reader(None, lost)
 
-    def _start_reader(self, reader: LiveReader | None, lost: SourceError | None) -> None:
+    def _start_reader(self, reader: LiveReader | None, lost: Loss | None) -> None:
         self._reader = Thread(
             target=self._read, args=(reader, lost), name="mod-edge capture", daemon=True
         )
@@ -277,7 +279,7 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
 
     # ---- the reading thread ----
 
-    def _read(self, reader: LiveReader | None, lost: SourceError | None) -> None:
+    def _read(self, reader: LiveReader | None, lost: Loss | None) -> None:
         """Queue pictures until the source ends, is lost for good or is closed; the thread.
 
         Args:
@@ -312,7 +314,7 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
         """Whether this thread's read hung, so that another thread reads."""
         return current_thread() is not self._reader
 
-    def _queue_pictures(self, reader: LiveReader) -> SourceError | None:
+    def _queue_pictures(self, reader: LiveReader) -> Loss | None:
         """Queue pictures until no more come; returns why, None if that is no failure."""
         while not self._is_closing:
             is_picture = reader.grab()
@@ -391,17 +393,17 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
         stall_s = self._policy.stall_s
         return open_live(self._source, read_timeout_s=stall_s, wanted=self._wanted)
 
-    def _open_again(self, lost: SourceError) -> LiveReader | None:
+    def _open_again(self, lost: Loss) -> LiveReader | None:
         """The source, opened again; None if this object is closed meanwhile.
 
         Raises:
             SourceError: the policy does not allow it, or its time is used up.
         """
         if not self._policy.reconnect_s:
-            raise with_advice(lost) from lost
+            raise lost.error()
         self._is_opening = True
         outage = self._begin_outage(lost)
-        failure = lost
+        last = lost.reason
         while (left_s := outage.since_s + self._policy.reconnect_s - self.clock.now_s()) > 0:
             self._pause(min(next(outage.delays_s), left_s))
             if self._is_closing:
@@ -410,7 +412,7 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
             try:
                 reader = self._open().reader
             except SourceError as exc:
-                failure = exc
+                last = str(exc)
                 continue
             if isinstance(self._source, StreamAddress) and is_recording(reader):
                 reader.release()
@@ -425,44 +427,41 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
             return reader
         raise SourceError(
             f"{outage.reason}; no picture came in {self._policy.reconnect_s:g} s and "
-            f"{outage.num_attempts} attempts to open it again, last: {failure}; raise --reconnect "
+            f"{outage.num_attempts} attempts to open it again, last: {last}; raise --reconnect "
             "or use --reconnect forever"
         )
 
-    def _begin_outage(self, lost: SourceError) -> Outage:
+    def _begin_outage(self, lost: Loss) -> Outage:
         """The present outage, which goes on until a picture comes; reported when it begins."""
         if self._outage is None:
             now_s = self.clock.now_s()
-            self._outage = Outage(str(lost), now_s)
+            self._outage = Outage(lost.reason, now_s)
             with self._changed:
-                event = LostEvent(self._queue.stream_s(now_s), str(lost))
+                event = LostEvent(self._queue.stream_s(now_s), lost.reason)
                 self._events.append(self._stamped(event))
                 self._changed.notify_all()
         return self._outage
 
-    def _ended(self) -> SourceError | None:
+    def _ended(self) -> Loss | None:
         """None for a source that may end by itself."""
         num_captured = self._queue.num_captured
         if self._policy.is_finite and num_captured:
             return None
-        return SourceError(
-            f"{self._name} ended after {num_captured} frames ({self._num_failed} reads in a "
-            f"row failed), but a live source has no end of its own; {self._source.advice}"
+        return Loss(
+            f"{self._name} ended after {num_captured} frames ({self._num_failed} reads in a row "
+            "failed)",
+            f"a live source has no end of its own: {self._source.advice}; {RECONNECT_ADVICE}",
         )
 
-    def _stalled(self, now_s: float) -> SourceError:
-        return stall_error(
+    def _stalled(self, now_s: float) -> Loss:
+        loss = stalled(
             self._name,
             now_s - self._heard_s,
             self._policy,
             num_frames=self._queue.num_captured,
             num_failed=self._num_failed,
         )
-
-
-def with_advice(lost: SourceError) -> SourceError:
-    """The error with the option that would have opened the source again."""
-    return SourceError(f"{lost}; --reconnect 60s opens a lost source again")
+        return replace(loss, advice=f"{loss.advice}; {RECONNECT_ADVICE}")
 
 
 def _converted(reader: LiveReader) -> Image | None:

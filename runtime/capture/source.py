@@ -218,17 +218,30 @@ class Source(Protocol):
         ...
 
 
-def stall_error(
+@dataclass(frozen=True)
+class Loss:
+    """Why a source delivers no more pictures, and what to do about it."""
+
+    reason: str
+    advice: str
+
+    def error(self) -> SourceError:
+        """The loss as an error."""
+        return SourceError(f"{self.reason}; {self.advice}")
+
+
+def stalled(
     name: str, silent_s: float, policy: CapturePolicy, *, num_frames: int, num_failed: int = 0
-) -> SourceError:
-    """The error of a source whose last picture came `silent_s` seconds ago.
+) -> Loss:
+    """The loss of a source whose last picture came `silent_s` seconds ago.
 
     `num_frames` came before, and `num_failed` reads have failed since.
     """
     failed = f", {num_failed} reads failed" if num_failed else ""
-    return SourceError(
+    return Loss(
         f"{name} delivered no frame for {silent_s:.1f} s (allowed: {policy.stall_s:g} s{failed}) "
-        f"after {num_frames} frames; check that it is powered and reachable, then run again"
+        f"after {num_frames} frames",
+        "check that it is powered and reachable, then run again",
     )
 
 

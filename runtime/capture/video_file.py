@@ -32,7 +32,7 @@ from mod_edge.runtime.capture.source import (
     Frame,
     Image,
     check_pace,
-    stall_error,
+    stalled,
 )
 
 ROUNDING_S = 0.001  # Matroska and FLV round timestamps to milliseconds
@@ -164,9 +164,9 @@ class VideoFile(AbstractContextManager["VideoFile"]):
             is_grabbed = self._capture.grab()
             waited_s = time.monotonic() - asked_s
             if waited_s >= self._policy.stall_s:
-                raise stall_error(
+                raise stalled(
                     str(self._path), waited_s, self._policy, num_frames=self._num_grabbed
-                )
+                ).error()
             if is_grabbed:
                 self._image = None
                 self._num_grabbed += 1

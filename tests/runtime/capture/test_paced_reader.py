@@ -1,6 +1,5 @@
 """Bursts of pictures at the times of their stream."""
 
-import cv2
 import pytest
 
 from mod_edge.runtime.capture import paced_reader
@@ -19,11 +18,11 @@ class Burst:
         self.now_s = self.times_s.pop(0)
         return self.now_s is not None
 
-    def get(self, _):
-        return 1000 * self.now_s
-
     def retrieve(self):
         return True, self.now_s
+
+    def get(self, _):
+        return 1000 * self.now_s
 
     def release(self):
         self.is_released = True
@@ -62,8 +61,7 @@ def test_pictures_are_returned_at_their_times_and_a_late_one_delays_the_others(c
 def test_a_jump_of_the_timestamps_is_not_waited_for(clock):
     reader = PacedReader(Burst([7.0, 5000.0, 5000.5, 1.0, 1.5]))
     for _ in range(5):
-        assert reader.grab()
-        assert reader.retrieve() == (True, reader.get(cv2.CAP_PROP_POS_MSEC) / 1000)
+        reader.grab()
     assert clock[0] == pytest.approx(101)
 
 
