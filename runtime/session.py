@@ -183,7 +183,7 @@ class Session(Conversation):
             SourceError: the source failed.
         """
         if self._must_stop:
-            return FrameBatch([], 0.0)
+            return FrameBatch([], 0.0, [])
         most, events = self.options.frames_per_step, list[Event]()
         if self._live is None:
             frames = list(islice(self._frames, most))
