@@ -141,6 +141,31 @@ def test_requests_are_followed_at_their_places_in_the_stream(tiny_bundle, video)
     assert events[events.index(stands) - 1]["event"] == "roll"
 
 
+def test_a_request_to_one_of_two_streams_is_followed_by_that_one(tiny_bundle, video, tmp_path):
+    for name in ("door", "yard"):
+        (tmp_path / f"{name}.avi").symlink_to(video)
+    sources = [part for name in ("door", "yard") for part in ("--source", tmp_path / f"{name}.avi")]
+    arguments = ("run", tiny_bundle, *sources, "--max-new-tokens", 4, "--json", "--stdin")
+    process = start(*arguments, stdin=subprocess.PIPE)
+    door = json.loads(process.stdout.readline())["stream"]
+    process.stdin.write(
+        f'{{"query": "Who?", "stream": "{door}"}}\n{{"cut": true, "stream": "gate"}}\n'
+    )
+    process.stdin.flush()
+    events = []
+    for line in process.stdout:
+        events.append(json.loads(line))
+        if events[-1].get("query") == "Who?" and events[-1]["event"] == "reply":
+            process.stdin.write('{"stop": true}\n')
+            process.stdin.flush()
+    _, errors = finish(process)
+    assert (process.returncode, errors) == (0, "")
+    assert {event["stream"] for event in events if event.get("query") == "Who?"} == {door}
+    (bad,) = [event["message"] for event in events if event["event"] == "bad_line"]
+    assert bad.startswith("\"stream\": 'gate', but the streams are ")
+    assert sum(event["event"] == "summary" for event in events) == 2
+
+
 @pytest.mark.parametrize("options", [(), ("--stdin",)], ids=["left alone", "--stdin"])
 def test_the_null_device_as_standard_input_ends_nothing(tiny_bundle, video, options):
     arguments = (*run_arguments(tiny_bundle, video), "--json", "--max-frames", 5, *options)
