@@ -9,6 +9,7 @@
 #   make test-lowest    run a bundle with the lowest versions that pyproject.toml allows
 #   make docs           build the documentation site in build/site; warnings are errors
 #   make figures        measure the bundled model's tables and pictures again (30 minutes)
+#   make long-run       measure an hour of narration under other policies of the window (40 minutes)
 #   make precision      measure what every weight format costs, for docs/precision.md (30 minutes)
 #   make soak           stream a day of frames, judge memory and times, for docs/soak.md (40 minutes)
 #   make bench          measure llama.cpp, OpenVINO and others beside this runtime (30 minutes at first)
@@ -34,7 +35,7 @@ PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-r
 OLDER_KERNELS := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 \
 	OMP_NUM_THREADS=1
 
-.PHONY: demo bundle test test-all test-portable check torch-free test-lowest docs figures precision soak bench release results
+.PHONY: demo bundle test test-all test-portable check torch-free test-lowest docs figures long-run precision soak bench release results
 .DELETE_ON_ERROR:
 
 # One pip call: the constraints choose the torch build, and no package pulls in a larger one.
@@ -102,6 +103,10 @@ docs: $(INSTALLED)
 # Measurements are kept in build/figures; delete that folder to repeat them.
 figures: $(INSTALLED)
 	$(BIN)/python -m benchmarks.figures
+
+# Measurements are kept in build/long-run, and an interrupted run continues.
+long-run: $(INSTALLED)
+	$(BIN)/python -m benchmarks.long_run
 
 # Measurements are kept in build/precision. Published weights are measured where these variables name
 # their folders: MOD_EDGE_REAL_LLM (SmolLM2-135M-Instruct) and MOD_EDGE_REAL_VIT (a vision tower).

@@ -96,9 +96,9 @@ class Lab:
         if not path.is_file():
             started = time.perf_counter()
             account = POLICIES[policy](self._narrator, scene)
-            write_whole(path, json.dumps(asdict(account)).encode())
+            write_account(path, account)
             err.print(f"scene {seed}, {policy}: {time.perf_counter() - started:.0f} s")
-        return Narration(scene.dialogue, _account_from_json(path), scene.fps)
+        return Narration(scene.dialogue, read_account(path), scene.fps)
 
     def _scene(self, seed: int) -> LongScene:
         """The scene of this seed, drawn and encoded once."""
@@ -126,7 +126,13 @@ class Lab:
         return np.concatenate(embeds)
 
 
-def _account_from_json(path: Path) -> Account:
+def write_account(path: Path, account: Account) -> None:
+    """Write what was said to a JSON file, whole or not at all."""
+    write_whole(path, json.dumps(asdict(account)).encode())
+
+
+def read_account(path: Path) -> Account:
+    """What `write_account` wrote."""
     data = json.loads(path.read_text(encoding="utf-8"))
     captions = tuple(Said(**each) for each in data["captions"])
     return Account(captions, tuple(data["answers"]), data["num_rolls"])

@@ -58,10 +58,14 @@ class LongScene:
     fps: float
 
 
+class WindowIsFull(Exception):  # noqa: N818, it is the end of a session, not an error
+    """Ends a session whose window has no room for another frame."""
+
+
 class EncodedFrames:
     """A source of the scene's frames from `first_frame` on, whose pictures are blank.
 
-    It ends where `is_over` says so before a frame.
+    Raises `WindowIsFull` before a frame if `is_full` says so.
     """
 
     is_live = False
@@ -70,16 +74,16 @@ class EncodedFrames:
     warnings: Sequence[str] = ()
 
     def __init__(
-        self, scene: LongScene, first_frame: int = 0, is_over: Callable[[], bool] = lambda: False
+        self, scene: LongScene, first_frame: int = 0, is_full: Callable[[], bool] = lambda: False
     ) -> None:
         self._scene = scene
         self._first_frame = first_frame
-        self._is_over = is_over
+        self._is_full = is_full
 
     def __iter__(self) -> Iterator[Frame]:
         blank = np.zeros((1, 1, 3), np.uint8)
         for index in range(self._first_frame, len(self._scene.embeds)):
-            if self._is_over():
+            if self._is_full():
                 raise WindowIsFull
             yield Frame(index, index / self._scene.fps, blank)
 
@@ -98,10 +102,6 @@ class EncodedStream(WrappedStream):
         first = self._num_encoded
         self._num_encoded += len(frames)
         return self._embeds[first : self._num_encoded]
-
-
-class WindowIsFull(Exception):  # noqa: N818, it is the end of a session, not an error
-    """Ends a session whose window has no room for another frame."""
 
 
 @dataclass(frozen=True)

@@ -127,7 +127,8 @@ class TrimmedStream(WrappedStream):
         continues = not has_frame and not self._is_after_frame
         self._make_room(rows, continues=continues)
         self.inner.step(layout, token_ids, frame_embeds, position=position, past=self._length)
-        num_said = 0 if list(token_ids) == self._interval_ids else len(token_ids)
+        is_silent = has_frame and list(token_ids) == self._interval_ids
+        num_said = 0 if is_silent else len(token_ids)
         self._append(Segment(rows, Rows(num_said, num_said)), continues=continues)
         if self._is_after_frame and not has_frame:
             self._sink_is_open = False

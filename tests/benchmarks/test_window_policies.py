@@ -34,9 +34,12 @@ QUERIES = (Query("Please narrate the video in real time."), Query("What happens?
 OPTIONS = SessionOptions(
     threshold=0.725, max_new_tokens=5, frames_per_step=1, max_step_tokens=64, evict_fraction=0.125
 )
-# Ids of the stand-in's text; the interval is the config's.
-PROMPT, REPLY, CLOSE = 3, 4, 5
-REPLY_TOKENS, CLOSE_TOKENS, SILENT_FRAMES = 6, 2, 4
+# Ids of the stand-in's text. A reply may have commas, and the interval is one.
+INTERVAL = 13
+PROMPT, CLOSE, REPLY = 3, [5, 6], [7, 8, INTERVAL, 9, 10, 11]
+SILENT_FRAMES = 4
+CAPACITY = Rows(dense=260, mod=148)
+NUM_TURNS = 20  # the window holds four
 
 
 @pytest.fixture(scope="module")
@@ -167,12 +170,12 @@ class Feeder:
 
     def turn(self):
         """Frames in silence, the last of which gets a reply; the next frame's prefix closes it."""
-        self.frame([CLOSE] * CLOSE_TOKENS)
+        self.frame(CLOSE)
         for _ in range(SILENT_FRAMES):
-            self.frame(list(self._config.stream_config.interval_ids))
+            self.frame([INTERVAL])
         self.text([PROMPT])
-        for _ in range(REPLY_TOKENS):
-            self.text([REPLY])
+        for token_id in REPLY:
+            self.text([token_id])
 
     def _feed(self, pieces, ids):
         layout = step_layout(pieces, self._config.frame_num_tokens, self._config.num_kept)
@@ -199,16 +202,13 @@ def feed(config):
 
 
 def text_of(rows):
-    return [token for token in rows if token not in (FRAME, 13)]
-
-
-CAPACITY = Rows(dense=260, mod=148)
-NUM_TURNS = 20  # the window holds four
+    return [token for token in rows if token != FRAME]
 
 
 def old_text(rows, sink):
-    """The text between the sink and the oldest frame, without its interval."""
-    return text_of(rows[sink : rows.index(FRAME, sink)])
+    """The text between the sink and the oldest frame, without the interval before that."""
+    text = rows[sink : rows.index(FRAME, sink)]
+    return text[:-1] if text[-1:] == [INTERVAL] else text
 
 
 @pytest.mark.parametrize("policy", [ROLLING, TEXT_KEPT_LONGER], ids=["rolling", "text kept"])
@@ -222,19 +222,18 @@ def test_the_sink_stays_and_both_geometries_keep_the_same_text(feed, config, pol
 def test_text_is_kept_up_to_its_share_after_its_frames_are_dropped(feed, config):
     sink = 5 + config.frame_num_tokens
     limit = TEXT_KEPT_LONGER.text_share * (CAPACITY.dense - sink)
-    turn = [CLOSE] * CLOSE_TOKENS + [PROMPT] + [REPLY] * REPLY_TOKENS
+    turn = [*CLOSE, PROMPT, *REPLY]
     kept = old_text(feed(TEXT_KEPT_LONGER, CAPACITY, NUM_TURNS).dense, sink)
     assert limit - len(turn) < len(kept) <= limit
-    assert kept[-len(turn) :] in (turn, turn[CLOSE_TOKENS:] + turn[:CLOSE_TOKENS])
+    assert kept[-len(turn) :] in (turn, [PROMPT, *REPLY, *CLOSE])
     assert len(old_text(feed(ROLLING, CAPACITY, NUM_TURNS).dense, sink)) < len(turn)
 
 
 def test_frames_are_the_newest_ones_without_gaps(feed, config):
     """Between the frames that are left, only what a session feeds there."""
     rows = feed(TEXT_KEPT_LONGER, CAPACITY, NUM_TURNS).dense
-    frame, interval = [FRAME] * config.frame_num_tokens, list(config.stream_config.interval_ids)
-    turn = [CLOSE] * CLOSE_TOKENS + frame + (interval + frame) * SILENT_FRAMES
-    turn += [PROMPT] + [REPLY] * REPLY_TOKENS
+    frame = [FRAME] * config.frame_num_tokens
+    turn = [*CLOSE, *frame, *[INTERVAL, *frame] * SILENT_FRAMES, PROMPT, *REPLY]
     newest = rows[rows.index(FRAME, 5 + len(frame)) :]
     assert newest == (turn * NUM_TURNS)[-len(newest) :]
     assert len(newest) > len(turn)
