@@ -9,6 +9,9 @@ from configparser import RawConfigParser
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
+
+from mod_edge.commands.app import app
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs" / "shelf.md").read_text()
 (UNIT,) = re.findall(r"```ini\n(.*?)```", PAGE, re.DOTALL)
@@ -46,6 +49,13 @@ def test_logrotate_accepts_the_file(tmp_path):
     done = run(["logrotate", "--debug", "--state", tmp_path / "state", rotation])
     assert "error" not in done.stderr
     assert "events.jsonl" in done.stderr
+
+
+def test_every_option_of_the_run_exists():
+    known = {option for each in get_command(app).commands["run"].params for option in each.opts}
+    used = {word for word in shlex.split(setting("ExecStart")) if word.startswith("--")}
+    assert used <= known
+    assert {"--reconnect", "--events"} <= used
 
 
 def test_the_watchdog_waits_longer_than_the_reconnection():

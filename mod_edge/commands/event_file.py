@@ -27,9 +27,12 @@ class EventFile:
     A full or failing disk does not stop the caller: lines are lost and counted until writing works
     again, and every such time is reported once. No part of a lost line stays in the file.
 
+    While it is entered, SIGHUP has it opened again, as log rotation expects of services. A SIGHUP
+    because the terminal was closed is handled as before; where the signal is ignored, as under
+    nohup, it stays ignored.
+
     Attributes:
-        path: of the file; `reopen` opens it again.
-        is_moved: whether to open it again before the next line; set by signal handlers.
+        path: of the file.
         num_lost: lines that could not be written, so far.
     """
 
@@ -43,22 +46,30 @@ class EventFile:
             OSError: the file cannot be opened; it names the file.
         """
         self.path = path
-        self.is_moved = False
         self.num_lost = 0
+        self._is_moved = False
         self._is_failing = False
         self._file = _open(path)
 
     def __enter__(self) -> "EventFile":
+        self._on_hang_up = signal.getsignal(signal.SIGHUP)
+        if self._on_hang_up is not signal.SIG_IGN:
+            signal.signal(signal.SIGHUP, self._hang_up)
         return self
 
     def __exit__(self, *_exc: object) -> None:
+        # The command may have handed the signal back already.
+        if signal.getsignal(signal.SIGHUP) == self._hang_up:
+            signal.signal(signal.SIGHUP, self._on_hang_up)
         os.close(self._file)
+        if self.num_lost:
+            print_warning(f"{self.path}: {self.num_lost} events could not be written")
 
     def append(self, line: str) -> None:
         """Write one line, given without its end."""
-        if self.is_moved:
-            self.is_moved = False
-            self.reopen()
+        if self._is_moved:
+            self._is_moved = False
+            self._reopen()
         data = line.encode() + b"\n"
         size_bytes, num_written = os.fstat(self._file).st_size, 0
         try:
@@ -71,7 +82,7 @@ class EventFile:
         else:
             self._is_failing = False
 
-    def reopen(self) -> None:
+    def _reopen(self) -> None:
         """Open the path again, as a new file if it was moved away; keeps the old one on failure."""
         try:
             opened = _open(self.path)
@@ -80,6 +91,12 @@ class EventFile:
             return
         os.close(self._file)
         self._file = opened
+
+    def _hang_up(self, number: int, frame: FrameType | None) -> None:
+        if callable(self._on_hang_up) and has_closed_terminal():
+            self._on_hang_up(number, frame)
+        else:
+            self._is_moved = True  # opened again before the next line: this one may be half done
 
     def _report(self, exc: OSError) -> None:
         if not self._is_failing:
@@ -91,26 +108,11 @@ class EventFile:
 
 
 class EventFileView(StreamView):
-    """Appends the lines of `--json` to an event file.
-
-    While it is entered, SIGHUP has it open its file again, as log rotation expects of services. A
-    SIGHUP because the terminal was closed is handled as before; where the signal is ignored, as
-    under nohup, it stays ignored.
-    """
+    """Appends the lines of `--json` to an event file, which several streams may share."""
 
     def __init__(self, session: Session, file: EventFile, *, stream: str = "") -> None:
         super().__init__(session, stream=stream)
         self._file = file
-        self._on_hang_up = signal.getsignal(signal.SIGHUP)
-
-    def __enter__(self) -> "EventFileView":
-        self._on_hang_up = signal.getsignal(signal.SIGHUP)
-        if self._on_hang_up is not signal.SIG_IGN:
-            signal.signal(signal.SIGHUP, self._hang_up)
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        signal.signal(signal.SIGHUP, self._on_hang_up)
 
     def show(self, event: Event) -> None:
         if not isinstance(event, TextEvent):
@@ -118,14 +120,6 @@ class EventFileView(StreamView):
 
     def finish(self, summary: Summary) -> None:
         self._append(summary)
-        if self._file.num_lost:
-            print_warning(f"{self._file.path}: {self._file.num_lost} events could not be written")
-
-    def _hang_up(self, number: int, frame: FrameType | None) -> None:
-        if callable(self._on_hang_up) and has_closed_terminal():
-            self._on_hang_up(number, frame)
-        else:
-            self._file.is_moved = True  # not opened here: a line may be half done
 
     def _append(self, event: Event) -> None:
         self._file.append(json.dumps(self.document(event)))

@@ -38,7 +38,7 @@ def recording(
             if file is not None:
                 views.append(EventFileView(session, file, stream=name))
             if manager is not None:
-                views.append(ServiceView(session, manager))
+                views.append(ServiceView(session, manager, stream=name))
             return views
 
         yield views_of

@@ -1,4 +1,4 @@
-"""What `run` tells the service manager: ready, alive with every frame, stopping."""
+"""What `run` tells the service manager: ready, and alive with every frame."""
 
 import math
 import time
@@ -14,20 +14,17 @@ WATCHDOG_SHARE = 0.25
 
 
 class ServiceView(StreamView):
-    """READY=1 at the first frame, WATCHDOG=1 at later ones, STATUS=, STOPPING=1 at the end.
+    """READY=1 at the first frame, WATCHDOG=1 at later ones, and STATUS=.
 
     Frames are the only sign of life: a camera, a decoder or a model that hangs sends none, and the
-    service manager restarts the service.
+    service manager restarts the service. Of several streams, any one's frames count.
     """
 
-    def __init__(self, session: Session, manager: ServiceManager) -> None:
-        super().__init__(session)
+    def __init__(self, session: Session, manager: ServiceManager, *, stream: str = "") -> None:
+        super().__init__(session, stream=stream)
         self._manager = manager
         self._is_ready = False
         self._alive_s = self._status_s = -math.inf
-
-    def __exit__(self, *_exc: object) -> None:
-        self._manager.stopping()  # also after an error
 
     def show(self, event: Event) -> None:
         if not isinstance(event, FrameEvent):
@@ -42,14 +39,15 @@ class ServiceView(StreamView):
             self._manager.keep_alive()
         if now_s - self._status_s >= STATUS_S:
             self._status_s = now_s
-            self._manager.show_status(_status(self.session.summary()))
+            self._show(self.session.summary())
 
     def finish(self, summary: Summary) -> None:
-        self._manager.show_status(_status(summary))
+        self._show(summary)
 
-
-def _status(summary: Summary) -> str:
-    return (
-        f"{summary.num_frames} frames at {summary.fps:g} frames/s, {summary.num_dropped} dropped, "
-        f"{summary.num_replies} replies, cache {summary.cache_fill:.0%} full"
-    )
+    def _show(self, summary: Summary) -> None:
+        name = f"{self.stream}: " if self.stream else ""
+        self._manager.show_status(
+            f"{name}{summary.num_frames} frames at {summary.fps:g} frames/s, "
+            f"{summary.num_dropped} dropped, {summary.num_replies} replies, "
+            f"cache {summary.cache_fill:.0%} full"
+        )

@@ -291,7 +291,7 @@ class LiveArea:
     def __init__(self, requests: StandardInput | None = None) -> None:
         self._views: list[LiveView] = []
         self._requests = requests
-        self._live = Live(get_renderable=self._render, console=out, transient=True)
+        self._live = Live(get_renderable=self._render, console=out, transient=True)  # renders once
         if requests is not None:
             requests.draw_keys(self._live.refresh)
 

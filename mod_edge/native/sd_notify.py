@@ -15,7 +15,7 @@ from mod_edge.errors import ConfigError
 
 
 class ServiceManager(AbstractContextManager["ServiceManager"]):
-    """The socket of the service manager; a context manager.
+    """The socket of the service manager; a context manager, whose end tells that the process stops.
 
     A datagram that cannot be sent is dropped: a manager that restarts must not end its services.
 
@@ -31,6 +31,7 @@ class ServiceManager(AbstractContextManager["ServiceManager"]):
         self._socket.setblocking(False)
 
     def __exit__(self, *_exc: object) -> None:
+        self._send("STOPPING=1")
         self._socket.close()
 
     def ready(self) -> None:
@@ -44,10 +45,6 @@ class ServiceManager(AbstractContextManager["ServiceManager"]):
     def keep_alive(self) -> None:
         """The process works: restarts the watchdog's time."""
         self._send("WATCHDOG=1")
-
-    def stopping(self) -> None:
-        """The process is about to end by itself."""
-        self._send("STOPPING=1")
 
     def _send(self, line: str) -> None:
         with contextlib.suppress(OSError):

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import stat
-from types import SimpleNamespace
 
 import pytest
 
@@ -109,11 +108,12 @@ def test_a_disk_that_fills_up_again_is_said_again(file, path, capsys):
 # ---- reopening ----
 
 
-def test_a_file_that_was_moved_is_made_again(file, path, tmp_path):
+def test_sighup_has_a_file_that_was_moved_made_again_with_the_next_line(file, path, tmp_path):
     file.append("before")
     path.rename(tmp_path / "events.jsonl.1")
     file.append("between")
-    file.reopen()
+    signal.raise_signal(signal.SIGHUP)
+    assert not path.exists()
     file.append("after")
     assert (tmp_path / "events.jsonl.1").read_text() == "before\nbetween\n"
     assert path.read_text() == "after\n"
@@ -124,53 +124,17 @@ def test_if_the_file_cannot_be_made_again_the_old_one_is_kept(tmp_path, capsys):
     folder.mkdir()
     with EventFile(folder / "events.jsonl") as file:
         folder.rename(tmp_path / "moved")
-        file.reopen()
+        signal.raise_signal(signal.SIGHUP)
         file.append("still here")
     assert (tmp_path / "moved" / "events.jsonl").read_text() == "still here\n"
     assert "cannot be opened again, the old file is kept" in capsys.readouterr().err
 
 
-# ---- the view ----
-
-
-@pytest.fixture
-def view(file):
-    with EventFileView(None, file) as entered:
-        yield entered
-
-
-def test_events_are_written_as_json_prints_them_without_single_tokens(view, path):
-    reply = ReplyEvent(0.5, None, "It moves.\n", [3, 4], False, 1.0, 1.0)
-    for event in (frame(0), TextEvent(0.5, "It", 3), reply):
-        view.show(event)
-    written = [json.loads(line) for line in path.read_text().splitlines()]
-    assert written == [frame(0).to_json(), reply.to_json()]
-
-
-def test_lost_events_are_in_a_warning_at_the_end(view, path, capsys):
-    with file_size_limit(path.stat().st_size):
-        view.show(frame(0))
-        view.show(frame(1))
-    view.finish(SimpleNamespace(to_json=lambda: {"event": "summary"}))
-    assert path.read_text() == '{"event": "summary"}\n'
-    assert f"warning: {path}: 2 events could not be written" in capsys.readouterr().err
-
-
-def test_sighup_reopens_the_file_before_the_next_event(view, path, tmp_path):
-    view.show(frame(0))
-    path.rename(tmp_path / "old.jsonl")
-    signal.raise_signal(signal.SIGHUP)
-    assert not path.exists()
-    view.show(frame(1))
-    assert json.loads((tmp_path / "old.jsonl").read_text())["index"] == 0
-    assert json.loads(path.read_text())["index"] == 1
-
-
-def test_sighup_is_handled_as_before_once_the_terminal_is_closed(file, monkeypatch):
+def test_sighup_is_handled_as_before_once_the_terminal_is_closed(path, monkeypatch):
     received = []
     before = signal.signal(signal.SIGHUP, lambda number, _frame: received.append(number))
     try:
-        with EventFileView(None, file):
+        with EventFile(path):
             signal.raise_signal(signal.SIGHUP)
             assert received == []
             monkeypatch.setattr("mod_edge.commands.event_file.has_closed_terminal", lambda: True)
@@ -182,10 +146,48 @@ def test_sighup_is_handled_as_before_once_the_terminal_is_closed(file, monkeypat
         signal.signal(signal.SIGHUP, before)
 
 
-def test_an_ignored_sighup_stays_ignored(file):
+def test_an_ignored_sighup_stays_ignored(path):
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with EventFileView(None, file):
+        with EventFile(path):
             assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_a_handler_that_was_handed_back_before_the_file_is_closed_stays(path):
+    before = signal.getsignal(signal.SIGHUP)
+    with EventFile(path):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    assert signal.signal(signal.SIGHUP, before) is signal.SIG_IGN
+
+
+# ---- the view ----
+
+
+def test_events_are_written_as_json_prints_them_without_single_tokens(file, path):
+    view = EventFileView(None, file)
+    reply = ReplyEvent(0.5, None, "It moves.\n", [3, 4], False, 1.0, 1.0)
+    for event in (frame(0), TextEvent(0.5, "It", 3), reply):
+        view.show(event)
+    written = [json.loads(line) for line in path.read_text().splitlines()]
+    assert written == [frame(0).to_json(), reply.to_json()]
+
+
+def test_several_streams_share_a_file_and_each_event_names_its_own(file, path):
+    for name in ("door", "yard"):
+        EventFileView(None, file, stream=name).show(frame(0))
+    assert [json.loads(line)["stream"] for line in path.read_text().splitlines()] == [
+        "door",
+        "yard",
+    ]
+
+
+def test_lost_events_are_in_a_warning_at_the_end(path, capsys):
+    with EventFile(path) as file:
+        with file_size_limit(path.stat().st_size):
+            file.append("lost")
+            file.append("lost")
+        file.append("written")
+    assert path.read_text() == "written\n"
+    assert capsys.readouterr().err.endswith(f"{path}: 2 events could not be written\n")

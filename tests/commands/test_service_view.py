@@ -30,9 +30,6 @@ class Recorder:
     def keep_alive(self):
         self.told.append("WATCHDOG")
 
-    def stopping(self):
-        self.told.append("STOPPING")
-
 
 @pytest.fixture
 def clock(monkeypatch):
@@ -87,15 +84,12 @@ def test_without_a_watchdog_nothing_is_sent_to_it(clock):
     manager = Recorder(None)
     with ServiceView(SimpleNamespace(summary=lambda: SUMMARY), manager) as view:
         view.show(frame(0))
-    assert manager.told == ["READY", STATUS, "STOPPING"]
+    assert manager.told == ["READY", STATUS]
 
 
-def test_the_end_is_told_with_the_last_status_and_after_an_error_too(clock, manager):
+def test_the_last_status_is_that_of_the_summary_with_the_streams_name(clock, manager):
     session = SimpleNamespace(summary=lambda: SUMMARY)
-    with ServiceView(session, manager) as view:
-        view.finish(SUMMARY)
-    assert manager.told == [STATUS, "STOPPING"]
-    manager.told.clear()
-    with pytest.raises(ZeroDivisionError), ServiceView(session, manager):
-        _ = 1 / 0
-    assert manager.told == ["STOPPING"]
+    for name in ("", "door"):
+        with ServiceView(session, manager, stream=name) as view:
+            view.finish(SUMMARY)
+    assert manager.told == [STATUS, f"door: {STATUS}"]

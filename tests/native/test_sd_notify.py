@@ -27,15 +27,12 @@ def test_without_a_service_manager_nothing_is_opened():
 @pytest.mark.parametrize("is_abstract", [False, True], ids=["path", "abstract"])
 def test_every_message_is_one_datagram(tmp_path, is_abstract):
     name = f"{'@' if is_abstract else ''}{tmp_path}/notify"
-    with (
-        listening(f"\0{name[1:]}" if is_abstract else name) as listener,
-        service_manager_of({"NOTIFY_SOCKET": name}) as manager,
-    ):
-        assert manager.watchdog_s is None
-        manager.ready()
-        manager.show_status("7 frames\nREADY=0")
-        manager.keep_alive()
-        manager.stopping()
+    with listening(f"\0{name[1:]}" if is_abstract else name) as listener:
+        with service_manager_of({"NOTIFY_SOCKET": name}) as manager:
+            assert manager.watchdog_s is None
+            manager.ready()
+            manager.show_status("7 frames\nREADY=0")
+            manager.keep_alive()
         received = [listener.recv(4096) for _ in range(4)]
     assert received == [b"READY=1", b"STATUS=7 frames READY=0", b"WATCHDOG=1", b"STOPPING=1"]
 
