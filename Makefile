@@ -11,6 +11,7 @@
 #   make figures        measure the bundled model's tables and pictures again (30 minutes)
 #   make long-run       measure an hour of narration under other policies of the window (40 minutes)
 #   make precision      measure what every weight format costs, for docs/precision.md (30 minutes)
+#   make soak           stream a day of frames, judge memory and times, for docs/soak.md (40 minutes)
 #   make bench          measure llama.cpp, OpenVINO and others beside this runtime (30 minutes at first)
 #   make release        build wheel and source archive in dist/, try each in a fresh environment
 #   make results        the paper's comparisons: missing runs (hours), then docs/results.md
@@ -34,7 +35,7 @@ PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-r
 OLDER_KERNELS := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 \
 	OMP_NUM_THREADS=1
 
-.PHONY: demo bundle test test-all test-portable check torch-free test-lowest docs figures long-run precision bench release results
+.PHONY: demo bundle test test-all test-portable check torch-free test-lowest docs figures long-run precision soak bench release results
 .DELETE_ON_ERROR:
 
 # One pip call: the constraints choose the torch build, and no package pulls in a larger one.
@@ -111,6 +112,10 @@ long-run: $(INSTALLED)
 # their folders: MOD_EDGE_REAL_LLM (SmolLM2-135M-Instruct) and MOD_EDGE_REAL_VIT (a vision tower).
 precision: $(INSTALLED)
 	$(BIN)/python -m benchmarks.precision
+
+# Samples and events are kept in build/soak.
+soak: $(INSTALLED)
+	$(BIN)/python -m benchmarks.soak --page docs/soak.md
 
 # Environments, models and measurements are kept in build/peers, or in the folder that MOD_EDGE_PEERS
 # names; delete its folder `measurements` to repeat them.

@@ -8,6 +8,7 @@ with open_session("bundle", window="120s") as session, VideoFile("clip.mp4", fps
     print(session.summary())
 """
 
+from mod_edge.plan.sampling import Sampling
 from mod_edge.runtime.capture.image_files import ImageFiles
 from mod_edge.runtime.capture.live_capture import LiveCapture
 from mod_edge.runtime.capture.live_source import (
@@ -21,16 +22,19 @@ from mod_edge.runtime.capture.open_source import open_source
 from mod_edge.runtime.capture.source import CaptureCounts, CapturePolicy, Frame, Keep
 from mod_edge.runtime.capture.video_file import VideoFile
 from mod_edge.runtime.events import (
+    BadLineEvent,
     Event,
     FailureEvent,
     FrameDetails,
     FrameEvent,
+    InstructionEvent,
     QueryEvent,
     ReplyEvent,
     RollEvent,
     Summary,
     TextEvent,
     TextSummary,
+    ThresholdEvent,
 )
 from mod_edge.runtime.open_session import open_session, open_streams, open_text_session
 from mod_edge.runtime.queries import Query
@@ -39,6 +43,7 @@ from mod_edge.runtime.streams import StreamEvent, Streams
 from mod_edge.runtime.text_session import TextSession
 
 __all__ = [
+    "BadLineEvent",
     "CaptureCounts",
     "CapturePolicy",
     "Event",
@@ -49,6 +54,7 @@ __all__ = [
     "FrozenEvent",
     "GapEvent",
     "ImageFiles",
+    "InstructionEvent",
     "Keep",
     "LiveCapture",
     "LostEvent",
@@ -56,6 +62,7 @@ __all__ = [
     "QueryEvent",
     "ReplyEvent",
     "RollEvent",
+    "Sampling",
     "Session",
     "SizeEvent",
     "StreamEvent",
@@ -64,6 +71,7 @@ __all__ = [
     "TextEvent",
     "TextSession",
     "TextSummary",
+    "ThresholdEvent",
     "UnfrozenEvent",
     "VideoFile",
     "open_session",

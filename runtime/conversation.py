@@ -15,7 +15,7 @@ from mod_edge.plan.kv_window import KvWindow, Rows
 from mod_edge.plan.protocol import Protocol
 from mod_edge.plan.reply_text import ReplyText
 from mod_edge.plan.sampling import GREEDY, Sampler, Sampling
-from mod_edge.runtime.events import CutBy, Event, ReplyEvent, RollEvent, TextEvent
+from mod_edge.runtime.events import CutBy, Event, InstructionEvent, ReplyEvent, RollEvent, TextEvent
 from mod_edge.runtime.loaded_model import LoadedModel, StreamState
 from mod_edge.runtime.stats import Latencies
 from mod_edge.runtime.stepper import Stepper
@@ -30,8 +30,9 @@ class SessionOptions:
     Attributes:
         threshold: see `Protocol`; 0..1.
         max_new_tokens: longest reply.
-        frames_per_step: frames of a file fed in one decoder step. Decisions are the same as with
-            one frame per step: if a frame speaks, the frames after it are taken back.
+        frames_per_step: frames fed in one decoder step; of a live source at most those that wait.
+            Decisions are the same as with one frame per step: if a frame speaks, the frames after
+            it are taken back.
         max_step_tokens: longest step; longer text is fed in pieces.
         evict_fraction: see `KvWindow`.
         sampling: how the tokens of replies are chosen.
@@ -47,13 +48,22 @@ class SessionOptions:
     stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not 0 <= self.threshold <= 1:
-            raise ConfigError(f"threshold={self.threshold}, wanted a probability, 0 to 1")
+        check_threshold(self.threshold)
         for name in ("max_new_tokens", "frames_per_step", "max_step_tokens"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}, wanted at least 1")
         if "" in self.stop:
             raise ConfigError("a stop text is empty and would end every reply; write some text")
+
+
+def check_threshold(threshold: float) -> None:
+    """Check a threshold for P(silent).
+
+    Raises:
+        ConfigError: it is not a probability.
+    """
+    if not 0 <= threshold <= 1:
+        raise ConfigError(f"threshold={threshold}, wanted a probability, 0 to 1")
 
 
 class Conversation:
@@ -186,6 +196,9 @@ class Conversation:
             self._num_rolls += 1
             dropped, total = roll.eviction.dropped.dense, roll.eviction.num_evicted
             yield RollEvent(time_s, dropped, total, round(roll.roll_ms, 3))
+            if roll.sink_text is not None:
+                num_sink_tokens = self.window.sink.dense
+                yield InstructionEvent(time_s, roll.sink_text.instruction, num_sink_tokens)
         self._stepper.rolls.clear()
 
     def _cache_fill(self) -> float:

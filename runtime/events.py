@@ -94,11 +94,18 @@ class FrameEvent(Event):
 
 @dataclass(frozen=True)
 class QueryEvent(Event):
-    """A query is about to be answered; it was due at `asked_s` seconds."""
+    """A query is about to be answered.
+
+    Attributes:
+        query: its text.
+        asked_s: the time at which it was due.
+        is_instruction: whether it will take the standing instruction's place.
+    """
 
     kind = "query"
     query: str
     asked_s: float
+    is_instruction: bool = False
 
 
 @dataclass(frozen=True)
@@ -146,12 +153,54 @@ class ReplyEvent(Event):
 
 @dataclass(frozen=True)
 class RollEvent(Event):
-    """The cache was full: the oldest `num_dropped_tokens` after the sink were evicted."""
+    """The cache was full: the oldest tokens after the sink were evicted.
+
+    Attributes:
+        num_dropped_tokens: how many, with those of an instruction that was replaced.
+        num_evicted: tokens fed so far that are not in the cache.
+        roll_ms: time to evict, and to prefill a new instruction.
+    """
 
     kind = "roll"
     num_dropped_tokens: int
     num_evicted: int
     roll_ms: float
+
+
+@dataclass(frozen=True)
+class InstructionEvent(Event):
+    """An instruction took the standing one's place in the sink, in the roll before this event.
+
+    Attributes:
+        instruction: its text.
+        num_sink_tokens: tokens that are never evicted from now on.
+    """
+
+    kind = "instruction"
+    instruction: str
+    num_sink_tokens: int
+
+
+@dataclass(frozen=True)
+class ThresholdEvent(Event):
+    """Decisions from now on use this threshold, see `Session.set_threshold`."""
+
+    kind = "threshold"
+    threshold: float
+
+
+@dataclass(frozen=True)
+class BadLineEvent(Event):
+    """A line of standard input was no request; the stream goes on.
+
+    Attributes:
+        line_number: from 1.
+        message: what is wrong with it, and what was wanted.
+    """
+
+    kind = "bad_line"
+    line_number: int
+    message: str
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,14 @@ LIKE_A_TIME = (
 
 @dataclass(frozen=True)
 class Query:
-    """A question or instruction to put to the model at `time_s` seconds of video."""
+    """A question or instruction to put to the model at `time_s` seconds of video.
+
+    With `is_instruction`, it takes the standing instruction's place at the next roll of the cache.
+    """
 
     text: str
     time_s: float = 0.0
+    is_instruction: bool = False
 
     def __post_init__(self) -> None:
         if not self.text.strip():
@@ -89,6 +93,10 @@ class QueryQueue:
     def take(self) -> Query:
         """Remove and return the first query."""
         return self._waiting.pop(0)
+
+    def __len__(self) -> int:
+        """The number of queries that were not taken, also those not received yet."""
+        return len(self._waiting) + len(self._received)
 
     def waiting(self) -> list[Query]:
         """The queries that were not taken, by time, also those not received yet."""

@@ -1,7 +1,8 @@
 """A session turns frames into events: vision, decoder steps, decisions and replies."""
 
+import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -14,21 +15,37 @@ from mod_edge.errors import ConfigError
 from mod_edge.plan.kv_budget import KvPlan, rows_of, rows_of_frames
 from mod_edge.plan.kv_window import NO_ROWS, Rows
 from mod_edge.plan.protocol import Decision
+from mod_edge.runtime.capture.clock import rfc3339
+from mod_edge.runtime.capture.live_source import LiveSource, as_live, next_frames
 from mod_edge.runtime.capture.source import Frame, Source
-from mod_edge.runtime.conversation import Conversation, SessionOptions
-from mod_edge.runtime.events import Event, FrameDetails, FrameEvent, QueryEvent, Summary
+from mod_edge.runtime.conversation import Conversation, SessionOptions, check_threshold
+from mod_edge.runtime.events import (
+    CutBy,
+    Event,
+    FrameDetails,
+    FrameEvent,
+    QueryEvent,
+    Summary,
+    ThresholdEvent,
+)
 from mod_edge.runtime.loaded_model import FrameEmbeds, LoadedModel, StreamState, UInt8Array
 from mod_edge.runtime.preprocess import Placement, fit_frame
 from mod_edge.runtime.queries import Query, QueryQueue
 from mod_edge.runtime.stats import Latencies
+from mod_edge.runtime.stepper import SinkText
+
+# Queries that may wait at a time: a program that asks without end must not fill the memory.
+MAX_WAITING = 100_000
+NAMED_QUERIES = 3  # that a summary names if they were not reached; the others are counted
 
 
 @dataclass(frozen=True)
 class SeenFrame:
-    """A frame and its picture's place in the model's square."""
+    """A frame, its picture's place in the model's square, and a live frame's age when read."""
 
     frame: Frame
     placement: Placement
+    age_ms: float | None
 
 
 @dataclass(frozen=True)
@@ -42,10 +59,22 @@ class FrameCosts:
 
 @dataclass(frozen=True)
 class FrameBatch:
-    """Frames that were read together, and the milliseconds that resizing each of them took."""
+    """Frames that were read together.
+
+    Attributes:
+        seen: the frames.
+        letterbox_ms: time to resize each of them.
+        events: of a live source, before these frames; there may be some without a frame.
+    """
 
     seen: list[SeenFrame]
     letterbox_ms: float
+    events: list[Event]
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the source has ended."""
+        return not self.seen and not self.events
 
     def __len__(self) -> int:
         return len(self.seen)
@@ -85,12 +114,20 @@ class Session(Conversation):
         self._num_frames = 0
         self._decisions = Counter[Decision]()
         self._letterbox_ms, self._vision_ms, self._decoder_ms = (Latencies() for _ in range(3))
+        self._age_ms, self._latency_ms = Latencies(), Latencies()
         self._source: Source | None = None
+        self._live: LiveSource | None = None
+        self._at: str | None = None  # when the last frame of a live source was captured
         self._frames = iter(tuple[Frame]())
         self._queries = QueryQueue()
-        self._is_streaming = False
+        self._is_streaming = self._must_stop = False
         self._has_details = False
+        self._changes = deque[Event]()  # of settings, from any thread
+        # What the window must have room for, whatever is asked: read and raised by any thread.
+        self._admission = threading.Lock()
         self._standing_rows = NO_ROWS
+        self._longest_prompt = 0
+        self._sink_kept = NO_ROWS  # the sink's rows that stay when its instruction is replaced
 
     def stream(
         self, source: Source, queries: Sequence[Query] = (), *, details: bool = False
@@ -111,7 +148,10 @@ class Session(Conversation):
         self.begin(source, queries, details=details)
         pixels = pixels_of_frames(self.config, self.options.frames_per_step)
         try:
-            while batch := self.read(pixels):
+            while not (batch := self.read(pixels)).has_ended:
+                yield from batch.events
+                if not batch:
+                    continue
                 started = time.perf_counter()
                 embeds = self.state.encode(pixels[: len(batch)])
                 vision_ms = 1000 * (time.perf_counter() - started) / len(batch)
@@ -128,6 +168,7 @@ class Session(Conversation):
             raise ConfigError("this session has streamed already; open a new session")
         self._check_window(queries)
         self._source, self._has_details = source, details
+        self._live = as_live(source)
         self._queries = QueryQueue(queries)
         self._frames = iter(source)
         self._is_streaming = True
@@ -135,22 +176,28 @@ class Session(Conversation):
     def read(self, pixels: UInt8Array) -> FrameBatch:
         """The frames of the next step, fitted into the first of `pixels` (F, I, I, 3).
 
-        Waits for a live source's frame. Without frames, the source has ended.
+        Waits for a live source's frame or event; a slow model gets all frames that wait, up to
+        those of a step.
 
         Raises:
             SourceError: the source failed.
         """
-        assert self._source is not None, "begin() comes first"
-        num_frames = 1 if self._source.is_live else self.options.frames_per_step
-        frames = list(islice(self._frames, num_frames))
+        if self._must_stop:
+            return FrameBatch([], 0.0)
+        most, events = self.options.frames_per_step, list[Event]()
+        if self._live is None:
+            frames = list(islice(self._frames, most))
+        else:
+            frames, events = next_frames(self._live, self._frames, most)
+        ages_ms = [self._ms_since_capture(frame) for frame in frames]
         started = time.perf_counter()
         self._started_s = self._started_s or started
         seen = [
-            SeenFrame(frame, fit_frame(frame.image, square, self.config.vision_config))
-            for frame, square in zip(frames, pixels, strict=False)
+            SeenFrame(frame, fit_frame(frame.image, square, self.config.vision_config), age_ms)
+            for frame, square, age_ms in zip(frames, pixels, ages_ms, strict=False)
         ]
         letterbox_ms = 1000 * (time.perf_counter() - started) / max(len(seen), 1)
-        return FrameBatch(seen, letterbox_ms)
+        return FrameBatch(seen, letterbox_ms, events)
 
     def watch(self, batch: FrameBatch, embeds: FrameEmbeds, vision_ms: float) -> Iterator[Event]:
         """Feed the batch's frames in as few steps as decisions allow, and reply.
@@ -162,13 +209,24 @@ class Session(Conversation):
             embeds: of its frames, in the stream's memory.
             vision_ms: time to encode each of them.
         """
+        yield from map(self.stamped, self._watched(batch, embeds, vision_ms))
+
+    def _watched(self, batch: FrameBatch, embeds: FrameEmbeds, vision_ms: float) -> Iterator[Event]:
         seen, costs = batch.seen, FrameCosts(batch.letterbox_ms, vision_ms)
         first = 0
         while first < len(seen):
+            while self._changes:
+                yield self._changes.popleft()
             # What is asked before the first frame waits until then: the cache has no room for it
             # as a standing instruction.
-            while self._num_frames and self._received().is_due_before(seen[first].frame.time_s):
+            while (
+                self._num_frames
+                and not self._must_stop
+                and self._received().is_due_before(seen[first].frame.time_s)
+            ):
                 yield from self._answer(self._queries.take())
+            if self._must_stop:
+                return
             last = first + 1
             # A query due before a frame is answered first, so that frame is not in this step.
             while last < len(seen) and not self._queries.is_due_before(seen[last].frame.time_s):
@@ -178,9 +236,13 @@ class Session(Conversation):
     def end(self) -> Iterator[Event]:
         """Answer the queries that are due by the end of the last frame; `ask` is refused after."""
         end_s = self._time_s + 1 / self.config.stream_config.frame_fps
-        while self._num_frames and self._received().is_due_at(end_s):
-            yield from self._answer(self._queries.take())
+        while self._num_frames and not self._must_stop and self._received().is_due_at(end_s):
+            yield from map(self.stamped, self._answer(self._queries.take()))
         self._is_streaming = False
+
+    def stamped(self, event: Event) -> Event:
+        """The event with the time of day of the last live frame, if it has none of its own."""
+        return event if self._at is None or event.at else replace(event, at=self._at)
 
     def ask(self, query: str | Query) -> None:
         """Ask the model a query while the stream runs, from any thread.
@@ -191,17 +253,54 @@ class Session(Conversation):
                 the standing instruction.
 
         Raises:
-            ConfigError: the session is not streaming, or the query is empty or does not fit in the
-                window.
+            ConfigError: the session is not streaming, the query is empty or does not fit in the
+                window, or `MAX_WAITING` queries wait already.
         """
         if not self._is_streaming:
             raise ConfigError(
                 f"cannot ask {query!r}: the session is not streaming; pass it to stream()"
             )
+        if len(self._queries) >= MAX_WAITING:
+            raise ConfigError(
+                f"{MAX_WAITING} queries wait already; ask again when some were answered"
+            )
         if isinstance(query, str):
             query = Query(query, self._time_s)
-        self._check_question(query.text, self._num_prompt_tokens(query), self._standing_rows)
+        with self._admission:
+            self._admit(query)
         self._queries.put(query)
+
+    def instruct(self, instruction: str) -> None:
+        """Replace the standing instruction while the stream runs, from any thread.
+
+        The instruction is a user's turn at once, as with `ask`. At the next roll of the cache it
+        takes the old one's place in the sink, which an `InstructionEvent` tells: the system prompt
+        and the first frame stay, the old instruction is evicted, and the new one is prefilled right
+        after them. In a stream that began without an instruction it follows the system prompt. Rows
+        after the sink stay as they were computed. With the rows of a longer instruction, the roll
+        evicts that much more.
+
+        Raises:
+            ConfigError: as `ask`.
+        """
+        self.ask(Query(instruction, self._time_s, is_instruction=True))
+
+    def set_threshold(self, threshold: float) -> None:
+        """Change the threshold (see `Protocol`) from the next decision on, from any thread.
+
+        Raises:
+            ConfigError: it is not a probability.
+        """
+        check_threshold(threshold)
+        self._protocol.threshold = threshold
+        self._changes.append(ThresholdEvent(self._time_s, threshold))
+
+    def stop(self) -> None:
+        """End the stream, from any thread: a reply after its present token, else at the next frame.
+
+        Queries that wait are not answered.
+        """
+        self._must_stop = True
 
     def __exit__(self, *exc: object) -> None:
         self._is_streaming = False
@@ -212,12 +311,10 @@ class Session(Conversation):
         wall_s = time.perf_counter() - self._started_s if self._started_s else 0.0
         warnings = list(self._source.warnings) if self._source else []
         warnings += self.state.warnings
-        warnings += [
-            f"the query {query.text!r} at {query.time_s:g} s was not reached"
-            for query in self._queries.waiting()
-        ]
+        warnings += self._unreached()
         return Summary(
             time_s=self._time_s,
+            at=self._at,
             num_frames=self._num_frames,
             decisions={decision.value: self._decisions[decision] for decision in Decision},
             num_replies=self._num_replies,
@@ -234,7 +331,19 @@ class Session(Conversation):
             cache_fill=round(self._cache_fill(), 4),
             backend=self.backend,
             warnings=warnings,
+            age_ms=self._age_ms.with_longest() if self._live else None,
+            latency_ms=self._latency_ms.with_longest() if self._live else None,
+            capture=self._live.counts if self._live else None,
         )
+
+    def _unreached(self) -> list[str]:
+        waiting = self._queries.waiting()
+        lines = [
+            f"the query {query.text!r} at {query.time_s:g} s was not reached"
+            for query in waiting[:NAMED_QUERIES]
+        ]
+        more = len(waiting) - len(lines)
+        return [*lines, f"{more} more queries were not reached"] if more else lines
 
     def _received(self) -> QueryQueue:
         """The queue with the queries that `ask` has put in since."""
@@ -265,7 +374,7 @@ class Session(Conversation):
         details = self._details(seen[:num_standing])
         yield from self._take_rolls(self._time_s)
         for each, decision, detail in zip(seen, decisions, details, strict=False):
-            yield self._note_frame(each.frame, decision, costs, detail)
+            yield self._note_frame(each, decision, costs, detail)
         if decisions[-1] is Decision.ASKED:
             yield from self._answer(self._queries.take())
         elif decisions[-1] is Decision.SPEAK:
@@ -287,15 +396,20 @@ class Session(Conversation):
         ]
 
     def _note_frame(
-        self, frame: Frame, decision: Decision, costs: FrameCosts, details: FrameDetails | None
+        self, seen: SeenFrame, decision: Decision, costs: FrameCosts, details: FrameDetails | None
     ) -> FrameEvent:
+        frame, latency_ms = seen.frame, self._ms_since_capture(seen.frame)
         self._protocol.note_frame()
         self._time_s = frame.time_s
+        self._at = None if frame.at is None else rfc3339(frame.at)
         self._num_frames += 1
         self._decisions[decision] += 1
         self._letterbox_ms.add(costs.letterbox_ms)
         self._vision_ms.add(costs.vision_ms)
         self._decoder_ms.add(costs.decoder_ms)
+        if seen.age_ms is not None and latency_ms is not None:
+            self._age_ms.add(seen.age_ms)
+            self._latency_ms.add(latency_ms)
         assert self._source is not None
         return FrameEvent(
             time_s=frame.time_s,
@@ -306,26 +420,76 @@ class Session(Conversation):
             decoder_ms=round(costs.decoder_ms, 3),
             cache_fill=round(self._cache_fill(), 4),
             num_dropped=self._source.num_dropped,
+            age_ms=seen.age_ms,
+            latency_ms=latency_ms,
             details=details,
         )
+
+    def _ms_since_capture(self, frame: Frame) -> float | None:
+        """Milliseconds since a live source's frame was captured; None for a file's."""
+        if self._live is None or frame.captured_s is None:
+            return None
+        return round(1000 * (self._live.clock.now_s() - frame.captured_s), 3)
 
     def _answer(self, query: Query | None) -> Iterator[Event]:
         """Reply to `query` or to the last frame."""
         if query is not None:
-            yield QueryEvent(self._time_s, query.text, query.time_s)
+            yield QueryEvent(self._time_s, query.text, query.time_s, query.is_instruction)
+            if query.is_instruction and not self.window.sink_is_open:
+                self._stepper.replace_sink(self._sink_text(query))
         text = query.text if query else None
         yield from self._reply(self._protocol.response_prompt(text), text, self._time_s)
 
+    def _cut_by(self, num_tokens: int) -> CutBy | None:
+        cut_by = super()._cut_by(num_tokens)
+        return CutBy.REQUEST if cut_by is None and self._must_stop else cut_by
+
     def _check_window(self, queries: Sequence[Query]) -> None:
         """Check at the start that every step and reply will fit beside the sink."""
-        protocol, limit = self._protocol, self.plan.capacity
+        protocol = self._protocol
         standing = [query for query in queries if query.time_s <= 0][:1]
         sink = rows_of(self.config, len(protocol.opening_ids()), 0)
         for query in standing:  # the sink then also holds the first frame
-            sink = sink.plus(rows_of(self.config, self._num_prompt_tokens(query), 1))
+            self._sink_kept = rows_of(self.config, sink.dense, 1)
+            sink = self._sink_kept.plus(rows_of(self.config, self._num_prompt_tokens(query), 0))
         self._standing_rows = sink
-        num_frames = self.options.frames_per_step
-        step = rows_of_frames(self.config, num_frames, num_before=protocol.longest_prefix())
+        self._check_step(sink)
+        prompts = {query.text: self._num_prompt_tokens(query) for query in queries}
+        longest = max(prompts, key=lambda text: prompts[text], default="")
+        unasked = len(protocol.response_prompt(None)) + 1
+        self._longest_prompt = max(prompts.get(longest, 0), unasked)
+        self._check_question(longest, self._longest_prompt, sink)
+        for query in queries:
+            if query.is_instruction:
+                self._admit(query)
+
+    def _admit(self, query: Query) -> None:
+        """Check that a query, its reply and every other one will fit, whenever the sink changes."""
+        num_tokens = self._num_prompt_tokens(query)
+        if not query.is_instruction:
+            self._check_question(query.text, num_tokens, self._standing_rows)
+            self._longest_prompt = max(self._longest_prompt, num_tokens)
+            return
+        text = self._sink_text(query)
+        sink = text.kept.plus(rows_of(self.config, len(text.token_ids), 0))
+        sink = Rows(*map(max, sink, self._standing_rows))
+        longest = max(self._longest_prompt, num_tokens)
+        self._check_step(sink)
+        self._check_question(query.text, longest, sink)
+        self._standing_rows, self._longest_prompt = sink, longest
+
+    def _sink_text(self, query: Query) -> SinkText:
+        """What the sink gets in place of its instruction."""
+        if any(self._sink_kept):
+            return SinkText(query.text, self._sink_kept, self._protocol.query_ids(query.text))
+        # The sink has no frame: it becomes that of a conversation that opens with the instruction.
+        return SinkText(query.text, NO_ROWS, self._protocol.opening_prompt(query.text))
+
+    def _check_step(self, sink: Rows) -> None:
+        """Check that a step of frames fits beside the sink."""
+        limit, num_frames = self.plan.capacity, self.options.frames_per_step
+        num_before = self._protocol.longest_prefix()
+        step = rows_of_frames(self.config, num_frames, num_before=num_before)
         if not sink.plus(step).fits(limit):
             raise ConfigError(
                 f"frames_per_step={num_frames} takes {step.dense} tokens per step: with the system "
@@ -333,10 +497,6 @@ class Session(Conversation):
                 f"has {limit.dense}; raise --window or --kv-budget, shorten the instruction, or "
                 "lower --frames-per-step"
             )
-        prompts = {query.text: self._num_prompt_tokens(query) for query in queries}
-        longest = max(prompts, key=lambda text: prompts[text], default="")
-        unasked = len(protocol.response_prompt(None)) + 1
-        self._check_question(longest, max(prompts.get(longest, 0), unasked), sink)
 
     def _check_question(self, text: str, num_prompt_tokens: int, sink: Rows) -> None:
         self._check_reply(text, self._protocol.longest_prefix(), num_prompt_tokens, sink)

@@ -2,21 +2,37 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mod_edge.config import ModelConfig
 from mod_edge.plan.kv_budget import rows_of, rows_of_frames
-from mod_edge.plan.kv_window import Eviction, KvWindow, Rows
+from mod_edge.plan.kv_window import NO_ROWS, Eviction, KvWindow, Rows, SinkChange
 from mod_edge.plan.layout import StepLayout, frame_pieces, step_layout
 from mod_edge.runtime.loaded_model import Float32Array, FrameEmbeds, StreamState
 
 
 @dataclass(frozen=True)
+class SinkText:
+    """An instruction that takes the place of what the sink holds after its first rows.
+
+    Attributes:
+        instruction: the text, for people.
+        kept: the sink's first rows, which stay.
+        token_ids: of the instruction's turn, which follow them.
+    """
+
+    instruction: str
+    kept: Rows
+    token_ids: Sequence[int]
+
+
+@dataclass(frozen=True)
 class Roll:
-    """An eviction and the milliseconds it took."""
+    """An eviction, the milliseconds it took, and the text that the sink got in it, if any."""
 
     eviction: Eviction
     roll_ms: float
+    sink_text: SinkText | None = None
 
 
 class Stepper:
@@ -30,6 +46,13 @@ class Stepper:
         self.rolls: list[Roll] = []
         self._config = config
         self._max_step_tokens = max_step_tokens
+        self._sink_text: SinkText | None = None
+
+    def replace_sink(self, text: SinkText) -> None:
+        """Prefill the sink again with `text`, at the next eviction."""
+        added = rows_of(self._config, len(text.token_ids), 0)
+        self.window.replace_sink(SinkChange(text.kept, added))
+        self._sink_text = text
 
     def feed_text(self, token_ids: Sequence[int], *, continues: bool) -> Float32Array:
         """Feed a run of text, in pieces if it is longer than a step.
@@ -101,8 +124,28 @@ class Stepper:
         if eviction is None:
             return
         started = time.perf_counter()
-        self.state.evict(eviction)
-        self.rolls.append(Roll(eviction, 1000 * (time.perf_counter() - started)))
+        text, self._sink_text = self._sink_text, None
+        if text is None:
+            self.state.evict(eviction)
+        else:
+            self._prefill_sink(eviction, text.token_ids)
+        self.rolls.append(Roll(eviction, 1000 * (time.perf_counter() - started), text))
+
+    def _prefill_sink(self, eviction: Eviction, token_ids: Sequence[int]) -> None:
+        """Evict, and feed the sink's new text into the room that the eviction leaves.
+
+        The text is fed as at the stream's start, right after the sink's first rows as first
+        written, so that its keys are first copies too; then the whole sink is moved up.
+        """
+        self.state.evict(replace(eviction, num_evicted=0))
+        sink = eviction.sink
+        for start in range(0, len(token_ids), self._max_step_tokens):
+            piece = token_ids[start : start + self._max_step_tokens]
+            layout = self._layout((len(piece),))
+            self.state.step(layout, piece, None, position=sink.dense, past=sink)
+            sink = sink.plus(Rows(layout.num_tokens, layout.num_rows))
+        assert sink == self.window.sink, "the window counts the same rows"
+        self.state.evict(Eviction(sink, NO_ROWS, self.window.length, eviction.num_evicted))
 
     def _step(
         self, layout: StepLayout, token_ids: Sequence[int], embeds: FrameEmbeds | None

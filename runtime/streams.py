@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from typing import NamedTuple
 
 from tokenizers import Tokenizer
@@ -49,8 +50,8 @@ class _Running:
 class Streams(AbstractContextManager["Streams"]):
     """Runs streams on one model in turn; `open_streams` makes one from a bundle.
 
-    A context manager that closes the model and all streams. Only `Session.ask` may be called from
-    other threads.
+    A context manager that closes the model and all streams. From other threads
+    only a session's `ask`, `instruct`, `set_threshold`, `cut_reply` and `stop` may be called.
 
     Attributes:
         max_streams: streams that may run at one time.
@@ -115,7 +116,7 @@ class Streams(AbstractContextManager["Streams"]):
             details: see `Session.stream`.
 
         Returns:
-            Its session, for `ask` and `summary`.
+            Its session, for `ask`, `stop`, `summary` and the like.
 
         Raises:
             ConfigError: a stream of that name runs, all `max_streams` run, or the queries do not
@@ -158,7 +159,9 @@ class Streams(AbstractContextManager["Streams"]):
             for streams in self._groups(self._ready(idle)):
                 self._watch(streams)
                 for stream in streams:
-                    yield StreamEvent(stream.name, next(stream.events))
+                    # A stream that was stopped since its frame was read has none.
+                    for event in islice(stream.events, 1):
+                        yield StreamEvent(stream.name, event)
         if self._failures:
             raise SourceError(
                 "; ".join(f"stream {name!r}: {error}" for name, error in self._failures.items())
@@ -193,8 +196,10 @@ class Streams(AbstractContextManager["Streams"]):
             if batch:
                 batches.append((stream, batch))
                 num_frames += len(batch)
-            else:
+            elif batch.has_ended:
                 stream.events = self._ended(stream)
+            else:
+                stream.events = iter(batch.events)
         if not batches:
             return
         started = time.perf_counter()
@@ -203,12 +208,14 @@ class Streams(AbstractContextManager["Streams"]):
         first = 0
         for stream, batch in batches:
             ours = stream.session.state.copy_embeds(embeds[first : first + len(batch)])
-            stream.events = stream.session.watch(batch, ours, vision_ms)
+            watched = stream.session.watch(batch, ours, vision_ms)
+            stream.events = chain(batch.events, watched)
             first += len(batch)
 
     def _failed(self, stream: _Running, error: SourceError) -> Iterator[Event]:
         self._failures[stream.name] = error
-        yield FailureEvent(stream.session.summary().time_s, str(error))
+        failure = FailureEvent(stream.session.summary().time_s, str(error))
+        yield stream.session.stamped(failure)
         yield self._close(stream)
 
     def _ended(self, stream: _Running) -> Iterator[Event]:

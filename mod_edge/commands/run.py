@@ -21,6 +21,12 @@ from mod_edge.commands.arguments import (
     use_threads,
 )
 from mod_edge.commands.console import print_warning, reports_errors
+from mod_edge.commands.live_options import (
+    FrozenAfterOption,
+    KeepOption,
+    ReconnectOption,
+    live_policy,
+)
 from mod_edge.errors import ConfigError
 from mod_edge.native.package_faults import quiet_imports
 from mod_edge.plan.untrained import untrained_warnings
@@ -35,7 +41,18 @@ if TYPE_CHECKING:
 FFMPEG_OPTIONS = "rtsp_transport;tcp|multiple_requests;1"
 
 VIDEO = "--source FILE or --camera NUMBER"
-OF_VIDEO = ("image_fps", "max_frames", "threshold", "frames_per_step", "events")
+OF_VIDEO = (
+    "image_fps",
+    "max_frames",
+    "threshold",
+    "frames_per_step",
+    "keep",
+    "reconnect",
+    "frozen_after",
+    "stdin",
+    "tokens",
+    "events",
+)
 
 
 @reports_errors
@@ -79,8 +96,30 @@ def run(
     ] = None,
     frames_per_step: Annotated[
         int | None,
-        typer.Option(help="Frames of a video file per decoder step; default: the profile's."),
+        typer.Option(help="Most frames per decoder step; default: the profile's."),
     ] = None,
+    keep: KeepOption = None,
+    reconnect: ReconnectOption = None,
+    frozen_after: FrozenAfterOption = None,
+    temperature: Annotated[
+        float, typer.Option(min=0, help="Sample replies at this temperature; 0 is greedy.")
+    ] = 0.0,
+    top_p: Annotated[
+        float, typer.Option(help="Sample from the likeliest tokens that reach this probability.")
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the sampling.")] = 0,
+    stop: Annotated[
+        list[str] | None,
+        typer.Option(help="Text at which a reply ends; not part of it. Repeatable."),
+    ] = None,
+    stdin: Annotated[
+        bool,
+        typer.Option(
+            "--stdin",
+            help="Read questions and other requests from standard input while the stream runs, "
+            "one JSON object per line. On a terminal, type them.",
+        ),
+    ] = False,
     profile: OptionalProfileOption = None,
     backend: Annotated[str, typer.Option(help="Backend: auto, tensorrt, onnx or torch.")] = "auto",
     device: DeviceOption = "auto",
@@ -92,6 +131,9 @@ def run(
     check: Annotated[bool, typer.Option("--check", help="Check all file hashes first.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Print frames and evictions.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
+    tokens: Annotated[
+        bool, typer.Option("--tokens", help="With --json, print each token of a reply too.")
+    ] = False,
     events: Annotated[
         Path | None,
         typer.Option(help="Also append the lines of --json to this file; SIGHUP reopens it."),
@@ -107,6 +149,8 @@ def run(
         refuse_options(context, OF_VIDEO, VIDEO)
     if is_text and not query:
         raise typer.BadParameter(f"give {VIDEO}, or --query TEXT for a conversation of text alone")
+    if not json:
+        refuse_options(context, ("tokens",), "--json")
     use_threads(threads)
     use_ffmpeg_options()
     if not verbose:
@@ -114,6 +158,7 @@ def run(
     with quiet_imports():
         from mod_edge.bundle.bundle import open_bundle
         from mod_edge.commands.recording import recording
+        from mod_edge.commands.standard_input import standard_input
         from mod_edge.commands.stream_view import (
             screen_view,
             screen_views,
@@ -121,11 +166,13 @@ def run(
             show_streams,
         )
         from mod_edge.commands.text_view import show_conversation
+        from mod_edge.plan.sampling import Sampling
         from mod_edge.runtime.capture.open_source import check_files, open_source
         from mod_edge.runtime.capture.source_name import ImagePaths, parse_source, stream_names
         from mod_edge.runtime.open_session import open_session, open_streams, open_text_session
 
     queries = _queries(query or ())
+    sampling = Sampling(temperature, top_p, seed)
     if is_text:
         turns = _untimed(queries)
         with open_text_session(
@@ -137,9 +184,12 @@ def run(
             window=window,
             kv_budget_mib=kv_budget,
             max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            stop=stop or (),
         ) as text_session:
             show_conversation(text_session, turns, as_json=json, is_verbose=verbose)
         return
+    policy = live_policy(keep, reconnect, frozen_after)
     chosen = [parse_source(text) for text in texts]
     if image_fps is not None and not any(isinstance(each, ImagePaths) for each in chosen):
         raise typer.BadParameter("only with a folder, a glob or an image", param_hint="--image-fps")
@@ -160,6 +210,8 @@ def run(
         "threshold": threshold,
         "max_new_tokens": max_new_tokens,
         "frames_per_step": frames_per_step,
+        "sampling": sampling,
+        "stop": stop or (),
     }
     open_one = partial(
         open_source,
@@ -167,12 +219,20 @@ def run(
         max_frames=max_frames,
         wanted=settings.camera,
         image_fps=image_fps,
+        policy=policy,
     )
+    requests = standard_input(as_json=json, reads_json=stdin)
+    shown: dict[str, Any] = {
+        "as_json": json,
+        "is_verbose": verbose,
+        "has_tokens": tokens,
+        "requests": requests,
+    }
     # The file first: it has the event at which a closed pipe of the screen ends the run.
     if len(chosen) == 1:
         with open_session(opened, **options) as session, open_one(chosen[0]) as frames:
-            screen = screen_view(session, as_json=json, is_verbose=verbose)
-            show_stream(session, frames, queries, [*recorders_of("", session), screen])
+            screen = screen_view(session, **shown)
+            show_stream(session, frames, queries, [*recorders_of("", session), screen], requests)
         return
     with ExitStack() as release:
         streams = release.enter_context(open_streams(opened, max_streams=len(chosen), **options))
@@ -180,12 +240,13 @@ def run(
         for name, each in zip(stream_names(chosen), chosen, strict=True):
             sources[name] = frames = open_one(each)
             release.push(frames)
-        screen_of = screen_views(streams, as_json=json, is_verbose=verbose)
+        screen_of = screen_views(streams, **shown)
         show_streams(
             streams,
             sources,
             queries,
             lambda name, session: [*recorders_of(name, session), screen_of(name, session)],
+            requests,
         )
 
 

@@ -18,19 +18,24 @@ from mod_edge.commands.console import (
     print_warning,
     printable,
 )
+from mod_edge.commands.live_lines import SOURCE_EVENTS, age_status, live_rows, source_line
+from mod_edge.commands.standard_input import StandardInput, with_faults
 from mod_edge.errors import ModEdgeError
 from mod_edge.plan.protocol import Decision
 from mod_edge.runtime.capture.source import Source
 from mod_edge.runtime.events import (
+    BadLineEvent,
     Event,
     FailureEvent,
     FrameEvent,
+    InstructionEvent,
     QueryEvent,
     ReplyEvent,
     RollEvent,
     Summary,
     TextEvent,
     TextSummary,
+    ThresholdEvent,
 )
 from mod_edge.runtime.queries import Query
 from mod_edge.runtime.session import Session
@@ -42,6 +47,7 @@ DECISION_STYLES = {
     Decision.UNDECIDED: "yellow",
     Decision.ASKED: "bold cyan",
 }
+TYPING_HINT = " type a question, or /instruction TEXT, /threshold 0-1, /cut, /stop"
 
 
 def show_stream(
@@ -49,8 +55,16 @@ def show_stream(
     source: Source,
     queries: Sequence[Query],
     views: Sequence["StreamView"],
+    requests: StandardInput | None = None,
 ) -> None:
     """Stream `source` until it ends or Ctrl-C; every view shows the events, then the summary.
+
+    Args:
+        session: not used before.
+        source: an open source.
+        queries: see `Session.stream`.
+        views: entered here.
+        requests: entered here; None leaves standard input alone.
 
     Raises:
         ModEdgeError: the source failed or a text did not fit; raised after the summary if any frame
@@ -59,6 +73,8 @@ def show_stream(
     with ExitStack() as opened:
         for view in views:
             opened.enter_context(view)
+        if requests is not None:
+            opened.enter_context(requests)
 
         def show(event: Event) -> None:
             for view in views:
@@ -69,7 +85,7 @@ def show_stream(
             for view in views:
                 view.finish(summary)
 
-        events = session.stream(source, queries)
+        events = with_faults(session.stream(source, queries), requests, session)
         show_events(events, show, finish, has_begun=lambda: session.summary().num_frames > 0)
 
 
@@ -78,6 +94,7 @@ def show_streams(
     sources: Mapping[str, Source],
     queries: Sequence[Query],
     views_of: Callable[[str, Session], Sequence["StreamView"]],
+    requests: StandardInput | None = None,
 ) -> None:
     """Stream all `sources`, by the streams' names, until they end or Ctrl-C.
 
@@ -86,6 +103,7 @@ def show_streams(
         sources: by the names of their streams.
         queries: asked in each stream.
         views_of: makes the views of one stream; each shows its events, then its summary.
+        requests: entered here; None leaves standard input alone.
 
     Raises:
         ModEdgeError: sources failed, or a text did not fit; raised after the summaries of the
@@ -98,6 +116,14 @@ def show_streams(
             for name, session in sessions.items()
         }
 
+        if requests is not None:
+            opened.enter_context(requests)
+            requests.start(sessions)
+
+        def show(name: str, event: Event) -> None:
+            for view in views[name]:
+                view.show(event)
+
         def finish(name: str, summary: Summary) -> None:
             del sessions[name]
             for view in views[name]:
@@ -105,11 +131,12 @@ def show_streams(
 
         try:
             for name, event in streams.events():
+                for fault in requests.faults(event.time_s) if requests else ():
+                    show(name, fault)
                 if isinstance(event, Summary):
                     finish(name, event)
                 else:
-                    for view in views[name]:
-                        view.show(event)
+                    show(name, event)
         except KeyboardInterrupt:
             pass
         finally:
@@ -145,24 +172,44 @@ def show_events(
     finish()
 
 
-def screen_view(session: Session, *, as_json: bool, is_verbose: bool) -> "StreamView":
-    """The view for stdout: JSON lines if `as_json`, else live on a terminal or plain lines."""
+def screen_view(
+    session: Session,
+    *,
+    as_json: bool,
+    is_verbose: bool,
+    has_tokens: bool = False,
+    requests: StandardInput | None = None,
+) -> "StreamView":
+    """The view for stdout: JSON lines if `as_json`, else live on a terminal or plain lines.
+
+    Args:
+        session: of the stream.
+        as_json: whether to print JSON lines, with `has_tokens` also one for each token.
+        is_verbose: whether people see frames and evictions too.
+        has_tokens: see `as_json`.
+        requests: whose keys a live view draws.
+    """
     if as_json:
-        return JsonView(session)
+        return JsonView(session, has_tokens=has_tokens)
     if can_redraw(out):
-        return LiveView(session, is_verbose=is_verbose)
+        return LiveView(session, is_verbose=is_verbose, area=LiveArea(requests))
     return PlainView(session, is_verbose=is_verbose)
 
 
 def screen_views(
-    streams: Streams, *, as_json: bool, is_verbose: bool
+    streams: Streams,
+    *,
+    as_json: bool,
+    is_verbose: bool,
+    has_tokens: bool = False,
+    requests: StandardInput | None = None,
 ) -> Callable[[str, Session], "StreamView"]:
     """Makes the view for stdout of each of several streams, by name; see `screen_view`."""
     if as_json:
-        return lambda name, session: JsonView(session, stream=name)
+        return lambda name, session: JsonView(session, stream=name, has_tokens=has_tokens)
     _print_header(streams)
     if can_redraw(out):
-        area = LiveArea()
+        area = LiveArea(requests)
         return lambda name, session: LiveView(
             session, is_verbose=is_verbose, stream=name, area=area
         )
@@ -201,10 +248,14 @@ class StreamView(ABC):
 
 
 class JsonView(StreamView):
-    """One JSON object per line on stdout; a reply is one line, without its text events."""
+    """One JSON object per line on stdout; a reply is one line, or with `has_tokens` one a token."""
+
+    def __init__(self, session: Session, *, stream: str = "", has_tokens: bool = False) -> None:
+        super().__init__(session, stream=stream)
+        self._has_tokens = has_tokens
 
     def show(self, event: Event) -> None:
-        if not isinstance(event, TextEvent):
+        if self._has_tokens or not isinstance(event, TextEvent):
             print_json(self.document(event))
 
     def finish(self, summary: Summary) -> None:
@@ -232,11 +283,17 @@ class LiveArea:
     """The last lines of a terminal, which live views share and redraw; there while any is joined.
 
     They are drawn four times a second, not at every event: drawing costs more than a small model.
+
+    Args:
+        requests: whose keys are drawn below the views' lines.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, requests: StandardInput | None = None) -> None:
         self._views: list[LiveView] = []
         self._live = Live(get_renderable=self._render, console=out, transient=True)
+        self._requests = requests
+        if requests is not None:
+            requests.draw_keys(self._live.refresh)
 
     def join(self, view: "LiveView") -> None:
         """Draw the view's lines too."""
@@ -259,7 +316,16 @@ class LiveArea:
         self._live.refresh()
 
     def _render(self) -> Group:
-        return Group(*(view.render() for view in self._views))
+        return Group(*(view.render() for view in self._views), *self._typed())
+
+    def _typed(self) -> list[Text]:
+        """The line below the status: what is being typed, or what may be."""
+        text = None if self._requests is None else self._requests.typed_text
+        if text is None:
+            return []
+        if not text:
+            return [Text.assemble(("> ", "bold"), (" ", "reverse"), (TYPING_HINT, "dim"))]
+        return [Text.assemble(("> ", "bold"), text, (" ", "reverse"))]
 
 
 class LiveView(StreamView):
@@ -313,10 +379,11 @@ class LiveView(StreamView):
             f"{summary.fps:5.1f} fps  letterbox {times(summary.letterbox_ms)}  "
             f"vision {times(summary.vision_ms)}  "
             f"decoder {times(summary.decoder_ms)} ms p50/p95  "
-            f"cache {summary.cache_fill:4.0%}  dropped {summary.num_dropped}",
+            f"cache {summary.cache_fill:4.0%}  dropped {summary.num_dropped}"
+            f"{age_status(summary)}",
         )
-        speech = Text(printable(self._spoken), style="green")
-        return Group(speech, status) if self._spoken else Group(status)
+        speech = [Text(printable(self._spoken), style="green")] if self._spoken else []
+        return Group(*speech, status)
 
 
 def _print_header(opened: Session | Streams) -> None:
@@ -333,7 +400,11 @@ def _is_shown(event: Event, is_verbose: bool) -> bool:
     """Whether the event is printed as a line."""
     if isinstance(event, (FrameEvent, RollEvent)):
         return is_verbose
-    return isinstance(event, (QueryEvent, ReplyEvent, FailureEvent))
+    shown = (
+        *(QueryEvent, InstructionEvent, ThresholdEvent, BadLineEvent, ReplyEvent, FailureEvent),
+        *SOURCE_EVENTS,
+    )
+    return isinstance(event, shown)
 
 
 def _stream_prefix(stream: str) -> list[tuple[str, str]]:
@@ -349,6 +420,14 @@ def _line_parts(event: Event) -> list[str | tuple[str, str]]:
     clock = (f"{_clock(event.time_s)} ", "bold")
     if isinstance(event, QueryEvent):
         return [clock, ("query     ", "cyan"), printable(event.query)]
+    if isinstance(event, InstructionEvent):
+        text = f"{printable(event.instruction)} (never evicted from now on)"
+        return [clock, ("instruct  ", "cyan"), text]
+    if isinstance(event, ThresholdEvent):
+        return [clock, ("threshold ", "cyan"), f"{event.threshold:g}"]
+    if isinstance(event, BadLineEvent):
+        text = f"line {event.line_number}: {printable(event.message)}"
+        return [clock, ("bad line  ", "yellow"), text]
     if isinstance(event, ReplyEvent):
         text = printable(event.text) or "(empty)"
         cut = " ..." if event.is_cut else ""
@@ -362,8 +441,9 @@ def _line_parts(event: Event) -> list[str | tuple[str, str]]:
         )
         decision = (f"{event.decision.value:<9} ", DECISION_STYLES[event.decision])
         return [clock, decision, f"frame {event.index}, {times}"]
-    assert isinstance(event, RollEvent)
-    return [clock, *roll_line(event)]
+    if isinstance(event, RollEvent):
+        return [clock, *roll_line(event)]
+    return [clock, *source_line(event)]
 
 
 def roll_line(event: RollEvent) -> tuple[tuple[str, str], str]:
@@ -380,6 +460,7 @@ def _print_summary(summary: Summary, stream: str = "") -> None:
         ("frames", f"{summary.num_frames} ({decisions}), {summary.num_dropped} dropped"),
         replies_row(summary),
         ("speed", f"{summary.fps:.1f} frames/s over {summary.wall_s:.1f} s"),
+        *live_rows(summary),
         ("letterbox", f"{times(summary.letterbox_ms)} ms per frame, p50/p95"),
         ("vision", f"{times(summary.vision_ms)} ms per frame, p50/p95"),
         ("decoder", f"{times(summary.decoder_ms)} ms per frame, p50/p95"),

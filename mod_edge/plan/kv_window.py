@@ -7,6 +7,10 @@ never the sink (system prompt and standing instruction) or the segment in progre
 
 A token's position is the count of all tokens fed before it, skipped and evicted ones included. It
 is never lowered; instead the sink moves up by `num_evicted`.
+
+The end of the sink, its instruction, can be replaced by text of another length (`replace_sink`):
+at the next eviction, the old text is dropped with the oldest segments and room is left for the new
+one, which is then fed at the positions right after the rows that stay.
 """
 
 from collections import deque
@@ -48,15 +52,31 @@ class Eviction:
 
     Attributes:
         sink: rows that stay in place.
-        dropped: rows to drop; later rows move down.
+        dropped: rows to drop; later rows move down, or up if `room` is larger.
         length: rows in use before the eviction.
-        num_evicted: stream tokens evicted so far, including these.
+        num_evicted: stream tokens that are not in the cache: those evicted so far, including these,
+            less `room`. The sink moves up by it.
+        room: rows left between the sink and the later rows, for text to be fed next.
     """
 
     sink: Rows
     dropped: Rows
     length: Rows
     num_evicted: int
+    room: Rows = NO_ROWS
+
+
+@dataclass(frozen=True)
+class SinkChange:
+    """A sink's first rows, which stay, and the rows of the text that is to follow them."""
+
+    kept: Rows
+    added: Rows
+
+    @property
+    def sink(self) -> Rows:
+        """The rows of the sink after the change."""
+        return self.kept.plus(self.added)
 
 
 class KvWindow:
@@ -77,6 +97,7 @@ class KvWindow:
         self.num_tokens = 0
         self.num_evicted = 0
         self._sink_is_open = True
+        self._sink_change: SinkChange | None = None
         self._segments: deque[Rows] = deque()
 
     def close_sink(self) -> None:
@@ -88,6 +109,15 @@ class KvWindow:
     def sink_is_open(self) -> bool:
         """Whether appended rows still join the sink."""
         return self._sink_is_open
+
+    def replace_sink(self, change: SinkChange) -> None:
+        """At the next eviction, keep the sink's first rows and leave room for others after them.
+
+        Until then it takes the place of a change that was asked for before.
+        """
+        assert not self._sink_is_open, "close the sink first"
+        assert change.kept.fits(self.sink), "the rows that stay are the sink's"
+        self._sink_change = change
 
     def make_room(self, needed: Rows, *, continues: bool) -> Eviction | None:
         """Drop the oldest segments if `needed` rows do not fit; None if they do.
@@ -104,19 +134,23 @@ class KvWindow:
         evictable = list(self._segments)
         if continues and evictable:
             evictable.pop()
-        target = self._rows_to_free(needed)
+        change = self._sink_change or SinkChange(self.sink, NO_ROWS)
+        growth = change.sink.minus(self.sink)
+        target = self._rows_to_free(needed, growth)
         dropped, num_segments = NO_ROWS, 0
         for segment in evictable:
             if target.fits(dropped):
                 break
             dropped, num_segments = dropped.plus(segment), num_segments + 1
-        if not self.length.minus(dropped).plus(needed).fits(self.capacity):
-            raise CacheError(self._too_small(needed))
+        length = self.length.minus(dropped).plus(growth)
+        if not length.plus(needed).fits(self.capacity):
+            raise CacheError(self._too_small(needed, change.sink))
         for _ in range(num_segments):
             self._segments.popleft()
-        self.num_evicted += dropped.dense
-        eviction = Eviction(self.sink, dropped, self.length, self.num_evicted)
-        self.length = self.length.minus(dropped)
+        dropped = self.sink.minus(change.kept).plus(dropped)
+        self.num_evicted += dropped.dense - change.added.dense
+        eviction = Eviction(change.kept, dropped, self.length, self.num_evicted, change.added)
+        self.length, self.sink, self._sink_change = length, change.sink, None
         return eviction
 
     def append(self, rows: Rows, *, continues: bool) -> None:
@@ -147,22 +181,25 @@ class KvWindow:
         self.length = self.length.minus(rows)
         self.num_tokens -= num_tokens
 
-    def _rows_to_free(self, needed: Rows) -> Rows:
-        """Missing rows in each geometry, at least a whole chunk if any are missing."""
+    def _rows_to_free(self, needed: Rows, growth: Rows) -> Rows:
+        """Rows to drop after the sink in each geometry: at least a whole chunk where it is full.
+
+        A geometry that only a growing sink overfills drops no more than that takes.
+        """
         free = []
-        for length, need, limit, sink in zip(
-            self.length, needed, self.capacity, self.sink, strict=True
+        for length, need, grown, limit, sink in zip(
+            self.length, needed, growth, self.capacity, self.sink, strict=True
         ):
-            missing = length + need - limit
-            chunk = int(self.evict_fraction * (limit - sink))
-            free.append(max(missing, chunk) if missing > 0 else 0)
+            is_full = length + need > limit
+            chunk = int(self.evict_fraction * (limit - sink - grown)) if is_full else 0
+            free.append(max(length + need + grown - limit, chunk, 0))
         return Rows(*free)
 
-    def _too_small(self, needed: Rows) -> str:
+    def _too_small(self, needed: Rows, sink: Rows) -> str:
         return (
             f"the KV cache window is too small: {needed.dense} more tokens "
-            f"({needed.mod} rows in a MoD layer) do not fit next to a sink of {self.sink.dense} "
-            f"({self.sink.mod}) and the segment in progress, in {self.capacity.dense} "
+            f"({needed.mod} rows in a MoD layer) do not fit next to a sink of {sink.dense} "
+            f"({sink.mod}) and the segment in progress, in {self.capacity.dense} "
             f"({self.capacity.mod}) rows; raise --window or --kv-budget, or lower "
             "--max-new-tokens"
         )

@@ -51,13 +51,13 @@ class Protocol:
         Args:
             config: the checkpoint's strings and ids.
             tokenizer: the checkpoint's, with all control tokens of its chat template.
-            threshold: speak when P(silent) is below this; 0..1.
+            threshold: speak when P(silent) is below this; 0..1. It may change between decisions.
         """
         self._config = config
         self._template = config.chat_template
         self._tokenizer = tokenizer
         self._control_ids = control_ids_of(config.chat_template, tokenizer)
-        self._threshold = threshold
+        self.threshold = threshold
         self._has_begun = False
         self._in_frames = False  # whether the last thing fed was a frame
         self._unfed: list[int] = []  # the end of a reply, fed with the ids after it
@@ -107,7 +107,7 @@ class Protocol:
         return [*self._unfed, *self._encode(self._closed(prompt) if self._in_frames else prompt)]
 
     def query_ids(self, query: str) -> list[int]:
-        """Ids of a query asked between frames, to check its length beforehand."""
+        """Ids of a query's turn right after a frame, which is its longest form."""
         return self._encode(self._closed(self._prompt(query)))
 
     def text_prompt(self, query: str) -> list[int]:
@@ -116,8 +116,13 @@ class Protocol:
         The first ones, before any `note_reply`, open the conversation with <bos> and the system
         prompt.
         """
-        prompt = self._prompt(query)
-        return [*self._unfed, *self._encode(prompt)] if self._has_begun else self._opening(prompt)
+        if not self._has_begun:
+            return self.opening_prompt(query)
+        return [*self._unfed, *self._encode(self._prompt(query))]
+
+    def opening_prompt(self, query: str) -> list[int]:
+        """Ids of a conversation that opens with `query`, before any frame."""
+        return self._opening(self._prompt(query))
 
     def reply_ids(self, reply: str) -> list[int]:
         """Ids of a written reply after its prompt, with the end token: what a model learns."""
@@ -138,9 +143,9 @@ class Protocol:
         """The decision from the logits (V,) at a frame's last token."""
         silent_id, speak_id = self._config.silent_id, self._config.stream_end_id
         chosen = int(logits.argmax())
-        if chosen == silent_id and self._threshold > 0:
+        if chosen == silent_id and self.threshold > 0:
             probability = 1 / np.exp(logits - logits[silent_id]).sum(dtype=np.float64)
-            if probability < self._threshold:
+            if probability < self.threshold:
                 others = logits.copy()
                 others[silent_id] = -np.inf
                 chosen = int(others.argmax())

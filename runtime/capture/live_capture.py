@@ -1,68 +1,77 @@
-"""The newest frame of a camera or a stream at the model's rate.
+"""The frames of a camera or a stream at the model's rate, as a policy keeps them.
 
-A live source is read as fast as it delivers and only its newest frame is kept, so the model never
-sees a frame older than one camera frame. Grid instants missed by a slow caller are counted.
+A thread grabs pictures as fast as the source delivers and converts only those that are kept. It
+opens a source again that stalled or ended, if the policy says so.
 """
 
 import math
-import threading
-import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from typing import NamedTuple, cast
+from dataclasses import replace
+from datetime import datetime
+from threading import Condition, Thread, current_thread
+from typing import cast
 
 from mod_edge.errors import ConfigError, SourceError
 from mod_edge.profiles import Camera
-from mod_edge.runtime.capture.open_live import OpenedLive, open_live
+from mod_edge.runtime.capture.clock import Clock, rfc3339
+from mod_edge.runtime.capture.frame_queue import FrameQueue
+from mod_edge.runtime.capture.frozen_watch import FrozenWatch
+from mod_edge.runtime.capture.live_source import (
+    FrozenEvent,
+    GapEvent,
+    LostEvent,
+    SizeEvent,
+    UnfrozenEvent,
+)
+from mod_edge.runtime.capture.open_live import LiveReader, OpenedLive, is_recording, open_live
+from mod_edge.runtime.capture.reconnect import Outage
 from mod_edge.runtime.capture.redaction import without_credentials
 from mod_edge.runtime.capture.source import (
     EVERY,
     LIVE,
+    CaptureCounts,
     CapturePolicy,
     Frame,
     Image,
     check_pace,
     stall_error,
 )
-from mod_edge.runtime.capture.source_name import LiveName, live_name
+from mod_edge.runtime.capture.source_name import LiveName, StreamAddress, live_name
+from mod_edge.runtime.events import Event
 
-# The frames that FFmpeg read to probe a stream (3 of MJPEG, up to seconds of RTSP) arrive at once
-# and are old: discard what arrives in this time before the first frame is returned.
-SETTLE_S = 0.25
 RETRY_S = 0.02  # between failed reads: without it a core is busy until the source counts as ended
 JOIN_MARGIN_S = 1.0
-
-
-class Arrival(NamedTuple):
-    """A frame that arrived at `time_s` of time.monotonic()."""
-
-    image: Image
-    time_s: float
+# After the stall, until a read that should have timed out is left to itself.
+HANG_MARGIN_S = 1.0
+LONGEST_WAIT_S = 60.0  # of a caller, before it looks at the clock again
+MAX_EVENTS = 1000  # that wait for a caller who never takes them
+PAUSED = "the source paused, or this process was suspended"
 
 
 class LiveCapture(AbstractContextManager["LiveCapture"]):
-    """The newest frame of a camera or stream at each instant of the `fps` grid.
+    """The frames of a camera or stream for the instants of the `fps` grid; a `LiveSource`.
 
-    A thread reads as fast as the source delivers and keeps the newest frame, or as many as the
-    policy allows. No frame is returned twice: a source slower than `fps` gives fewer frames, each
-    with its own time.
+    No frame is returned twice: a source slower than `fps` gives fewer frames, each with its own
+    time. How old a frame can be: see `FrameQueue`.
 
     Args:
         source: as `parse_source` reads it, or a camera's number, or parsed; not a file.
-        fps: frames/s of the grid, on time.monotonic().
+        fps: frames/s of the grid.
         max_frames: end after this many frames.
-        policy: which frames are queued and when the source has stalled or ended.
+        policy: which frames are kept, and when the source has stalled, ended or frozen.
         wanted: picture size, rate and pixel format to request; see `open_live`.
         opened: the source, already opened by `open_live`; None opens it.
+        clock: that frames and waits are timed with.
 
     Attributes:
         is_live: True.
-        num_frames: returned so far.
-        num_dropped: grid instants that passed while the caller was busy, so far.
+        clock: as given.
 
     Raises:
-        SourceError: the source cannot be opened; while iterating, it stalled or ended.
+        SourceError: the source cannot be opened; while iterating, it stalled or ended, and was not
+            opened again in the time that the policy allows.
         ConfigError: fps or max_frames is not positive, or the policy is for files.
     """
 
@@ -77,42 +86,45 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
         policy: CapturePolicy = LIVE,
         wanted: Camera | None = None,
         opened: OpenedLive | None = None,
+        clock: Clock | None = None,
     ) -> None:
         check_pace(fps, max_frames)
-        if policy.keep == EVERY or not math.isfinite(policy.stall_s):
-            raise ConfigError(
-                f"a live source cannot keep {policy.keep} frames and stall after "
-                f"{policy.stall_s:g} s: wanted newest or queue:N, and a finite time"
-            )
-        self.num_frames = 0
-        self.num_dropped = 0
         self._source = live_name(source)
         self._name = self._source.name
+        if policy.keep == EVERY:
+            raise ConfigError(
+                f"{self._name} does not wait for the model, so every frame cannot be kept; "
+                "keep newest, or queue:N with a length N"
+            )
+        if not math.isfinite(policy.stall_s):
+            raise ConfigError(f"stall_s={policy.stall_s:g} for a live source: wanted a finite time")
+        self.clock = clock or Clock()
+        self._warnings: list[str] = []
         self._policy = policy
-        self._fps = fps
         self._max_frames = max_frames
+        self._wanted = wanted
         if opened is None:
-            opened = open_live(self._source, read_timeout_s=policy.stall_s, wanted=wanted)
-        self._capture = opened.reader
-        self._warnings = list(opened.warnings)
+            opened = self._open()
+        self._warnings += opened.warnings
 
-        self._changed = threading.Condition()  # guards these eight, which both threads use
-        self._waiting: deque[Arrival] = deque(maxlen=policy.keep.num_frames)
-        self._num_arrived = 0
+        self._changed = Condition()  # guards what both threads use: these nine
+        self._queue = FrameQueue(policy.keep, fps=fps, settle_s=policy.settle_s)
+        self._events: deque[Event] = deque(maxlen=MAX_EVENTS)
         self._num_failed = 0  # reads in a row
         self._num_skipped = 0  # failed reads between pictures
-        self._arrived_s = time.monotonic()
-        self._settled_s = math.inf  # when what was buffered before the first frame has arrived
+        self._heard_s = self.clock.now_s()  # of the last picture, or when the source was opened
+        self._outage: Outage | None = None
+        self._num_gaps, self._gaps_s = 0, 0.0
         self._has_ended = False
         self._failure: SourceError | None = None
 
+        self._watch = FrozenWatch(policy.frozen_after_s)
+        self._size: tuple[int, int] | None = None  # width and height of the last picture
         self._is_closing = False
         self._is_finished = False
-        self._start_s = -math.inf
-        self._due = 0  # the k of the next grid instant k / fps
         self._asked_s: float | None = None  # when the caller began to wait for the next frame
-        self._reader = threading.Thread(target=self._read, name="mod-edge capture", daemon=True)
-        self._reader.start()
+        self._is_opening = False  # again, in the reading thread
+        self._start_reader(opened.reader, None)
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -121,167 +133,339 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
         return self
 
     def __next__(self) -> Frame:
-        if self.num_frames == self._max_frames or self._is_closing:
-            raise StopIteration
         with self._changed:
-            if self._due == 0:
-                self._wait_for_first_frame()
-            else:
-                self._wait_for_instant()
-            if not self._wait_for_new_frame():
-                self._finish()
-                raise StopIteration
-            return self._take_first()
+            while not self._is_over():
+                now_s = self.clock.now_s()
+                frame = self._queue.take(now_s)
+                if frame is not None:
+                    self._asked_s = None
+                    return frame
+                if self._has_ended:
+                    self._finish()
+                    break
+                if self._has_stalled(now_s):
+                    raise with_advice(self._stalled(now_s))
+                self._wait(now_s)
+        raise StopIteration
+
+    def wait(self) -> None:
+        """Return once `is_ready`."""
+        with self._changed:
+            while not self._is_ready(now_s := self.clock.now_s()):
+                self._wait(now_s)
 
     @property
     def is_ready(self) -> bool:
-        """Whether the next frame, the end or an error comes without waiting."""
-        if self.num_frames == self._max_frames or self._is_closing:
-            return True
+        """Whether the next frame, an event, the end or an error comes without waiting."""
         with self._changed:
-            now_s = time.monotonic()
-            has_ended = self._has_ended and not self._waiting
-            if has_ended or now_s >= self._stalls_s(now_s):
-                return True
-            if self._due == 0:
-                return now_s >= self._settled_s
-            passed = int((now_s - self._start_s) * self._fps)
-            if self._waiting:
-                return passed >= self._due
-            # The caller has time, so it is the source that missed the instants before this one.
-            self._due = max(self._due, passed)
-            return False
+            return self._is_ready(self.clock.now_s())
+
+    def take_events(self) -> list[Event]:
+        """What happened to the source since the last call: gaps, sizes, frozen pictures."""
+        with self._changed:
+            events = list(self._events)
+            self._events.clear()
+        return events
+
+    @property
+    def num_waiting(self) -> int:
+        """Frames that come without waiting."""
+        with self._changed:
+            if self._is_over() or not self._queue.is_ready(self.clock.now_s()):
+                return 0
+            return self._queue.num_waiting
+
+    @property
+    def num_frames(self) -> int:
+        """Frames returned so far."""
+        return self._queue.num_taken
+
+    @property
+    def num_dropped(self) -> int:
+        """Frames at the model's rate dropped so far because the caller was too slow."""
+        return self.counts.num_overtaken
+
+    @property
+    def counts(self) -> CaptureCounts:
+        """What became of every picture so far."""
+        with self._changed:
+            return self._queue.counts(self._num_skipped)
 
     @property
     def warnings(self) -> list[str]:
-        """Sentences about other settings, bad pictures and the end of the source, so far."""
-        if not self._num_skipped:
-            return self._warnings
-        is_one = self._num_skipped == 1
-        reads, were = ("1 read", "was") if is_one else (f"{self._num_skipped} reads", "were")
-        skipped = f"{self._name}: {reads} gave no picture and {were} skipped"
-        return [*self._warnings, skipped]
+        """Sentences about other settings, bad pictures, gaps and the end of the source, so far."""
+        warnings = list(self._warnings)
+        if self._num_skipped:
+            is_one = self._num_skipped == 1
+            reads, were = ("1 read", "was") if is_one else (f"{self._num_skipped} reads", "were")
+            warnings.append(f"{self._name}: {reads} gave no picture and {were} skipped")
+        if self._num_gaps:
+            gaps = "1 gap" if self._num_gaps == 1 else f"{self._num_gaps} gaps"
+            warnings.append(f"{self._name}: {gaps} without pictures, {self._gaps_s:.1f} s together")
+        if freezes := self._watch.num_freezes:
+            times = "once" if freezes == 1 else f"{freezes} times"
+            warnings.append(f"{self._name}: the picture froze {times}")
+        return warnings
 
     def close(self) -> None:
         """Stop reading and wait for the thread, at most as long as for a frame."""
-        self._is_closing = True
+        with self._changed:
+            self._is_closing = True
+            self._changed.notify_all()
         # With a silent camera V4L2 waits for its own timeout: the thread is a daemon, let it run
         self._reader.join(self._policy.stall_s + JOIN_MARGIN_S)
 
-    def _read(self) -> None:
-        """Queue frames until the source ends, fails or is closed; the thread's body."""
-        failure: SourceError | None = None
-        try:
-            failure = self._queue_frames()
-        except Exception as exc:  # raised again in the caller's thread, by _finish()
-            reason = without_credentials(str(exc))
-            failure = SourceError(f"{self._name} cannot be read any more: {reason}")
-            failure.__cause__ = exc
-        finally:
-            self._capture.release()
-            with self._changed:  # in finally, so that a waiting caller always wakes
-                self._failure = failure
-                self._has_ended = True
-                self._changed.notify_all()
+    # ---- the caller's thread, with the lock ----
 
-    def _queue_frames(self) -> SourceError | None:
-        """Queue frames until no more come; returns why, None if that is no failure."""
-        while not self._is_closing:
-            is_picture, image = self._capture.read()
-            now_s = time.monotonic()
-            # Before the picture is looked at: one that a timed-out read() brings was held back by
-            # the decoder and is as old as the silence.
-            if now_s - self._arrived_s >= self._policy.stall_s:
-                return self._stalled(now_s)
-            if is_picture and image.size:
-                self._queue(Arrival(cast(Image, image), now_s))
-                continue
-            self._num_failed += 1
-            if self._num_failed == self._policy.max_failed_reads:
-                return self._ended()
-            time.sleep(RETRY_S)
-        return None
+    def _is_over(self) -> bool:
+        return self._is_closing or self._queue.num_taken == self._max_frames
 
-    def _queue(self, arrival: Arrival) -> None:
-        with self._changed:
-            self._num_arrived += 1
-            self._num_skipped += self._num_failed
-            self._num_failed = 0
-            self._arrived_s = arrival.time_s
-            if self._num_arrived == 1:
-                self._settled_s = arrival.time_s + SETTLE_S
-            self._waiting.append(arrival)
-            self._changed.notify_all()
+    def _is_ready(self, now_s: float) -> bool:
+        if self._is_over() or self._has_ended or self._events:
+            return True
+        return self._queue.is_ready(now_s) or self._has_stalled(now_s)
 
-    def _ended(self) -> SourceError | None:
-        """None for a source that may end by itself."""
-        if self._policy.is_finite and self._num_arrived:
-            return None
-        return SourceError(
-            f"{self._name} ended after {self._num_arrived} frames ({self._num_failed} reads in a "
-            f"row failed), but a live source has no end of its own; {self._source.advice}"
-        )
+    def _wait(self, now_s: float) -> None:
+        """Wait for the other thread, for a picture to be settled, or for a stall."""
+        wakes_s = min(self._stalls_s(now_s), now_s + LONGEST_WAIT_S)
+        ready_s = self._queue.ready_s()
+        if ready_s is not None and ready_s > now_s:
+            wakes_s = min(wakes_s, ready_s)
+        self.clock.wait(self._changed, max(0.0, wakes_s - now_s))
 
-    def _stalled(self, now_s: float) -> SourceError:
-        return stall_error(
-            self._name,
-            now_s - self._arrived_s,
-            self._policy,
-            num_frames=self._num_arrived,
-            num_failed=self._num_failed,
-        )
-
-    def _wait_for_first_frame(self) -> None:
-        self._wait_for_new_frame()
-        self._changed.wait_for(lambda: self._has_ended, self._settled_s - time.monotonic())
-        self._start_s = time.monotonic()
-
-    def _wait_for_instant(self) -> None:
-        """Sleep until the next instant that has not passed; count those that have passed."""
-        passed = int((time.monotonic() - self._start_s) * self._fps)
-        if passed > self._due:  # the newest instant that passed is served now, not dropped
-            self.num_dropped += passed - self._due
-            self._due = passed
-        due_s = self._start_s + self._due / self._fps
-        while (left_s := due_s - time.monotonic()) > 0:
-            if self._has_ended and not self._waiting:
-                return
-            self._changed.wait(left_s)
-
-    def _wait_for_new_frame(self) -> bool:
-        """False if the source has ended and no frame is left."""
-        while not self._waiting:
-            if self._has_ended:
-                return False
-            now_s = time.monotonic()
-            left_s = self._stalls_s(now_s) - now_s
-            if left_s <= 0:
-                raise self._stalled(now_s)
-            self._changed.wait(left_s)
-        return True
+    def _has_stalled(self, now_s: float) -> bool:
+        """Whether the caller waits for a source that stalled and is not opened again."""
+        if now_s < self._stalls_s(now_s):
+            return False
+        if self._policy.reconnect_s:
+            self._leave_reader(now_s)
+        return not self._policy.reconnect_s
 
     def _stalls_s(self, now_s: float) -> float:
-        """When the source counts as stalled if the caller waits for it and no frame comes."""
+        """When the source counts as stalled if the caller waits for it and no picture comes."""
+        if self._is_opening:
+            return math.inf
         if self._asked_s is None:
             self._asked_s = now_s
-        return max(self._arrived_s, self._asked_s) + self._policy.stall_s
+        margin_s = HANG_MARGIN_S if self._policy.reconnect_s else 0.0
+        return max(self._heard_s, self._asked_s) + self._policy.stall_s + margin_s
 
-    def _take_first(self) -> Frame:
-        arrival = self._waiting.popleft()
-        # a late frame may belong to a later instant: that is the source's delay, not a drop
-        instant = max(self._due, int((arrival.time_s - self._start_s) * self._fps))
-        frame = Frame(self.num_frames, instant / self._fps, arrival.image)
-        self.num_frames += 1
-        self._due = instant + 1
-        self._asked_s = None
-        return frame
+    def _leave_reader(self, now_s: float) -> None:
+        """Open the source again in another thread, because a read does not return.
+
+        FFmpeg's time-out does not end a read of bytes that hold no picture. The old thread releases
+        its reader when it returns.
+        """
+        lost, self._is_opening = self._stalled(now_s), True
+        self._start_reader(None, lost)
+
+    def _start_reader(self, reader: LiveReader | None, lost: SourceError | None) -> None:
+        self._reader = Thread(
+            target=self._read, args=(reader, lost), name="mod-edge capture", daemon=True
+        )
+        self._reader.start()
 
     def _finish(self) -> None:
         if self._failure is not None:
             raise self._failure
         if not self._is_finished:
             self._is_finished = True
-            lasted_s = self._arrived_s - self._start_s
+            lasted_s = self._queue.stream_s(self._heard_s)
             self._warnings.append(
-                f"{self._name} ended after {max(lasted_s, 0):.1f} s; {self.num_frames} frames used"
+                f"{self._name} ended after {lasted_s:.1f} s; {self._queue.num_taken} frames used"
             )
+
+    # ---- the reading thread ----
+
+    def _read(self, reader: LiveReader | None, lost: SourceError | None) -> None:
+        """Queue pictures until the source ends, is lost for good or is closed; the thread.
+
+        Args:
+            reader: the open source; None opens it again.
+            lost: why, in that case.
+        """
+        failure: SourceError | None = None
+        try:
+            while not self._is_closing:
+                if reader is not None:
+                    lost = self._queue_pictures(reader)
+                    reader.release()
+                reader = None if lost is None else self._open_again(lost)
+                if reader is None:
+                    break
+        except SourceError as exc:  # raised again in the caller's thread, by _finish()
+            failure = exc
+        except Exception as exc:
+            reason = without_credentials(str(exc))
+            failure = SourceError(f"{self._name} cannot be read any more: {reason}")
+            failure.__cause__ = exc
+        finally:
+            if reader is not None:
+                reader.release()
+            with self._changed:  # in finally, so that a waiting caller always wakes
+                if not self._is_left():
+                    self._failure = failure
+                    self._has_ended = True
+                    self._changed.notify_all()
+
+    def _is_left(self) -> bool:
+        """Whether this thread's read hung, so that another thread reads."""
+        return current_thread() is not self._reader
+
+    def _queue_pictures(self, reader: LiveReader) -> SourceError | None:
+        """Queue pictures until no more come; returns why, None if that is no failure."""
+        while not self._is_closing:
+            is_picture = reader.grab()
+            now_s, at = self.clock.now_s(), self.clock.utc()
+            if self._is_left():
+                return None
+            # Before the picture is looked at: one that a timed-out grab() brings was held back by
+            # the decoder and is as old as the silence.
+            if now_s - self._heard_s >= self._policy.stall_s:
+                return self._stalled(now_s)
+            if is_picture and self._is_used(reader, now_s, at):
+                self._heard_s = now_s
+                continue
+            self._num_failed += 1
+            if self._num_failed == self._policy.max_failed_reads:
+                return self._ended()
+            self._pause(RETRY_S)
+        return None
+
+    def _is_used(self, reader: LiveReader, now_s: float, at: datetime) -> bool:
+        """Drop or queue the picture just grabbed; False if it cannot be converted."""
+        image: Image | None = None
+        with self._changed:
+            self._note_gap(now_s)
+            is_kept = self._queue.offer(now_s)
+        if is_kept and (image := _converted(reader)) is None:
+            return False
+        events = [] if image is None else self._seen_in(image, now_s)
+        with self._changed:
+            self._num_skipped += self._num_failed
+            self._num_failed = 0
+            if image is not None:
+                self._events += events
+                self._queue.put(image, at)
+                self._changed.notify_all()
+        return True
+
+    def _note_gap(self, now_s: float) -> None:
+        outage, self._outage = self._outage, None
+        if outage is None and not self._queue.is_gap(now_s):
+            return
+        gap_s = self._queue.silent_s(now_s)
+        self._queue.settle(now_s)
+        self._num_gaps += 1
+        self._gaps_s += gap_s
+        num_attempts, reason = (outage.num_attempts, outage.reason) if outage else (0, PAUSED)
+        event = GapEvent(self._queue.stream_s(now_s), round(gap_s, 3), num_attempts, reason)
+        self._events.append(self._stamped(event))
+
+    def _seen_in(self, image: Image, now_s: float) -> list[Event]:
+        """What a new picture shows: another size, a frozen camera."""
+        events: list[Event] = []
+        time_s = self._queue.stream_s(now_s)
+        height, width = image.shape[:2]
+        old, self._size = self._size, (width, height)
+        if old is not None and old != self._size:
+            events.append(SizeEvent(time_s, width, height, *old))
+        if math.isfinite(self._policy.frozen_after_s) and self._watch.has_changed(image, now_s):
+            kind = FrozenEvent if self._watch.is_frozen else UnfrozenEvent
+            events.append(kind(time_s, round(self._watch.still_s, 3)))
+        return [self._stamped(event) for event in events]
+
+    def _stamped(self, event: Event) -> Event:
+        """The event with its time of day, and a time of the stream to the millisecond."""
+        return replace(event, time_s=round(event.time_s, 3), at=rfc3339(self.clock.utc()))
+
+    def _pause(self, wait_s: float) -> None:
+        """Wait, at most until the source is closed."""
+        with self._changed:
+            if not self._is_closing:
+                self.clock.wait(self._changed, wait_s)
+
+    # ---- lost and opened again, in the reading thread ----
+
+    def _open(self) -> OpenedLive:
+        stall_s = self._policy.stall_s
+        return open_live(self._source, read_timeout_s=stall_s, wanted=self._wanted)
+
+    def _open_again(self, lost: SourceError) -> LiveReader | None:
+        """The source, opened again; None if this object is closed meanwhile.
+
+        Raises:
+            SourceError: the policy does not allow it, or its time is used up.
+        """
+        if not self._policy.reconnect_s:
+            raise with_advice(lost) from lost
+        self._is_opening = True
+        outage = self._begin_outage(lost)
+        failure = lost
+        while (left_s := outage.since_s + self._policy.reconnect_s - self.clock.now_s()) > 0:
+            self._pause(min(next(outage.delays_s), left_s))
+            if self._is_closing:
+                return None
+            outage.num_attempts += 1
+            try:
+                reader = self._open().reader
+            except SourceError as exc:
+                failure = exc
+                continue
+            if isinstance(self._source, StreamAddress) and is_recording(reader):
+                reader.release()
+                raise SourceError(
+                    f"{self._name} has become a recording, which would start again from its "
+                    "beginning; run again to watch it"
+                )
+            with self._changed:
+                self._heard_s, self._num_failed = self.clock.now_s(), 0
+                self._is_opening = False
+                self._changed.notify_all()  # a caller again looks when the source stalls
+            return reader
+        raise SourceError(
+            f"{outage.reason}; no picture came in {self._policy.reconnect_s:g} s and "
+            f"{outage.num_attempts} attempts to open it again, last: {failure}; raise --reconnect "
+            "or use --reconnect forever"
+        )
+
+    def _begin_outage(self, lost: SourceError) -> Outage:
+        """The present outage, which goes on until a picture comes; reported when it begins."""
+        if self._outage is None:
+            now_s = self.clock.now_s()
+            self._outage = Outage(str(lost), now_s)
+            with self._changed:
+                event = LostEvent(self._queue.stream_s(now_s), str(lost))
+                self._events.append(self._stamped(event))
+                self._changed.notify_all()
+        return self._outage
+
+    def _ended(self) -> SourceError | None:
+        """None for a source that may end by itself."""
+        num_captured = self._queue.num_captured
+        if self._policy.is_finite and num_captured:
+            return None
+        return SourceError(
+            f"{self._name} ended after {num_captured} frames ({self._num_failed} reads in a "
+            f"row failed), but a live source has no end of its own; {self._source.advice}"
+        )
+
+    def _stalled(self, now_s: float) -> SourceError:
+        return stall_error(
+            self._name,
+            now_s - self._heard_s,
+            self._policy,
+            num_frames=self._queue.num_captured,
+            num_failed=self._num_failed,
+        )
+
+
+def with_advice(lost: SourceError) -> SourceError:
+    """The error with the option that would have opened the source again."""
+    return SourceError(f"{lost}; --reconnect 60s opens a lost source again")
+
+
+def _converted(reader: LiveReader) -> Image | None:
+    """The picture grabbed last, None if it cannot be converted."""
+    is_picture, image = reader.retrieve()
+    return cast(Image, image) if is_picture and image.size else None

@@ -1,10 +1,12 @@
 """What a live source offers beside its frames, and the events that it reports."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Protocol, cast
 
 from mod_edge.runtime.capture.clock import Clock
-from mod_edge.runtime.capture.source import CaptureCounts, Source
+from mod_edge.runtime.capture.source import CaptureCounts, Frame, Source
 from mod_edge.runtime.events import Event
 
 
@@ -90,3 +92,29 @@ class LiveSource(Source, Protocol):
 def as_live(source: Source) -> LiveSource | None:
     """The source if it is live, else None."""
     return cast(LiveSource, source) if source.is_live else None
+
+
+def next_frames(
+    source: LiveSource, frames: Iterator[Frame], most: int
+) -> tuple[list[Frame], list[Event]]:
+    """The frames that wait, and what happened to the source; waits until there is either.
+
+    Args:
+        source: the source.
+        frames: of the source.
+        most: frames to take.
+
+    Returns:
+        Frames and events; none of both at the end.
+
+    Raises:
+        SourceError: the source failed.
+    """
+    source.wait()
+    events = source.take_events()
+    if events and not source.num_waiting:
+        return [], events
+    taken = list(islice(frames, 1))
+    while taken and len(taken) < most and source.num_waiting:
+        taken += islice(frames, 1)
+    return taken, events

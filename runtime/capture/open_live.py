@@ -33,8 +33,19 @@ FFMPEG_VARIABLE = "OPENCV_FFMPEG_CAPTURE_OPTIONS"
 class LiveReader(Protocol):
     """What delivers the pictures of a live source, as `cv2.VideoCapture` does."""
 
-    def read(self) -> tuple[bool, Any]:
-        """Whether there is a picture, and the picture: (H, W, 3) uint8 BGR. Waits for it."""
+    def grab(self) -> bool:
+        """Wait for the next picture; whether there is one."""
+        ...
+
+    def retrieve(self) -> tuple[bool, Any]:
+        """Whether the picture grabbed last can be converted, and the picture, (H, W, 3) uint8 BGR.
+
+        FFmpeg decodes in `grab` and converts the colours here, V4L2 does both here.
+        """
+        ...
+
+    def get(self, key: int, /) -> float:
+        """A property, as OpenCV numbers them; 0 where it is not known."""
         ...
 
     def release(self) -> None:
@@ -56,7 +67,7 @@ def open_live(
 
     Args:
         source: camera, stream, pipeline or test pattern.
-        read_timeout_s: after which read() returns from a silent stream, also with a picture that
+        read_timeout_s: after which grab() returns from a silent stream, also with a picture that
             the decoder held back; devices have their own.
         wanted: picture size, rate and pixel format to request; None keeps those of a camera and
             takes the defaults elsewhere. Streams and pipelines have their own.
@@ -111,7 +122,7 @@ def live_reader(source: StreamAddress, capture: cv2.VideoCapture) -> LiveReader:
     return PacedReader(capture) if is_playlist else capture
 
 
-def is_recording(capture: cv2.VideoCapture) -> bool:
+def is_recording(capture: LiveReader) -> bool:
     """Whether an opened address has an end: its length is known, so it is not live.
 
     The header of most files has it, the playlist of a complete HLS video, the description of an

@@ -27,12 +27,17 @@ class PacedReader:
         self._zero_s: float | None = None  # of the timestamps, on time.monotonic()
         self._is_released = threading.Event()
 
-    def read(self) -> tuple[bool, Any]:
-        """The next picture, once it is due; none after `release`."""
-        is_picture, image = self._capture.read()
-        if is_picture and self._is_released.wait(self._left_s()):
-            return False, None
-        return is_picture, image
+    def grab(self) -> bool:
+        """Wait for the next picture until it is due; whether there is one, not after `release`."""
+        return self._capture.grab() and not self._is_released.wait(self._left_s())
+
+    def retrieve(self) -> tuple[bool, Any]:
+        """See `cv2.VideoCapture.retrieve`."""
+        return self._capture.retrieve()
+
+    def get(self, key: int, /) -> float:
+        """See `cv2.VideoCapture.get`."""
+        return self._capture.get(key)
 
     def release(self) -> None:
         """Close the capture and end a read that waits."""
@@ -40,7 +45,7 @@ class PacedReader:
         self._capture.release()
 
     def _left_s(self) -> float:
-        """Seconds until the picture just read is due."""
+        """Seconds until the picture just grabbed is due."""
         position_s = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
         now_s = time.monotonic()
         left_s = 0.0 if self._zero_s is None else self._zero_s + position_s - now_s

@@ -29,18 +29,26 @@ class PatternReader:
         self._next = 0
         self._is_released = threading.Event()
 
-    def read(self) -> tuple[bool, Image | None]:
-        """The newest picture once it is due; none after `release`."""
+    def grab(self) -> bool:
+        """Wait until the newest picture is due; False after `release`."""
         passed = int((time.monotonic() - self._start_s) * self._wanted.fps)
         number = max(self._next, passed)
         due_s = self._start_s + number / self._wanted.fps
         if self._is_released.wait(max(0.0, due_s - time.monotonic())):
-            return False, None
+            return False
         self._next = number + 1
-        return True, draw_pattern(number, self._wanted)
+        return True
+
+    def retrieve(self) -> tuple[bool, Image]:
+        """True, and the picture grabbed last."""
+        return True, draw_pattern(self._next - 1, self._wanted)
+
+    def get(self, _key: int, /) -> float:
+        """0: no property is known."""
+        return 0.0
 
     def release(self) -> None:
-        """End a read that waits, and all later ones."""
+        """End a grab that waits, and all later ones."""
         self._is_released.set()
 
 

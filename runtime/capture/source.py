@@ -169,16 +169,35 @@ class CaptureCounts:
         object.__setattr__(self, "num_dropped", sum(by_name))
 
 
+def check_recorded(name: str, policy: CapturePolicy | None) -> None:
+    """Check that a policy asks nothing of a file or a recording that only live sources have.
+
+    Raises:
+        ConfigError: it drops frames, opens the source again or looks for frozen pictures.
+    """
+    if policy is None or policy == replace(
+        policy, keep=EVERY, reconnect_s=0, frozen_after_s=math.inf
+    ):
+        return
+    raise ConfigError(
+        f"{name} has an end, and every frame of it is used once: --keep newest, --keep queue:N, "
+        "--reconnect and --frozen-after are for cameras and streams; omit them"
+    )
+
+
 class Source(Protocol):
     """A source of frames; iterated once, to its end.
 
     Attributes:
         is_live: whether frames arrive in real time; it is then a `LiveSource`.
-        num_dropped: frames at the model's rate dropped so far because the caller was too slow.
     """
 
     is_live: bool
-    num_dropped: int
+
+    @property
+    def num_dropped(self) -> int:
+        """Frames at the model's rate dropped so far because the caller was too slow."""
+        ...
 
     @property
     def is_ready(self) -> bool:

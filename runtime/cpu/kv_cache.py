@@ -36,9 +36,14 @@ class LayerBuffers:
         blocks: Buffer = buffer.reshape(1, len(buffer), -1) if is_token_major else buffer[0]
         return blocks
 
-    def first_rows(self, buffer: Buffer, num_rows: int) -> Buffer:
-        """A view of its first rows, (num_rows, G, E) or (G, num_rows, E)."""
-        return buffer[:num_rows] if buffer.ndim == 3 else buffer[0, :, :num_rows]
+    @property
+    def row_axis(self) -> int:
+        """The axis of rows in `rows`."""
+        return 0 if self.key.ndim == 3 else 1
+
+    def rows(self, buffer: Buffer, first: int, end: int) -> Buffer:
+        """A view of these rows of `buffer`, (rows, G, E) or (G, rows, E)."""
+        return buffer[first:end] if buffer.ndim == 3 else buffer[0, :, first:end]
 
 
 class KvCache:
@@ -81,25 +86,42 @@ class KvCache:
         tokens are never lowered, so the sink moves up by the number of tokens dropped after it.
         Starting from the first copy keeps rounding errors from adding up over the rolls.
         """
-        if not self._first_sink_keys:
-            self._first_sink_keys = [
-                layer.first_rows(layer.key, eviction.sink.of(layer.is_mod)).astype(np.float32)
-                for layer in self.layers
-            ]
+        self._keep_first_keys(eviction.sink)
         angles = eviction.num_evicted * self._frequencies
         cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
         for layer, first_keys in zip(self.layers, self._first_sink_keys, strict=True):
             sink = eviction.sink.of(layer.is_mod)
             source = sink + eviction.dropped.of(layer.is_mod)
+            target = sink + eviction.room.of(layer.is_mod)
             length = eviction.length.of(layer.is_mod)
             for buffer in (layer.key, layer.value):
                 for block in layer.blocks(buffer):
-                    _move_rows(block, source, sink, length - source)
+                    _move_rows(block, source, target, length - source)
             half = first_keys.shape[-1] // 2
             first, second = first_keys[..., :half], first_keys[..., half:]
-            rebased = layer.first_rows(layer.key, sink)
+            rebased = layer.rows(layer.key, 0, sink)
             rebased[..., :half] = first * cos - second * sin
             rebased[..., half:] = second * cos + first * sin
+
+    def _keep_first_keys(self, sink: Rows) -> None:
+        """Hold the first copies of these rows: those held already, and later rows as they are."""
+        held = self._first_sink_keys or [
+            layer.rows(layer.key, 0, 0).astype(np.float32) for layer in self.layers
+        ]
+        self._first_sink_keys = [
+            _resized(layer, keys, sink.of(layer.is_mod))
+            for layer, keys in zip(self.layers, held, strict=True)
+        ]
+
+
+def _resized(layer: LayerBuffers, first_keys: Buffer, num_rows: int) -> Buffer:
+    """The first `num_rows` first copies; those that are missing are copied from the cache."""
+    axis = layer.row_axis
+    num_held = first_keys.shape[axis]
+    if num_rows <= num_held:
+        return first_keys[:num_rows] if axis == 0 else first_keys[:, :num_rows]
+    more = layer.rows(layer.key, num_held, num_rows).astype(np.float32)
+    return np.concatenate([first_keys, more], axis)
 
 
 def _move_rows(buffer: Buffer, source: int, target: int, num_rows: int) -> None:

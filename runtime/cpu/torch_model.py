@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from mod_edge.model.checkpoint import checkpoint_of_bundle
+from mod_edge.model.layers import LayerCache
 from mod_edge.model.video_llm import VideoLLM
 from mod_edge.plan.kv_window import Eviction, Rows
 from mod_edge.plan.layout import StepLayout
@@ -50,6 +51,8 @@ class TorchStream(StreamState):
         self._model = model
         self._mod_layers = frozenset(model.config.mod_layers)
         self._caches = model.empty_caches()
+        # By layer: rows after the sink, while new text of the sink is fed in their place.
+        self._set_aside: dict[int, LayerCache] = {}
         self._num_evicted = 0
         self._hidden = torch.empty(0)
         self._kept: dict[int, torch.Tensor] = {}
@@ -88,11 +91,20 @@ class TorchStream(StreamState):
     def evict(self, eviction: Eviction) -> None:
         self._num_evicted = eviction.num_evicted
         for index, cache in enumerate(self._caches):
-            sink = self._rows(eviction.sink, index)
-            first = sink + self._rows(eviction.dropped, index)
-            length = self._rows(eviction.length, index)
-            cache.keep(torch.cat([torch.arange(sink), torch.arange(first, length)]))
-            cache.positions[sink:] -= eviction.dropped.dense
+            later = self._set_aside.pop(index, None) or self._later_rows(eviction, index)
+            cache.keep(torch.arange(self._rows(eviction.sink, index)))
+            if any(eviction.room):
+                self._set_aside[index] = later
+            else:
+                cache.append(later.key, later.value, later.positions)
+
+    def _later_rows(self, eviction: Eviction, layer: int) -> LayerCache:
+        """The rows after the dropped ones, with the positions that they then have."""
+        cache = self._caches[layer]
+        first = self._rows(eviction.sink.plus(eviction.dropped), layer)
+        rows = slice(first, self._rows(eviction.length, layer))
+        moved = eviction.dropped.dense - eviction.room.dense
+        return LayerCache(cache.key[rows], cache.value[rows], cache.positions[rows] - moved)
 
     @property
     def kept(self) -> Mapping[int, Int64Array]:

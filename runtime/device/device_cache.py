@@ -51,8 +51,9 @@ class Runs(NamedTuple):
 
 @dataclass(frozen=True)
 class FirstSinkKeys:
-    """The sink's keys as first written, by layer; runs follow each other without gaps."""
+    """The keys of `sink` as first written, by layer; runs follow each other without gaps."""
 
+    sink: Rows
     addresses: tuple[int, ...]
     rebased: int  # where the rebase graph writes
 
@@ -143,17 +144,19 @@ class DeviceCache:
     def evict(self, eviction: Eviction, rebase: GraphContext) -> None:
         """Drop the rows that `eviction` names and rebase the sink as `KvCache.evict` does.
 
-        Does not wait for the device. `rebase` is the graph that rotates keys.
+        Does not wait for the device, unless the sink's size changes. `rebase` is the graph that
+        rotates keys.
         """
-        if self._first is None:
-            self._first = self._keep_first(eviction.sink)
+        if self._first is None or self._first.sink != eviction.sink:
+            self._first = self._keep_first(eviction.sink, self._first)
         self._upload_angles(eviction.num_evicted)
         for layer, first_keys in zip(self.layers, self._first.addresses, strict=True):
             sink = eviction.sink.of(layer.is_mod)
             source = sink + eviction.dropped.of(layer.is_mod)
+            target = sink + eviction.room.of(layer.is_mod)
             num_moved = eviction.length.of(layer.is_mod) - source
             for buffer in (layer.key, layer.value):
-                self._move_rows(layer, buffer, source, sink, num_moved)
+                self._move_rows(layer, buffer, source, target, num_moved)
             if sink:
                 self._rebase(layer, first_keys, sink, rebase)
 
@@ -171,18 +174,35 @@ class DeviceCache:
         self._blocks.append(self._driver.malloc(size_bytes, PURPOSE))
         return self._blocks[-1]
 
+    def _give_back(self, address: int) -> None:
+        self._blocks.remove(address)
+        self._driver.free(address)
+
     def _take_zeroed(self, size_bytes: int) -> int:
         self._blocks.append(self._driver.malloc_zeroed(size_bytes, PURPOSE))
         return self._blocks[-1]
 
-    def _keep_first(self, sink: Rows) -> FirstSinkKeys:
+    def _keep_first(self, sink: Rows, held: FirstSinkKeys | None) -> FirstSinkKeys:
+        """First copies of the sink: those held already, and later rows as they are."""
         sizes = [aligned(sink.of(layer.is_mod) * self._token_bytes) for layer in self.layers]
         base = self._take(sum(sizes) + max(sizes))
         addresses = tuple(base + sum(sizes[:index]) for index in range(len(sizes)))
-        for layer, address in zip(self.layers, addresses, strict=True):
-            num_rows = sink.of(layer.is_mod)
-            self._copy_rows(Runs(address, num_rows), Runs(layer.key, layer.num_rows), num_rows)
-        return FirstSinkKeys(addresses, base + sum(sizes))
+        for index, (layer, address) in enumerate(zip(self.layers, addresses, strict=True)):
+            num_rows, num_held = sink.of(layer.is_mod), 0
+            if held is not None:
+                held_rows = held.sink.of(layer.is_mod)
+                num_held = min(held_rows, num_rows)
+                ours = Runs(held.addresses[index], held_rows)
+                self._copy_rows(Runs(address, num_rows), ours, num_held)
+            first = num_held * self._row_bytes
+            self._copy_rows(
+                Runs(address + first, num_rows),
+                Runs(layer.key + first, layer.num_rows),
+                num_rows - num_held,
+            )
+        if held is not None:
+            self._give_back(held.addresses[0])
+        return FirstSinkKeys(sink, addresses, base + sum(sizes))
 
     def _upload_angles(self, num_evicted: int) -> None:
         angles = num_evicted * self._frequencies
@@ -208,11 +228,13 @@ class DeviceCache:
     def _move_rows(
         self, layer: DeviceLayer, buffer: int, source: int, target: int, num_rows: int
     ) -> None:
-        """Move rows down, piece by piece: source and target of a copy must not overlap."""
-        step = source - target
+        """Move rows piece by piece: source and target of a copy must not overlap."""
+        step = abs(source - target)
         if not step:
             return
-        for first in range(0, num_rows, step):
+        pieces = range(0, num_rows, step)
+        # Up from the last piece on, so that none is overwritten before it is moved.
+        for first in pieces if source > target else reversed(pieces):
             self._copy_rows(
                 Runs(buffer + (target + first) * self._row_bytes, layer.num_rows),
                 Runs(buffer + (source + first) * self._row_bytes, layer.num_rows),
@@ -221,6 +243,8 @@ class DeviceCache:
 
     def _copy_rows(self, target: Runs, source: Runs, num_rows: int) -> None:
         """Copy the first rows of every run."""
+        if not num_rows:
+            return
         width = num_rows * self._row_bytes
         if self._num_runs == 1:
             self._driver.copy(target.address, source.address, width)

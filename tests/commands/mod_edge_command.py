@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 from mod_edge.commands.app import app
 
 TIMEOUT_S = 120
+LONG_VIDEO_FRAMES = 4000  # of the fixture `long_video`: all of them would take half a minute
 # A test run in the background ignores Ctrl-C, one under nohup SIGHUP; processes inherit that.
 START = (
     "import signal, sys\n"
@@ -52,7 +53,7 @@ def succeeds(*arguments):
     return result
 
 
-def start(*arguments, environment=(), closed="", hang_up="SIG_DFL"):
+def start(*arguments, environment=(), closed="", hang_up="SIG_DFL", stdin=None):
     """A running process of `mod-edge` with its output piped.
 
     Args:
@@ -60,10 +61,12 @@ def start(*arguments, environment=(), closed="", hang_up="SIG_DFL"):
         environment: more variables.
         closed: the standard streams to close, as in a shell: ">&- 2>&-".
         hang_up: how it handles SIGHUP at first, "SIG_DFL" or "SIG_IGN".
+        stdin: its standard input, as for `subprocess`; by default that of the tests.
     """
     python = [sys.executable, "-c", START, hang_up]
     return subprocess.Popen(
         ["sh", "-c", f'exec "$@" {closed}', "sh", *python, *map(str, arguments)],
+        stdin=stdin,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -6,26 +6,18 @@ import signal
 import subprocess
 import sys
 
-import cv2
-import numpy as np
 import pytest
 
 from mod_edge.commands.arguments import PACKAGES_OF_EXTRA
 from mod_edge.native.installed import install_command
-from tests.commands.mod_edge_command import TIMEOUT_S, finish, run_without, start, succeeds
-
-NUM_FRAMES = 4000  # at the model's frame rate; all of them would take half a minute
-
-
-@pytest.fixture(scope="module")
-def long_video(tmp_path_factory):
-    path = tmp_path_factory.mktemp("video") / "long.avi"
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 2, (32, 32))
-    for number in range(NUM_FRAMES):
-        writer.write(np.full((32, 32, 3), number % 256, np.uint8))
-    writer.release()
-    return path
-
+from tests.commands.mod_edge_command import (
+    LONG_VIDEO_FRAMES,
+    TIMEOUT_S,
+    finish,
+    run_without,
+    start,
+    succeeds,
+)
 
 # ---- signals ----
 
@@ -48,7 +40,7 @@ def test_a_signal_ends_a_stream_with_its_summary_and_0(tiny_bundle, long_video, 
     frames = [event for event in events if event["event"] == "frame"]
     # a signal between counting and printing leaves one frame counted but not printed
     assert events[-1]["num_frames"] - len(frames) in (0, 1)
-    assert 1 <= len(frames) < NUM_FRAMES
+    assert 1 <= len(frames) < LONG_VIDEO_FRAMES
 
 
 def test_under_nohup_a_stream_outlives_its_terminal(tiny_bundle, long_video):

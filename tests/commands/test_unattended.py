@@ -8,14 +8,11 @@ import socket
 import subprocess
 import sys
 
-import cv2
-import numpy as np
 import pytest
 
 from tests.commands.mod_edge_command import TIMEOUT_S, finish, invoke, start
 from tests.runtime.capture.mjpeg_camera import MjpegServer
 
-NUM_FRAMES = 4000  # at the model's frame rate: longer than any test here runs
 # A process that leads its session, with its standard input as the session's terminal.
 WITH_TERMINAL = (
     "import fcntl, termios\n"
@@ -23,16 +20,6 @@ WITH_TERMINAL = (
     "from mod_edge.commands.app import app\n"
     "app(prog_name='mod-edge')\n"
 )
-
-
-@pytest.fixture(scope="module")
-def long_video(tmp_path_factory):
-    path = tmp_path_factory.mktemp("video") / "long.avi"
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 2, (32, 32))
-    for number in range(NUM_FRAMES):
-        writer.write(np.full((32, 32, 3), number % 256, np.uint8))
-    writer.release()
-    return path
 
 
 @pytest.fixture
@@ -171,9 +158,9 @@ def test_the_watchdog_hears_of_a_camera_only_while_it_sends(tiny_bundle, path, s
         listener.settimeout(1)  # five times the watchdog's time
         with pytest.raises(TimeoutError):
             wait_for(listener, b"READY=1")  # which does not come twice
+        listener.settimeout(TIMEOUT_S)
         camera.is_silent.clear()
         wait_for(listener, b"WATCHDOG=1")
-        listener.settimeout(TIMEOUT_S)
         process.send_signal(signal.SIGTERM)
         wait_for(listener, b"STOPPING=1")
         _, errors = finish(process)

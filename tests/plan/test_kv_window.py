@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from mod_edge.errors import CacheError
-from mod_edge.plan.kv_window import KvWindow, Rows
+from mod_edge.plan.kv_window import NO_ROWS, KvWindow, Rows, SinkChange
 
 SINK = -1
 
@@ -288,3 +288,54 @@ def test_an_open_sink_is_never_dropped():
     with pytest.raises(CacheError, match="next to a sink of 8"):
         window.make_room(Rows(3, 3), continues=False)
     assert window.sink == window.length == Rows(8, 8)
+
+
+# ---- a sink with another text ----
+
+
+def test_a_new_text_of_the_sink_takes_its_place_at_the_next_eviction():
+    window = window_of(Rows(5 + 8 * 11, 1000))
+    window.replace_sink(SinkChange(Rows(2, 2), Rows(6, 6)))  # 3 rows longer
+    assert feed_frames(window, 8) == []
+    assert window.sink == Rows(5, 5)
+    (eviction,) = feed_frames(window, 1)
+    # the old text's 3 rows and two frames: a frame has no room for the next one and 3 rows
+    assert (eviction.sink, eviction.dropped) == (Rows(2, 2), Rows(3 + 22, 3 + 6))
+    assert (eviction.room, eviction.num_evicted) == (Rows(6, 6), 3 + 22 - 6)
+    assert window.sink == Rows(8, 8)
+    assert window.length == Rows(8 + 7 * 11, 8 + 7 * 3)
+    (later,) = feed_frames(window, 2)
+    assert (later.sink, later.room) == (Rows(8, 8), NO_ROWS)
+
+
+@settings(derandomize=True, database=None, deadline=None, max_examples=60)
+@given(
+    capacity=st.integers(60, 90),
+    mod_share=st.floats(0.4, 1.0),
+    kept=st.integers(0, 5),
+    added=st.integers(1, 12),
+    num_frames=st.integers(6, 30),
+    evict_fraction=st.floats(0, 0.5),
+)
+def test_after_any_change_of_the_sink_positions_go_on_and_all_rows_fit(
+    capacity, mod_share, kept, added, num_frames, evict_fraction
+):
+    window = window_of(Rows(capacity, int(mod_share * capacity)), evict_fraction)
+    window.replace_sink(SinkChange(Rows(kept, kept), Rows(added, added)))
+    for eviction in feed_frames(window, num_frames):
+        # the sink ends where the next token that is held begins, and never below position 0
+        assert eviction.num_evicted >= 0
+        for before, dropped, room in zip(
+            eviction.length, eviction.dropped, eviction.room, strict=True
+        ):
+            assert before - dropped + room >= 0
+    assert fits(window.length, window.capacity)
+    assert window.num_evicted == window.num_tokens - window.length.dense
+    assert window.sink in (Rows(5, 5), Rows(kept + added, kept + added))
+
+
+def test_a_new_text_that_does_not_fit_is_an_error_that_names_its_rows():
+    window = window_of(Rows(5 + 33, 1000))
+    window.replace_sink(SinkChange(Rows(2, 2), Rows(27, 27)))
+    with pytest.raises(CacheError, match=r"next to a sink of 29 \(29\)"):
+        feed_frames(window, 4)

@@ -12,6 +12,8 @@ from mod_edge.errors import BackendError, CacheError, ConfigError, SourceError
 from mod_edge.plan.kv_budget import KvPlan, plan_capacity
 from mod_edge.plan.kv_window import Rows
 from mod_edge.runtime import open_streams
+from mod_edge.runtime.capture.clock import Clock
+from mod_edge.runtime.capture.source import CaptureCounts
 from mod_edge.runtime.conversation import SessionOptions
 from mod_edge.runtime.events import (
     FailureEvent,
@@ -157,6 +159,31 @@ def names_of(events):
     return "".join(name for name, event in events if not isinstance(event, Summary))
 
 
+@pytest.mark.parametrize("when", ["between two events", "while its frame is encoded"])
+def test_a_stream_that_is_stopped_ends_with_its_summary_and_the_others_go_on(when, monkeypatch):
+    streams = scripted(QUIET, TALKING)
+    sessions = {name: streams.add(name, seconds(9)) for name in "ab"}
+    encode = streams._model.encode
+
+    def encode_and_stop(frames):
+        if when == "while its frame is encoded":
+            sessions["b"].stop()
+        return encode(frames)
+
+    monkeypatch.setattr(streams._model, "encode", encode_and_stop)
+    ends, num_words = [], 0
+    with streams:
+        for name, event in streams.events():
+            num_words += isinstance(event, TextEvent)
+            if num_words == 2:
+                sessions["b"].stop()
+            if isinstance(event, ReplyEvent):
+                assert event.cut_by == "request"
+            if isinstance(event, Summary):
+                ends.append((name, event.num_frames))
+    assert ends == [("b", 0 if when == "while its frame is encoded" else 1), ("a", 9)]
+
+
 def test_streams_take_turns_and_are_encoded_together():
     streams = scripted(QUIET, QUIET, QUIET)
     for name, length in (("a", 4), ("b", 2), ("c", 4)):
@@ -203,10 +230,23 @@ def test_a_long_reply_does_not_hold_up_another_stream():
 # ---- live sources ----
 
 
-class Camera(Pictures):
-    """Its next frame is there after it was asked for `num_asked` times; then all others."""
+class LivePictures(Pictures):
+    """Pictures of a live source, one at a time."""
 
     is_live = True
+    num_waiting = 0
+    clock = Clock()
+    counts = CaptureCounts()
+
+    def wait(self):
+        pass
+
+    def take_events(self):
+        return []
+
+
+class Camera(LivePictures):
+    """Its next frame is there after it was asked for `num_asked` times; then all others."""
 
     def __init__(self, times, num_asked):
         super().__init__(times)
@@ -244,9 +284,7 @@ def test_streams_wait_while_no_camera_has_a_frame(monkeypatch):
 
 
 def test_a_stream_that_is_the_only_one_waits_in_its_source():
-    class Waiting(Pictures):
-        is_live = True
-
+    class Waiting(LivePictures):
         @property
         def is_ready(self):
             pytest.fail("was asked")
@@ -416,5 +454,6 @@ def test_the_example_in_the_documentation_runs(tiny_bundle, clip, monkeypatch, t
     monkeypatch.chdir(tmp_path)
     exec(compile(example, str(page), "exec"), {})
     printed = capsys.readouterr().out
-    assert "door ReplyEvent(time_s=0.0, at=None, query='Tell me when someone comes in.'" in printed
-    assert "yard ReplyEvent(time_s=0.0, query='Please narrate the video in real time.'" in printed
+    reply = "ReplyEvent(time_s=0.0, at=None, query="
+    assert f"door {reply}'Tell me when someone comes in.'" in printed
+    assert f"yard {reply}'Please narrate the video in real time.'" in printed

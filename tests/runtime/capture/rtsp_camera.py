@@ -1,4 +1,4 @@
-"""An RTSP camera at rtsp://127.0.0.1:PORT/camera; writes its port to stdout.
+"""An RTSP camera at rtsp://127.0.0.1:PORT/camera: rtsp_camera.py [PORT]; writes PORT to stdout.
 
 A script for Debian's Python, which has gi; exits with `MISSING` where a package is missing.
 """
@@ -34,7 +34,7 @@ def serve():
     )
     server = GstRtspServer.RTSPServer()
     server.set_address("127.0.0.1")
-    server.set_service("0")
+    server.set_service(sys.argv[1] if len(sys.argv) > 1 else "0")
     server.get_mount_points().add_factory("/camera", factory)
     server.attach(None)
     sys.stdout.write(f"{server.get_bound_port()}\n")

@@ -1,5 +1,6 @@
 """RTSP and UDP streams that stall, end or pause, served by other processes."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -7,12 +8,14 @@ import socket
 import subprocess
 import threading
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from mod_edge.errors import SourceError
+from mod_edge.runtime.capture import reconnect
 from mod_edge.runtime.capture.live_capture import LiveCapture
 from mod_edge.runtime.capture.open_source import open_source
 from mod_edge.runtime.capture.source import LIVE
@@ -24,18 +27,25 @@ POLICY = replace(LIVE, stall_s=1.0)
 pytestmark = pytest.mark.live
 
 
-@pytest.fixture
-def rtsp():
-    """The process of an RTSP camera, and its address."""
+@contextmanager
+def rtsp_server(port="0"):
+    """The process of an RTSP camera, and its port; 0 takes a free one."""
     if not DEBIAN_PYTHON.exists():
         pytest.skip(f"needs {DEBIAN_PYTHON}; on Debian: apt-get install {rtsp_camera.PACKAGES}")
-    command = [DEBIAN_PYTHON, rtsp_camera.__file__]
+    command = [DEBIAN_PYTHON, rtsp_camera.__file__, port]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         port = process.stdout.readline().strip()
         if not port and process.wait() == rtsp_camera.MISSING:
             pytest.skip(f"needs GStreamer; on Debian: apt-get install {rtsp_camera.PACKAGES}")
-        yield process, f"rtsp://127.0.0.1:{port}/camera"
+        yield process, port
         process.kill()
+
+
+@pytest.fixture
+def rtsp():
+    """The process of an RTSP camera, and its address."""
+    with rtsp_server() as (process, port):
+        yield process, f"rtsp://127.0.0.1:{port}/camera"
 
 
 @pytest.fixture
@@ -72,6 +82,24 @@ def test_an_rtsp_server_that_dies_is_an_error_that_says_so(rtsp):
         process.kill()
         with pytest.raises(SourceError, match=r"camera ended after \d+ frames .*check its server"):
             list(live)
+
+
+def test_an_rtsp_server_that_is_killed_and_started_again_is_read_on(monkeypatch):
+    monkeypatch.setattr(reconnect, "LONGEST_DELAY_S", reconnect.FIRST_DELAY_S)
+    policy = replace(LIVE, stall_s=2.0, reconnect_s=20.0)
+    with contextlib.ExitStack() as at_end:
+        process, port = at_end.enter_context(rtsp_server())
+        address = f"rtsp://127.0.0.1:{port}/camera"
+        live = at_end.enter_context(LiveCapture(address, fps=25, policy=policy))
+        before_s = next(live).time_s
+        process.kill()
+        process.wait()
+        at_end.enter_context(rtsp_server(port))
+        while not any(event.kind == "gap" for event in live.take_events()):
+            frame = next(live)
+        counts = live.counts
+    assert frame.time_s > before_s
+    assert counts.num_taken + counts.num_dropped == counts.num_captured
 
 
 def test_an_rtsp_server_that_pauses_is_waited_for(rtsp):

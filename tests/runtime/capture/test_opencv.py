@@ -51,7 +51,10 @@ class FakeCamera:
     def get(self, key):
         return self.values[key]
 
-    def read(self):
+    def grab(self):
+        return True
+
+    def retrieve(self):
         shape = (self.values[cv2.CAP_PROP_FRAME_HEIGHT], self.values[cv2.CAP_PROP_FRAME_WIDTH], 3)
         return True, np.zeros(shape, np.uint8)
 

@@ -31,16 +31,23 @@ def clock(monkeypatch):
     return now_s
 
 
+def picture_from(reader):
+    assert reader.grab()
+    is_picture, image = reader.retrieve()
+    assert is_picture
+    return image
+
+
 def test_pictures_come_at_the_rate_and_those_nobody_read_are_skipped(clock, monkeypatch):
     monkeypatch.setattr(pattern_reader, "draw_pattern", lambda number, _: number)
     reader = PatternReader(SMALL)
-    read = [reader.read()[1] for _ in range(3)]
+    read = [picture_from(reader) for _ in range(3)]
     assert clock[0] == pytest.approx(100 + 2 / 25)
     clock[0] += 10.01
-    read += [reader.read()[1] for _ in range(2)]
+    read += [picture_from(reader) for _ in range(2)]
     assert read == [0, 1, 2, 252, 253]
     reader.release()
-    assert reader.read() == (False, None)
+    assert not reader.grab()
 
 
 def test_the_bar_moves_and_the_number_is_drawn():

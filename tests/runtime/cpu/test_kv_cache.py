@@ -151,6 +151,35 @@ def test_keys_rotated_repeatedly_in_place_drift(config, filled):
         assert np.abs(now_key[:sink] - wanted).max() > DRIFT
 
 
+@pytest.mark.parametrize("added", [Rows(3, 3), Rows(17, 17)], ids=["shorter", "longer"])
+def test_a_sink_with_another_text_is_rotated_from_first_copies_too(config, filled, added):
+    """The first rows of the sink stay; room is left and filled; then all of it moves up."""
+    cache, before = filled
+    kept, dropped, length = Rows(11, 3), Rows(14, 6), Rows(70, 30)
+    cache.evict(Eviction(SINK, Rows(5, 5), Rows(75, 35), num_evicted=5))
+    moved = [[rows.copy() for rows in rows_in(layer)] for layer in cache.layers]
+    cache.evict(Eviction(kept, dropped, length, num_evicted=0, room=added))
+    sink = kept.plus(added)
+    generator = np.random.default_rng(1)
+    fed = []
+    for layer in cache.layers:
+        rows = slice(rows_of(kept, layer), rows_of(sink, layer))
+        for buffer in rows_in(layer):
+            buffer[rows] = generator.normal(size=buffer[rows].shape)
+        fed.append(rows_in(layer)[0][rows].copy())
+    left = length.minus(dropped).plus(added)
+    for num_evicted in (30, 41):
+        cache.evict(Eviction(sink, Rows(0, 0), left, num_evicted))
+    for layer, (key, _), now, new in zip(cache.layers, before, moved, fed, strict=True):
+        first, end = rows_of(sink, layer), rows_of(left, layer)
+        source = rows_of(kept, layer) + rows_of(dropped, layer)
+        for buffer, old in zip(rows_in(layer), now, strict=True):
+            np.testing.assert_array_equal(buffer[first:end], old[source : rows_of(length, layer)])
+        written = np.concatenate([key[: rows_of(kept, layer)], new])
+        wanted = rotated(written, 41, config)
+        np.testing.assert_allclose(rows_in(layer)[0][:first], wanted, rtol=0, atol=ATOL_SINK)
+
+
 def test_evicting_allocates_no_second_cache(config):
     capacity = Rows(20_000, 10_000)
     cache = KvCache(config, CPU_FP32, capacity)

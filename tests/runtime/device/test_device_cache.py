@@ -77,6 +77,28 @@ def test_evictions_equal_those_in_host_memory(machine, model, stream):
             np.testing.assert_allclose(first, their_first, rtol=0, atol=atol)
 
 
+def test_a_sink_with_another_text_equals_that_in_host_memory(machine, model, stream):
+    """Longer ones, for which rows of MoD layers move up, and a shorter one."""
+    cache, reference = filled(machine, stream)
+    kept = Rows(11, 3)
+    length = cache.capacity.minus(Rows(30, 30))
+    atol = ATOL_SINK[machine.bundle.lowering.precision]
+    for num_evicted, added in ((0, None), (31, Rows(25, 25)), (40, Rows(4, 4)), (90, Rows(9, 9))):
+        changes = [Eviction(SINK, Rows(11, 3), length, num_evicted=11)]
+        if added is not None:
+            dropped = Rows(14, 6)
+            sink, left = kept.plus(added), length.minus(dropped).plus(added)
+            changes = [
+                Eviction(kept, dropped, length, 0, room=added),
+                Eviction(sink, NO_ROWS, left, num_evicted),
+            ]
+        for eviction in changes:
+            cache.evict(eviction, model.rebase)
+            reference.evict(eviction)
+        for ours, theirs, _ in buffers_of(machine, cache, reference):
+            np.testing.assert_allclose(ours, theirs, rtol=0, atol=atol)
+
+
 def test_the_sink_is_always_rotated_from_its_first_copy(machine, model, stream):
     """200 evictions equal one eviction of as many tokens."""
     cache, reference = filled(machine, stream)

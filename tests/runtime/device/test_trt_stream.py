@@ -16,7 +16,7 @@ from mod_edge.plan.kv_budget import KvPlan, plan_capacity, plan_window
 from mod_edge.plan.protocol import Decision
 from mod_edge.runtime.capture.video_file import VideoFile
 from mod_edge.runtime.device.device_cache import DeviceCache
-from mod_edge.runtime.events import FrameEvent, RollEvent
+from mod_edge.runtime.events import FrameEvent, InstructionEvent, RollEvent
 from mod_edge.runtime.queries import Query
 from mod_edge.runtime.session import Session
 from mod_edge.runtime.text_session import TextSession
@@ -54,7 +54,7 @@ class Stream:
     warnings: list
 
 
-def run_stream(folder, state, clip, *, max_frames=None):
+def run_stream(folder, state, clip, *, max_frames=None, queries=QUERIES):
     """Run the clip on `state` and close it."""
     bundle = open_bundle(folder)
     config, lowering = bundle.config, bundle.lowering
@@ -67,7 +67,7 @@ def run_stream(folder, state, clip, *, max_frames=None):
         Session(recorder, config, bundle.tokenizer, plan, OPTIONS) as session,
         VideoFile(clip, fps=FPS, max_frames=max_frames) as source,
     ):
-        events = list(session.stream(source, QUERIES))
+        events = list(session.stream(source, queries))
         return Stream(recorder, events, session.summary().warnings)
 
 
@@ -162,6 +162,30 @@ def test_a_sink_that_is_not_rebased_is_far_off(
     with machine.load() as model:
         ours = run_stream(machine.bundle.folder, model.open_stream(), clip, max_frames=40)
     assert largest_difference(ours, streams(target, precision)[1]) > FAULT_LOGITS
+
+
+@every_bundle
+def test_another_instruction_in_the_sink_is_the_same_on_both_backends(
+    bundle_for, make_machine, clip, target, precision
+):
+    queries = (*QUERIES[:1], Query("Say when the box stops.", 1.0, is_instruction=True))
+    machine = make_machine(target, precision)
+    with machine.load() as model:
+        state = model.open_stream()
+        ours = run_stream(machine.bundle.folder, state, clip, max_frames=50, queries=queries)
+    reference = bundle_for(*REFERENCES[target, precision])
+    state = onnx_stream(
+        reference,
+        machine.limits.capacity,
+        max_step_tokens=MAX_STEP_TOKENS,
+        frames_per_step=FRAMES_PER_STEP,
+    )
+    theirs = run_stream(reference, state, clip, max_frames=50, queries=queries)
+    kinds = [type(event) for event in ours.events]
+    assert RollEvent in kinds[kinds.index(InstructionEvent) :]
+    assert outcome(ours.events) == outcome(theirs.events)
+    assert ours.recorder.steps == theirs.recorder.steps
+    assert largest_difference(ours, theirs) < ATOL_LOGITS
 
 
 @every_bundle

@@ -1,0 +1,68 @@
+"""The options of `mod-edge run` for cameras and streams, read into a policy."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mod_edge.errors import ConfigError
+
+if TYPE_CHECKING:
+    from mod_edge.runtime.capture.source import CapturePolicy
+
+KeepOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Frames to keep of a camera or stream while the model is busy: newest, or queue:N for "
+        "the newest N at the model's rate. Default: newest, and every frame of a file."
+    ),
+]
+ReconnectOption = Annotated[
+    str | None,
+    typer.Option(
+        help="How long to try to open a camera or stream again that was lost: 60s, forever or off. "
+        "Default: off, and a loss ends the run with exit code 1."
+    ),
+]
+FrozenAfterOption = Annotated[
+    float | None,
+    typer.Option(
+        help="Warn when a camera's picture has not changed by one bit for SECONDS.",
+        metavar="SECONDS",
+    ),
+]
+
+
+def live_policy(
+    keep: str | None, reconnect: str | None, frozen_after_s: float | None
+) -> "CapturePolicy | None":
+    """The policy that the options ask for; None where none is given.
+
+    Raises:
+        typer.BadParameter: an option has no such value.
+    """
+    from mod_edge.runtime.capture.reconnect import parse_reconnect
+    from mod_edge.runtime.capture.source import LIVE, parse_keep
+
+    if keep is None and reconnect is None and frozen_after_s is None:
+        return None
+    policy = LIVE
+    with _blames("--keep"):
+        policy = replace(policy, keep=parse_keep(keep)) if keep is not None else policy
+    with _blames("--reconnect"):
+        seconds = parse_reconnect(reconnect) if reconnect is not None else policy.reconnect_s
+        policy = replace(policy, reconnect_s=seconds)
+    with _blames("--frozen-after"):
+        after_s = policy.frozen_after_s if frozen_after_s is None else frozen_after_s
+        return replace(policy, frozen_after_s=after_s)
+
+
+@contextmanager
+def _blames(option: str) -> Iterator[None]:
+    """Turn an error of the settings into one of this option."""
+    try:
+        yield
+    except ConfigError as exc:
+        raise typer.BadParameter(str(exc), param_hint=option) from exc

@@ -1,0 +1,91 @@
+"""The thread that reads requests: lines in pieces, too long, not UTF-8, and the end."""
+
+import os
+import queue
+
+import pytest
+
+from mod_edge.commands import standard_input
+from mod_edge.commands.standard_input import StandardInput, with_faults
+from mod_edge.runtime.events import BadLineEvent, Event
+
+TIMEOUT_S = 20
+
+
+class Listening:
+    """A session that notes what it is asked; `next_call` waits for it."""
+
+    def __init__(self):
+        self.calls = queue.SimpleQueue()
+
+    def __getattr__(self, name):
+        return lambda *values: self.calls.put((name, *values))
+
+    def next_call(self):
+        return self.calls.get(timeout=TIMEOUT_S)
+
+
+@pytest.fixture
+def pipe():
+    """A session, its requests from a pipe, and the pipe's other end to write to."""
+    ours, theirs = os.pipe()
+    session = Listening()
+    with os.fdopen(theirs, "wb", buffering=0) as written:
+        with StandardInput(is_json=True, descriptor=ours) as requests:
+            requests.start({"": session})
+            yield session, requests, written
+        os.close(ours)
+
+
+def test_a_line_may_come_in_pieces_and_several_at_once(pipe):
+    session, _, written = pipe
+    for data in (b'{"que', b'ry": "a\\u00e9?"}\n\n{"query": "b"}\r\n{"cut": ', b"true}\n"):
+        written.write(data)
+    assert [session.next_call() for _ in range(3)] == [
+        ("ask", "a\u00e9?"),
+        ("ask", "b"),
+        ("cut_reply",),
+    ]
+
+
+def test_the_last_line_needs_no_line_break_and_the_end_ends_nothing(pipe):
+    session, requests, written = pipe
+    written.write(b'{"query": "a"}')
+    written.close()
+    assert session.next_call() == ("ask", "a")
+    assert list(with_faults([Event(2.0)], requests, session)) == [Event(2.0)]
+
+
+def test_a_bad_line_is_told_with_its_number_and_the_next_one_is_followed(pipe):
+    session, requests, written = pipe
+    written.write(b'\n{"query": "\xff"}\nnonsense\n{"stop": true}\n')
+    assert session.next_call() == ("ask", "\udcff")  # which a session refuses
+    assert session.next_call() == ("stop",)
+    (fault,) = requests.faults(1.5)
+    assert isinstance(fault, BadLineEvent)
+    assert (fault.time_s, fault.line_number) == (1.5, 3)
+    assert fault.message.startswith("'nonsense' is not JSON")
+
+
+def test_a_line_without_an_end_fills_no_memory_and_is_told_once(pipe, monkeypatch):
+    session, requests, written = pipe
+    monkeypatch.setattr(standard_input, "MAX_LINE_BYTES", 100)
+    for _ in range(50):
+        written.write(b"x" * 1000)
+    written.write(b'\n{"cut": true}\n')
+    assert session.next_call() == ("cut_reply",)
+    assert len(requests._partial) <= 101
+    (fault,) = requests.faults(1.5)
+    assert (fault.line_number, fault.message) == (
+        1,
+        "the line is longer than 100 bytes; shorten it",
+    )
+
+
+def test_an_open_pipe_without_lines_does_not_hold_up_the_end():
+    ours, theirs = os.pipe()
+    with StandardInput(is_json=True, descriptor=ours) as requests:
+        requests.start({})
+    assert not requests._thread.is_alive()
+    os.close(ours)
+    os.close(theirs)
