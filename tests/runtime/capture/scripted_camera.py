@@ -16,6 +16,7 @@ from mod_edge.runtime.capture.source import LIVE
 from tests.runtime.capture.numbered_video import picture_of
 
 NOON = datetime(2026, 5, 1, 12, tzinfo=timezone.utc)
+TURN_S = 0.005  # of real time, for the other thread
 LONGEST_S = 10.0  # of real time, until a test that hangs fails
 
 
@@ -38,7 +39,9 @@ class FakeClock(Clock):
         return NOON + timedelta(seconds=self.passed_s + self.set_by_s)
 
     def wait(self, changed, timeout_s):
-        self.passed_s += timeout_s
+        # Lets the other thread have the lock, or the two would wait for each other for ever.
+        if not changed.wait(TURN_S):
+            self.passed_s += timeout_s
 
 
 class ScriptedCamera:
