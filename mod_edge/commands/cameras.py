@@ -14,9 +14,8 @@ if TYPE_CHECKING:
 
 HEADER = ("source", "device", "camera", "delivers", "path that stays the same")
 NONE_FOUND = (
-    "no camera: there is no /dev/video*. Check its cable, that dmesg names it after plugging in, "
-    "and in a container that the device was passed in (--device /dev/video0). "
-    "--source test:// needs none."
+    "no camera found (no /dev/video*). Check the cable; dmesg names a camera that is plugged in. In "
+    "a container, pass the device in: --device /dev/video0. --source test:// needs no camera."
 )
 
 

@@ -52,6 +52,6 @@ def test_cameras_as_json_have_all_that_is_known(found):
 def test_without_a_camera_it_says_what_to_check(found):
     found(())
     text = succeeds("cameras").stdout
-    assert "there is no /dev/video*" in text
+    assert "no camera found (no /dev/video*)" in text
     assert "test://" in text
     assert json.loads(succeeds("cameras", "--json").stdout) == {"cameras": []}

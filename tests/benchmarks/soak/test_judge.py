@@ -84,7 +84,7 @@ def test_a_stall_is_found_with_its_place():
     samples = [replace(each, longest_gap_s=12.34) if each is stalled else each for each in RECORDED]
     assert faults(samples) == [
         f"no frame was watched for 12.3 s among the {FRAMES_PER_SAMPLE} before frame "
-        f"{stalled.num_frames} (allowed: 10 s)"
+        f"{stalled.num_frames} (allowed: 3 s)"
     ]
 
 
