@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 HEADER = ("source", "device", "camera", "delivers", "path that stays the same")
 NONE_FOUND = (
-    "no camera found (no /dev/video*). Check the cable; dmesg names a camera that is plugged in. In "
-    "a container, pass the device in: --device /dev/video0. --source test:// needs no camera."
+    "no camera found (no /dev/video*). Check the cable; dmesg names a camera that is plugged in. "
+    "In a container, pass the device in: --device /dev/video0. --source test:// needs no camera."
 )
 
 
