@@ -298,9 +298,11 @@ class Session(Conversation):
     def stop(self) -> None:
         """End the stream, from any thread: a reply after its present token, else at the next frame.
 
-        Queries that wait are not answered.
+        A live source ends at once, also while it is lost. Queries that wait are not answered.
         """
         self._must_stop = True
+        if self._live is not None:
+            self._live.end()
 
     def __exit__(self, *exc: object) -> None:
         self._is_streaming = False

@@ -209,11 +209,15 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
             warnings.append(f"{self._name}: the picture froze {times}")
         return warnings
 
-    def close(self) -> None:
-        """Stop reading and wait for the thread, at most as long as for a frame."""
+    def end(self) -> None:
+        """End the iteration and the reading, from any thread; returns at once."""
         with self._changed:
             self._is_closing = True
             self._changed.notify_all()
+
+    def close(self) -> None:
+        """Stop reading and wait for the thread, at most as long as for a frame."""
+        self.end()
         # With a silent camera V4L2 waits for its own timeout: the thread is a daemon, let it run
         self._reader.join(self._policy.stall_s + JOIN_MARGIN_S)
 
@@ -288,7 +292,7 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
         """
         failure: SourceError | None = None
         try:
-            while not self._is_closing:
+            while not self._is_over():
                 if reader is not None:
                     lost = self._queue_pictures(reader)
                     reader.release()
@@ -316,7 +320,7 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
 
     def _queue_pictures(self, reader: LiveReader) -> Loss | None:
         """Queue pictures until no more come; returns why, None if that is no failure."""
-        while not self._is_closing:
+        while not self._is_over():
             is_picture = reader.grab()
             now_s, at = self.clock.now_s(), self.clock.utc()
             if self._is_left():
@@ -384,7 +388,7 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
     def _pause(self, wait_s: float) -> None:
         """Wait, at most until the source is closed."""
         with self._changed:
-            if not self._is_closing:
+            if not self._is_over():
                 self.clock.wait(self._changed, wait_s)
 
     # ---- lost and opened again, in the reading thread ----
@@ -406,7 +410,7 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
         last = lost.reason
         while (left_s := outage.since_s + self._policy.reconnect_s - self.clock.now_s()) > 0:
             self._pause(min(next(outage.delays_s), left_s))
-            if self._is_closing:
+            if self._is_over():
                 return None
             outage.num_attempts += 1
             try:

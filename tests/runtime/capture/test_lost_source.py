@@ -24,6 +24,7 @@ from mod_edge.runtime.capture.reconnect import LONGEST_DELAY_S, parse_reconnect,
 from mod_edge.runtime.capture.source import LIVE
 from tests.runtime.capture.numbered_video import number_in
 from tests.runtime.capture.scripted_camera import ScriptedCamera
+from tests.runtime.test_talk import silent_session
 
 ONCE_LOST = replace(LIVE, settle_s=0.0, max_failed_reads=3)
 A_MINUTE = replace(ONCE_LOST, reconnect_s=60.0)
@@ -163,6 +164,28 @@ def test_closing_ends_the_attempts(camera):
     live = begun(camera, FOREVER)
     camera.close()
     assert list(live) == []
+    assert not live._reader.is_alive()
+
+
+def test_stopping_the_session_of_a_lost_source_ends_its_stream_at_once(camera):
+    live = begun(camera, FOREVER)
+    session = silent_session()
+    session.begin(live)
+    camera.fails(3)
+    assert [event.kind for event in live.take_events()] == ["lost"]
+    assert not live.is_ready  # a caller waits, however long it takes
+    session.stop()
+    assert live.is_ready
+    live.wait()
+    assert list(live) == []
+
+
+def test_a_reader_ends_with_the_last_frame_that_is_wanted(camera):
+    live = camera.live(policy=ONCE_LOST, max_frames=1)
+    camera.sends(0, every_s=0.0)
+    next(live)
+    camera.sends(1, every_s=0.5)
+    live._reader.join(5.0)
     assert not live._reader.is_alive()
 
 
