@@ -33,8 +33,10 @@ class FrameQueue:
 
     `offer` comes first for every picture; those that it accepts are converted and `put`.
 
-    How old a frame can be when it is taken: with `newest` one interval of the source; with
-    `queue:N` N intervals of the model's rate.
+    How old a frame can be when it is taken: with `newest` one interval of the source while pictures
+    arrive regularly; with `queue:N` N intervals of the model's rate more. A picture that waited
+    longer than that by `MIN_GAP_S`, or by `GAP_INTERVALS` intervals of the source if that is more,
+    is stale and never taken.
 
     Args:
         keep: newest or a queue.
@@ -68,6 +70,8 @@ class FrameQueue:
     def put(self, image: Image, at: datetime) -> None:
         """Keep the picture offered last; drops an older one if there is no room.
 
+        The picture itself is dropped if its instant's frame was taken since it was offered.
+
         Args:
             image: the picture.
             at: when it arrived, in UTC.
@@ -76,7 +80,11 @@ class FrameQueue:
         time_s = self._offered_s
         new = Arrival(image, time_s, at, self._instant(time_s))
         self._num_captured += 1
-        if self._replaces_newest():
+        replaces_newest = self._replaces_newest()
+        if self._start_s is not None and new.instant < self._due and not replaces_newest:
+            self._num_between += 1
+            return
+        if replaces_newest:
             self._drop_for(self._waiting.pop(), new)
         elif len(self._waiting) == self._keep.num_frames:
             self._waiting.popleft()
