@@ -116,6 +116,7 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
         self._num_skipped = 0  # failed reads between pictures
         self._heard_s = self.clock.now_s()  # of the last picture, or when the source was opened
         self._outage: Outage | None = None
+        self._silent_s: float | None = None  # since when, in a gap; the reading thread's
         self._num_gaps, self._gaps_s = 0, 0.0
         self._has_ended = False
         self._failure: SourceError | None = None
@@ -342,11 +343,16 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
         """Drop or queue the picture just grabbed; False if it cannot be converted."""
         image: Image | None = None
         with self._changed:
-            self._note_gap(now_s)
+            if self._silent_s is None and (self._outage or self._queue.is_gap(now_s)):
+                self._silent_s = now_s - self._queue.silent_s(now_s)
+            if self._silent_s is not None:
+                self._queue.settle(now_s)
             is_kept = self._queue.offer(now_s)
         if is_kept and (image := _converted(reader)) is None:
             return False
-        events = [] if image is None else self._seen_in(image, now_s)
+        events: list[Event] = []
+        if image is not None:
+            events = self._gap_until(now_s) + self._seen_in(image, now_s)
         with self._changed:
             self._num_skipped += self._num_failed
             self._num_failed = 0
@@ -356,17 +362,18 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
                 self._changed.notify_all()
         return True
 
-    def _note_gap(self, now_s: float) -> None:
+    def _gap_until(self, now_s: float) -> list[Event]:
+        """The gap that a picture ends which can be converted; none if there was none."""
+        if self._silent_s is None:
+            return []
+        gap_s, self._silent_s = now_s - self._silent_s, None
         outage, self._outage = self._outage, None
-        if outage is None and not self._queue.is_gap(now_s):
-            return
-        gap_s = self._queue.silent_s(now_s)
-        self._queue.settle(now_s)
+        self._watch.skip(gap_s)
         self._num_gaps += 1
         self._gaps_s += gap_s
         num_attempts, reason = (outage.num_attempts, outage.reason) if outage else (0, PAUSED)
         event = GapEvent(self._queue.stream_s(now_s), round(gap_s, 3), num_attempts, reason)
-        self._events.append(self._stamped(event))
+        return [self._stamped(event)]
 
     def _seen_in(self, image: Image, now_s: float) -> list[Event]:
         """What a new picture shows: another size, a frozen camera."""

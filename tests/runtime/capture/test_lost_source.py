@@ -23,7 +23,7 @@ from mod_edge.runtime.capture.live_source import (
 from mod_edge.runtime.capture.reconnect import LONGEST_DELAY_S, parse_reconnect, retry_delays_s
 from mod_edge.runtime.capture.source import LIVE
 from tests.runtime.capture.numbered_video import number_in
-from tests.runtime.capture.scripted_camera import ScriptedCamera
+from tests.runtime.capture.scripted_camera import NO_PICTURE, ScriptedCamera
 from tests.runtime.test_talk import silent_session
 
 ONCE_LOST = replace(LIVE, settle_s=0.0, max_failed_reads=3)
@@ -117,6 +117,33 @@ def test_a_source_that_opens_but_never_delivers_uses_up_the_time_too(camera):
     with pytest.raises(SourceError, match=r"in 60 s and \d+ attempts .*last: camera 0 ended"):
         next(live)
     assert [event.kind for event in live.take_events()] == ["lost"]
+
+
+def test_a_source_whose_pictures_cannot_be_converted_uses_up_the_time_too(camera):
+    live = begun(camera, A_MINUTE)
+    camera.fails(3)
+    for _ in range(40):
+        camera.sends(*[NO_PICTURE] * 3, every_s=1.0)
+    with pytest.raises(SourceError, match=r"in 60 s and \d+ attempts"):
+        next(live)
+    assert [event.kind for event in live.take_events()] == ["lost"]
+
+
+def test_a_gap_lasts_until_a_picture_that_can_be_converted(camera):
+    live = begun(camera, FOREVER)
+    camera.fails(3)
+    camera.sends(NO_PICTURE, NO_PICTURE, 1, every_s=1.0)
+    next(live)
+    _, gap = live.take_events()
+    assert gap.gap_s == pytest.approx(camera.clock.passed_s, abs=0.001)
+
+
+def test_seconds_without_pictures_are_not_frozen_ones(camera):
+    live = begun(camera, replace(FOREVER, frozen_after_s=2.0))
+    camera.fails(3)
+    camera.sends(0, every_s=4.0)
+    camera.sends(0, every_s=0.5)
+    assert [event.kind for event in live.take_events()] == ["lost", "gap"]
 
 
 def test_a_stall_is_a_loss_too(camera):
