@@ -13,6 +13,8 @@ from datetime import datetime
 from threading import Condition, Thread, current_thread
 from typing import cast
 
+import cv2
+
 from mod_edge.errors import ConfigError, SourceError
 from mod_edge.profiles import Camera
 from mod_edge.runtime.capture.clock import Clock, rfc3339
@@ -46,6 +48,8 @@ RETRY_S = 0.02  # between failed reads: without it a core is busy until the sour
 JOIN_MARGIN_S = 1.0
 # After the stall, until a read that should have timed out is left to itself.
 HANG_MARGIN_S = 1.0
+HUNG_OPEN_S = 40.0  # the same for an opening: GStreamer's own time-out is 30 s
+MAX_HUNG = 8  # threads and connections that hang, until no more are opened
 LONGEST_WAIT_S = 60.0  # of a caller, before it looks at the clock again
 MAX_EVENTS = 1000  # that wait for a caller who never takes them
 RECONNECT_ADVICE = "--reconnect 60s opens a lost source again"
@@ -109,7 +113,7 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
             opened = self._open()
         self._warnings += opened.warnings
 
-        self._changed = Condition()  # guards what both threads use: these nine
+        self._changed = Condition()  # guards what both threads write
         self._queue = FrameQueue(policy.keep, fps=fps, settle_s=policy.settle_s)
         self._events: deque[Event] = deque(maxlen=MAX_EVENTS)
         self._num_failed = 0  # reads in a row
@@ -127,6 +131,8 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
         self._is_finished = False
         self._asked_s: float | None = None  # when the caller began to wait for the next frame
         self._is_opening = False  # again, in the reading thread
+        self._attempt_s: float | None = None  # when the present attempt to open it began
+        self._hung: list[Thread] = []  # left in a read or an opening
         self._start_reader(opened.reader, None)
 
     def __exit__(self, *_: object) -> None:
@@ -241,7 +247,10 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
         self.clock.wait(self._changed, max(0.0, wakes_s - now_s))
 
     def _has_stalled(self, now_s: float) -> bool:
-        """Whether the caller waits for a source that stalled and is not opened again."""
+        """Whether the caller waits for a source that stalled and is not opened again.
+
+        A reader that hangs is left here: only the caller can see that it does.
+        """
         if now_s < self._stalls_s(now_s):
             return False
         if self._policy.reconnect_s:
@@ -249,21 +258,25 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
         return not self._policy.reconnect_s
 
     def _stalls_s(self, now_s: float) -> float:
-        """When the source counts as stalled if the caller waits for it and no picture comes."""
+        """When the source counts as stalled if no picture comes; notes that the caller waits."""
         if self._is_opening:
-            return math.inf
+            return math.inf if self._attempt_s is None else self._attempt_s + HUNG_OPEN_S
         if self._asked_s is None:
             self._asked_s = now_s
         margin_s = HANG_MARGIN_S if self._policy.reconnect_s else 0.0
         return max(self._heard_s, self._asked_s) + self._policy.stall_s + margin_s
 
     def _leave_reader(self, now_s: float) -> None:
-        """Open the source again in another thread, because a read does not return.
+        """Open the source again in another thread, because a read or an opening does not return.
 
-        FFmpeg's time-out does not end a read of bytes that hold no picture. The old thread releases
-        its reader when it returns.
+        FFmpeg's time-out does not end a read of bytes that hold no picture, and devices have no
+        time-out for opening. The old thread releases its reader when it returns.
         """
         lost, self._is_opening = self._stalled(now_s), True
+        if self._attempt_s is not None:
+            reason = f"opening {self._name} took longer than {HUNG_OPEN_S:g} s"
+            lost, self._attempt_s = replace(lost, reason=reason), None
+        self._hung.append(self._reader)
         self._start_reader(None, lost)
 
     def _start_reader(self, reader: LiveReader | None, lost: Loss | None) -> None:
@@ -293,13 +306,12 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
         """
         failure: SourceError | None = None
         try:
-            while not self._is_over():
-                if reader is not None:
+            while reader or (lost and (reader := self._open_again(lost))):
+                try:
                     lost = self._queue_pictures(reader)
+                finally:
                     reader.release()
-                reader = None if lost is None else self._open_again(lost)
-                if reader is None:
-                    break
+                    reader = None
         except SourceError as exc:  # raised again in the caller's thread, by _finish()
             failure = exc
         except Exception as exc:
@@ -307,8 +319,6 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
             failure = SourceError(f"{self._name} cannot be read any more: {reason}")
             failure.__cause__ = exc
         finally:
-            if reader is not None:
-                reader.release()
             with self._changed:  # in finally, so that a waiting caller always wakes
                 if not self._is_left():
                     self._failure = failure
@@ -316,7 +326,7 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
                     self._changed.notify_all()
 
     def _is_left(self) -> bool:
-        """Whether this thread's read hung, so that another thread reads."""
+        """Whether this thread's read or opening hung, so that another thread reads."""
         return current_thread() is not self._reader
 
     def _queue_pictures(self, reader: LiveReader) -> Loss | None:
@@ -410,37 +420,72 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
         Raises:
             SourceError: the policy does not allow it, or its time is used up.
         """
-        if not self._policy.reconnect_s:
-            raise lost.error()
-        self._is_opening = True
+        with self._changed:
+            if self._is_over() or self._is_left():
+                return None
+            if not self._policy.reconnect_s:
+                raise lost.error()
+            self._is_opening = True
         outage = self._begin_outage(lost)
         last = lost.reason
         while (left_s := outage.since_s + self._policy.reconnect_s - self.clock.now_s()) > 0:
             self._pause(min(next(outage.delays_s), left_s))
             if self._is_over():
                 return None
+            if (num_hung := self._num_hung()) >= MAX_HUNG:
+                last = f"{num_hung} earlier connections still hang"
+                continue
             outage.num_attempts += 1
             try:
-                reader = self._open().reader
+                reader = self._opened_again()
             except SourceError as exc:
+                if self._is_left():
+                    return None
                 last = str(exc)
                 continue
-            if isinstance(self._source, StreamAddress) and is_recording(reader):
-                reader.release()
-                raise SourceError(
-                    f"{self._name} has become a recording, which would start again from its "
-                    "beginning; run again to watch it"
-                )
-            with self._changed:
-                self._heard_s, self._num_failed = self.clock.now_s(), 0
-                self._is_opening = False
-                self._changed.notify_all()  # a caller again looks when the source stalls
+            if reader is not None:
+                self._check_still_live(reader)
             return reader
         raise SourceError(
             f"{outage.reason}; no picture came in {self._policy.reconnect_s:g} s and "
             f"{outage.num_attempts} attempts to open it again, last: {last}; raise --reconnect "
             "or use --reconnect forever"
         )
+
+    def _opened_again(self) -> LiveReader | None:
+        """The source, opened in this attempt; None if that took so long that it was left."""
+        self._attempt_s = self.clock.now_s()
+        try:
+            opened = self._open()
+        finally:
+            with self._changed:
+                if not self._is_left():  # then the attempt is another thread's
+                    self._attempt_s = None
+        with self._changed:
+            is_left = self._is_left()
+            if not is_left:
+                self._warnings += [each for each in opened.warnings if each not in self._warnings]
+                self._heard_s, self._num_failed = self.clock.now_s(), 0
+                self._is_opening = False
+                self._changed.notify_all()  # a caller again looks when the source stalls
+        if is_left:
+            opened.reader.release()
+            return None
+        return opened.reader
+
+    def _check_still_live(self, reader: LiveReader) -> None:
+        if isinstance(self._source, StreamAddress) and is_recording(reader):
+            reader.release()
+            raise SourceError(
+                f"{self._name} has become a recording, which would start again from its "
+                "beginning; run again to watch it"
+            )
+
+    def _num_hung(self) -> int:
+        """Threads left in a read or an opening that has not returned yet."""
+        with self._changed:
+            self._hung = [thread for thread in self._hung if thread.is_alive()]
+            return len(self._hung)
 
     def _begin_outage(self, lost: Loss) -> Outage:
         """The present outage, which goes on until a picture comes; reported when it begins."""
@@ -477,5 +522,8 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
 
 def _converted(reader: LiveReader) -> Image | None:
     """The picture grabbed last, None if it cannot be converted."""
-    is_picture, image = reader.retrieve()
+    try:
+        is_picture, image = reader.retrieve()
+    except cv2.error:  # a damaged picture: some decoders raise
+        return None
     return cast(Image, image) if is_picture and image.size else None

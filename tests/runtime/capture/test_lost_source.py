@@ -5,6 +5,7 @@ What V4L2 does is played; no device is read. The clock is the test's, so nothing
 
 import math
 import random
+import threading
 from dataclasses import replace
 from itertools import islice
 
@@ -13,6 +14,8 @@ import numpy as np
 import pytest
 
 from mod_edge.errors import ConfigError, SourceError
+from mod_edge.runtime.capture import live_capture
+from mod_edge.runtime.capture.live_capture import HUNG_OPEN_S
 from mod_edge.runtime.capture.live_source import (
     FrozenEvent,
     GapEvent,
@@ -23,7 +26,7 @@ from mod_edge.runtime.capture.live_source import (
 from mod_edge.runtime.capture.reconnect import LONGEST_DELAY_S, parse_reconnect, retry_delays_s
 from mod_edge.runtime.capture.source import LIVE
 from tests.runtime.capture.numbered_video import number_in
-from tests.runtime.capture.scripted_camera import NO_PICTURE, ScriptedCamera
+from tests.runtime.capture.scripted_camera import NO_PICTURE, ScriptedCamera, ScriptedCapture
 from tests.runtime.test_talk import silent_session
 
 ONCE_LOST = replace(LIVE, settle_s=0.0, max_failed_reads=3)
@@ -173,6 +176,92 @@ def test_a_read_that_never_returns_is_left_and_the_source_opened_again(camera):
     hung.join(5.0)
     assert not hung.is_alive()
     assert list(live) == []
+
+
+def test_an_opening_that_never_returns_is_left_and_uses_up_the_time(camera, monkeypatch):
+    live, opens, may_return = begun(camera, A_MINUTE), threading.Semaphore(0), threading.Event()
+
+    def hangs(*_):
+        opens.release()
+        assert may_return.wait(10.0)
+        return camera.open()
+
+    monkeypatch.setattr(cv2, "VideoCapture", hangs)
+    for _ in range(3):
+        camera._answers.put(None)
+    for _ in range(2):
+        assert opens.acquire(timeout=10.0)
+        live.take_events()
+        assert not live.is_ready
+        camera.clock.passed_s += HUNG_OPEN_S
+        assert not live.is_ready  # the caller saw that it hangs
+    live._reader.join(10.0)
+    with pytest.raises(SourceError, match=r"in 60 s and 2 attempts.*last: opening camera 0 took"):
+        list(live)
+    may_return.set()
+    for thread in live._hung:
+        thread.join(10.0)
+        assert not thread.is_alive()
+
+
+def test_no_more_than_some_reads_hang_at_a_time(camera, monkeypatch):
+    monkeypatch.setattr(live_capture, "MAX_HUNG", 1)
+    live = begun(camera, A_MINUTE)
+    camera.hangs()
+    assert not live.is_ready
+    camera.clock.passed_s += 6.1
+    assert not live.is_ready or live._events
+    live._reader.join(10.0)
+    with pytest.raises(SourceError, match=r"0 attempts .*last: 1 earlier connections still hang"):
+        list(live)
+    assert camera.num_opened == 1
+
+
+def test_a_reader_that_was_left_does_not_open_the_source_again(camera, monkeypatch):
+    live = begun(camera, FOREVER)
+    old = live._reader
+
+    def takes_long(_):
+        release.set()
+        assert left.wait(10.0)
+
+    release, left = threading.Event(), threading.Event()
+    monkeypatch.setattr(ScriptedCapture, "release", takes_long)
+    for _ in range(3):
+        camera._answers.put(None)
+    assert release.wait(10.0)
+    live._reader = threading.current_thread()  # the caller left it meanwhile
+    left.set()
+    old.join(10.0)
+    assert not old.is_alive()
+    assert camera.num_opened == 1
+    live._reader = old
+
+
+def test_an_error_when_the_source_is_released_still_ends_the_iteration(camera, monkeypatch):
+    live = begun(camera, ONCE_LOST)
+
+    def breaks(_):
+        raise cv2.error("released twice")
+
+    monkeypatch.setattr(ScriptedCapture, "release", breaks)
+    camera.fails(3)
+    with pytest.raises(SourceError, match="cannot be read any more: released twice"):
+        next(live)
+
+
+def test_a_picture_whose_conversion_raises_is_a_failed_read(camera, monkeypatch):
+    live, retrieve = begun(camera, FOREVER), ScriptedCapture.retrieve
+
+    def raises(_):
+        raise cv2.error("damaged")
+
+    monkeypatch.setattr(ScriptedCapture, "retrieve", raises)
+    camera.sends(1, every_s=0.5)
+    monkeypatch.setattr(ScriptedCapture, "retrieve", retrieve)
+    camera.sends(2, every_s=0.5)
+    assert number_in(next(live).image) == 2
+    assert live.counts.num_skipped_reads == 1
 
 
 def test_what_a_source_had_buffered_is_dropped_when_it_comes_back(camera):
