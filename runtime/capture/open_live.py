@@ -78,7 +78,9 @@ def open_live(
     if isinstance(source, CameraDevice | CsiCamera):
         return OpenedLive(*open_camera(source, wanted))
     if isinstance(source, StreamAddress):
-        return OpenedLive(live_reader(source, open_stream(source, read_timeout_s)), [])
+        return OpenedLive(
+            live_reader(source, open_stream(source, read_timeout_s), read_timeout_s), []
+        )
     if isinstance(source, Pipeline):
         return OpenedLive(_open_pipeline(source.text, source), [])
     return OpenedLive(PatternReader(wanted or Camera()), [])
@@ -116,10 +118,12 @@ def open_stream(source: StreamAddress, read_timeout_s: float) -> cv2.VideoCaptur
     return capture
 
 
-def live_reader(source: StreamAddress, capture: cv2.VideoCapture) -> LiveReader:
+def live_reader(
+    source: StreamAddress, capture: cv2.VideoCapture, read_timeout_s: float
+) -> LiveReader:
     """What reads a live stream from its open capture: at the stream's own pace if it is HLS."""
     is_playlist = re.search(r"\.m3u8?($|[?#])", source.url, re.IGNORECASE)
-    return PacedReader(capture) if is_playlist else capture
+    return PacedReader(capture, read_timeout_s) if is_playlist else capture
 
 
 def is_recording(capture: LiveReader) -> bool:
