@@ -27,7 +27,14 @@ from mod_edge.runtime.capture.live_source import (
     SizeEvent,
     UnfrozenEvent,
 )
-from mod_edge.runtime.capture.open_live import LiveReader, OpenedLive, is_recording, open_live
+from mod_edge.runtime.capture.open_live import (
+    LiveReader,
+    OpenedLive,
+    Opener,
+    is_recording,
+    open_live,
+)
+from mod_edge.runtime.capture.opencv import open_quietly, open_unredirected
 from mod_edge.runtime.capture.reconnect import Outage
 from mod_edge.runtime.capture.redaction import without_credentials
 from mod_edge.runtime.capture.source import (
@@ -110,7 +117,7 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
         self._max_frames = max_frames
         self._wanted = wanted
         if opened is None:
-            opened = self._open()
+            opened = self._open(open_quietly)
         self._warnings += opened.warnings
 
         self._changed = Condition()  # guards what both threads write
@@ -410,9 +417,9 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
 
     # ---- lost and opened again, in the reading thread ----
 
-    def _open(self) -> OpenedLive:
+    def _open(self, opener: Opener) -> OpenedLive:
         stall_s = self._policy.stall_s
-        return open_live(self._source, read_timeout_s=stall_s, wanted=self._wanted)
+        return open_live(self._source, read_timeout_s=stall_s, wanted=self._wanted, opener=opener)
 
     def _open_again(self, lost: Loss) -> LiveReader | None:
         """The source, opened again; None if this object is closed meanwhile.
@@ -456,7 +463,7 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
         """The source, opened in this attempt; None if that took so long that it was left."""
         self._attempt_s = self.clock.now_s()
         try:
-            opened = self._open()
+            opened = self._open(open_unredirected)
         finally:
             with self._changed:
                 if not self._is_left():  # then the attempt is another thread's

@@ -4,6 +4,7 @@ What V4L2 does is played; no device is read. The clock is the test's, so nothing
 """
 
 import math
+import os
 import random
 import threading
 from dataclasses import replace
@@ -274,6 +275,31 @@ def test_what_a_source_had_buffered_is_dropped_when_it_comes_back(camera):
     counts = live.counts
     assert counts.num_settling == 9
     assert counts.num_taken + counts.num_dropped == counts.num_captured == 11
+
+
+def test_what_others_print_while_a_source_is_opened_again_is_not_lost(camera, monkeypatch, capfd):
+    live = begun(camera, A_MINUTE)
+
+    def prints(*_):
+        os.write(2, b"the disk is full\n")  # as another thread would
+        return camera.open()
+
+    monkeypatch.setattr(cv2, "VideoCapture", prints)
+    camera.fails(3)
+    assert [event.kind for event in live.take_events()] == ["lost"]
+    assert capfd.readouterr().err == "the disk is full\n"
+
+
+def test_warnings_of_the_format_are_told_when_the_source_is_opened_again(camera, monkeypatch):
+    live, open_live = begun(camera, A_MINUTE), live_capture.open_live
+
+    def warns(*arguments, **options):
+        return open_live(*arguments, **options)._replace(warnings=["camera 0 delivers 8 frames/s"])
+
+    monkeypatch.setattr(live_capture, "open_live", warns)
+    camera.fails(3)
+    camera.fails(3)
+    assert live.warnings == ["camera 0 delivers 8 frames/s"]
 
 
 def test_closing_ends_the_attempts(camera):
