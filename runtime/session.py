@@ -64,7 +64,8 @@ class FrameBatch:
     Attributes:
         seen: the frames.
         letterbox_ms: time to resize each of them.
-        events: of a live source, before these frames; there may be some without a frame.
+        events: of a live source, before the first of these frames; there may be some without a
+            frame.
     """
 
     seen: list[SeenFrame]

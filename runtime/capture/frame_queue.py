@@ -108,8 +108,14 @@ class FrameQueue:
 
     def is_ready(self, now_s: float) -> bool:
         """Whether a picture waits that is not stale and whose source has settled."""
+        return self.next_s(now_s) is not None
+
+    def next_s(self, now_s: float) -> float | None:
+        """When the picture arrived that `take` would give; None if none is ready."""
         fresh = [each for each in self._waiting if not self._is_stale(each, now_s)]
-        return bool(fresh) and (now_s >= self._settled_s or not self._is_unsettled(fresh[0]))
+        if not fresh or (now_s < self._settled_s and self._is_unsettled(fresh[0])):
+            return None
+        return fresh[0].time_s
 
     def ready_s(self) -> float | None:
         """When the picture that waits will be ready; None if none waits."""

@@ -177,10 +177,16 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
             return self._is_ready(self.clock.now_s())
 
     def take_events(self) -> list[Event]:
-        """What happened to the source since the last call: gaps, sizes, frozen pictures."""
+        """What happened to the source since the last call: gaps, sizes, frozen pictures.
+
+        What happened after the oldest frame that waits comes once that frame is taken.
+        """
         with self._changed:
-            events = list(self._events)
-            self._events.clear()
+            next_s = None if self._is_over() else self._queue.next_s(self.clock.now_s())
+            until_s = math.inf if next_s is None else round(self._queue.stream_s(next_s), 3)
+            events: list[Event] = []
+            while self._events and self._events[0].time_s <= until_s:
+                events.append(self._events.popleft())
         return events
 
     @property

@@ -25,7 +25,7 @@ from mod_edge.runtime.capture.live_source import (
     UnfrozenEvent,
 )
 from mod_edge.runtime.capture.reconnect import LONGEST_DELAY_S, parse_reconnect, retry_delays_s
-from mod_edge.runtime.capture.source import LIVE
+from mod_edge.runtime.capture.source import LIVE, Keep
 from tests.runtime.capture.numbered_video import number_in
 from tests.runtime.capture.scripted_camera import NO_PICTURE, ScriptedCamera, ScriptedCapture
 from tests.runtime.test_talk import silent_session
@@ -80,6 +80,18 @@ def test_a_loss_is_told_before_the_source_is_back(camera):
     assert (lost.kind, lost.at) == ("lost", "2026-05-01T12:00:00.040Z")
     assert not live.is_ready
     assert live.num_waiting == 0
+
+
+def test_a_loss_is_told_after_the_frames_that_waited_before_it(camera):
+    live = begun(camera, replace(FOREVER, keep=Keep("queue", 5)))
+    camera.sends(1, 2, every_s=0.5)
+    camera.fails(3)
+    told = []
+    for _ in range(2):
+        told += [event.kind for event in live.take_events()]
+        told.append(next(live).time_s)
+    told += [event.kind for event in live.take_events()]
+    assert told == [0.5, 1.0, "lost"]
 
 
 def test_attempts_go_on_while_the_source_is_away(camera, monkeypatch):
