@@ -64,7 +64,8 @@ class FrameBatch:
     Attributes:
         seen: the frames.
         letterbox_ms: time to resize each of them.
-        events: of a live source, before these frames; there may be some without a frame.
+        events: of a live source, before the first of these frames; there may be some without a
+            frame.
     """
 
     seen: list[SeenFrame]
@@ -298,9 +299,11 @@ class Session(Conversation):
     def stop(self) -> None:
         """End the stream, from any thread: a reply after its present token, else at the next frame.
 
-        Queries that wait are not answered.
+        A live source ends at once, also while it is lost. Queries that wait are not answered.
         """
         self._must_stop = True
+        if self._live is not None:
+            self._live.end()
 
     def __exit__(self, *exc: object) -> None:
         self._is_streaming = False

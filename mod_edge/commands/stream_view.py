@@ -22,6 +22,7 @@ from mod_edge.commands.live_lines import SOURCE_EVENTS, age_status, live_rows, s
 from mod_edge.commands.standard_input import StandardInput, with_faults
 from mod_edge.errors import ModEdgeError
 from mod_edge.plan.protocol import Decision
+from mod_edge.runtime.capture.live_source import as_live
 from mod_edge.runtime.capture.source import Source
 from mod_edge.runtime.events import (
     BadLineEvent,
@@ -140,6 +141,8 @@ def show_streams(
         except KeyboardInterrupt:
             pass
         finally:
+            for live in filter(None, map(as_live, sources.values())):
+                live.end()  # all at once: closing each then waits for its last read
             for name, session in list(sessions.items()):
                 if (summary := session.summary()).num_frames:
                     finish(name, summary)

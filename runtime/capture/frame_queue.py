@@ -33,8 +33,10 @@ class FrameQueue:
 
     `offer` comes first for every picture; those that it accepts are converted and `put`.
 
-    How old a frame can be when it is taken: with `newest` one interval of the source; with
-    `queue:N` N intervals of the model's rate.
+    How old a frame can be when it is taken: with `newest` one interval of the source while pictures
+    arrive regularly; with `queue:N` N intervals of the model's rate more. A picture that waited
+    longer than that by `MIN_GAP_S`, or by `GAP_INTERVALS` intervals of the source if that is more,
+    is stale and never taken.
 
     Args:
         keep: newest or a queue.
@@ -68,6 +70,8 @@ class FrameQueue:
     def put(self, image: Image, at: datetime) -> None:
         """Keep the picture offered last; drops an older one if there is no room.
 
+        The picture itself is dropped if its instant's frame was taken since it was offered.
+
         Args:
             image: the picture.
             at: when it arrived, in UTC.
@@ -76,7 +80,11 @@ class FrameQueue:
         time_s = self._offered_s
         new = Arrival(image, time_s, at, self._instant(time_s))
         self._num_captured += 1
-        if self._replaces_newest():
+        replaces_newest = self._replaces_newest()
+        if self._start_s is not None and new.instant < self._due and not replaces_newest:
+            self._num_between += 1
+            return
+        if replaces_newest:
             self._drop_for(self._waiting.pop(), new)
         elif len(self._waiting) == self._keep.num_frames:
             self._waiting.popleft()
@@ -100,8 +108,14 @@ class FrameQueue:
 
     def is_ready(self, now_s: float) -> bool:
         """Whether a picture waits that is not stale and whose source has settled."""
+        return self.next_s(now_s) is not None
+
+    def next_s(self, now_s: float) -> float | None:
+        """When the picture arrived that `take` would give; None if none is ready."""
         fresh = [each for each in self._waiting if not self._is_stale(each, now_s)]
-        return bool(fresh) and (now_s >= self._settled_s or not self._is_unsettled(fresh[0]))
+        if not fresh or (now_s < self._settled_s and self._is_unsettled(fresh[0])):
+            return None
+        return fresh[0].time_s
 
     def ready_s(self) -> float | None:
         """When the picture that waits will be ready; None if none waits."""

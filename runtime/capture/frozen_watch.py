@@ -41,3 +41,7 @@ class FrozenWatch:
             self.is_frozen = self.still_s > self._frozen_after_s
         self.num_freezes += self.is_frozen and not was_frozen
         return self.is_frozen != was_frozen
+
+    def skip(self, gap_s: float) -> None:
+        """Do not count seconds without pictures, before the next one, as identical pictures."""
+        self._since_s += gap_s

@@ -91,10 +91,11 @@ class ImageFiles(AbstractContextManager["ImageFiles"]):
     @property
     def warnings(self) -> list[str]:
         """A sentence about images of other sizes, so far."""
-        if len(self._sizes) < 2:
+        sizes = dict(self._sizes)  # a view asks from another thread while images are read
+        if len(sizes) < 2:
             return []
-        first, other, *_ = (f"{width} x {height}" for width, height in self._sizes)
-        num_others = self._sizes.total() - next(iter(self._sizes.values()))
+        first, other, *_ = (f"{width} x {height}" for width, height in sizes)
+        num_others = sum(sizes.values()) - next(iter(sizes.values()))
         images = "1 image has" if num_others == 1 else f"{num_others} images have"
         return [
             f"{self._name}: {images} another size than the first ({other} pixels instead of "

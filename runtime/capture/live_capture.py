@@ -13,6 +13,8 @@ from datetime import datetime
 from threading import Condition, Thread, current_thread
 from typing import cast
 
+import cv2
+
 from mod_edge.errors import ConfigError, SourceError
 from mod_edge.profiles import Camera
 from mod_edge.runtime.capture.clock import Clock, rfc3339
@@ -25,7 +27,14 @@ from mod_edge.runtime.capture.live_source import (
     SizeEvent,
     UnfrozenEvent,
 )
-from mod_edge.runtime.capture.open_live import LiveReader, OpenedLive, is_recording, open_live
+from mod_edge.runtime.capture.open_live import (
+    LiveReader,
+    OpenedLive,
+    Opener,
+    is_recording,
+    open_live,
+)
+from mod_edge.runtime.capture.opencv import open_quietly, open_unredirected
 from mod_edge.runtime.capture.reconnect import Outage
 from mod_edge.runtime.capture.redaction import without_credentials
 from mod_edge.runtime.capture.source import (
@@ -46,6 +55,8 @@ RETRY_S = 0.02  # between failed reads: without it a core is busy until the sour
 JOIN_MARGIN_S = 1.0
 # After the stall, until a read that should have timed out is left to itself.
 HANG_MARGIN_S = 1.0
+HUNG_OPEN_S = 40.0  # the same for an opening: GStreamer's own time-out is 30 s
+MAX_HUNG = 8  # threads and connections that hang, until no more are opened
 LONGEST_WAIT_S = 60.0  # of a caller, before it looks at the clock again
 MAX_EVENTS = 1000  # that wait for a caller who never takes them
 RECONNECT_ADVICE = "--reconnect 60s opens a lost source again"
@@ -106,16 +117,17 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
         self._max_frames = max_frames
         self._wanted = wanted
         if opened is None:
-            opened = self._open()
+            opened = self._open(open_quietly)
         self._warnings += opened.warnings
 
-        self._changed = Condition()  # guards what both threads use: these nine
+        self._changed = Condition()  # guards what both threads write
         self._queue = FrameQueue(policy.keep, fps=fps, settle_s=policy.settle_s)
         self._events: deque[Event] = deque(maxlen=MAX_EVENTS)
         self._num_failed = 0  # reads in a row
         self._num_skipped = 0  # failed reads between pictures
         self._heard_s = self.clock.now_s()  # of the last picture, or when the source was opened
         self._outage: Outage | None = None
+        self._silent_s: float | None = None  # since when, in a gap; the reading thread's
         self._num_gaps, self._gaps_s = 0, 0.0
         self._has_ended = False
         self._failure: SourceError | None = None
@@ -126,6 +138,8 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
         self._is_finished = False
         self._asked_s: float | None = None  # when the caller began to wait for the next frame
         self._is_opening = False  # again, in the reading thread
+        self._attempt_s: float | None = None  # when the present attempt to open it began
+        self._hung: list[Thread] = []  # left in a read or an opening
         self._start_reader(opened.reader, None)
 
     def __exit__(self, *_: object) -> None:
@@ -163,10 +177,16 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
             return self._is_ready(self.clock.now_s())
 
     def take_events(self) -> list[Event]:
-        """What happened to the source since the last call: gaps, sizes, frozen pictures."""
+        """What happened to the source since the last call: gaps, sizes, frozen pictures.
+
+        What happened after the oldest frame that waits comes once that frame is taken.
+        """
         with self._changed:
-            events = list(self._events)
-            self._events.clear()
+            next_s = None if self._is_over() else self._queue.next_s(self.clock.now_s())
+            until_s = math.inf if next_s is None else round(self._queue.stream_s(next_s), 3)
+            events: list[Event] = []
+            while self._events and self._events[0].time_s <= until_s:
+                events.append(self._events.popleft())
         return events
 
     @property
@@ -209,11 +229,15 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
             warnings.append(f"{self._name}: the picture froze {times}")
         return warnings
 
-    def close(self) -> None:
-        """Stop reading and wait for the thread, at most as long as for a frame."""
+    def end(self) -> None:
+        """End the iteration and the reading, from any thread; returns at once."""
         with self._changed:
             self._is_closing = True
             self._changed.notify_all()
+
+    def close(self) -> None:
+        """Stop reading and wait for the thread, at most as long as for a frame."""
+        self.end()
         # With a silent camera V4L2 waits for its own timeout: the thread is a daemon, let it run
         self._reader.join(self._policy.stall_s + JOIN_MARGIN_S)
 
@@ -236,7 +260,10 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
         self.clock.wait(self._changed, max(0.0, wakes_s - now_s))
 
     def _has_stalled(self, now_s: float) -> bool:
-        """Whether the caller waits for a source that stalled and is not opened again."""
+        """Whether the caller waits for a source that stalled and is not opened again.
+
+        A reader that hangs is left here: only the caller can see that it does.
+        """
         if now_s < self._stalls_s(now_s):
             return False
         if self._policy.reconnect_s:
@@ -244,21 +271,25 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
         return not self._policy.reconnect_s
 
     def _stalls_s(self, now_s: float) -> float:
-        """When the source counts as stalled if the caller waits for it and no picture comes."""
+        """When the source counts as stalled if no picture comes; notes that the caller waits."""
         if self._is_opening:
-            return math.inf
+            return math.inf if self._attempt_s is None else self._attempt_s + HUNG_OPEN_S
         if self._asked_s is None:
             self._asked_s = now_s
         margin_s = HANG_MARGIN_S if self._policy.reconnect_s else 0.0
         return max(self._heard_s, self._asked_s) + self._policy.stall_s + margin_s
 
     def _leave_reader(self, now_s: float) -> None:
-        """Open the source again in another thread, because a read does not return.
+        """Open the source again in another thread, because a read or an opening does not return.
 
-        FFmpeg's time-out does not end a read of bytes that hold no picture. The old thread releases
-        its reader when it returns.
+        FFmpeg's time-out does not end a read of bytes that hold no picture, and devices have no
+        time-out for opening. The old thread releases its reader when it returns.
         """
         lost, self._is_opening = self._stalled(now_s), True
+        if self._attempt_s is not None:
+            reason = f"opening {self._name} took longer than {HUNG_OPEN_S:g} s"
+            lost, self._attempt_s = replace(lost, reason=reason), None
+        self._hung.append(self._reader)
         self._start_reader(None, lost)
 
     def _start_reader(self, reader: LiveReader | None, lost: Loss | None) -> None:
@@ -288,13 +319,12 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
         """
         failure: SourceError | None = None
         try:
-            while not self._is_closing:
-                if reader is not None:
+            while reader or (lost and (reader := self._open_again(lost))):
+                try:
                     lost = self._queue_pictures(reader)
+                finally:
                     reader.release()
-                reader = None if lost is None else self._open_again(lost)
-                if reader is None:
-                    break
+                    reader = None
         except SourceError as exc:  # raised again in the caller's thread, by _finish()
             failure = exc
         except Exception as exc:
@@ -302,8 +332,6 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
             failure = SourceError(f"{self._name} cannot be read any more: {reason}")
             failure.__cause__ = exc
         finally:
-            if reader is not None:
-                reader.release()
             with self._changed:  # in finally, so that a waiting caller always wakes
                 if not self._is_left():
                     self._failure = failure
@@ -311,12 +339,12 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
                     self._changed.notify_all()
 
     def _is_left(self) -> bool:
-        """Whether this thread's read hung, so that another thread reads."""
+        """Whether this thread's read or opening hung, so that another thread reads."""
         return current_thread() is not self._reader
 
     def _queue_pictures(self, reader: LiveReader) -> Loss | None:
         """Queue pictures until no more come; returns why, None if that is no failure."""
-        while not self._is_closing:
+        while not self._is_over():
             is_picture = reader.grab()
             now_s, at = self.clock.now_s(), self.clock.utc()
             if self._is_left():
@@ -338,11 +366,16 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
         """Drop or queue the picture just grabbed; False if it cannot be converted."""
         image: Image | None = None
         with self._changed:
-            self._note_gap(now_s)
+            if self._silent_s is None and (self._outage or self._queue.is_gap(now_s)):
+                self._silent_s = now_s - self._queue.silent_s(now_s)
+            if self._silent_s is not None:
+                self._queue.settle(now_s)
             is_kept = self._queue.offer(now_s)
         if is_kept and (image := _converted(reader)) is None:
             return False
-        events = [] if image is None else self._seen_in(image, now_s)
+        events: list[Event] = []
+        if image is not None:
+            events = self._gap_until(now_s) + self._seen_in(image, now_s)
         with self._changed:
             self._num_skipped += self._num_failed
             self._num_failed = 0
@@ -352,17 +385,18 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
                 self._changed.notify_all()
         return True
 
-    def _note_gap(self, now_s: float) -> None:
+    def _gap_until(self, now_s: float) -> list[Event]:
+        """The gap that a picture ends which can be converted; none if there was none."""
+        if self._silent_s is None:
+            return []
+        gap_s, self._silent_s = now_s - self._silent_s, None
         outage, self._outage = self._outage, None
-        if outage is None and not self._queue.is_gap(now_s):
-            return
-        gap_s = self._queue.silent_s(now_s)
-        self._queue.settle(now_s)
+        self._watch.skip(gap_s)
         self._num_gaps += 1
         self._gaps_s += gap_s
         num_attempts, reason = (outage.num_attempts, outage.reason) if outage else (0, PAUSED)
         event = GapEvent(self._queue.stream_s(now_s), round(gap_s, 3), num_attempts, reason)
-        self._events.append(self._stamped(event))
+        return [self._stamped(event)]
 
     def _seen_in(self, image: Image, now_s: float) -> list[Event]:
         """What a new picture shows: another size, a frozen camera."""
@@ -384,14 +418,14 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
     def _pause(self, wait_s: float) -> None:
         """Wait, at most until the source is closed."""
         with self._changed:
-            if not self._is_closing:
+            if not self._is_over():
                 self.clock.wait(self._changed, wait_s)
 
     # ---- lost and opened again, in the reading thread ----
 
-    def _open(self) -> OpenedLive:
+    def _open(self, opener: Opener) -> OpenedLive:
         stall_s = self._policy.stall_s
-        return open_live(self._source, read_timeout_s=stall_s, wanted=self._wanted)
+        return open_live(self._source, read_timeout_s=stall_s, wanted=self._wanted, opener=opener)
 
     def _open_again(self, lost: Loss) -> LiveReader | None:
         """The source, opened again; None if this object is closed meanwhile.
@@ -399,37 +433,72 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
         Raises:
             SourceError: the policy does not allow it, or its time is used up.
         """
-        if not self._policy.reconnect_s:
-            raise lost.error()
-        self._is_opening = True
+        with self._changed:
+            if self._is_over() or self._is_left():
+                return None
+            if not self._policy.reconnect_s:
+                raise lost.error()
+            self._is_opening = True
         outage = self._begin_outage(lost)
         last = lost.reason
         while (left_s := outage.since_s + self._policy.reconnect_s - self.clock.now_s()) > 0:
             self._pause(min(next(outage.delays_s), left_s))
-            if self._is_closing:
+            if self._is_over():
                 return None
+            if (num_hung := self._num_hung()) >= MAX_HUNG:
+                last = f"{num_hung} earlier connections still hang"
+                continue
             outage.num_attempts += 1
             try:
-                reader = self._open().reader
+                reader = self._opened_again()
             except SourceError as exc:
+                if self._is_left():
+                    return None
                 last = str(exc)
                 continue
-            if isinstance(self._source, StreamAddress) and is_recording(reader):
-                reader.release()
-                raise SourceError(
-                    f"{self._name} has become a recording, which would start again from its "
-                    "beginning; run again to watch it"
-                )
-            with self._changed:
-                self._heard_s, self._num_failed = self.clock.now_s(), 0
-                self._is_opening = False
-                self._changed.notify_all()  # a caller again looks when the source stalls
+            if reader is not None:
+                self._check_still_live(reader)
             return reader
         raise SourceError(
             f"{outage.reason}; no picture came in {self._policy.reconnect_s:g} s and "
             f"{outage.num_attempts} attempts to open it again, last: {last}; raise --reconnect "
             "or use --reconnect forever"
         )
+
+    def _opened_again(self) -> LiveReader | None:
+        """The source, opened in this attempt; None if that took so long that it was left."""
+        self._attempt_s = self.clock.now_s()
+        try:
+            opened = self._open(open_unredirected)
+        finally:
+            with self._changed:
+                if not self._is_left():  # then the attempt is another thread's
+                    self._attempt_s = None
+        with self._changed:
+            is_left = self._is_left()
+            if not is_left:
+                self._warnings += [each for each in opened.warnings if each not in self._warnings]
+                self._heard_s, self._num_failed = self.clock.now_s(), 0
+                self._is_opening = False
+                self._changed.notify_all()  # a caller again looks when the source stalls
+        if is_left:
+            opened.reader.release()
+            return None
+        return opened.reader
+
+    def _check_still_live(self, reader: LiveReader) -> None:
+        if isinstance(self._source, StreamAddress) and is_recording(reader):
+            reader.release()
+            raise SourceError(
+                f"{self._name} has become a recording, which would start again from its "
+                "beginning; run again to watch it"
+            )
+
+    def _num_hung(self) -> int:
+        """Threads left in a read or an opening that has not returned yet."""
+        with self._changed:
+            self._hung = [thread for thread in self._hung if thread.is_alive()]
+            return len(self._hung)
 
     def _begin_outage(self, lost: Loss) -> Outage:
         """The present outage, which goes on until a picture comes; reported when it begins."""
@@ -466,5 +535,8 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
 
 def _converted(reader: LiveReader) -> Image | None:
     """The picture grabbed last, None if it cannot be converted."""
-    is_picture, image = reader.retrieve()
+    try:
+        is_picture, image = reader.retrieve()
+    except cv2.error:  # a damaged picture: some decoders raise
+        return None
     return cast(Image, image) if is_picture and image.size else None

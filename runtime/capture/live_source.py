@@ -88,6 +88,10 @@ class LiveSource(Source, Protocol):
         """What happened to the source since the last call."""
         ...
 
+    def end(self) -> None:
+        """End the iteration and the reading, from any thread; returns at once."""
+        ...
+
 
 def as_live(source: Source) -> LiveSource | None:
     """The source if it is live, else None."""

@@ -3,8 +3,9 @@
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import Lock
 from typing import Any, NamedTuple, Protocol
 
 import cv2
@@ -28,6 +29,10 @@ from mod_edge.runtime.capture.video_devices import device_numbers, device_of, re
 OPEN_TIMEOUT_S = 10.0
 # OpenCV reads FFmpeg's options here, as name;value|name;value, each time it opens an address.
 FFMPEG_VARIABLE = "OPENCV_FFMPEG_CAPTURE_OPTIONS"
+
+
+Opener = Callable[..., tuple[cv2.VideoCapture, str]]  # as `open_quietly`
+_OPENING_OVER_UDP = Lock()  # a process has one environment
 
 
 class LiveReader(Protocol):
@@ -61,7 +66,11 @@ class OpenedLive(NamedTuple):
 
 
 def open_live(
-    source: LiveName, *, read_timeout_s: float, wanted: Camera | None = None
+    source: LiveName,
+    *,
+    read_timeout_s: float,
+    wanted: Camera | None = None,
+    opener: Opener = open_quietly,
 ) -> OpenedLive:
     """The source, opened; may be called again for the same source once its reader is released.
 
@@ -71,30 +80,35 @@ def open_live(
             the decoder held back; devices have their own.
         wanted: picture size, rate and pixel format to request; None keeps those of a camera and
             takes the defaults elsewhere. Streams and pipelines have their own.
+        opener: what makes the capture: `open_unredirected` while other streams run.
 
     Raises:
         SourceError: it cannot be opened; the message says what to check.
     """
     if isinstance(source, CameraDevice | CsiCamera):
-        return OpenedLive(*open_camera(source, wanted))
+        return OpenedLive(*open_camera(source, wanted, opener))
     if isinstance(source, StreamAddress):
-        return OpenedLive(live_reader(source, open_stream(source, read_timeout_s)), [])
+        capture = open_stream(source, read_timeout_s, opener)
+        return OpenedLive(live_reader(source, capture, read_timeout_s), [])
     if isinstance(source, Pipeline):
-        return OpenedLive(_open_pipeline(source.text, source), [])
+        return OpenedLive(_open_pipeline(source.text, source, opener), [])
     return OpenedLive(PatternReader(wanted or Camera()), [])
 
 
 def open_camera(
-    source: CameraDevice | CsiCamera, wanted: Camera | None
+    source: CameraDevice | CsiCamera, wanted: Camera | None, opener: Opener = open_quietly
 ) -> tuple[cv2.VideoCapture, list[str]]:
     """The camera, opened, and warnings; arguments and errors as for `open_live`."""
     if isinstance(source, CsiCamera):
-        return _open_pipeline(csi_pipeline(source.sensor, wanted or Camera()), source), []
-    capture = _open_device(source)
+        text = csi_pipeline(source.sensor, wanted or Camera())
+        return _open_pipeline(text, source, opener), []
+    capture = _open_device(source, opener)
     return capture, [] if wanted is None else request_format(capture, source.name, wanted)
 
 
-def open_stream(source: StreamAddress, read_timeout_s: float) -> cv2.VideoCapture:
+def open_stream(
+    source: StreamAddress, read_timeout_s: float, opener: Opener = open_quietly
+) -> cv2.VideoCapture:
     """The stream or recording at an address, opened; arguments and errors as for `open_live`."""
     if not is_utf8(source.url):  # OpenCV crashes the process at it
         raise SourceError(
@@ -106,8 +120,8 @@ def open_stream(source: StreamAddress, read_timeout_s: float) -> cv2.VideoCaptur
         cv2.CAP_PROP_READ_TIMEOUT_MSEC,  # FFmpeg's default of 30 s would delay close()
         math.ceil(read_timeout_s * 1000),
     ]
-    transport = _rtsp_over_udp() if source.is_udp else None
-    capture, reason = open_quietly(source.url, cv2.CAP_ANY, limits, within=transport)
+    transport = _rtsp_over_udp() if source.is_udp else _not_beside_udp()
+    capture, reason = opener(source.url, cv2.CAP_ANY, limits, within=transport)
     if not capture.isOpened():
         raise SourceError(
             f"{source.name} cannot be opened{reason}; check the address, user and password, and "
@@ -116,10 +130,12 @@ def open_stream(source: StreamAddress, read_timeout_s: float) -> cv2.VideoCaptur
     return capture
 
 
-def live_reader(source: StreamAddress, capture: cv2.VideoCapture) -> LiveReader:
+def live_reader(
+    source: StreamAddress, capture: cv2.VideoCapture, read_timeout_s: float
+) -> LiveReader:
     """What reads a live stream from its open capture: at the stream's own pace if it is HLS."""
     is_playlist = re.search(r"\.m3u8?($|[?#])", source.url, re.IGNORECASE)
-    return PacedReader(capture) if is_playlist else capture
+    return PacedReader(capture, read_timeout_s) if is_playlist else capture
 
 
 def is_recording(capture: LiveReader) -> bool:
@@ -131,12 +147,12 @@ def is_recording(capture: LiveReader) -> bool:
     return capture.get(cv2.CAP_PROP_FRAME_COUNT) > 0
 
 
-def _open_device(source: CameraDevice) -> cv2.VideoCapture:
+def _open_device(source: CameraDevice, opener: Opener) -> cv2.VideoCapture:
     device = device_of(source.device)
     # V4L2 first: OpenCV would prefer GStreamer, which does not change the picture size.
-    capture, reason = open_quietly(device, cv2.CAP_V4L2)
+    capture, reason = opener(device, cv2.CAP_V4L2)
     if not capture.isOpened():
-        capture, reason = open_quietly(device)
+        capture, reason = opener(device)
     if not capture.isOpened():
         devices = ", ".join(f"/dev/video{number}" for number in device_numbers())
         raise SourceError(
@@ -148,7 +164,7 @@ def _open_device(source: CameraDevice) -> cv2.VideoCapture:
     return capture
 
 
-def _open_pipeline(text: str, source: Pipeline | CsiCamera) -> cv2.VideoCapture:
+def _open_pipeline(text: str, source: Pipeline | CsiCamera, opener: Opener) -> cv2.VideoCapture:
     if not cv2.videoio_registry.hasBackend(cv2.CAP_GSTREAMER):
         raise SourceError(
             f"{source.name} cannot be opened: OpenCV {cv2.__version__} of this Python was built "
@@ -158,7 +174,7 @@ def _open_pipeline(text: str, source: Pipeline | CsiCamera) -> cv2.VideoCapture:
         )
     if not is_utf8(text):
         raise SourceError(f"{source.name} has bytes that are not UTF-8; rename what it reads")
-    capture, reason = open_quietly(text, cv2.CAP_GSTREAMER)
+    capture, reason = opener(text, cv2.CAP_GSTREAMER)
     if not capture.isOpened():
         raise SourceError(f"{source.name} cannot be opened{reason}; {source.advice}")
     return capture
@@ -167,13 +183,22 @@ def _open_pipeline(text: str, source: Pipeline | CsiCamera) -> cv2.VideoCapture:
 @contextmanager
 def _rtsp_over_udp() -> Iterator[None]:
     """Let FFmpeg ask RTSP servers for UDP; there is no other way to tell it."""
-    given = os.environ.get(FFMPEG_VARIABLE)
-    others = [each for each in (given or "").split("|") if each and "rtsp_" not in each]
-    os.environ[FFMPEG_VARIABLE] = "|".join([*others, "rtsp_transport;udp"])
-    try:
-        yield
-    finally:
-        if given is None:
-            del os.environ[FFMPEG_VARIABLE]
-        else:
-            os.environ[FFMPEG_VARIABLE] = given
+    with _OPENING_OVER_UDP:
+        given = os.environ.get(FFMPEG_VARIABLE)
+        others = [each for each in (given or "").split("|") if each and "rtsp_" not in each]
+        os.environ[FFMPEG_VARIABLE] = "|".join([*others, "rtsp_transport;udp"])
+        try:
+            yield
+        finally:
+            if given is None:
+                del os.environ[FFMPEG_VARIABLE]
+            else:
+                os.environ[FFMPEG_VARIABLE] = given
+
+
+@contextmanager
+def _not_beside_udp() -> Iterator[None]:
+    """Begin when no stream is being opened over UDP, or this one would be too."""
+    with _OPENING_OVER_UDP:
+        pass
+    yield

@@ -55,7 +55,7 @@ def open_source(
             return VideoFile(
                 named.url, fps=fps, max_frames=max_frames, policy=RECORDING, opened=capture
             )
-        opened = OpenedLive(live_reader(named, capture), [])
+        opened = OpenedLive(live_reader(named, capture, live.stall_s), [])
         return LiveCapture(named, fps=fps, max_frames=max_frames, policy=live, opened=opened)
     return LiveCapture(named, fps=fps, max_frames=max_frames, policy=live, wanted=wanted)
 

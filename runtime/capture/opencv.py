@@ -119,9 +119,21 @@ def open_quietly(
 
     Args:
         arguments: of `cv2.VideoCapture`.
-        within: entered for the opening, while no other capture is opened here.
+        within: entered for the opening.
     """
     with captured_stderr() as captured, within or nullcontext():
         capture = cv2.VideoCapture(*arguments)
     reasons = re.findall(r"^\[[^\]]+ @ 0x[0-9a-f]+\] (.+)$", captured.text, re.MULTILINE)
     return capture, f" ({without_credentials(reasons[-1].strip())})" if reasons else ""
+
+
+def open_unredirected(
+    *arguments: Any, within: AbstractContextManager[None] | None = None
+) -> tuple[cv2.VideoCapture, str]:
+    """As `open_quietly`, but standard error stays as it is, and no reason is known.
+
+    For openings while a stream runs: what other threads print meanwhile must not be lost, and other
+    sources must not wait.
+    """
+    with within or nullcontext():
+        return cv2.VideoCapture(*arguments), ""

@@ -11,18 +11,19 @@ from typing import Any
 
 import cv2
 
-# Timestamps that jump further ahead are those of another programme: its first picture is due now.
-MAX_WAIT_S = 30.0
-
 
 class PacedReader:
     """A capture whose pictures are due at their timestamps; late ones delay those after them.
 
     Args:
         capture: open; released with this reader.
+        read_timeout_s: after which the source counts as stalled. Timestamps that jump ahead by more
+            than half of it are those of another programme, or of a segment that was skipped: the
+            picture is due now.
     """
 
-    def __init__(self, capture: cv2.VideoCapture) -> None:
+    def __init__(self, capture: cv2.VideoCapture, read_timeout_s: float) -> None:
+        self._longest_wait_s = read_timeout_s / 2
         self._capture = capture
         self._zero_s: float | None = None  # of the timestamps, on time.monotonic()
         self._is_released = threading.Event()
@@ -49,7 +50,7 @@ class PacedReader:
         position_s = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
         now_s = time.monotonic()
         left_s = 0.0 if self._zero_s is None else self._zero_s + position_s - now_s
-        if self._zero_s is None or not 0 <= left_s <= MAX_WAIT_S:
+        if self._zero_s is None or not 0 <= left_s <= self._longest_wait_s:
             self._zero_s = now_s - position_s
             return 0.0
         return left_s

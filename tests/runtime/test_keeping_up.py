@@ -73,6 +73,9 @@ class SteadyCamera:
         while not self.is_ready:
             self.clock.passed_s = max(self.clock.passed_s, self._num_sent / CAMERA_FPS)
 
+    def end(self):
+        self._num_frames = self._queue.num_taken
+
     def take_events(self):
         events, self._events = self._events, []
         return events

@@ -241,6 +241,9 @@ class LivePictures(Pictures):
     def wait(self):
         pass
 
+    def end(self):
+        self.is_ready = True
+
     def take_events(self):
         return []
 

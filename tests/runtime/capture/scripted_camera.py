@@ -61,7 +61,7 @@ class ScriptedCamera:
         self._answers = queue.Queue()
         self._is_waiting = threading.Semaphore(0)  # the reader, for the next answer
         self._is_over = False
-        self._hangs = threading.Event()
+        self._hangs, self._has_hung = threading.Event(), threading.Event()
         self._lives = []
 
     def live(self, source=0, *, fps=2.0, policy=LIVE, max_frames=None):
@@ -84,6 +84,7 @@ class ScriptedCamera:
     def hangs(self):
         """A read that does not return before the camera is closed."""
         self._answers.put(self._hangs)
+        assert self._has_hung.wait(LONGEST_S)  # or a second reader might take it
 
     def breaks(self, error):
         """A read that raises `error`."""
@@ -108,6 +109,7 @@ class ScriptedCamera:
         self._is_waiting.release()
         answer = self._answers.get()
         if answer is self._hangs:
+            self._has_hung.set()
             self._hangs.wait(LONGEST_S)
             return None
         return answer

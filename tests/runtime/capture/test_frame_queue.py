@@ -86,6 +86,28 @@ def test_a_source_slower_than_the_rate_is_never_repeated():
     assert times_s == [0.7, 1.4, 2.1]
 
 
+@pytest.mark.parametrize("keep", [NEWEST, Keep("queue", 3)], ids=str)
+def test_a_picture_whose_instant_is_taken_while_it_is_converted_is_dropped(keep):
+    queue = begun(keep)
+    assert arrive(queue, 0.5)
+    is_kept = queue.offer(0.51)
+    assert queue.take(0.51).time_s == 0.5
+    if is_kept:
+        queue.put(NO_IMAGE, NOON)
+    assert queue.take(0.52) is None
+    assert counts_of(queue).num_between == 1
+
+
+def test_a_picture_converted_while_the_first_frame_is_taken_is_dropped():
+    queue = FrameQueue(NEWEST, fps=2, settle_s=0.25)
+    arrive(queue, 0.0)
+    assert queue.offer(0.25)
+    assert queue.take(0.25).time_s == 0
+    queue.put(NO_IMAGE, NOON)
+    assert queue.take(0.26) is None
+    assert counts_of(queue).num_between == 1
+
+
 def test_what_was_buffered_before_the_first_frame_is_dropped():
     queue = FrameQueue(Keep("queue", 5), fps=2, settle_s=0.25)
     for number in range(40):  # within 0.2 s

@@ -4,7 +4,9 @@ What V4L2 does is played; no device is read. The clock is the test's, so nothing
 """
 
 import math
+import os
 import random
+import threading
 from dataclasses import replace
 from itertools import islice
 
@@ -13,6 +15,8 @@ import numpy as np
 import pytest
 
 from mod_edge.errors import ConfigError, SourceError
+from mod_edge.runtime.capture import live_capture
+from mod_edge.runtime.capture.live_capture import HUNG_OPEN_S
 from mod_edge.runtime.capture.live_source import (
     FrozenEvent,
     GapEvent,
@@ -21,9 +25,10 @@ from mod_edge.runtime.capture.live_source import (
     UnfrozenEvent,
 )
 from mod_edge.runtime.capture.reconnect import LONGEST_DELAY_S, parse_reconnect, retry_delays_s
-from mod_edge.runtime.capture.source import LIVE
+from mod_edge.runtime.capture.source import LIVE, Keep
 from tests.runtime.capture.numbered_video import number_in
-from tests.runtime.capture.scripted_camera import ScriptedCamera
+from tests.runtime.capture.scripted_camera import NO_PICTURE, ScriptedCamera, ScriptedCapture
+from tests.runtime.test_talk import silent_session
 
 ONCE_LOST = replace(LIVE, settle_s=0.0, max_failed_reads=3)
 A_MINUTE = replace(ONCE_LOST, reconnect_s=60.0)
@@ -77,6 +82,18 @@ def test_a_loss_is_told_before_the_source_is_back(camera):
     assert live.num_waiting == 0
 
 
+def test_a_loss_is_told_after_the_frames_that_waited_before_it(camera):
+    live = begun(camera, replace(FOREVER, keep=Keep("queue", 5)))
+    camera.sends(1, 2, every_s=0.5)
+    camera.fails(3)
+    told = []
+    for _ in range(2):
+        told += [event.kind for event in live.take_events()]
+        told.append(next(live).time_s)
+    told += [event.kind for event in live.take_events()]
+    assert told == [0.5, 1.0, "lost"]
+
+
 def test_attempts_go_on_while_the_source_is_away(camera, monkeypatch):
     live, opening = begun(camera, FOREVER), camera.open
 
@@ -118,6 +135,33 @@ def test_a_source_that_opens_but_never_delivers_uses_up_the_time_too(camera):
     assert [event.kind for event in live.take_events()] == ["lost"]
 
 
+def test_a_source_whose_pictures_cannot_be_converted_uses_up_the_time_too(camera):
+    live = begun(camera, A_MINUTE)
+    camera.fails(3)
+    for _ in range(40):
+        camera.sends(*[NO_PICTURE] * 3, every_s=1.0)
+    with pytest.raises(SourceError, match=r"in 60 s and \d+ attempts"):
+        next(live)
+    assert [event.kind for event in live.take_events()] == ["lost"]
+
+
+def test_a_gap_lasts_until_a_picture_that_can_be_converted(camera):
+    live = begun(camera, FOREVER)
+    camera.fails(3)
+    camera.sends(NO_PICTURE, NO_PICTURE, 1, every_s=1.0)
+    next(live)
+    _, gap = live.take_events()
+    assert gap.gap_s == pytest.approx(camera.clock.passed_s, abs=0.001)
+
+
+def test_seconds_without_pictures_are_not_frozen_ones(camera):
+    live = begun(camera, replace(FOREVER, frozen_after_s=2.0))
+    camera.fails(3)
+    camera.sends(0, every_s=4.0)
+    camera.sends(0, every_s=0.5)
+    assert [event.kind for event in live.take_events()] == ["lost", "gap"]
+
+
 def test_a_stall_is_a_loss_too(camera):
     live = begun(camera, FOREVER)
     camera.fails(every_s=5.0)
@@ -147,6 +191,92 @@ def test_a_read_that_never_returns_is_left_and_the_source_opened_again(camera):
     assert list(live) == []
 
 
+def test_an_opening_that_never_returns_is_left_and_uses_up_the_time(camera, monkeypatch):
+    live, opens, may_return = begun(camera, A_MINUTE), threading.Semaphore(0), threading.Event()
+
+    def hangs(*_):
+        opens.release()
+        assert may_return.wait(10.0)
+        return camera.open()
+
+    monkeypatch.setattr(cv2, "VideoCapture", hangs)
+    for _ in range(3):
+        camera._answers.put(None)
+    for _ in range(2):
+        assert opens.acquire(timeout=10.0)
+        live.take_events()
+        assert not live.is_ready
+        camera.clock.passed_s += HUNG_OPEN_S + 0.1
+        assert not live.is_ready  # the caller saw that it hangs
+    live._reader.join(10.0)
+    with pytest.raises(SourceError, match=r"in 60 s and 2 attempts.*last: opening camera 0 took"):
+        list(live)
+    may_return.set()
+    for thread in live._hung:
+        thread.join(10.0)
+        assert not thread.is_alive()
+
+
+def test_no_more_than_some_reads_hang_at_a_time(camera, monkeypatch):
+    monkeypatch.setattr(live_capture, "MAX_HUNG", 1)
+    live = begun(camera, A_MINUTE)
+    camera.hangs()
+    assert not live.is_ready
+    camera.clock.passed_s += 6.1
+    assert not live.is_ready or live._events
+    live._reader.join(10.0)
+    with pytest.raises(SourceError, match=r"0 attempts .*last: 1 earlier connections still hang"):
+        list(live)
+    assert camera.num_opened == 1
+
+
+def test_a_reader_that_was_left_does_not_open_the_source_again(camera, monkeypatch):
+    live = begun(camera, FOREVER)
+    old = live._reader
+
+    def takes_long(_):
+        release.set()
+        assert left.wait(10.0)
+
+    release, left = threading.Event(), threading.Event()
+    monkeypatch.setattr(ScriptedCapture, "release", takes_long)
+    for _ in range(3):
+        camera._answers.put(None)
+    assert release.wait(10.0)
+    live._reader = threading.current_thread()  # the caller left it meanwhile
+    left.set()
+    old.join(10.0)
+    assert not old.is_alive()
+    assert camera.num_opened == 1
+    live._reader = old
+
+
+def test_an_error_when_the_source_is_released_still_ends_the_iteration(camera, monkeypatch):
+    live = begun(camera, ONCE_LOST)
+
+    def breaks(_):
+        raise cv2.error("released twice")
+
+    monkeypatch.setattr(ScriptedCapture, "release", breaks)
+    camera.fails(3)
+    with pytest.raises(SourceError, match="cannot be read any more: released twice"):
+        next(live)
+
+
+def test_a_picture_whose_conversion_raises_is_a_failed_read(camera, monkeypatch):
+    live, retrieve = begun(camera, FOREVER), ScriptedCapture.retrieve
+
+    def raises(_):
+        raise cv2.error("damaged")
+
+    monkeypatch.setattr(ScriptedCapture, "retrieve", raises)
+    camera.sends(1, every_s=0.5)
+    monkeypatch.setattr(ScriptedCapture, "retrieve", retrieve)
+    camera.sends(2, every_s=0.5)
+    assert number_in(next(live).image) == 2
+    assert live.counts.num_skipped_reads == 1
+
+
 def test_what_a_source_had_buffered_is_dropped_when_it_comes_back(camera):
     live = begun(camera, replace(FOREVER, settle_s=0.25))
     camera.fails(3)
@@ -159,10 +289,57 @@ def test_what_a_source_had_buffered_is_dropped_when_it_comes_back(camera):
     assert counts.num_taken + counts.num_dropped == counts.num_captured == 11
 
 
+def test_what_others_print_while_a_source_is_opened_again_is_not_lost(camera, monkeypatch, capfd):
+    live = begun(camera, A_MINUTE)
+
+    def prints(*_):
+        os.write(2, b"the disk is full\n")  # as another thread would
+        return camera.open()
+
+    monkeypatch.setattr(cv2, "VideoCapture", prints)
+    camera.fails(3)
+    assert [event.kind for event in live.take_events()] == ["lost"]
+    assert capfd.readouterr().err == "the disk is full\n"
+
+
+def test_warnings_of_the_format_are_told_when_the_source_is_opened_again(camera, monkeypatch):
+    live, open_live = begun(camera, A_MINUTE), live_capture.open_live
+
+    def warns(*arguments, **options):
+        return open_live(*arguments, **options)._replace(warnings=["camera 0 delivers 8 frames/s"])
+
+    monkeypatch.setattr(live_capture, "open_live", warns)
+    camera.fails(3)
+    camera.fails(3)
+    assert live.warnings == ["camera 0 delivers 8 frames/s"]
+
+
 def test_closing_ends_the_attempts(camera):
     live = begun(camera, FOREVER)
     camera.close()
     assert list(live) == []
+    assert not live._reader.is_alive()
+
+
+def test_stopping_the_session_of_a_lost_source_ends_its_stream_at_once(camera):
+    live = begun(camera, FOREVER)
+    session = silent_session()
+    session.begin(live)
+    camera.fails(3)
+    assert [event.kind for event in live.take_events()] == ["lost"]
+    assert not live.is_ready  # a caller waits, however long it takes
+    session.stop()
+    assert live.is_ready
+    live.wait()
+    assert list(live) == []
+
+
+def test_a_reader_ends_with_the_last_frame_that_is_wanted(camera):
+    live = camera.live(policy=ONCE_LOST, max_frames=1)
+    camera.sends(0, every_s=0.0)
+    next(live)
+    camera.sends(1, every_s=0.5)
+    live._reader.join(5.0)
     assert not live._reader.is_alive()
 
 

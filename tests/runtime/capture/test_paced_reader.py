@@ -49,7 +49,7 @@ def clock(monkeypatch):
 
 
 def test_pictures_are_returned_at_their_times_and_a_late_one_delays_the_others(clock):
-    reader = PacedReader(Burst([7.0, 7.5, None, 8.0, 8.5, 9.0]))
+    reader = PacedReader(Burst([7.0, 7.5, None, 8.0, 8.5, 9.0]), 5.0)
     returned_s = []
     for index in range(6):
         clock[0] += 2.0 if index == 4 else 0.0  # the next segment came late
@@ -59,15 +59,22 @@ def test_pictures_are_returned_at_their_times_and_a_late_one_delays_the_others(c
 
 
 def test_a_jump_of_the_timestamps_is_not_waited_for(clock):
-    reader = PacedReader(Burst([7.0, 5000.0, 5000.5, 1.0, 1.5]))
+    reader = PacedReader(Burst([7.0, 5000.0, 5000.5, 1.0, 1.5]), 5.0)
     for _ in range(5):
+        reader.grab()
+    assert clock[0] == pytest.approx(101)
+
+
+def test_a_segment_that_was_skipped_is_no_stall(clock):
+    reader = PacedReader(Burst([7.0, 7.5, 14.0, 14.5]), 5.0)
+    for _ in range(4):
         reader.grab()
     assert clock[0] == pytest.approx(101)
 
 
 def test_a_released_reader_returns_no_picture(clock):
     capture = Burst([7.0, 7.5])
-    reader = PacedReader(capture)
+    reader = PacedReader(capture, 5.0)
     reader.release()
     assert capture.is_released
     assert not reader.grab()
