@@ -82,6 +82,19 @@ def test_a_line_without_an_end_fills_no_memory_and_is_told_once(pipe, monkeypatc
     )
 
 
+def test_bad_lines_that_wait_for_an_event_fill_no_memory():
+    ours, theirs = os.pipe()
+    os.write(theirs, b"nonsense\n" * (standard_input.MAX_FAULTS + 5) + b'{"cut": true}\n')
+    session = Listening()
+    with StandardInput(is_json=True, descriptor=ours) as requests:
+        requests.start({"": session})
+        session.next_call()
+        faults = list(requests.faults(0.0))
+    assert (len(faults), faults[-1].line_number) == (1000, 1005)
+    os.close(ours)
+    os.close(theirs)
+
+
 def test_an_open_pipe_without_lines_does_not_hold_up_the_end():
     ours, theirs = os.pipe()
     with StandardInput(is_json=True, descriptor=ours) as requests:
