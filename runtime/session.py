@@ -11,7 +11,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from mod_edge.config import ModelConfig
-from mod_edge.errors import ConfigError
+from mod_edge.errors import ConfigError, NotStreamingError
 from mod_edge.plan.kv_budget import KvPlan, rows_of, rows_of_frames
 from mod_edge.plan.kv_window import NO_ROWS, Rows
 from mod_edge.plan.protocol import Decision
@@ -254,11 +254,12 @@ class Session(Conversation):
                 the standing instruction.
 
         Raises:
-            ConfigError: the session is not streaming, the query is empty or does not fit in the
-                window, or `MAX_WAITING` queries wait already.
+            NotStreamingError: the session is not streaming.
+            ConfigError: the query is empty or does not fit in the window, or `MAX_WAITING` queries
+                wait already.
         """
         if not self._is_streaming:
-            raise ConfigError(
+            raise NotStreamingError(
                 f"cannot ask {query!r}: the session is not streaming; pass it to stream()"
             )
         if len(self._queries) >= MAX_WAITING:
