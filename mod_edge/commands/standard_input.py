@@ -189,9 +189,13 @@ def with_faults(
         yield from events
         return
     time_s = 0.0
+
+    def faults() -> Iterator[Event]:
+        return map(session.stamped, requests.faults(time_s))
+
     for event in events:
         requests.start({"": session})  # not before: a session refuses requests until it streams
         yield event
         time_s = event.time_s
-        yield from requests.faults(time_s)
-    yield from requests.faults(time_s)
+        yield from faults()
+    yield from faults()

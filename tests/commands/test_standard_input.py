@@ -2,11 +2,13 @@
 
 import os
 import queue
+from dataclasses import replace
 
 import pytest
 
 from mod_edge.commands import standard_input
 from mod_edge.commands.standard_input import StandardInput, with_faults
+from mod_edge.commands.stream_view import show_streams
 from mod_edge.runtime.events import BadLineEvent, Event
 
 TIMEOUT_S = 20
@@ -20,6 +22,9 @@ class Listening:
 
     def __getattr__(self, name):
         return lambda *values: self.calls.put((name, *values))
+
+    def stamped(self, event):
+        return replace(event, at="2026-01-01T00:00:00Z")
 
     def next_call(self):
         return self.calls.get(timeout=TIMEOUT_S)
@@ -65,6 +70,65 @@ def test_a_bad_line_is_told_with_its_number_and_the_next_one_is_followed(pipe):
     assert isinstance(fault, BadLineEvent)
     assert (fault.time_s, fault.line_number) == (1.5, 3)
     assert fault.message.startswith("'nonsense' is not JSON")
+
+
+def test_a_bad_line_has_the_time_of_day_of_its_stream(pipe):
+    session, requests, written = pipe
+    written.write(b'nonsense\n{"cut": true}\n')
+    session.next_call()
+    _, fault = with_faults([Event(2.0)], requests, session)
+    assert (fault.line_number, fault.at) == (1, "2026-01-01T00:00:00Z")
+
+
+class Interrupted:
+    """Two streams, of which one gives an event; then Ctrl-C."""
+
+    def __init__(self, session, requests):
+        self.session, self.requests = session, requests
+
+    def add(self, *_stream):
+        return self.session
+
+    def events(self):
+        yield "a", Event(2.0)
+        self.requests._faults.append((7, "nonsense"))
+        raise KeyboardInterrupt
+
+
+class Quiet(Listening):
+    """A session that has seen no frame, so that it has no summary to show."""
+
+    time_s, num_frames = 2.0, 0
+
+    def summary(self):
+        return self
+
+
+class Kept:
+    """A view that keeps what it is shown."""
+
+    def __init__(self, shown):
+        self.shown = shown
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_exc):
+        pass
+
+    def show(self, event):
+        self.shown.append(event)
+
+
+def test_a_bad_line_after_the_last_event_of_several_streams_is_told_with_its_time_of_day():
+    ours, theirs = os.pipe()
+    requests, shown = StandardInput(is_json=True, descriptor=ours), []
+    streams = Interrupted(Quiet(), requests)
+    show_streams(streams, {"a": None, "b": None}, [], lambda *_: [Kept(shown)], requests)
+    _, fault = shown
+    assert (fault.line_number, fault.time_s, fault.at) == (7, 2.0, "2026-01-01T00:00:00Z")
+    os.close(ours)
+    os.close(theirs)
 
 
 def test_a_line_without_an_end_fills_no_memory_and_is_told_once(pipe, monkeypatch):
