@@ -310,6 +310,11 @@ class Session(Conversation):
         self._is_streaming = False
         super().__exit__(*exc)
 
+    @property
+    def time_s(self) -> float:
+        """The time of the last frame, in seconds of video; 0 before the first."""
+        return self._time_s
+
     def summary(self) -> Summary:
         """Totals so far."""
         wall_s = time.perf_counter() - self._started_s if self._started_s else 0.0
