@@ -2,6 +2,7 @@
 
     ModEdgeError
     |-- ConfigError        a setting or a config.json value is not allowed
+    |   `-- NotStreamingError  a question to a stream that has not begun, or has ended
     |-- CheckpointError    the checkpoint folder is incomplete or damaged
     |-- ShapeError         an array has the wrong shape, dtype or number of rows
     |-- ExportError        a graph could not be written, or differs from the reference
@@ -27,6 +28,10 @@ class ModEdgeError(Exception):
 
 class ConfigError(ModEdgeError):
     """A setting contradicts another, is out of range, or is unknown."""
+
+
+class NotStreamingError(ConfigError):
+    """A question came before its stream has begun, or after its end."""
 
 
 class CheckpointError(ModEdgeError):

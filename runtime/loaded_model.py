@@ -124,7 +124,12 @@ class StreamState(_Closing, ABC):
 
     @abstractmethod
     def evict(self, eviction: Eviction) -> None:
-        """Drop rows from every layer's cache and rebase the sink."""
+        """Drop rows from every layer's cache and rebase the sink.
+
+        With `eviction.room` the rows after the sink are left free. They must be filled by steps
+        that start at `past=eviction.sink`, and `evict` be called again with the sink that includes
+        them and no room, before any other step.
+        """
 
     @property
     @abstractmethod

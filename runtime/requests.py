@@ -6,6 +6,8 @@
 {"threshold": 0.8}                               /threshold 0.8
 {"cut": true}                                    /cut
 {"stop": true}                                   /stop
+
+With `"stream": NAME` a JSON object is for that stream alone, otherwise for all of them.
 """
 
 import json
@@ -14,14 +16,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mod_edge.errors import ConfigError
+from mod_edge.errors import ConfigError, NotStreamingError
 from mod_edge.runtime.queries import Query
 from mod_edge.runtime.session import Session
 
 NAMES = ("query", "instruction", "threshold", "cut", "stop")
 WANTED = (
     'wanted one of {"query": TEXT}, {"query": TEXT, "time_s": SECONDS}, {"instruction": TEXT}, '
-    '{"threshold": 0-1}, {"cut": true}, {"stop": true}'
+    '{"threshold": 0-1}, {"cut": true}, {"stop": true}; with "stream": NAME for one of several '
+    "streams"
 )
 TYPED = "wanted /instruction TEXT, /threshold 0-1, /cut or /stop; other text is a question"
 
@@ -62,21 +65,30 @@ class Request:
 
 
 def put_request(request: Request, sessions: Mapping[str, Session]) -> None:
-    """Put a request to the sessions that it is for.
+    """Put a request to all sessions that it is for, also if one of them refuses it.
 
     Args:
         request: see `Request.put_to`.
         sessions: that stream, by the names of their streams.
 
     Raises:
-        ConfigError: no stream has the request's name, or a session refuses it.
+        ConfigError: no stream has the request's name, or sessions refuse it. That one has ended
+            does not matter while another one takes it.
     """
     if request.stream is not None and request.stream not in sessions:
         names = ", ".join(filter(None, sessions)) or "one without a name: omit it"
         raise ConfigError(f'"stream": {_shown(request.stream)}, but the streams are {names}')
-    for name, session in list(sessions.items()):
-        if request.stream in (None, name):
+    asked = [each for name, each in list(sessions.items()) if request.stream in (None, name)]
+    refusals = list[ConfigError]()
+    for session in asked:
+        try:
             request.put_to(session)
+        except ConfigError as exc:
+            refusals.append(exc)
+    if len(refusals) < len(asked):  # somebody took it
+        refusals = [exc for exc in refusals if not isinstance(exc, NotStreamingError)]
+    if refusals:
+        raise ConfigError("; ".join(dict.fromkeys(map(str, refusals)))) from refusals[0]
 
 
 def request_from_json(line: str) -> Request:

@@ -11,7 +11,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from mod_edge.config import ModelConfig
-from mod_edge.errors import ConfigError
+from mod_edge.errors import ConfigError, NotStreamingError
 from mod_edge.plan.kv_budget import KvPlan, rows_of, rows_of_frames
 from mod_edge.plan.kv_window import NO_ROWS, Rows
 from mod_edge.plan.protocol import Decision
@@ -34,7 +34,8 @@ from mod_edge.runtime.queries import Query, QueryQueue
 from mod_edge.runtime.stats import Latencies
 from mod_edge.runtime.stepper import SinkText
 
-# Queries that may wait at a time: a program that asks without end must not fill the memory.
+# Queries, and thresholds, that may wait at a time: a program that asks without end must not fill
+# the memory.
 MAX_WAITING = 100_000
 NAMED_QUERIES = 3  # that a summary names if they were not reached; the others are counted
 
@@ -123,7 +124,7 @@ class Session(Conversation):
         self._queries = QueryQueue()
         self._is_streaming = self._must_stop = False
         self._has_details = False
-        self._changes = deque[Event]()  # of settings, from any thread
+        self._thresholds = deque[float](maxlen=MAX_WAITING)  # not in use yet; from any thread
         # What the window must have room for, whatever is asked: read and raised by any thread.
         self._admission = threading.Lock()
         self._standing_rows = NO_ROWS
@@ -216,8 +217,6 @@ class Session(Conversation):
         seen, costs = batch.seen, FrameCosts(batch.letterbox_ms, vision_ms)
         first = 0
         while first < len(seen):
-            while self._changes:
-                yield self._changes.popleft()
             # What is asked before the first frame waits until then: the cache has no room for it
             # as a standing instruction.
             while (
@@ -228,6 +227,7 @@ class Session(Conversation):
                 yield from self._answer(self._queries.take())
             if self._must_stop:
                 return
+            yield from self._change_threshold()
             last = first + 1
             # A query due before a frame is answered first, so that frame is not in this step.
             while last < len(seen) and not self._queries.is_due_before(seen[last].frame.time_s):
@@ -239,6 +239,7 @@ class Session(Conversation):
         end_s = self._time_s + 1 / self.config.stream_config.frame_fps
         while self._num_frames and not self._must_stop and self._received().is_due_at(end_s):
             yield from map(self.stamped, self._answer(self._queries.take()))
+        yield from map(self.stamped, self._change_threshold())
         self._is_streaming = False
 
     def stamped(self, event: Event) -> Event:
@@ -254,11 +255,12 @@ class Session(Conversation):
                 the standing instruction.
 
         Raises:
-            ConfigError: the session is not streaming, the query is empty or does not fit in the
-                window, or `MAX_WAITING` queries wait already.
+            NotStreamingError: the session is not streaming.
+            ConfigError: the query is empty or does not fit in the window, or `MAX_WAITING` queries
+                wait already.
         """
         if not self._is_streaming:
-            raise ConfigError(
+            raise NotStreamingError(
                 f"cannot ask {query!r}: the session is not streaming; pass it to stream()"
             )
         if len(self._queries) >= MAX_WAITING:
@@ -287,14 +289,16 @@ class Session(Conversation):
         self.ask(Query(instruction, self._time_s, is_instruction=True))
 
     def set_threshold(self, threshold: float) -> None:
-        """Change the threshold (see `Protocol`) from the next decision on, from any thread.
+        """Change the threshold (see `Protocol`) before the next frame is fed, from any thread.
+
+        A `ThresholdEvent` comes right before the first decision that uses it. While the source
+        gives no frame the newest `MAX_WAITING` wait.
 
         Raises:
             ConfigError: it is not a probability.
         """
         check_threshold(threshold)
-        self._protocol.threshold = threshold
-        self._changes.append(ThresholdEvent(self._time_s, threshold))
+        self._thresholds.append(threshold)
 
     def stop(self) -> None:
         """End the stream, from any thread: a reply after its present token, else at the next frame.
@@ -308,6 +312,11 @@ class Session(Conversation):
     def __exit__(self, *exc: object) -> None:
         self._is_streaming = False
         super().__exit__(*exc)
+
+    @property
+    def time_s(self) -> float:
+        """The time of the last frame, in seconds of video; 0 before the first."""
+        return self._time_s
 
     def summary(self) -> Summary:
         """Totals so far."""
@@ -352,6 +361,11 @@ class Session(Conversation):
         """The queue with the queries that `ask` has put in since."""
         self._queries.receive()
         return self._queries
+
+    def _change_threshold(self) -> Iterator[Event]:
+        while self._thresholds:
+            self._protocol.threshold = self._thresholds.popleft()
+            yield ThresholdEvent(self._time_s, self._protocol.threshold)
 
     def _feed(
         self, seen: list[SeenFrame], embeds: FrameEmbeds, costs: FrameCosts

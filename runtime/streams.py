@@ -214,7 +214,7 @@ class Streams(AbstractContextManager["Streams"]):
 
     def _failed(self, stream: _Running, error: SourceError) -> Iterator[Event]:
         self._failures[stream.name] = error
-        failure = FailureEvent(stream.session.summary().time_s, str(error))
+        failure = FailureEvent(stream.session.time_s, str(error))
         yield stream.session.stamped(failure)
         yield self._close(stream)
 

@@ -1,6 +1,6 @@
 """The options of `mod-edge run` for cameras and streams, read into a policy."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
@@ -11,6 +11,7 @@ from mod_edge.errors import ConfigError
 
 if TYPE_CHECKING:
     from mod_edge.runtime.capture.source import CapturePolicy
+    from mod_edge.runtime.capture.source_name import SourceName
 
 KeepOption = Annotated[
     str | None,
@@ -38,7 +39,7 @@ FrozenAfterOption = Annotated[
 def live_policy(
     keep: str | None, reconnect: str | None, frozen_after_s: float | None
 ) -> "CapturePolicy | None":
-    """The policy that the options ask for; None where none is given.
+    """The policy that the options ask for; None if it is the default.
 
     Raises:
         typer.BadParameter: an option has no such value.
@@ -46,8 +47,6 @@ def live_policy(
     from mod_edge.runtime.capture.reconnect import parse_reconnect
     from mod_edge.runtime.capture.source import LIVE, parse_keep
 
-    if keep is None and reconnect is None and frozen_after_s is None:
-        return None
     policy = LIVE
     with _blames("--keep"):
         policy = replace(policy, keep=parse_keep(keep)) if keep is not None else policy
@@ -56,7 +55,24 @@ def live_policy(
         policy = replace(policy, reconnect_s=seconds)
     with _blames("--frozen-after"):
         after_s = policy.frozen_after_s if frozen_after_s is None else frozen_after_s
-        return replace(policy, frozen_after_s=after_s)
+        policy = replace(policy, frozen_after_s=after_s)
+    # Asked for by name, "newest" is wrong for a file; that a file is not opened again is not.
+    return None if keep is None and policy == LIVE else policy
+
+
+def policies_of(
+    sources: Sequence["SourceName"], policy: "CapturePolicy | None"
+) -> list["CapturePolicy | None"]:
+    """The policy of each source: files beside a live source have none.
+
+    Files alone get it too, to refuse what is only for live sources.
+    """
+    from mod_edge.runtime.capture.source_name import ImagePaths, VideoPath
+
+    are_files = [isinstance(each, VideoPath | ImagePaths) for each in sources]
+    if all(are_files):
+        return [policy] * len(sources)
+    return [None if is_file else policy for is_file in are_files]
 
 
 @contextmanager

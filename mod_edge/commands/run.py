@@ -26,6 +26,7 @@ from mod_edge.commands.live_options import (
     KeepOption,
     ReconnectOption,
     live_policy,
+    policies_of,
 )
 from mod_edge.errors import ConfigError
 from mod_edge.native.package_faults import quiet_imports
@@ -191,6 +192,7 @@ def run(
         return
     policy = live_policy(keep, reconnect, frozen_after)
     chosen = [parse_source(text) for text in texts]
+    policies = policies_of(chosen, policy)
     if image_fps is not None and not any(isinstance(each, ImagePaths) for each in chosen):
         raise typer.BadParameter("only with a folder, a glob or an image", param_hint="--image-fps")
     for each in chosen:
@@ -219,7 +221,6 @@ def run(
         max_frames=max_frames,
         wanted=settings.camera,
         image_fps=image_fps,
-        policy=policy,
     )
     requests = standard_input(as_json=json, reads_json=stdin)
     shown: dict[str, Any] = {
@@ -230,15 +231,18 @@ def run(
     }
     # The file first: it has the event at which a closed pipe of the screen ends the run.
     if len(chosen) == 1:
-        with open_session(opened, **options) as session, open_one(chosen[0]) as frames:
+        with (
+            open_session(opened, **options) as session,
+            open_one(chosen[0], policy=policy) as frames,
+        ):
             screen = screen_view(session, **shown)
             show_stream(session, frames, queries, [*recorders_of("", session), screen], requests)
         return
     with ExitStack() as release:
         streams = release.enter_context(open_streams(opened, max_streams=len(chosen), **options))
         sources: dict[str, Source] = {}
-        for name, each in zip(stream_names(chosen), chosen, strict=True):
-            sources[name] = frames = open_one(each)
+        for name, each, its_policy in zip(stream_names(chosen), chosen, policies, strict=True):
+            sources[name] = frames = open_one(each, policy=its_policy)
             release.push(frames)
         screen_of = screen_views(streams, **shown)
         show_streams(

@@ -28,6 +28,8 @@ from mod_edge.runtime.session import Session
 # A longer line is no request: what never ends in a line break must not fill the memory.
 MAX_LINE_BYTES = 65_536
 CHUNK_BYTES = 65_536
+# Of the lines that were no requests, while no event comes to tell them with.
+MAX_FAULTS = 1000
 # How often a terminal is looked at, which may belong to another job for a while.
 TERMINAL_POLL_S = 0.5
 
@@ -46,7 +48,7 @@ class StandardInput(AbstractContextManager["StandardInput"]):
         self._parse: Callable[[str], Request] = request_from_json if is_json else request_from_typed
         self._descriptor = descriptor
         self._is_terminal = os.isatty(descriptor)
-        self._faults = deque[tuple[int, str]]()
+        self._faults = deque[tuple[int, str]](maxlen=MAX_FAULTS)
         self._num_lines = 0
         self._partial = b""
         self._typed: TypedLine | None = None
@@ -98,7 +100,10 @@ class StandardInput(AbstractContextManager["StandardInput"]):
             self._thread.start()
 
     def faults(self, time_s: float) -> Iterator[BadLineEvent]:
-        """The lines since the last call that were no requests, as events at `time_s`."""
+        """The lines since the last call that were no requests, as events at `time_s`.
+
+        Of more than `MAX_FAULTS` lines the last ones.
+        """
         while self._faults:
             yield BadLineEvent(time_s, *self._faults.popleft())
 
@@ -184,9 +189,13 @@ def with_faults(
         yield from events
         return
     time_s = 0.0
+
+    def faults() -> Iterator[Event]:
+        return map(session.stamped, requests.faults(time_s))
+
     for event in events:
         requests.start({"": session})  # not before: a session refuses requests until it streams
         yield event
         time_s = event.time_s
-        yield from requests.faults(time_s)
-    yield from requests.faults(time_s)
+        yield from faults()
+    yield from faults()

@@ -130,10 +130,13 @@ def show_streams(
             for view in views[name]:
                 view.finish(summary)
 
+        def show_faults(name: str, time_s: float) -> None:
+            for fault in requests.faults(time_s) if requests else ():
+                show(name, sessions[name].stamped(fault))
+
         try:
             for name, event in streams.events():
-                for fault in requests.faults(event.time_s) if requests else ():
-                    show(name, fault)
+                show_faults(name, event.time_s)
                 if isinstance(event, Summary):
                     finish(name, event)
                 else:
@@ -144,7 +147,9 @@ def show_streams(
             for live in filter(None, map(as_live, sources.values())):
                 live.end()  # all at once: closing each then waits for its last read
             for name, session in list(sessions.items()):
-                if (summary := session.summary()).num_frames:
+                summary = session.summary()
+                show_faults(name, summary.time_s)  # the first stream shows them all
+                if summary.num_frames:
                     finish(name, summary)
 
 

@@ -48,7 +48,7 @@ class ServiceManager(AbstractContextManager["ServiceManager"]):
 
     def _send(self, line: str) -> None:
         with contextlib.suppress(OSError):
-            self._socket.sendto(line.encode(), self._address)
+            self._socket.sendto(line.encode(errors="replace"), self._address)
 
 
 def service_manager_of(environment: Mapping[str, str]) -> ServiceManager | None:

@@ -5,15 +5,29 @@ import math
 import pytest
 import typer
 
-from mod_edge.commands.live_options import live_policy
+from mod_edge.commands.live_options import live_policy, policies_of
 from mod_edge.errors import ConfigError
 from mod_edge.runtime.capture.open_source import open_source
 from mod_edge.runtime.capture.source import LIVE, Keep
+from mod_edge.runtime.capture.source_name import parse_source
 from tests.runtime.capture.numbered_video import write_video
 
 
 def test_without_an_option_there_is_no_policy():
     assert live_policy(None, None, None) is None
+
+
+def test_what_is_the_default_anyway_is_no_contradiction_for_a_file(tmp_path):
+    path = write_video(tmp_path / "a.avi", fps=10, num_frames=10)
+    with open_source(path, fps=2, policy=live_policy(None, "off", None)) as video:
+        assert len(list(video)) == 2
+
+
+def test_a_file_beside_a_live_source_leaves_its_options_to_it():
+    policy = live_policy(None, "forever", None)
+    file, folder, camera = map(parse_source, ("clip.mp4", "*.png", "0"))
+    assert policies_of([file, camera, folder], policy) == [None, policy, None]
+    assert policies_of([file, folder], policy) == [policy, policy]
 
 
 def test_the_options_make_one_policy():

@@ -2,11 +2,13 @@
 
 import os
 import queue
+from dataclasses import replace
 
 import pytest
 
 from mod_edge.commands import standard_input
 from mod_edge.commands.standard_input import StandardInput, with_faults
+from mod_edge.commands.stream_view import show_streams
 from mod_edge.runtime.events import BadLineEvent, Event
 
 TIMEOUT_S = 20
@@ -20,6 +22,9 @@ class Listening:
 
     def __getattr__(self, name):
         return lambda *values: self.calls.put((name, *values))
+
+    def stamped(self, event):
+        return replace(event, at="2026-01-01T00:00:00Z")
 
     def next_call(self):
         return self.calls.get(timeout=TIMEOUT_S)
@@ -67,6 +72,65 @@ def test_a_bad_line_is_told_with_its_number_and_the_next_one_is_followed(pipe):
     assert fault.message.startswith("'nonsense' is not JSON")
 
 
+def test_a_bad_line_has_the_time_of_day_of_its_stream(pipe):
+    session, requests, written = pipe
+    written.write(b'nonsense\n{"cut": true}\n')
+    session.next_call()
+    _, fault = with_faults([Event(2.0)], requests, session)
+    assert (fault.line_number, fault.at) == (1, "2026-01-01T00:00:00Z")
+
+
+class Interrupted:
+    """Two streams, of which one gives an event; then Ctrl-C."""
+
+    def __init__(self, session, requests):
+        self.session, self.requests = session, requests
+
+    def add(self, *_stream):
+        return self.session
+
+    def events(self):
+        yield "a", Event(2.0)
+        self.requests._faults.append((7, "nonsense"))
+        raise KeyboardInterrupt
+
+
+class Quiet(Listening):
+    """A session that has seen no frame, so that it has no summary to show."""
+
+    time_s, num_frames = 2.0, 0
+
+    def summary(self):
+        return self
+
+
+class Kept:
+    """A view that keeps what it is shown."""
+
+    def __init__(self, shown):
+        self.shown = shown
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_exc):
+        pass
+
+    def show(self, event):
+        self.shown.append(event)
+
+
+def test_a_bad_line_after_the_last_event_of_several_streams_is_told_with_its_time_of_day():
+    ours, theirs = os.pipe()
+    requests, shown = StandardInput(is_json=True, descriptor=ours), []
+    streams = Interrupted(Quiet(), requests)
+    show_streams(streams, {"a": None, "b": None}, [], lambda *_: [Kept(shown)], requests)
+    _, fault = shown
+    assert (fault.line_number, fault.time_s, fault.at) == (7, 2.0, "2026-01-01T00:00:00Z")
+    os.close(ours)
+    os.close(theirs)
+
+
 def test_a_line_without_an_end_fills_no_memory_and_is_told_once(pipe, monkeypatch):
     session, requests, written = pipe
     monkeypatch.setattr(standard_input, "MAX_LINE_BYTES", 100)
@@ -80,6 +144,19 @@ def test_a_line_without_an_end_fills_no_memory_and_is_told_once(pipe, monkeypatc
         1,
         "the line is longer than 100 bytes; shorten it",
     )
+
+
+def test_bad_lines_that_wait_for_an_event_fill_no_memory():
+    ours, theirs = os.pipe()
+    os.write(theirs, b"nonsense\n" * (standard_input.MAX_FAULTS + 5) + b'{"cut": true}\n')
+    session = Listening()
+    with StandardInput(is_json=True, descriptor=ours) as requests:
+        requests.start({"": session})
+        session.next_call()
+        faults = list(requests.faults(0.0))
+    assert (len(faults), faults[-1].line_number) == (1000, 1005)
+    os.close(ours)
+    os.close(theirs)
 
 
 def test_an_open_pipe_without_lines_does_not_hold_up_the_end():

@@ -37,6 +37,13 @@ def test_every_message_is_one_datagram(tmp_path, is_abstract):
     assert received == [b"READY=1", b"STATUS=7 frames READY=0", b"WATCHDOG=1", b"STOPPING=1"]
 
 
+def test_a_status_that_names_a_path_which_is_not_utf8_is_sent(tmp_path):
+    path = str(tmp_path / "notify")
+    with listening(path) as listener, service_manager_of({"NOTIFY_SOCKET": path}) as manager:
+        manager.show_status("caf\udce9.mp4: 7 frames")
+        assert listener.recv(4096) == b"STATUS=caf?.mp4: 7 frames"
+
+
 def test_a_manager_that_is_gone_or_does_not_read_stops_nobody(tmp_path):
     path = str(tmp_path / "notify")
     with service_manager_of({"NOTIFY_SOCKET": path}) as manager:

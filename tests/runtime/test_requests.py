@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mod_edge.errors import ConfigError
+from mod_edge.errors import ConfigError, NotStreamingError
 from mod_edge.runtime.queries import Query
 from mod_edge.runtime.requests import (
     NAMES,
@@ -106,6 +106,33 @@ def test_a_request_is_for_all_streams_or_for_the_one_that_it_names():
         put_request(Request("cut", True, stream="gate"), sessions)
     with pytest.raises(ConfigError, match="but the streams are one without a name: omit it"):
         put_request(Request("cut", True, stream="gate"), {"": Listening()})
+
+
+class Refusing(Listening):
+    """Refuses questions with `error`."""
+
+    def __init__(self, error):
+        super().__init__()
+        self.error = error
+
+    def ask(self, _query):
+        raise self.error
+
+
+def test_a_stream_that_has_ended_keeps_a_question_from_no_other_one():
+    ended = Refusing(NotStreamingError("not streaming"))
+    first, last, question = Listening(), Listening(), Request("query", "Who?")
+    put_request(question, {"a": first, "b": ended, "c": last})
+    assert first.calls == last.calls == [("ask", "Who?")]
+    with pytest.raises(ConfigError, match="not streaming"):
+        put_request(question, {"b": ended})
+
+
+def test_refusals_are_told_once_each_after_every_stream_was_asked():
+    full, last = Refusing(ConfigError("does not fit")), Listening()
+    with pytest.raises(ConfigError, match=r"^does not fit$"):
+        put_request(Request("query", "Who?"), {"a": full, "b": full, "c": last})
+    assert last.calls == [("ask", "Who?")]
 
 
 @pytest.mark.parametrize(

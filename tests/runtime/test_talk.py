@@ -74,16 +74,17 @@ def small_session(state, *, dense=200):
 # ---- settings ----
 
 
+class Unsure(ScriptedStream):
+    """Silence is the most likely token, by a little."""
+
+    def logits(self, rows):
+        logits = super().logits(rows)
+        if isinstance(self.stream[-1], tuple):
+            logits[:, CONFIG.stream_config.stream_end_id] = 49.5
+        return logits
+
+
 def test_a_threshold_changes_decisions_from_the_next_frame_on_and_an_event_says_so():
-    class Unsure(ScriptedStream):
-        """Silence is the most likely token, by a little."""
-
-        def logits(self, rows):
-            logits = super().logits(rows)
-            if isinstance(self.stream[-1], tuple):
-                logits[:, CONFIG.stream_config.stream_end_id] = 49.5
-            return logits
-
     session = session_of(Unsure([SILENT] * 5, [[EOS]] * 5), frames_per_step=1, max_new_tokens=4)
     session.set_threshold(0.3)
     events = []
@@ -94,6 +95,40 @@ def test_a_threshold_changes_decisions_from_the_next_frame_on_and_an_event_says_
     decisions = [event.decision for event in of(FrameEvent, events)]
     assert decisions == [Decision.SILENT] * 3 + [Decision.SPEAK] * 2
     assert of(ThresholdEvent, events) == [ThresholdEvent(0.0, 0.3), ThresholdEvent(1.0, 0.9)]
+
+
+def test_a_threshold_set_during_an_answer_is_told_before_the_first_decision_that_uses_it():
+    session = session_of(
+        Unsure([SILENT] * 3, [[WORD, EOS]] + [[EOS]] * 2), frames_per_step=1, max_new_tokens=4
+    )
+    session.set_threshold(0.3)
+    events = []
+    for event in session.stream(Pictures(TIMES[:3]), [Query("What?", 0.3)]):
+        events.append(event)
+        if isinstance(event, TextEvent):
+            session.set_threshold(0.9)
+    told = events.index(ThresholdEvent(0.0, 0.9))
+    decisions = [event.decision for event in of(FrameEvent, events[:told])]
+    assert decisions == [Decision.SILENT]
+    assert [event.decision for event in of(FrameEvent, events[told:])] == [Decision.SPEAK] * 2
+
+
+def test_a_threshold_set_at_the_last_frame_is_told_too():
+    session, events = silent_session(), []
+    for event in session.stream(Pictures(TIMES)):
+        events.append(event)
+        if isinstance(event, FrameEvent) and event.index == len(TIMES) - 1:
+            session.set_threshold(0.4)
+    assert events[-1] == ThresholdEvent(2.0, 0.4)
+
+
+def test_thresholds_that_wait_for_a_frame_fill_no_memory_and_the_newest_stands(monkeypatch):
+    monkeypatch.setattr(session_module, "MAX_WAITING", 2)
+    session = silent_session()
+    for threshold in (0.1, 0.2, 0.3, 0.4):
+        session.set_threshold(threshold)
+    told = of(ThresholdEvent, session.stream(Pictures(TIMES)))
+    assert [event.threshold for event in told] == [0.3, 0.4]
 
 
 @pytest.mark.parametrize("threshold", [-0.1, 1.5, float("nan")])
