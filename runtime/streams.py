@@ -169,7 +169,7 @@ class Streams(AbstractContextManager["Streams"]):
 
     def _ready(self, idle: list[_Running]) -> list[_Running]:
         """Those of the idle streams that have a frame; waits if no stream has anything to do."""
-        if len(self._running) == 1:
+        if len(self._running) <= 1:  # none if the last one has just ended
             return idle  # nobody is kept waiting while it reads
         while True:
             ready = [stream for stream in idle if stream.source.is_ready]

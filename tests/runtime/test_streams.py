@@ -334,6 +334,21 @@ def test_a_stream_that_fails_says_so_and_the_others_go_on():
         door.ask("What happens?")
 
 
+def test_a_stream_that_fails_computes_its_summary_once(monkeypatch):
+    summaries, summary = [], Session.summary
+
+    def counted(session):
+        summaries.append(session)
+        return summary(session)
+
+    monkeypatch.setattr(Session, "summary", counted)
+    streams = scripted(QUIET)
+    streams.add("door", Failing([0.0, 0.5]))
+    with streams, pytest.raises(SourceError, match="after 2 frames"):
+        list(streams.events())
+    assert len(summaries) == 1
+
+
 def test_a_stream_that_failed_may_be_added_again():
     streams = scripted(QUIET, QUIET)
     streams.add("door", Failing([0.0, 0.5]))
