@@ -1,10 +1,20 @@
-"""A video for the tests that stop a stream before its end."""
+"""What tests that stop or disturb a stream share: a long video, and signals as in a terminal."""
+
+import signal
 
 import cv2
 import numpy as np
 import pytest
 
 from tests.commands.mod_edge_command import LONG_VIDEO_FRAMES
+
+
+@pytest.fixture(autouse=True)
+def heard_hangups():
+    """SIGHUP as in a terminal: a test run under nohup ignores it, and processes inherit that."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture(scope="session")

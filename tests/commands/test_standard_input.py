@@ -3,6 +3,7 @@
 import os
 import queue
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -124,7 +125,8 @@ def test_a_bad_line_after_the_last_event_of_several_streams_is_told_with_its_tim
     ours, theirs = os.pipe()
     requests, shown = StandardInput(is_json=True, descriptor=ours), []
     streams = Interrupted(Quiet(), requests)
-    show_streams(streams, {"a": None, "b": None}, [], lambda *_: [Kept(shown)], requests)
+    sources = {name: SimpleNamespace(is_live=False) for name in "ab"}
+    show_streams(streams, sources, [], lambda *_: [Kept(shown)], requests)
     _, fault = shown
     assert (fault.line_number, fault.time_s, fault.at) == (7, 2.0, "2026-01-01T00:00:00Z")
     os.close(ours)
