@@ -108,7 +108,7 @@ def show_streams(
 
     Raises:
         ModEdgeError: sources failed, or a text did not fit; raised after the summaries of the
-            streams of which any frame was processed.
+            streams that have processed any frame.
     """
     sessions = {name: streams.add(name, source, queries) for name, source in sources.items()}
     with ExitStack() as opened:

@@ -12,11 +12,16 @@ import termios
 import time
 import tty
 
-import cv2
-import numpy as np
 import pytest
 
-from tests.commands.mod_edge_command import TIMEOUT_S, finish, invoke, start, succeeds
+from tests.commands.mod_edge_command import (
+    LONG_VIDEO_FRAMES,
+    TIMEOUT_S,
+    finish,
+    invoke,
+    start,
+    succeeds,
+)
 from tests.commands.terminal_screen import TerminalScreen
 from tests.runtime.capture.mjpeg_camera import MjpegServer
 
@@ -43,17 +48,6 @@ IN_BACKGROUND = (
     "from mod_edge.commands.app import app\n"
     "app(prog_name='mod-edge')\n"
 )
-
-
-@pytest.fixture(scope="module")
-def video(tmp_path_factory):
-    """2,000 s of grey: longer than any test takes to say what it has to."""
-    path = tmp_path_factory.mktemp("video") / "long.avi"
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 2, (32, 32))
-    for number in range(4000):
-        writer.write(np.full((32, 32, 3), number % 256, np.uint8))
-    writer.release()
-    return path
 
 
 def run_arguments(bundle, source):
@@ -88,9 +82,9 @@ def test_a_seed_without_a_temperature_is_an_error(tiny_bundle):
 
 
 def test_json_lines_on_standard_input_ask_set_and_stop_and_a_bad_one_is_an_event(
-    tiny_bundle, video
+    tiny_bundle, long_video
 ):
-    arguments = (*run_arguments(tiny_bundle, video), "--json", "--tokens", "--stdin")
+    arguments = (*run_arguments(tiny_bundle, long_video), "--json", "--tokens", "--stdin")
     process = start(*arguments, stdin=subprocess.PIPE)
     process.stdout.readline()
     lines = [
@@ -126,11 +120,11 @@ def test_json_lines_on_standard_input_ask_set_and_stop_and_a_bad_one_is_an_event
     assert told[2].startswith("'What happens?' is not JSON")
     assert told[5] == "threshold=25.0, wanted a probability, 0 to 1"
     assert [event["threshold"] for event in events if event["event"] == "threshold"] == [0.25]
-    assert events[-1]["num_frames"] < 4000
+    assert events[-1]["num_frames"] < LONG_VIDEO_FRAMES
 
 
-def test_requests_are_followed_at_their_places_in_the_stream(tiny_bundle, video):
-    arguments = (*run_arguments(tiny_bundle, video), "--json", "--stdin", "--window", 260)
+def test_requests_are_followed_at_their_places_in_the_stream(tiny_bundle, long_video):
+    arguments = (*run_arguments(tiny_bundle, long_video), "--json", "--stdin", "--window", 260)
     process = start(*arguments, stdin=subprocess.PIPE)
     process.stdin.write('{"instruction": "Say when."}\n{"query": "And now?", "time_s": 60}')
     process.stdin.close()  # the end of the input ends neither the last line nor the stream
@@ -151,9 +145,9 @@ def test_requests_are_followed_at_their_places_in_the_stream(tiny_bundle, video)
     assert events[events.index(stands) - 1]["event"] == "roll"
 
 
-def test_a_request_to_one_of_two_streams_is_followed_by_that_one(tiny_bundle, video, tmp_path):
+def test_a_request_to_one_of_two_streams_is_followed_by_that_one(tiny_bundle, long_video, tmp_path):
     for name in ("door", "yard"):
-        (tmp_path / f"{name}.avi").symlink_to(video)
+        (tmp_path / f"{name}.avi").symlink_to(long_video)
     sources = [part for name in ("door", "yard") for part in ("--source", tmp_path / f"{name}.avi")]
     arguments = ("run", tiny_bundle, *sources, "--max-new-tokens", 4, "--json", "--stdin")
     process = start(*arguments, stdin=subprocess.PIPE)
@@ -177,18 +171,20 @@ def test_a_request_to_one_of_two_streams_is_followed_by_that_one(tiny_bundle, vi
 
 
 @pytest.mark.parametrize("options", [(), ("--stdin",)], ids=["left alone", "--stdin"])
-def test_the_null_device_as_standard_input_ends_nothing(tiny_bundle, video, options):
-    arguments = (*run_arguments(tiny_bundle, video), "--json", "--max-frames", 5, *options)
+def test_the_null_device_as_standard_input_ends_nothing(tiny_bundle, long_video, options):
+    arguments = (*run_arguments(tiny_bundle, long_video), "--json", "--max-frames", 5, *options)
     process = start(*arguments, stdin=subprocess.DEVNULL)
     printed, errors = finish(process)
     assert (process.returncode, errors) == (0, "")
     assert json.loads(printed.splitlines()[-1])["num_frames"] == 5
 
 
-def test_a_pipe_is_not_read_without_the_option(tiny_bundle, video):
+def test_a_pipe_is_not_read_without_the_option(tiny_bundle, long_video):
     ours, theirs = os.pipe()
     os.write(theirs, b'{"stop": true}\n')
-    process = start(*run_arguments(tiny_bundle, video), "--json", "--max-frames", 5, stdin=ours)
+    process = start(
+        *run_arguments(tiny_bundle, long_video), "--json", "--max-frames", 5, stdin=ours
+    )
     finish(process)
     os.close(theirs)
     with os.fdopen(ours) as pipe:
@@ -301,8 +297,10 @@ def test_on_a_terminal_without_a_cursor_whole_lines_are_read(tiny_bundle):
 
 
 @pytest.mark.slow
-def test_a_job_in_the_background_leaves_the_terminal_alone_and_is_not_stopped(tiny_bundle, video):
-    arguments = (*run_arguments(tiny_bundle, video), "--max-frames", 3)
+def test_a_job_in_the_background_leaves_the_terminal_alone_and_is_not_stopped(
+    tiny_bundle, long_video
+):
+    arguments = (*run_arguments(tiny_bundle, long_video), "--max-frames", 3)
     with Terminal(*arguments, program=IN_BACKGROUND) as terminal:
         terminal.type("/stop\r")
         assert terminal.finish() == 0

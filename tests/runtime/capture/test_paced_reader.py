@@ -2,7 +2,6 @@
 
 import pytest
 
-from mod_edge.runtime.capture import paced_reader
 from mod_edge.runtime.capture.paced_reader import PacedReader
 
 
@@ -26,26 +25,6 @@ class Burst:
 
     def release(self):
         self.is_released = True
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    """`now_s[0]` is the time; waiting for a picture advances it."""
-    now_s = [100.0]
-
-    class Waited:
-        is_set = False
-
-        def wait(self, seconds):
-            now_s[0] += seconds
-            return self.is_set
-
-        def set(self):
-            self.is_set = True
-
-    monkeypatch.setattr(paced_reader.time, "monotonic", lambda: now_s[0])
-    monkeypatch.setattr(paced_reader.threading, "Event", Waited)
-    return now_s
 
 
 def test_pictures_are_returned_at_their_times_and_a_late_one_delays_the_others(clock):

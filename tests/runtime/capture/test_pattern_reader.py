@@ -11,26 +11,6 @@ from mod_edge.runtime.capture.pattern_reader import PatternReader, draw_pattern
 SMALL = Camera(67, 43, 25.0)
 
 
-@pytest.fixture
-def clock(monkeypatch):
-    """`now_s[0]` is the time; waiting for a picture advances it."""
-    now_s = [100.0]
-
-    class Waited:
-        is_set = False
-
-        def wait(self, seconds):
-            now_s[0] += seconds
-            return self.is_set
-
-        def set(self):
-            self.is_set = True
-
-    monkeypatch.setattr(pattern_reader.time, "monotonic", lambda: now_s[0])
-    monkeypatch.setattr(pattern_reader.threading, "Event", Waited)
-    return now_s
-
-
 def picture_from(reader):
     assert reader.grab()
     is_picture, image = reader.retrieve()
