@@ -18,8 +18,8 @@ from benchmarks.soak.judge import FRAMES_PER_HOUR, faults_of, figures_of
 from benchmarks.soak.report import figures_table, write_page
 from benchmarks.soak.samples import Sampler, read_samples
 from mod_edge.commands.console import err, out, reports_errors
+from mod_edge.commands.decoder_settings import use_ffmpeg_options
 from mod_edge.commands.event_file import EventFile, EventFileView
-from mod_edge.commands.run import use_ffmpeg_options
 from mod_edge.commands.stream_view import StreamView, show_stream
 from mod_edge.errors import ModEdgeError
 from mod_edge.native.onnx_session import set_num_threads

@@ -21,6 +21,7 @@ from mod_edge.commands.arguments import (
     use_threads,
 )
 from mod_edge.commands.console import print_warning, reports_errors
+from mod_edge.commands.decoder_settings import quiet_decoders, use_ffmpeg_options
 from mod_edge.commands.live_options import (
     FrozenAfterOption,
     KeepOption,
@@ -35,11 +36,6 @@ from mod_edge.plan.untrained import untrained_warnings
 if TYPE_CHECKING:
     from mod_edge.runtime.capture.source import Source
     from mod_edge.runtime.queries import Query
-
-# OpenCV's default, and that FFmpeg may use a connection again. Otherwise it asks web servers to
-# close it, and FFmpeg 8 sends its next request over it all the same if the answer does not say that
-# it will be closed: an mp4 with its index at the end then has no frames.
-FFMPEG_OPTIONS = "rtsp_transport;tcp|multiple_requests;1"
 
 VIDEO = "--source FILE or --camera NUMBER"
 OF_VIDEO = (
@@ -155,7 +151,7 @@ def run(
     use_threads(threads)
     use_ffmpeg_options()
     if not verbose:
-        _quiet_decoders()
+        quiet_decoders()
     with quiet_imports():
         from mod_edge.bundle.bundle import open_bundle
         from mod_edge.commands.recording import recording
@@ -274,14 +270,3 @@ def _queries(texts: Sequence[str]) -> list["Query"]:
         return [parse_query(text) for text in texts]
     except ConfigError as exc:
         raise typer.BadParameter(str(exc), param_hint="--query") from exc
-
-
-def use_ffmpeg_options() -> None:
-    """Have OpenCV open streams with `FFMPEG_OPTIONS`, unless the user chose others."""
-    os.environ.setdefault("OPENCV_FFMPEG_CAPTURE_OPTIONS", FFMPEG_OPTIONS)
-
-
-def _quiet_decoders() -> None:
-    """Silence the messages of OpenCV and FFmpeg about damaged video; cv2 reads these at import."""
-    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")

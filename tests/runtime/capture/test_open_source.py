@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mod_edge.commands.run import FFMPEG_OPTIONS
+from mod_edge.commands.decoder_settings import FFMPEG_OPTIONS
 from mod_edge.errors import SourceError
 from mod_edge.runtime.capture.live_capture import LiveCapture
 from mod_edge.runtime.capture.open_live import open_stream
