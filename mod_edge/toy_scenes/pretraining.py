@@ -3,12 +3,17 @@
 The published models start from a pretrained SigLIP. The bundled model's tower is trained on
 pictures of synthetic scenes, with linear probes on known targets: each patch predicts the colour
 and shape that it shows, each pooled token the amount and place of every colour and shape in its
-cell, and the pooled "CLS" token the colours and shapes in the picture and each colour's place and
-size. The probes are linear and discarded afterwards, so that a decoder can read the same facts from
-the tokens. Held-out combinations are never shown.
+cell, and the pooled "CLS" token the colours and shapes in the picture and each colour's shape,
+place and size. The patches are asked for the shape and the place of every colour, too: CLS is an
+average of them, and does not find out by itself which colour goes with which shape. The probes are
+linear and discarded afterwards, so that a decoder can read the same facts from the tokens.
+
+Held-out combinations of colour and shape are never shown, and no loss rules them out: beside a red
+patch "star" is not among the classes to choose from. Some pictures are grey, with shapes as their
+only targets, so that a shape does not depend on its colour.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing import active_children
 from multiprocessing.process import BaseProcess
@@ -19,24 +24,28 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
-from torch.utils.data import DataLoader, IterableDataset
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss, pad
+from torch.utils.data import DataLoader, Dataset
 
 from mod_edge.config import ModelConfig
 from mod_edge.errors import DataError
 from mod_edge.model.vision import FrameEncoder, pooling_matrix
+from mod_edge.native.cpu_cores import usable_cores
 from mod_edge.native.worker_death import death_of
 from mod_edge.runtime.capture.video_file import VideoFile
 from mod_edge.runtime.preprocess import fit_frame
 from mod_edge.toy_scenes.render import PHOTOGRAPH_FPS, Image, Renderer, photographs_of
-from mod_edge.toy_scenes.scene import COLOURS, SHAPES, Look
+from mod_edge.toy_scenes.scene import COLOURS, HELD_OUT, SHAPES, Look
 from mod_edge.toy_scenes.scene_generator import write_scene
 from mod_edge.toy_scenes.scenes import VIDEO_SIZE
+from mod_edge.training.train import device_named, move
 
 NUM_COLOURS, NUM_SHAPES = len(COLOURS), len(SHAPES)
 FIRST_SEED = 500_000_000  # not used by data sets with a seed below 40
 SCENE_S = 20.0
 PICTURES_A_SCENE = 8
+GREY_SHARE = 0.15
+MOST_WORKERS = 12  # processes that draw pictures
 OWNER_CELLS = 4  # samples along a patch's side to find what it shows
 IGNORED = -100  # cross_entropy's default ignore_index
 # Share of a patch that one class covers: below the first it counts as none, from the second as that
@@ -48,6 +57,7 @@ PLACE_GAIN = 20.0
 NUM_CELL_TARGETS = 3 * NUM_COLOURS + NUM_SHAPES
 # For a colour's centre and side in the picture: scaled, each has a deviation of about 1.
 WHERE_GAINS, USUAL_SIDE = (4.0, 4.0, 20.0), 0.2
+PRESENT_WEIGHT, WHERE_WEIGHT = 0.3, 2.5  # of CLS's losses; all others have weight 1
 NUM_EVEN_BATCHES = 20  # batches over which the outputs are normalized
 DEVIATION, PATCH_DEVIATION = 0.02, 0.05  # of initial weights; larger for pixels, a smaller input
 JPEG_QUALITY = (50, 95)  # pictures are compressed like the frames of a video
@@ -60,7 +70,7 @@ Maps = npt.NDArray[np.float32]
 class PretrainingOptions:
     """Settings of the vision tower's training."""
 
-    steps: int = 5000
+    steps: int = 9000
     batch_pictures: int = 64
     learning_rate: float = 1.5e-3
     weight_decay: float = 0.05
@@ -75,9 +85,47 @@ class LinearProbes(nn.Module):
     def __init__(self, size: int) -> None:
         super().__init__()
         self.patch = nn.Linear(size, NUM_COLOURS + NUM_SHAPES + 2)  # each with "nothing"
+        self.patch_facts = ColourFacts(size)
         self.cell = nn.Linear(size, NUM_CELL_TARGETS)
-        self.cls = nn.Linear(size, NUM_COLOURS + NUM_SHAPES)
+        self.present = nn.Linear(size, NUM_COLOURS + NUM_SHAPES)
+        self.cls_facts = ColourFacts(size)
+
+
+class ColourFacts(nn.Module):
+    """Linear probes for the shape, place and size of every colour in the picture."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.shape = nn.Linear(size, NUM_COLOURS * NUM_SHAPES)
         self.where = nn.Linear(size, len(WHERE_GAINS) * NUM_COLOURS)
+
+    def losses(self, states: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The losses of shapes and of places that `states` (B, tokens, Dv) give."""
+        where = batch["where"][:, None].expand(-1, states.shape[1], -1)
+        place = known_error(self.where(states), where)
+        shapes = self.shape(states).unflatten(-1, (NUM_COLOURS, NUM_SHAPES))
+        possible = shapes.masked_fill(held_out_pairs(shapes.device), -torch.inf)
+        shape_of = batch["shape_of"][:, None].expand(possible.shape[:-1])
+        return known_entropy(possible.flatten(0, 2), shape_of.flatten()), place
+
+
+def known_error(found: Tensor, wanted: Tensor) -> Tensor:
+    """The mean squared error where `wanted` is not NaN; 0 if it is nowhere known."""
+    is_known = ~wanted.isnan()
+    errors = mse_loss(found[is_known], wanted[is_known], reduction="sum")
+    return errors / is_known.sum().clamp(min=1)
+
+
+def known_entropy(logits: Tensor, classes: Tensor) -> Tensor:
+    """The mean cross-entropy where `classes` is not `IGNORED`; 0 if it is nowhere known."""
+    losses = cross_entropy(logits, classes, ignore_index=IGNORED, reduction="sum")
+    return losses / (classes != IGNORED).sum().clamp(min=1)
+
+
+def held_out_pairs(device: torch.device) -> Tensor:
+    """(colours, shapes) bool."""
+    pairs = [[(colour, shape) in HELD_OUT for shape in SHAPES] for colour in COLOURS]
+    return torch.tensor(pairs, device=device)
 
 
 def pretrain_vision(
@@ -123,9 +171,11 @@ def _train(
 ) -> None:
     """Train; appends the processes that draw pictures to `workers`."""
     torch.manual_seed(options.seed)
+    device = device_named("auto")
+    move(encoder, device)
     vision = encoder.vision_model.requires_grad_(requires_grad=True)
     _initialise(vision)
-    probes = LinearProbes(config.vision_config.hidden_size)
+    probes = LinearProbes(config.vision_config.hidden_size).to(device)
     parameters = [*vision.parameters(), *probes.parameters()]
     optimizer = torch.optim.AdamW(
         parameters, lr=options.learning_rate, weight_decay=options.weight_decay, betas=(0.9, 0.98)
@@ -136,11 +186,11 @@ def _train(
         total_steps=options.steps,
         pct_start=options.warmup_ratio,
     )
-    pictures = iter(
+    batches = iter(
         DataLoader(
-            Pictures(config, options.seed, photographs),
-            batch_size=options.batch_pictures,
-            num_workers=1,
+            PictureBatches(config, options, photographs),
+            batch_size=None,
+            num_workers=min(MOST_WORKERS, max(1, usable_cores() - 1)),
             prefetch_factor=4,
             multiprocessing_context="spawn",  # OpenCV's threads do not survive a fork
         )
@@ -148,17 +198,18 @@ def _train(
     workers += active_children()
     dtype = getattr(torch, options.dtype)
     for step in range(1, options.steps + 1):
-        batch = next(pictures)
-        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        batch = {name: each.to(device) for name, each in next(batches).items()}
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             hidden, cls = vision(encoder.pixel_values(batch["picture"]))
-        loss = _loss(probes, encoder.pooling, hidden.float(), cls.float()[:, 0], batch)
+        loss = _loss(probes, encoder.pooling, hidden.float(), cls.float(), batch)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
         on_step(step, loss.item())
-    even_out(encoder, [next(pictures)["picture"] for _ in range(NUM_EVEN_BATCHES)])
+    even_out(encoder, [each["picture"].to(device) for each in batches])
+    move(encoder, torch.device("cpu"))
 
 
 @torch.no_grad()
@@ -197,51 +248,89 @@ def _initialise(vision: nn.Module) -> None:
 def _loss(
     probes: LinearProbes, pooling: Tensor, hidden: Tensor, cls: Tensor, batch: dict[str, Tensor]
 ) -> Tensor:
-    """The loss of patches (B, patches, Dv), of their pooled cells and of CLS (B, Dv)."""
-    patch = probes.patch(hidden).flatten(0, 1)
-    colour, shape = patch.split([NUM_COLOURS + 1, NUM_SHAPES + 1], dim=1)
-    is_there = ~batch["where"].isnan()
+    """The loss of patches (B, patches, Dv), of their pooled cells and of CLS (B, 1, Dv)."""
+    present, is_known = batch["present"], ~batch["present"].isnan()
+    present_loss = binary_cross_entropy_with_logits(
+        probes.present(cls)[:, 0][is_known], present[is_known]
+    )
+    patch_shape_of, patch_where = probes.patch_facts.losses(hidden, batch)
+    cls_shape_of, cls_where = probes.cls_facts.losses(cls, batch)
     return (
-        cross_entropy(colour, batch["patch_colour"].flatten(), ignore_index=IGNORED)
-        + cross_entropy(shape, batch["patch_shape"].flatten(), ignore_index=IGNORED)
-        + mse_loss(probes.cell(pooling @ hidden), batch["cell"])
-        + 0.3 * binary_cross_entropy_with_logits(probes.cls(cls), batch["present"])
-        + 0.5 * mse_loss(probes.where(cls)[is_there], batch["where"][is_there])
+        patch_loss(probes.patch(hidden).flatten(0, 1), batch)
+        + known_error(probes.cell(pooling @ hidden), batch["cell"])
+        + PRESENT_WEIGHT * present_loss
+        + patch_shape_of
+        + patch_where
+        + cls_shape_of
+        + WHERE_WEIGHT * cls_where
     )
 
 
-class Pictures(IterableDataset[dict[str, Tensor]]):
-    """Pictures of an endless series of scenes, with the targets of all probes."""
+def patch_loss(patch: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    """The loss of each patch's colour and shape, both with "nothing", (patches, classes)."""
+    colour, shape = patch.split([NUM_COLOURS + 1, NUM_SHAPES + 1], dim=1)
+    is_colour, is_shape = batch["patch_colour"].flatten(), batch["patch_shape"].flatten()
+    held_out = pad(held_out_pairs(patch.device), (0, 1, 0, 1))  # nothing goes with all
+    unjudged_colours = held_out.T[torch.where(is_shape == IGNORED, NUM_SHAPES, is_shape)]
+    unjudged_shapes = held_out[torch.where(is_colour == IGNORED, NUM_COLOURS, is_colour)]
+    return known_entropy(
+        colour.masked_fill(unjudged_colours, -torch.inf), is_colour
+    ) + known_entropy(shape.masked_fill(unjudged_shapes, -torch.inf), is_shape)
 
-    def __init__(self, config: ModelConfig, seed: int, photographs: Path | None) -> None:
-        self._config, self._seed = config, seed
+
+class PictureBatches(Dataset[dict[str, Tensor]]):
+    """Batches of pictures with the targets of all probes, one for each step and for evening out.
+
+    Each is a pure function of the seed and its number, so any number of processes draw the same.
+    """
+
+    def __init__(
+        self, config: ModelConfig, options: PretrainingOptions, photographs: Path | None
+    ) -> None:
+        self._config, self._options = config, options
         self._photographs = photographs
+        self._pooling = pooling_matrix(config.vision_config.grid_size, config.frame_token_pooled)
 
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+    def __len__(self) -> int:
+        return self._options.steps + NUM_EVEN_BATCHES
+
+    def __getitem__(self, number: int) -> dict[str, Tensor]:
+        if number >= len(self):
+            raise IndexError(number)
         cv2.setNumThreads(1)
+        options = self._options
+        num_scenes = -(-options.batch_pictures // PICTURES_A_SCENE)
+        seed = FIRST_SEED + 10_000_000 * options.seed + number * num_scenes
+        examples: list[dict[str, Tensor]] = []
+        for scene_seed in range(seed, seed + num_scenes):
+            num_left = options.batch_pictures - len(examples)
+            examples += self._examples(scene_seed, min(PICTURES_A_SCENE, num_left))
+        return {name: torch.stack([each[name] for each in examples]) for name in examples[0]}
+
+    def _examples(self, scene_seed: int, count: int) -> list[dict[str, Tensor]]:
+        """Pictures of one scene, each with its targets."""
         photographs = photographs_of(self._photographs) if self._photographs else ()
-        rng = np.random.default_rng(self._seed)
-        scene_seed = FIRST_SEED + 10_000_000 * self._seed
+        scene = write_scene(scene_seed, SCENE_S, held_out=False)
+        renderer = Renderer(scene, VIDEO_SIZE, photographs)
+        rng = np.random.default_rng([scene_seed, 4])
         vision = self._config.vision_config
         side = vision.image_size
-        pooling = pooling_matrix(vision.grid_size, self._config.frame_token_pooled)
-        while True:
-            scene = write_scene(scene_seed, SCENE_S, held_out=False)
-            renderer = Renderer(scene, VIDEO_SIZE, photographs)
-            scene_seed += 1
-            for time_s in rng.uniform(0, SCENE_S, PICTURES_A_SCENE):
-                quality = int(rng.integers(*JPEG_QUALITY))
-                picture = np.empty((side, side, 3), np.uint8)
-                fit_frame(_compressed(renderer.frame(time_s), quality), picture, vision)
-                owners = renderer.owners(time_s, OWNER_CELLS * vision.grid_size)
-                yield {
-                    "picture": torch.from_numpy(picture),
-                    **probe_targets(self._config, pooling, scene.looks(time_s), owners),
-                }
+        examples = []
+        for time_s in rng.uniform(0, SCENE_S, count):
+            is_grey = rng.random() < GREY_SHARE
+            frame = renderer.frame(time_s)
+            shown = _greyed(frame) if is_grey else frame
+            picture = np.empty((side, side, 3), np.uint8)
+            fit_frame(_compressed(shown, int(rng.integers(*JPEG_QUALITY))), picture, vision)
+            owners = renderer.owners(time_s, OWNER_CELLS * vision.grid_size)
+            looks = scene.looks(time_s)
+            targets = probe_targets(self._config, self._pooling, looks, owners, is_grey=is_grey)
+            examples.append({"picture": torch.from_numpy(picture), **targets})
+        return examples
 
 
 def probe_targets(
-    config: ModelConfig, pooling: Tensor, looks: list[Look], owners: Image
+    config: ModelConfig, pooling: Tensor, looks: list[Look], owners: Image, *, is_grey: bool = False
 ) -> dict[str, Tensor]:
     """The targets of the probes for one picture.
 
@@ -250,18 +339,24 @@ def probe_targets(
         pooling: (cells, patches), see `pooling_matrix`.
         looks: the objects.
         owners: (side, side), a side divisible by the patch grid; see `Renderer.owners`.
+        is_grey: the picture shows no colours, so no target depends on one.
 
     Returns:
         patch_colour, patch_shape (patches,) int64, the number of classes for none, `IGNORED` where
-        unclear; cell (rows*columns, targets) float32; present (classes,) float32; where
-        (colours*3,) float32, NaN for colours that are not present.
+        unclear; cell (rows*columns, targets) and present (classes,) float32, NaN where unknown;
+        shape_of (colours,) int64, the shape of each colour, `IGNORED` for those that are not
+        present; where (colours*3,) float32, NaN for those.
     """
     side = len(owners)
     cover = np.zeros((NUM_COLOURS + NUM_SHAPES, side, side), np.float32)
+    shape_of = np.full(NUM_COLOURS, IGNORED)
     for index, look in enumerate(looks):
         is_own = owners == index
-        cover[COLOURS.index(_main_colour(look))] += is_own
-        cover[NUM_COLOURS + SHAPES.index(look.shape)] += is_own
+        colour, shape = COLOURS.index(_main_colour(look)), SHAPES.index(look.shape)
+        cover[colour] += is_own
+        cover[NUM_COLOURS + shape] += is_own
+        if is_own.sum() > LEAST_OWNED:
+            shape_of[colour] = shape
     y, x = (np.mgrid[0:side, 0:side].astype(np.float32) + 0.5) / side - 0.5
     colours = cover[:NUM_COLOURS]
     places = PLACE_GAIN * np.concatenate([colours * x, colours * y])
@@ -269,13 +364,21 @@ def probe_targets(
     patches = _means(np.concatenate([cover, places]), config.vision_config.grid_size)
     shares = patches[:, : NUM_COLOURS + NUM_SHAPES].copy()
     patches[:, : NUM_COLOURS + NUM_SHAPES] *= COVER_GAIN
-    present = cover.sum(axis=(1, 2)) > LEAST_OWNED
+    present = (cover.sum(axis=(1, 2)) > LEAST_OWNED).astype(np.float32)
+    cell = pooling.numpy() @ patches
+    patch_colour = _classes(shares[:, :NUM_COLOURS])
+    where = _where(colours, x, y, present[:NUM_COLOURS] > 0)
+    if is_grey:
+        cell[:, :NUM_COLOURS] = cell[:, NUM_COLOURS + NUM_SHAPES :] = np.nan
+        present[:NUM_COLOURS] = where[:] = np.nan
+        patch_colour[:] = shape_of[:] = IGNORED
     return {
-        "patch_colour": _classes(shares[:, :NUM_COLOURS]),
+        "patch_colour": patch_colour,
         "patch_shape": _classes(shares[:, NUM_COLOURS:]),
-        "cell": torch.from_numpy(pooling.numpy() @ patches),
-        "present": torch.from_numpy(present.astype(np.float32)),
-        "where": torch.from_numpy(_where(colours, x, y, present[:NUM_COLOURS])),
+        "cell": torch.from_numpy(cell),
+        "present": torch.from_numpy(present),
+        "shape_of": torch.from_numpy(shape_of),
+        "where": torch.from_numpy(where),
     }
 
 
@@ -306,6 +409,11 @@ def _classes(shares: Maps) -> Tensor:
 
 def _main_colour(look: Look) -> str:
     return look.next_colour if look.blend >= 0.5 else look.colour
+
+
+def _greyed(picture: Image) -> Image:
+    grey = cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY)
+    return np.asarray(cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR), np.uint8)
 
 
 def _compressed(picture: Image, quality: int) -> Image:

@@ -23,8 +23,8 @@ from mod_edge.toy_scenes.scene_generator import (
 
 DESCRIBE, HAPPENING, DETAIL = "What is here?", "What is happening?", "a detail"
 # Shares of the frames without other text that get a question of each kind; the rest get none.
-CALM_SHARES = {DESCRIBE: 0.1, HAPPENING: 0.03, DETAIL: 0.03}
-CHANGE_SHARES = {DESCRIBE: 0.06, HAPPENING: 0.4, DETAIL: 0.03}
+CALM_SHARES = {DESCRIBE: 0.1, HAPPENING: 0.03, DETAIL: 0.06}
+CHANGE_SHARES = {DESCRIBE: 0.06, HAPPENING: 0.4, DETAIL: 0.06}
 NOTHING = "Nothing."
 COVERED = 0.7  # an object closer than this share of another's radius to its centre may be hidden
 SIZE_SLACK = 0.005

@@ -6,7 +6,7 @@ frames of a 2 frames/s model, so that the first frame that shows each one is una
 """
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -44,6 +44,8 @@ SIDES = {"left": (-1, 0), "right": (1, 0), "top": (0, -1), "bottom": (0, 1)}
 WAYS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 # Relative frequency of attempts; acts that often do not fit are attempted more often.
 ACTS = {"enter": 4, "stroll": 5, "leave": 2.5, "hit": 6, "hide": 9, "turn": 1, "swell": 0.8}
+# For training: a tenth more of all captions tell of rare events.
+TRAINING_ACTS = ACTS | {"hit": 10, "hide": 30, "swell": 1.6}
 # Seconds after a grid instant within which an event may begin or end, so that rounding cannot move
 # it to another frame.
 PHASE_BEGINS = (0.03, 0.2)
@@ -54,15 +56,18 @@ Point = tuple[float, float]
 Choice = TypeVar("Choice")
 
 
-def write_scene(seed: int, duration_s: float, *, held_out: bool) -> Scene:
-    """A random scene; equal seeds return equal scenes.
+def write_scene(
+    seed: int, duration_s: float, *, held_out: bool, acts: Mapping[str, float] = ACTS
+) -> Scene:
+    """A random scene; equal arguments return equal scenes.
 
     With `held_out` it shows at least one of the combinations held out of training, else none.
+    `acts` are relative frequencies of attempts, with the names of `ACTS`.
     """
     attempt = 0
     while True:
         rng = np.random.default_rng([seed, attempt])
-        scene = _SceneGenerator(rng, Scene(duration_s, seed), held_out).play()
+        scene = _SceneGenerator(rng, Scene(duration_s, seed), held_out, acts).play()
         shown = {(colour, each.shape) for each in scene.things for _, colour in each.colours}
         if not held_out or shown & HELD_OUT:
             return scene
@@ -72,10 +77,13 @@ def write_scene(seed: int, duration_s: float, *, held_out: bool) -> Scene:
 class _SceneGenerator:
     """The scene so far, up to `time_s`."""
 
-    def __init__(self, rng: np.random.Generator, scene: Scene, held_out: bool) -> None:
+    def __init__(
+        self, rng: np.random.Generator, scene: Scene, held_out: bool, acts: Mapping[str, float]
+    ) -> None:
         self.rng = rng
         self.scene = scene
         self.held_out = held_out
+        self.acts = acts
         self.time_s = 0.0
 
     def play(self) -> Scene:
@@ -107,7 +115,7 @@ class _SceneGenerator:
         return [each for each in self.present if not each.behind and each not in hiders]
 
     def _act(self) -> None:
-        names, weights = list(ACTS), np.array(list(ACTS.values()))
+        names, weights = list(self.acts), np.array(list(self.acts.values()))
         for _ in range(NUM_TRIES):
             if getattr(self, f"_{self.rng.choice(names, p=weights / weights.sum())}")():
                 return

@@ -29,9 +29,10 @@ from mod_edge.runtime.capture.opencv import open_file
 from mod_edge.toy_scenes.questions import with_questions
 from mod_edge.toy_scenes.render import Renderer, photographs_of
 from mod_edge.toy_scenes.scene import Scene
-from mod_edge.toy_scenes.scene_generator import write_scene
+from mod_edge.toy_scenes.scene_generator import ACTS, TRAINING_ACTS, write_scene
 
 MARKER_FILE = "scenes.json"
+GENERATOR = 2  # its version
 VIDEO_SIZE = 128  # pixels
 VIDEO_FPS = 4.0
 DURATION_S = 30.0
@@ -46,13 +47,19 @@ class Split:
         name: of its file.
         first_seed: its first scene seed.
         held_out: whether each clip shows a held-out combination.
-        more_questions: whether to add many questions, see `questions`.
+        for_training: whether rare events are more frequent and many questions are added, see
+            `TRAINING_ACTS` and `questions`.
     """
 
     name: str
     first_seed: int
     held_out: bool = False
-    more_questions: bool = False
+    for_training: bool = False
+
+    def scene(self, seed: int, duration_s: float) -> Scene:
+        """A scene of this split."""
+        acts = TRAINING_ACTS if self.for_training else ACTS
+        return write_scene(seed, duration_s, held_out=self.held_out, acts=acts)
 
 
 @dataclass(frozen=True)
@@ -63,11 +70,13 @@ class SceneFacts:
         seed: of the data set.
         duration_s: length of each clip, in seconds.
         clips: number of clips, by the name of their split.
+        generator: the version of the generator; another one makes other scenes of the same seeds.
     """
 
     seed: int
     duration_s: float
     clips: dict[str, Any]
+    generator: int = 1
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed <= MAX_INT:
@@ -82,7 +91,7 @@ class SceneFacts:
 # Scene seeds of two splits, or of data sets with another --seed, never overlap.
 SEEDS_A_SPLIT = 1_000_000
 SPLITS = (
-    Split("train", 0 * SEEDS_A_SPLIT, more_questions=True),
+    Split("train", 0 * SEEDS_A_SPLIT, for_training=True),
     Split("validation", 1 * SEEDS_A_SPLIT),
     Split("test", 2 * SEEDS_A_SPLIT),
     Split("combinations", 3 * SEEDS_A_SPLIT, held_out=True),
@@ -121,7 +130,7 @@ def write_scenes(
     if not total:
         raise DataError("the data set would have no clips; set the number of at least one split")
     native_path(folder)  # here its name is the user's, not that of the folder being written
-    facts = SceneFacts(seed, duration_s, dict(counts))
+    facts = SceneFacts(seed, duration_s, dict(counts), GENERATOR)
     with (
         staged_folder(folder, kind=SCENE_DATA_SET, force=force) as staging,
         # Not forked: OpenCV's threads do not survive a fork.
@@ -180,6 +189,11 @@ def scenes_of_clips(folder: Path, clips: Iterable[Clip]) -> Iterator[Scene]:
             'objects are unknown; train without auxiliary_loss = "motion"'
         )
     facts = _read_facts(folder / MARKER_FILE)
+    if facts.generator != GENERATOR:
+        raise DataError(
+            f"{folder} was written by version {facts.generator} of the scene generator, this is "
+            f"version {GENERATOR}: its objects are unknown; write the data set again"
+        )
     splits = {split.name: split for split in SPLITS}
     for clip in clips:
         name, _, number = clip.uid.rpartition("-")
@@ -190,7 +204,7 @@ def scenes_of_clips(folder: Path, clips: Iterable[Clip]) -> Iterator[Scene]:
                 'auxiliary_loss = "motion"'
             )
         seed = _scene_seed(facts.seed, splits[name], int(number))
-        yield write_scene(seed, facts.duration_s, held_out=splits[name].held_out)
+        yield splits[name].scene(seed, facts.duration_s)
 
 
 def _read_facts(path: Path) -> SceneFacts:
@@ -219,11 +233,11 @@ def _write_clip(
     folder: Path, split: Split, number: int, seed: int, photographs: Path | None, duration_s: float
 ) -> Clip:
     cv2.setNumThreads(1)  # one process per core
-    scene = write_scene(_scene_seed(seed, split, number), duration_s, held_out=split.held_out)
+    scene = split.scene(_scene_seed(seed, split, number), duration_s)
     pictures = photographs_of(photographs) if photographs else ()
     video = folder / "videos" / f"{split.name}-{number:06d}.mp4"
     write_video(video, Renderer(scene, VIDEO_SIZE, pictures), scene.duration_s)
-    told = with_questions(scene) if split.more_questions else scene
+    told = with_questions(scene) if split.for_training else scene
     return Clip(video.stem, video, scene.duration_s, conversation_of(told))
 
 

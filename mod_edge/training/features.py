@@ -14,13 +14,16 @@ out.
 
 Matrix products round differently in batches of another size, so every batch has `FRAMES_AT_ONCE`
 frames: each clip starts a new batch, and black frames fill up its last. So a frame has the same
-place in the same batch, no matter where the computation was stopped and resumed.
+place in the same batch, no matter where the computation was stopped and resumed. Clips are decoded
+ahead in threads, because one core decodes fewer frames than a GPU encodes.
 """
 
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -33,9 +36,11 @@ import torch
 
 from mod_edge.bundle.disk_full import DISK_FULL
 from mod_edge.bundle.staging import FolderKind, staged_folder
+from mod_edge.config import ModelConfig
 from mod_edge.data.clips import NUM_FAULTS_SHOWN, Clip
 from mod_edge.errors import DataError, SourceError, joined_faults
 from mod_edge.model.video_llm import VideoLLM
+from mod_edge.native.cpu_cores import usable_cores
 from mod_edge.progress import OnStep
 from mod_edge.runtime.capture.opencv import open_file
 from mod_edge.runtime.capture.video_file import VideoFile
@@ -54,6 +59,10 @@ FEATURES = FolderKind(  # never replaced: computing them again gives the same
 # 64.
 FRAMES_AT_ONCE = 16
 HALF_BYTES = 2
+MOST_FRAMES_AHEAD = 64  # of a clip that is decoded ahead: 28 MB at 384 pixels
+
+# (FRAMES_AT_ONCE, I, I, 3) uint8, and how many of them are the clip's
+PixelBatch = tuple[npt.NDArray[np.uint8], int]
 
 
 @dataclass(frozen=True)
@@ -183,41 +192,75 @@ def _compute(
     A clip's line is written after its frames: when stopped in between, the clip is not counted.
     """
     config = model.config
-    side, fps = config.vision_config.image_size, config.stream_config.frame_fps
-    pixels = np.zeros((FRAMES_AT_ONCE, side, side, 3), np.uint8)
     frame_bytes = config.frame_num_tokens * config.vision_config.hidden_size * HALF_BYTES
     done = _counts(target)
+    left = clips[len(done) :]
     with (
         (target / FRAMES_FILE).open("ab") as file,
         (target / COUNTS_FILE).open("ab") as counts,
+        _read_ahead(left, config) as all_batches,
     ):
         file.truncate(sum(done) * frame_bytes)  # drops an incomplete clip
         counts.truncate(len(_lines(done)))
-
-        def encode(size: int) -> None:
-            pixels[size:] = 0
-            tokens = model.frame_tokens(torch.from_numpy(pixels).to(device))[:size]
-            halved = tokens.to(torch.float16)
-            if not halved.isfinite().all():
-                raise DataError(
-                    f"the vision tower's outputs reach {tokens.abs().max():.3g}, above the maximum "
-                    "of float16; its weights are damaged or untrained: use another init"
-                )
-            file.write(halved.cpu().contiguous().numpy().data)
-
-        for number, clip in enumerate(clips[len(done) :], start=len(done)):
+        for number, batches in enumerate(all_batches, start=len(done)):
             on_step("vision features", number, len(clips))
-            with VideoFile(clip.video, fps=fps, max_frames=clip.most_frames(fps)) as video:
-                for frame in video:
-                    place = frame.index % FRAMES_AT_ONCE
-                    fit_frame(frame.image, pixels[place], config.vision_config)
-                    if place == FRAMES_AT_ONCE - 1:
-                        encode(FRAMES_AT_ONCE)
-                if left := video.num_frames % FRAMES_AT_ONCE:
-                    encode(left)
+            num_frames = 0
+            for pixels, size in batches:
+                tokens = model.frame_tokens(torch.from_numpy(pixels).to(device))[:size]
+                halved = tokens.to(torch.float16).cpu()
+                if not halved.isfinite().all():
+                    raise DataError(
+                        f"the vision tower's outputs reach {tokens.abs().max():.3g}, above the "
+                        "maximum of float16; its weights are damaged or untrained: use another init"
+                    )
+                file.write(halved.contiguous().numpy().data)
+                num_frames += size
             file.flush()
-            counts.write(_lines([video.num_frames]))
+            counts.write(_lines([num_frames]))
             counts.flush()
+
+
+@contextmanager
+def _read_ahead(
+    clips: Sequence[Clip], config: ModelConfig
+) -> Iterator[Iterator[Iterable[PixelBatch]]]:
+    """The batches of each clip, in order; short clips are decoded ahead, one per core."""
+    fps, num_ahead = config.stream_config.frame_fps, usable_cores()
+    pool = ThreadPoolExecutor(num_ahead)
+
+    def begun(clip: Clip) -> Callable[[], Iterable[PixelBatch]]:
+        if clip.most_frames(fps) > MOST_FRAMES_AHEAD:  # would take too much memory
+            return lambda: _pixel_batches(clip, config)
+        return pool.submit(lambda: list(_pixel_batches(clip, config))).result
+
+    def in_order() -> Iterator[Iterable[PixelBatch]]:
+        ahead = deque(begun(clip) for clip in clips[:num_ahead])
+        for clip in clips[num_ahead:]:
+            yield ahead.popleft()()
+            ahead.append(begun(clip))
+        for finished in ahead:
+            yield finished()
+
+    try:
+        yield in_order()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _pixel_batches(clip: Clip, config: ModelConfig) -> Iterator[PixelBatch]:
+    """The clip's frames, preprocessed: batches of `FRAMES_AT_ONCE`, the last filled with black."""
+    side, fps = config.vision_config.image_size, config.stream_config.frame_fps
+    shape = (FRAMES_AT_ONCE, side, side, 3)
+    pixels, size = np.zeros(shape, np.uint8), 0
+    with VideoFile(clip.video, fps=fps, max_frames=clip.most_frames(fps)) as video:
+        for frame in video:
+            fit_frame(frame.image, pixels[size], config.vision_config)
+            size += 1
+            if size == FRAMES_AT_ONCE:
+                yield pixels, size
+                pixels, size = np.zeros(shape, np.uint8), 0
+    if size:
+        yield pixels, size
 
 
 def _counts(folder: Path) -> list[int]:

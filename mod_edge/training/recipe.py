@@ -58,6 +58,8 @@ class TrainConfig:
         auxiliary_loss: the name of an additional loss, "motion" for videos of `mod-edge scenes`.
         auxiliary_loss_weight: its weight.
         roll_ratio: share of crops that look like a stream whose window has rolled; 0..1.
+        unjudged_pairs: pairs of words like "red star"; after the first the loss does not rule out
+            the second. For combinations that the data leaves out on purpose.
         seed: of initial weights, crops and order.
         dtype: of matrix products; weights, optimizer and loss stay float32.
         save_every: steps between two saved states, from which `--resume` continues.
@@ -77,6 +79,7 @@ class TrainConfig:
     auxiliary_loss: str = NO_AUXILIARY_LOSS
     auxiliary_loss_weight: float = 0.0
     roll_ratio: float = 0.5
+    unjudged_pairs: tuple[str, ...] = ()
     seed: int = 0
     dtype: str = "float32"
     save_every: int = 500

@@ -27,6 +27,7 @@ from mod_edge.errors import BackendError, DataError
 from mod_edge.model.checkpoint import CHECKPOINT, Checkpoint
 from mod_edge.model.checkpoint_writer import write_checkpoint
 from mod_edge.model.video_llm import VideoLLM
+from mod_edge.model.vision import FrameEncoder
 from mod_edge.plan.tokenizer import preset_tokenizer, read_tokenizer
 from mod_edge.progress import OnStep
 from mod_edge.training.auxiliary_loss import AuxiliaryLossMaker
@@ -37,6 +38,7 @@ from mod_edge.training.plot import plot_losses, require_matplotlib
 from mod_edge.training.recipe import NO_AUXILIARY_LOSS, Recipe
 from mod_edge.training.resume_state import ResumeState
 from mod_edge.training.trainer import Trainer, recent, trained_parameters
+from mod_edge.training.unjudged_pairs import UnjudgedPairs
 
 SPLIT = "train"
 TRAINING_FILE, PLOT_FILE = "training.json", "loss.png"
@@ -147,6 +149,8 @@ def _train(
     tokenizer = _tokenizer(base, recipe)
     model = initial_model(recipe.model, base, recipe.train.seed)
     trained = trained_parameters(model, recipe.train.trainable)
+    pairs = recipe.train.unjudged_pairs
+    unjudged = UnjudgedPairs(pairs, tokenizer, device) if pairs else None
     move(model, device)
     identity = recipe.to_json() | {
         "init": base.fingerprint() if base else recipe.init,
@@ -161,7 +165,7 @@ def _train(
         auxiliary = make_auxiliary(
             data, clips, num_frames=num_frames, config=recipe.model, device=device
         )
-    trainer = Trainer(model, trained, recipe.train, device, identity, auxiliary)
+    trainer = Trainer(model, trained, recipe.train, device, identity, auxiliary, unjudged)
     if state is not None:
         trainer.restore(state)
     streams = streams_of_clips(clips, features, recipe.model.stream_config, tokenizer)
@@ -204,7 +208,7 @@ def device_named(name: str) -> torch.device:
     return torch.device("cuda" if has_cuda and name != "cpu" else "cpu")
 
 
-def move(model: VideoLLM, device: torch.device) -> None:
+def move(model: FrameEncoder, device: torch.device) -> None:
     """Move the model and its pooling matrix, which is not a parameter."""
     model.to(device)
     model.pooling = model.pooling.to(device)

@@ -23,6 +23,7 @@ from mod_edge.training.batches import Batch, Batches
 from mod_edge.training.forward import BatchedDecoder
 from mod_edge.training.recipe import TrainConfig
 from mod_edge.training.resume_state import ResumeState, TrainingState
+from mod_edge.training.unjudged_pairs import UnjudgedPairs
 
 FINAL_LEARNING_RATE = 0.1  # a share of the peak
 ADAM_BETAS = (0.9, 0.95)  # as Llama's: the second moment adapts within 20 steps
@@ -41,6 +42,7 @@ class Trainer:
         device: torch.device,
         identity: dict[str, Any],
         auxiliary: AuxiliaryLoss | None = None,
+        unjudged: UnjudgedPairs | None = None,
     ) -> None:
         """A training run of `model`, which is on `device`, at step 0.
 
@@ -57,7 +59,7 @@ class Trainer:
         self._trained = trained
         self._settings, self._device, self._identity = settings, device, identity
         self._optimizer = adamw(trained, settings)
-        self._auxiliary = auxiliary
+        self._auxiliary, self._unjudged = auxiliary, unjudged
         self._generator = torch.Generator(device)
         dtype: torch.dtype = getattr(torch, settings.dtype)
         self._decoder = BatchedDecoder(model, dtype, self._generator)
@@ -146,6 +148,9 @@ class Trainer:
     def _losses(self, hidden: Tensor, batch: Batch) -> Tensor:
         """(2,) losses summed over the reply tokens and over the decisions."""
         logits = self._decoder.logits_of(hidden, batch)
+        if self._unjudged is not None:
+            before = batch.token_ids.flatten()[batch.label_rows]
+            logits = self._unjudged.without(logits, before, batch.labels)
         losses = cross_entropy(logits, batch.labels, reduction="none")
         return torch.stack([losses[~batch.is_stream].sum(), losses[batch.is_stream].sum()])
 

@@ -17,8 +17,11 @@ from mod_edge.toy_scenes.pretraining import (
     OWNER_CELLS,
     USUAL_SIDE,
     WHERE_GAINS,
+    ColourFacts,
+    PictureBatches,
     PretrainingOptions,
     even_out,
+    patch_loss,
     pretrain_vision,
     probe_targets,
 )
@@ -44,12 +47,12 @@ def config(tokenizer):
     return small_config(tokenizer)
 
 
-def targets_of(config, *things):
+def targets_of(config, *things, is_grey=False):
     scene = Scene(9.0, 3, list(things))
     grid = config.vision_config.grid_size
     pooling = pooling_matrix(grid, config.frame_token_pooled)
     owners = Renderer(scene, 64, ()).owners(1.0, OWNER_CELLS * grid)
-    return probe_targets(config, pooling, scene.looks(1.0), owners)
+    return probe_targets(config, pooling, scene.looks(1.0), owners, is_grey=is_grey)
 
 
 def thing(shape, colour, x, y):
@@ -74,10 +77,71 @@ def test_each_colours_place_and_size_are_targets(config):
     assert wheres[absent].isnan().all()
 
 
+def test_each_colours_shape_is_a_target(config):
+    found = targets_of(config, thing("ball", "blue", 0.2, 0.2), thing("star", "cyan", 0.8, 0.8))
+    wanted = {"blue": SHAPES.index("ball"), "cyan": SHAPES.index("star")}
+    assert found["shape_of"].tolist() == [wanted.get(name, IGNORED) for name in COLOURS]
+
+
+def test_a_grey_picture_has_targets_for_shapes_alone(config):
+    found = targets_of(config, thing("star", "green", 0.2, 0.7), is_grey=True)
+    in_colour = targets_of(config, thing("star", "green", 0.2, 0.7))
+    num_colours, num_known = len(COLOURS), len(COLOURS) + len(SHAPES)
+    is_known = ~found["cell"].isnan()
+    assert is_known[:, num_colours:num_known].all()
+    assert is_known.sum() == len(SHAPES) * len(found["cell"])
+    assert found["present"][:num_colours].isnan().all()
+    assert torch.equal(found["present"][num_colours:], in_colour["present"][num_colours:])
+    assert found["where"].isnan().all()
+    assert set(found["patch_colour"].tolist()) == set(found["shape_of"].tolist()) == {IGNORED}
+    assert torch.equal(found["patch_shape"], in_colour["patch_shape"])
+
+
+def test_no_loss_rules_out_what_is_held_out(config):
+    """A red box tells a patch and a colour's shape nothing about stars."""
+    found = targets_of(config, thing("box", "red", 0.5, 0.5))
+    batch = {name: target[None] for name, target in found.items()}
+    red, star, ball = COLOURS.index("red"), SHAPES.index("star"), SHAPES.index("ball")
+    patch = torch.zeros(config.vision_config.num_patches, len(COLOURS) + len(SHAPES) + 2)
+    patch.requires_grad_()
+    patch_loss(patch, batch).backward()
+    of_shapes = patch.grad[found["patch_colour"] == red, len(COLOURS) + 1 :]
+    assert len(of_shapes) > 4
+    assert (of_shapes[:, star] == 0).all()
+    assert of_shapes[:, ball].max() > 0
+    states = torch.ones(1, 1, 3)
+    facts = ColourFacts(3)
+    facts.losses(states, batch)[0].backward()
+    by_pair = facts.shape.bias.grad.reshape(len(COLOURS), len(SHAPES))
+    assert by_pair[red, star] == 0
+    assert by_pair[red, ball] > 0
+
+
+def test_a_batch_without_any_target_has_a_loss(config):
+    """Grey pictures and empty ones: a mean over nothing would be NaN for good."""
+    batch = {name: target[None] for name, target in targets_of(config, is_grey=True).items()}
+    losses = ColourFacts(3).losses(torch.ones(1, 1, 3), batch)
+    assert [each.item() for each in losses] == [0, 0]
+
+
+def test_a_batch_is_the_same_whichever_process_draws_it(config, clip):
+    options = PretrainingOptions(steps=3, batch_pictures=10)
+    batches = PictureBatches(config, options, clip)
+    again = PictureBatches(config, options, clip)
+    again[0]
+    for name, target in batches[2].items():
+        assert torch.equal(target.nan_to_num(), again[2][name].nan_to_num()), name
+        assert len(target) == 10
+    assert not torch.equal(batches[1]["picture"], batches[2]["picture"])
+    with pytest.raises(IndexError):
+        batches[len(batches)]
+
+
 def test_evened_out_tokens_have_mean_0_and_deviation_1(config):
     model = initial_model(config, None, 0)
     generator = torch.Generator().manual_seed(0)
-    pictures = torch.randint(256, (8, 64, 64, 3), dtype=torch.uint8, generator=generator)
+    side = config.vision_config.image_size
+    pictures = torch.randint(256, (8, side, side, 3), dtype=torch.uint8, generator=generator)
     before = model.frame_tokens(pictures)
     even_out(model, [pictures[:5], pictures[5:]])
     after = model.frame_tokens(pictures)
@@ -92,8 +156,9 @@ def test_patch_targets_are_the_covering_colour_and_shape(config):
     found = targets_of(config, thing("box", "green", 0.2, 0.7))
     side = config.vision_config.grid_size
     colours = found["patch_colour"].reshape(side, side)
-    assert colours[5, 1] == COLOURS.index("green")
-    assert colours[1, 5] == len(COLOURS)
+    at = side * 7 // 10, side // 5
+    assert colours[at] == COLOURS.index("green")
+    assert colours[at[::-1]] == len(COLOURS)
     assert set(found["patch_shape"].tolist()) == {SHAPES.index("box"), len(SHAPES), IGNORED}
 
 

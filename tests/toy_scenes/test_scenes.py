@@ -1,6 +1,7 @@
 """The data set of synthetic scenes."""
 
 import errno
+import json
 import math
 import os
 import shutil
@@ -132,6 +133,22 @@ def test_a_damaged_marker_file_is_named(tmp_path, content, fault):
     (tmp_path / MARKER_FILE).write_text(content)
     with pytest.raises(DataError, match=rf"scenes\.json.*{fault}"):
         list(scenes_of_clips(tmp_path, []))
+
+
+def test_scenes_of_another_generator_are_not_taken_for_this_ones(data, tmp_path):
+    facts = json.loads((data / MARKER_FILE).read_text())
+    del facts["generator"]  # as version 1 wrote it
+    (tmp_path / MARKER_FILE).write_text(json.dumps(facts))
+    with pytest.raises(DataError, match="version 1 of the scene generator, this is version 2"):
+        list(scenes_of_clips(tmp_path, []))
+
+
+def test_a_clips_scene_is_generated_again_with_all_its_captions(data):
+    for split in ("train", "combinations"):
+        clips = read_clips(data, split)
+        for clip, scene in zip(clips, scenes_of_clips(data, clips), strict=True):
+            said = {(line.time_s, line.content) for line in clip.conversation}
+            assert said >= {(each.time_s, each.text) for each in scene.happenings}
 
 
 # ---- a full disk ----

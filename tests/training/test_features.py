@@ -208,6 +208,20 @@ def test_a_frame_always_has_the_same_place_in_a_batch_of_one_size(
         assert is_black == [False, True, True, True]
 
 
+@pytest.mark.usefixtures("batches_of_four")
+def test_clips_too_long_to_be_decoded_ahead_have_the_same_features(
+    clips, model, tmp_path, monkeypatch
+):
+    ahead = frame_features(tmp_path / "data", clips, model, CPU, no_step)
+    monkeypatch.setattr("mod_edge.training.features.MOST_FRAMES_AHEAD", 8)  # they have 9
+    store = tmp_path / "other"
+    streamed = features_module.frame_features(
+        tmp_path / "data", clips, model, CPU, no_step, store=store
+    )
+    # Read in another order, a clip's frames would differ by 1 and more.
+    np.testing.assert_allclose(streamed.tokens, ahead.tokens, atol=1e-3)
+
+
 def test_all_unreadable_videos_are_named_before_any_is_encoded(clips, model, tmp_path, monkeypatch):
     monkeypatch.setattr(model, "frame_tokens", lambda _: pytest.fail("encoded"))
     clips[0].video.write_bytes(b"")
