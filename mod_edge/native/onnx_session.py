@@ -7,6 +7,9 @@ takes its options from here, and a program with other models must set
 
 An arena keeps the memory of its largest step. With one per session, a prompt of 1,500 tokens took
 4.0 GB on the 1b geometry; layers run one after the other, and with one for all it takes 0.4 GB.
+
+Sessions on a GPU do not share: what the process registers replaces their arenas by allocators that
+ask the driver for every tensor, and ONNX Runtime then frees pinned memory where CUDA forbids it.
 """
 
 from collections.abc import Callable, Sequence
@@ -46,8 +49,10 @@ def num_threads() -> int:
     return _chosen_threads or usable_cores()
 
 
-def session_options() -> "onnxruntime.SessionOptions":
+def session_options(*, shares_arena: bool = True) -> "onnxruntime.SessionOptions":
     """Options for a session on the shared pool and arena, which the first call creates.
+
+    Without `shares_arena` the session has arenas of its own, as one on a GPU needs.
 
     Raises:
         BackendError: this onnxruntime is too old to share threads.
@@ -73,7 +78,7 @@ def session_options() -> "onnxruntime.SessionOptions":
     options = onnxruntime.SessionOptions()
     options.use_per_session_threads = False
     options.log_severity_level = 3
-    options.add_session_config_entry("session.use_env_allocators", "1")
+    options.add_session_config_entry("session.use_env_allocators", str(int(shares_arena)))
     # DequantizeLinear before MatMul is fused to MatMulNBits, which would round activations to int8.
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", FLOAT_ACCURACY)
     return options

@@ -271,11 +271,21 @@ def patch_loss(patch: Tensor, batch: dict[str, Tensor]) -> Tensor:
     colour, shape = patch.split([NUM_COLOURS + 1, NUM_SHAPES + 1], dim=1)
     is_colour, is_shape = batch["patch_colour"].flatten(), batch["patch_shape"].flatten()
     held_out = pad(held_out_pairs(patch.device), (0, 1, 0, 1))  # nothing goes with all
-    unjudged_colours = held_out.T[torch.where(is_shape == IGNORED, NUM_SHAPES, is_shape)]
-    unjudged_shapes = held_out[torch.where(is_colour == IGNORED, NUM_COLOURS, is_colour)]
-    return known_entropy(
-        colour.masked_fill(unjudged_colours, -torch.inf), is_colour
-    ) + known_entropy(shape.masked_fill(unjudged_shapes, -torch.inf), is_shape)
+    colour = _without(colour, held_out.T, beside=is_shape, wanted=is_colour)
+    shape = _without(shape, held_out, beside=is_colour, wanted=is_shape)
+    return known_entropy(colour, is_colour) + known_entropy(shape, is_shape)
+
+
+def _without(logits: Tensor, held_out: Tensor, *, beside: Tensor, wanted: Tensor) -> Tensor:
+    """The logits (patches, classes), -inf for what is held out beside each patch's other class.
+
+    A wanted class stays: where two objects share a patch, one gives its colour, the other its
+    shape.
+    """
+    nothing = len(held_out) - 1
+    unjudged = held_out[torch.where(beside == IGNORED, nothing, beside)]
+    classes = torch.arange(logits.shape[1], device=logits.device)
+    return logits.masked_fill(unjudged & (classes != wanted[:, None]), -torch.inf)
 
 
 class PictureBatches(Dataset[dict[str, Tensor]]):

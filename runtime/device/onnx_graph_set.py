@@ -130,7 +130,7 @@ def _open(path: Path, provider: str, provider_options: dict[str, str]) -> Any:
             f"{replace_onnxruntime('gpu')}; or use --device cpu"
         )
     name = native_path(path)
-    options = session_options()
+    options = session_options(shares_arena=False)
     options.enable_mem_pattern = False  # kept for every shape seen
     options.add_session_config_entry(RECORD_ASSIGNMENT, "1")
     with captured_stderr() as captured:

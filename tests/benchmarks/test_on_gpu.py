@@ -8,11 +8,15 @@ import pytest
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "on_gpu.sh"
 
 
-@pytest.mark.parametrize("arguments", [[], ["."], ["--dry-run"]], ids=["none", "existing", "dry"])
-def test_it_wants_a_new_folder(arguments):
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["."], ["--dry-run"], ["no-such-folder", "tiny", "9b"]],
+    ids=["none", "existing", "dry", "unknown part"],
+)
+def test_it_wants_a_new_folder_and_parts_that_exist(arguments):
     done = subprocess.run([SCRIPT, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert "[--dry-run] FOLDER (a new folder)" in done.stderr
+    assert "[--dry-run] FOLDER [PART...] (a new folder; parts: basics" in done.stderr
 
 
 def test_a_weight_that_is_dequantized_before_its_product_is_named():

@@ -55,6 +55,13 @@ def test_an_onnxruntime_without_shared_threads_is_too_old(pools, monkeypatch):
         session_options()
 
 
+def test_a_session_on_a_gpu_keeps_its_own_arenas(pools):
+    """On an H200 a MoD layer's session with shared ones ended the process (CUDA failure 800)."""
+    entry = "session.use_env_allocators"
+    assert session_options(shares_arena=False).get_session_config_entry(entry) == "0"
+    assert session_options().get_session_config_entry(entry) == "1"
+
+
 # Eight sessions run one after the other; each squares a tensor of 32 MiB that exists only inside.
 STEPS = """
 from onnx import TensorProto, helper

@@ -117,6 +117,16 @@ def test_no_loss_rules_out_what_is_held_out(config):
     assert by_pair[red, ball] > 0
 
 
+def test_a_patch_that_two_objects_share_has_a_finite_loss(config):
+    """One gives the colour, the other the shape, and the two may be held out."""
+    count = 4
+    patch = torch.zeros(count, len(COLOURS) + len(SHAPES) + 2)
+    red, star = COLOURS.index("red"), SHAPES.index("star")
+    batch = {"patch_colour": torch.full((count,), red), "patch_shape": torch.full((count,), star)}
+    wanted = np.log(len(COLOURS)) + np.log(len(SHAPES) + 1)  # with "nothing", without "cyan"
+    assert patch_loss(patch, batch).item() == pytest.approx(wanted, abs=1e-5)
+
+
 def test_a_batch_without_any_target_has_a_loss(config):
     """Grey pictures and empty ones: a mean over nothing would be NaN for good."""
     batch = {name: target[None] for name, target in targets_of(config, is_grey=True).items()}

@@ -123,6 +123,12 @@ def test_ops_on_another_provider_are_found(bundle_for):
     assert "Shape" not in strays
 
 
+def test_its_sessions_have_arenas_of_their_own(bundle_for):
+    session = onnx_graph_set._open(bundle_for("cuda", "fp32") / "layers/01.onnx", CPU, {})
+    options = session.get_session_options()
+    assert options.get_session_config_entry("session.use_env_allocators") == "0"
+
+
 def test_a_cpu_bundle_is_an_error_with_the_target_to_export_for(tiny_bundle, cudart):
     with pytest.raises(BackendError, match=r"is for target cpu in fp32.*--target cuda"):
         loaded(tiny_bundle, cudart)
