@@ -18,6 +18,7 @@ from mod_edge.commands.arguments import (
     ThreadsOption,
     WindowOption,
     refuse_options,
+    usage_errors,
     use_threads,
 )
 from mod_edge.commands.console import print_warning, reports_errors
@@ -29,7 +30,7 @@ from mod_edge.commands.live_options import (
     live_policy,
     policies_of,
 )
-from mod_edge.errors import ConfigError
+from mod_edge.errors import SourceError
 from mod_edge.native.package_faults import quiet_imports
 from mod_edge.plan.untrained import untrained_warnings
 
@@ -81,19 +82,21 @@ def run(
     ] = None,
     window: WindowOption = None,
     kv_budget: KvBudgetOption = None,
-    max_frames: Annotated[int | None, typer.Option(help="Stop after N frames.")] = None,
+    max_frames: Annotated[int | None, typer.Option(min=1, help="Stop after N frames.")] = None,
     max_new_tokens: Annotated[
-        int | None, typer.Option(help="Longest reply, in tokens; default: the profile's.")
+        int | None, typer.Option(min=1, help="Longest reply, in tokens; default: the profile's.")
     ] = None,
     threshold: Annotated[
         float | None,
         typer.Option(
-            help="Speak when P(silent) is below this threshold (0-1); default: the checkpoint's."
+            min=0,
+            max=1,
+            help="Speak when P(silent) is below this threshold (0-1); default: the checkpoint's.",
         ),
     ] = None,
     frames_per_step: Annotated[
         int | None,
-        typer.Option(help="Most frames per decoder step; default: the profile's."),
+        typer.Option(min=1, help="Most frames per decoder step; default: the profile's."),
     ] = None,
     keep: KeepOption = None,
     reconnect: ReconnectOption = None,
@@ -164,90 +167,105 @@ def run(
         )
         from mod_edge.commands.text_view import show_conversation
         from mod_edge.plan.sampling import Sampling
-        from mod_edge.runtime.capture.open_source import check_files, open_source
+        from mod_edge.runtime.capture.open_source import check_source, open_source
+        from mod_edge.runtime.capture.source import check_pace
         from mod_edge.runtime.capture.source_name import ImagePaths, parse_source, stream_names
         from mod_edge.runtime.open_session import open_session, open_streams, open_text_session
 
     queries = _queries(query or ())
-    sampling = Sampling(temperature, top_p, seed)
+    with usage_errors():
+        sampling = Sampling(temperature, top_p, seed)
     if is_text:
         turns = _untimed(queries)
-        with open_text_session(
-            open_bundle(bundle, hash_all=check),
-            backend=backend,
-            device=device,
-            checkpoint=checkpoint,
-            profile=profile,
-            window=window,
-            kv_budget_mib=kv_budget,
-            max_new_tokens=max_new_tokens,
-            sampling=sampling,
-            stop=stop or (),
-        ) as text_session:
+        opened = open_bundle(bundle, hash_all=check)
+        with (
+            usage_errors(),
+            open_text_session(
+                opened,
+                backend=backend,
+                device=device,
+                checkpoint=checkpoint,
+                profile=profile,
+                window=window,
+                kv_budget_mib=kv_budget,
+                max_new_tokens=max_new_tokens,
+                sampling=sampling,
+                stop=stop or (),
+            ) as text_session,
+        ):
             show_conversation(text_session, turns, as_json=json, is_verbose=verbose)
         return
     policy = live_policy(keep, reconnect, frozen_after)
-    chosen = [parse_source(text) for text in texts]
+    with usage_errors("--source", error=SourceError):
+        chosen = [parse_source(text) for text in texts]
     policies = policies_of(chosen, policy)
     if image_fps is not None and not any(isinstance(each, ImagePaths) for each in chosen):
         raise typer.BadParameter("only with a folder, a glob or an image", param_hint="--image-fps")
-    for each in chosen:
-        check_files(each)
+    with usage_errors("--image-fps"):
+        check_pace(1.0 if image_fps is None else image_fps, None)
+    with usage_errors():
+        for each, its_policy in zip(chosen, policies, strict=True):
+            check_source(each, its_policy)
     recorders_of = context.with_resource(recording(events, os.environ))
     opened = open_bundle(bundle, hash_all=check)
     for warning in untrained_warnings(opened.config):
         print_warning(warning)
-    settings = opened.profile(profile)
-    options: dict[str, Any] = {
-        "backend": backend,
-        "device": device,
-        "checkpoint": checkpoint,
-        "profile": settings,
-        "window": window,
-        "kv_budget_mib": kv_budget,
-        "threshold": threshold,
-        "max_new_tokens": max_new_tokens,
-        "frames_per_step": frames_per_step,
-        "sampling": sampling,
-        "stop": stop or (),
-    }
-    open_one = partial(
-        open_source,
-        fps=opened.config.stream_config.frame_fps,
-        max_frames=max_frames,
-        wanted=settings.camera,
-        image_fps=image_fps,
-    )
-    requests = standard_input(as_json=json, reads_json=stdin)
-    shown: dict[str, Any] = {
-        "as_json": json,
-        "is_verbose": verbose,
-        "has_tokens": tokens,
-        "requests": requests,
-    }
-    # The file first: it has the event at which a closed pipe of the screen ends the run.
-    if len(chosen) == 1:
-        with (
-            open_session(opened, **options) as session,
-            open_one(chosen[0], policy=policy) as frames,
-        ):
-            screen = screen_view(session, **shown)
-            show_stream(session, frames, queries, [*recorders_of("", session), screen], requests)
-        return
-    with ExitStack() as release:
-        streams = release.enter_context(open_streams(opened, max_streams=len(chosen), **options))
-        sources: dict[str, Source] = {}
-        for name, each, its_policy in zip(stream_names(chosen), chosen, policies, strict=True):
-            sources[name] = frames = open_one(each, policy=its_policy)
-            release.push(frames)
-        screen_of = screen_views(streams, **shown)
-        show_streams(
-            streams,
-            sources,
-            queries,
-            lambda name, session: [*recorders_of(name, session), screen_of(name, session)],
-            requests,
+    with usage_errors():
+        settings = opened.profile(profile)
+        options: dict[str, Any] = {
+            "backend": backend,
+            "device": device,
+            "checkpoint": checkpoint,
+            "profile": settings,
+            "window": window,
+            "kv_budget_mib": kv_budget,
+            "threshold": threshold,
+            "max_new_tokens": max_new_tokens,
+            "frames_per_step": frames_per_step,
+            "sampling": sampling,
+            "stop": stop or (),
+        }
+        open_one = partial(
+            open_source,
+            fps=opened.config.stream_config.frame_fps,
+            max_frames=max_frames,
+            wanted=settings.camera,
+            image_fps=image_fps,
         )
+        requests = standard_input(as_json=json, reads_json=stdin)
+        shown: dict[str, Any] = {
+            "as_json": json,
+            "is_verbose": verbose,
+            "has_tokens": tokens,
+            "requests": requests,
+        }
+        # The file first: it has the event at which a closed pipe of the screen ends the run.
+        if len(chosen) == 1:
+            with (
+                open_session(opened, **options) as session,
+                open_one(chosen[0], policy=policy) as frames,
+            ):
+                screen = screen_view(session, **shown)
+                show_stream(
+                    session, frames, queries, [*recorders_of("", session), screen], requests
+                )
+            return
+        with ExitStack() as release:
+            streams = release.enter_context(
+                open_streams(opened, max_streams=len(chosen), **options)
+            )
+            sources: dict[str, Source] = {}
+            for name, each, its_policy in zip(stream_names(chosen), chosen, policies, strict=True):
+                sources[name] = frames = open_one(each, policy=its_policy)
+                release.push(frames)
+            screen_of = screen_views(streams, **shown)
+            show_streams(
+                streams,
+                sources,
+                queries,
+                lambda name, session: [*recorders_of(name, session), screen_of(name, session)],
+                requests,
+            )
 
 
 def _untimed(queries: Sequence["Query"]) -> list[str]:
@@ -266,7 +284,5 @@ def _untimed(queries: Sequence["Query"]) -> list[str]:
 def _queries(texts: Sequence[str]) -> list["Query"]:
     from mod_edge.runtime.queries import parse_query
 
-    try:
+    with usage_errors("--query"):
         return [parse_query(text) for text in texts]
-    except ConfigError as exc:
-        raise typer.BadParameter(str(exc), param_hint="--query") from exc

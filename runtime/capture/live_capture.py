@@ -15,7 +15,7 @@ from typing import cast
 
 import cv2
 
-from mod_edge.errors import ConfigError, SourceError
+from mod_edge.errors import SourceError
 from mod_edge.profiles import Camera
 from mod_edge.runtime.capture.clock import Clock, rfc3339
 from mod_edge.runtime.capture.frame_queue import FrameQueue
@@ -38,13 +38,13 @@ from mod_edge.runtime.capture.opencv import open_quietly, open_unredirected
 from mod_edge.runtime.capture.reconnect import Outage
 from mod_edge.runtime.capture.redaction import without_credentials
 from mod_edge.runtime.capture.source import (
-    EVERY,
     LIVE,
     CaptureCounts,
     CapturePolicy,
     Frame,
     Image,
     Loss,
+    check_live,
     check_pace,
     stalled,
 )
@@ -104,13 +104,7 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
         check_pace(fps, max_frames)
         self._source = live_name(source)
         self._name = self._source.name
-        if policy.keep == EVERY:
-            raise ConfigError(
-                f"{self._name} does not wait for the model, so every frame cannot be kept; "
-                "keep newest, or queue:N with a length N"
-            )
-        if not math.isfinite(policy.stall_s):
-            raise ConfigError(f"stall_s={policy.stall_s:g} for a live source: wanted a finite time")
+        check_live(self._name, policy)
         self.clock = clock or Clock()
         self._warnings: list[str] = []
         self._policy = policy

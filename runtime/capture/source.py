@@ -185,6 +185,21 @@ def check_recorded(name: str, policy: CapturePolicy | None) -> None:
     )
 
 
+def check_live(name: str, policy: CapturePolicy) -> None:
+    """Check that a policy is one for a live source.
+
+    Raises:
+        ConfigError: it keeps every frame, or waits for ever.
+    """
+    if policy.keep == EVERY:
+        raise ConfigError(
+            f"{name} does not wait for the model, so every frame cannot be kept; "
+            "keep newest, or queue:N with a length N"
+        )
+    if not math.isfinite(policy.stall_s):
+        raise ConfigError(f"stall_s={policy.stall_s:g} for a live source: wanted a finite time")
+
+
 class Source(Protocol):
     """A source of frames; iterated once, to its end.
 

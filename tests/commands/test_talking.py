@@ -18,7 +18,6 @@ from tests.commands.mod_edge_command import (
     LONG_VIDEO_FRAMES,
     TIMEOUT_S,
     finish,
-    invoke,
     start,
     succeeds,
 )
@@ -70,12 +69,6 @@ def test_a_seed_decides_what_is_said_at_a_temperature_and_a_stop_text_ends_it(ti
     assert said(tiny_bundle, *drawn, 3) == third
     assert said(tiny_bundle, *drawn, 4) != third
     assert said(tiny_bundle, *drawn, 3, "--stop", third[2:]) == third[:2].strip()
-
-
-def test_a_seed_without_a_temperature_is_an_error(tiny_bundle):
-    result = invoke("run", tiny_bundle, "--query", "What?", "--seed", 3)
-    assert result.exit_code == 1
-    assert "seed=3 have no effect with temperature=0" in result.output
 
 
 # ---- JSON lines ----
