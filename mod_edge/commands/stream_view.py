@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Group
@@ -49,6 +50,21 @@ DECISION_STYLES = {
     Decision.ASKED: "bold cyan",
 }
 TYPING_HINT = " type a question, or /instruction TEXT, /threshold 0-1, /cut, /stop"
+
+
+@dataclass(frozen=True)
+class ViewOptions:
+    """What `run` prints.
+
+    Attributes:
+        as_json: JSON lines, otherwise text.
+        is_verbose: whether people see frames and evictions too.
+        has_tokens: whether JSON has a line for each token too.
+    """
+
+    as_json: bool = False
+    is_verbose: bool = False
+    has_tokens: bool = False
 
 
 def show_stream(
@@ -181,40 +197,29 @@ def show_events(
 
 
 def screen_view(
-    session: Session,
-    *,
-    as_json: bool,
-    is_verbose: bool,
-    has_tokens: bool = False,
-    requests: StandardInput | None = None,
+    session: Session, options: ViewOptions, requests: StandardInput | None = None
 ) -> "StreamView":
-    """The view for stdout: JSON lines if `as_json`, else live on a terminal or plain lines.
+    """The view for stdout: JSON lines, or for people live on a terminal and else plain lines.
 
     Args:
         session: of the stream.
-        as_json: whether to print JSON lines, with `has_tokens` also one for each token.
-        is_verbose: whether people see frames and evictions too.
-        has_tokens: see `as_json`.
+        options: what it shows.
         requests: whose keys a live view draws.
     """
-    if as_json:
-        return JsonView(session, has_tokens=has_tokens)
+    if options.as_json:
+        return JsonView(session, has_tokens=options.has_tokens)
     if can_redraw(out):
-        return LiveView(session, is_verbose=is_verbose, area=LiveArea(requests))
-    return PlainView(session, is_verbose=is_verbose)
+        return LiveView(session, is_verbose=options.is_verbose, area=LiveArea(requests))
+    return PlainView(session, is_verbose=options.is_verbose)
 
 
 def screen_views(
-    streams: Streams,
-    *,
-    as_json: bool,
-    is_verbose: bool,
-    has_tokens: bool = False,
-    requests: StandardInput | None = None,
+    streams: Streams, options: ViewOptions, requests: StandardInput | None = None
 ) -> Callable[[str, Session], "StreamView"]:
     """Makes the view for stdout of each of several streams, by name; see `screen_view`."""
-    if as_json:
-        return lambda name, session: JsonView(session, stream=name, has_tokens=has_tokens)
+    is_verbose = options.is_verbose
+    if options.as_json:
+        return lambda name, session: JsonView(session, stream=name, has_tokens=options.has_tokens)
     _print_header(streams)
     if can_redraw(out):
         area = LiveArea(requests)

@@ -174,7 +174,7 @@ def test_live_views_of_several_streams_share_the_last_lines_and_name_each_line(
         monkeypatch.setattr(module, "out", console)
         monkeypatch.setattr(module, "err", console)
     monkeypatch.setattr(stream_view, "can_redraw", lambda _: True)
-    view_of = stream_view.screen_views(session, as_json=False, is_verbose=False)
+    view_of = stream_view.screen_views(session, stream_view.ViewOptions())
     front, back = view_of("front", session), view_of("back", session)
     with front, back:
         front.show(EVENTS[1])
@@ -218,7 +218,7 @@ def streaming(events, error):
 
 
 def stream_to_screen(session, *, as_json=True):
-    view = stream_view.screen_view(session, as_json=as_json, is_verbose=False)
+    view = stream_view.screen_view(session, stream_view.ViewOptions(as_json))
     stream_view.show_stream(session, None, [], [view])
 
 
