@@ -11,7 +11,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from mod_edge.config import ModelConfig
-from mod_edge.errors import ConfigError, NotStreamingError
+from mod_edge.errors import ConfigError, NotStreamingError, SourceError
 from mod_edge.plan.kv_budget import KvPlan, rows_of, rows_of_frames
 from mod_edge.plan.kv_window import NO_ROWS, Rows
 from mod_edge.plan.protocol import Decision
@@ -22,6 +22,7 @@ from mod_edge.runtime.conversation import Conversation, SessionOptions, check_th
 from mod_edge.runtime.events import (
     CutBy,
     Event,
+    FailureEvent,
     FrameDetails,
     FrameEvent,
     QueryEvent,
@@ -242,6 +243,10 @@ class Session(Conversation):
         yield from map(self.stamped, self._change_threshold())
         self._is_streaming = False
 
+    def failure(self, error: SourceError) -> Event:
+        """The event of a source that failed."""
+        return self.stamped(FailureEvent(self._time_s, str(error)))
+
     def stamped(self, event: Event) -> Event:
         """The event with the time of day of the last live frame, if it has none of its own."""
         return event if self._at is None or event.at else replace(event, at=self._at)
@@ -260,8 +265,10 @@ class Session(Conversation):
                 wait already.
         """
         if not self._is_streaming:
+            text = query if isinstance(query, str) else query.text
             raise NotStreamingError(
-                f"cannot ask {query!r}: the session is not streaming; pass it to stream()"
+                f"cannot ask {text[:40]!r}: the stream has not begun or has ended; ask while it "
+                "runs, or pass the query to stream()"
             )
         if len(self._queries) >= MAX_WAITING:
             raise ConfigError(

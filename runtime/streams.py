@@ -20,7 +20,7 @@ from mod_edge.errors import ConfigError, SourceError
 from mod_edge.plan.kv_budget import KvPlan
 from mod_edge.runtime.capture.source import Source
 from mod_edge.runtime.conversation import SessionOptions
-from mod_edge.runtime.events import Event, FailureEvent, Summary
+from mod_edge.runtime.events import Event, Summary
 from mod_edge.runtime.loaded_model import LoadedModel
 from mod_edge.runtime.queries import Query
 from mod_edge.runtime.session import FrameBatch, Session, pixels_of_frames
@@ -214,8 +214,7 @@ class Streams(AbstractContextManager["Streams"]):
 
     def _failed(self, stream: _Running, error: SourceError) -> Iterator[Event]:
         self._failures[stream.name] = error
-        failure = FailureEvent(stream.session.time_s, str(error))
-        yield stream.session.stamped(failure)
+        yield stream.session.failure(error)
         yield self._close(stream)
 
     def _ended(self, stream: _Running) -> Iterator[Event]:

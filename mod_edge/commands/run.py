@@ -110,8 +110,8 @@ def run(
         bool,
         typer.Option(
             "--stdin",
-            help="Read questions and other requests from standard input while the stream runs, "
-            "one JSON object per line. On a terminal, type them.",
+            help="Read questions and other requests from standard input while the stream runs: one "
+            "JSON object per line, or on a terminal what you type.",
         ),
     ] = False,
     profile: OptionalProfileOption = None,
@@ -181,7 +181,7 @@ def run(
     with usage_errors("--source", error=SourceError):
         sources = tuple(map(parse_source, texts))
     capture = CaptureOptions(sources, policy, max_frames, image_fps)
-    stream(model, capture, queries, view, events=events, reads_json=stdin)
+    stream(model, capture, queries, view, events=events, reads_stdin=stdin)
 
 
 def _untimed(queries: Sequence["Query"]) -> list[str]:

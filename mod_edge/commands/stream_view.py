@@ -1,7 +1,7 @@
 """How `mod-edge run` shows a stream: a live view on a terminal, else plain lines or JSON lines."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +21,7 @@ from mod_edge.commands.console import (
 )
 from mod_edge.commands.live_lines import SOURCE_EVENTS, age_status, live_rows, source_line
 from mod_edge.commands.standard_input import StandardInput, with_faults
-from mod_edge.errors import ModEdgeError
+from mod_edge.errors import ModEdgeError, SourceError
 from mod_edge.plan.protocol import Decision
 from mod_edge.runtime.capture.live_source import as_live
 from mod_edge.runtime.capture.source import Source
@@ -102,7 +102,7 @@ def show_stream(
             for view in views:
                 view.finish(summary)
 
-        events = with_faults(session.stream(source, queries), requests, session)
+        events = with_faults(_with_failure(session, source, queries), requests, session)
         show_events(events, show, finish, has_begun=lambda: session.summary().num_frames > 0)
 
 
@@ -135,7 +135,6 @@ def show_streams(
 
         if requests is not None:
             opened.enter_context(requests)
-            requests.start(sessions)
 
         def show(name: str, event: Event) -> None:
             for view in views[name]:
@@ -152,6 +151,8 @@ def show_streams(
 
         try:
             for name, event in streams.events():
+                if requests is not None:
+                    requests.start(sessions)  # as with one stream, not before there is an event
                 show_faults(name, event.time_s)
                 if isinstance(event, Summary):
                     finish(name, event)
@@ -167,6 +168,15 @@ def show_streams(
                 show_faults(name, summary.time_s)  # the first stream shows them all
                 if summary.num_frames:
                     finish(name, summary)
+
+
+def _with_failure(session: Session, source: Source, queries: Sequence[Query]) -> Iterator[Event]:
+    """The events of one stream; a failure of its source is the last one, then the error."""
+    try:
+        yield from session.stream(source, queries)
+    except SourceError as exc:
+        yield session.failure(exc)
+        raise
 
 
 def show_events(
@@ -251,7 +261,8 @@ class StreamView(ABC):
 
     def document(self, event: Event) -> dict[str, Any]:
         """The event as one JSON object; with the name of its stream if there are several."""
-        return ({"stream": self.stream} if self.stream else {}) | event.to_json()
+        name = stream_of(event, self.stream)
+        return ({"stream": name} if name else {}) | event.to_json()
 
     def __enter__(self) -> "StreamView":
         return self
@@ -399,6 +410,11 @@ class LiveView(StreamView):
         return Group(*speech, status)
 
 
+def stream_of(event: Event, stream: str) -> str:
+    """The name of the stream in an event's line: `stream`, but a bad line is of no stream."""
+    return "" if isinstance(event, BadLineEvent) else stream
+
+
 def _print_header(opened: Session | Streams) -> None:
     plan = opened.plan
     err.print(f"backend {opened.backend}")
@@ -426,7 +442,7 @@ def _stream_prefix(stream: str) -> list[tuple[str, str]]:
 
 
 def _line(event: Event, stream: str = "") -> Text:
-    return Text.assemble(*_stream_prefix(stream), *_line_parts(event))
+    return Text.assemble(*_stream_prefix(stream_of(event, stream)), *_line_parts(event))
 
 
 def _line_parts(event: Event) -> list[str | tuple[str, str]]:

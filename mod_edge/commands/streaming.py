@@ -111,7 +111,7 @@ def stream(
     view: ViewOptions,
     *,
     events: Path | None,
-    reads_json: bool,
+    reads_stdin: bool,
 ) -> None:
     """Stream the sources until they end or Ctrl-C.
 
@@ -121,14 +121,14 @@ def stream(
         queries: asked in each stream.
         view: what the screen shows.
         events: path of the event file; None for none.
-        reads_json: whether standard input has requests in JSON.
+        reads_stdin: whether --stdin was given.
     """
     capture.check()
     with recording(events, os.environ) as recorders_of:
         bundle = open_bundle(model.bundle, hash_all=model.hash_all)
         for warning in untrained_warnings(bundle.config):
             print_warning(warning)
-        requests = standard_input(as_json=view.as_json, reads_json=reads_json)
+        requests = standard_input(as_json=view.as_json, is_asked_for=reads_stdin)
         # The file first: it has the event at which a closed pipe of the screen ends the run.
         with usage_errors():
             profile = bundle.profile(model.profile)

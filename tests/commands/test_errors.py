@@ -279,10 +279,14 @@ def test_a_policy_that_is_not_for_the_source_is_a_usage_error_before_the_bundle_
 
 
 @pytest.mark.live
-def test_a_stream_that_ends_by_itself_is_an_error_after_the_summary(tiny_bundle):
+def test_a_stream_that_ends_by_itself_is_an_error_after_the_summary(tiny_bundle, tmp_path):
+    recorded = tmp_path / "events.jsonl"
     with MjpegServer(num_pictures=20) as camera:
-        result = invoke("run", tiny_bundle, "--source", camera.url)
+        result = invoke("run", tiny_bundle, "--source", camera.url, "--events", recorded)
     assert result.exit_code == 1
+    failure, summary = map(json.loads, recorded.read_text().splitlines()[-2:])
+    assert (failure["event"], summary["event"]) == ("failure", "summary")
+    assert "ended after 20 frames" in failure["message"]
     assert result.stdout.splitlines()[-1].startswith("cache")
     assert re.search(
         r"^error: http.* ended after 20 frames .* check its server", result.stderr, re.M

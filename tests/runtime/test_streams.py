@@ -330,7 +330,7 @@ def test_a_stream_that_fails_says_so_and_the_others_go_on():
     assert ours[2] == FailureEvent(0.5, "camera 0 ended after 2 frames")
     assert ours[3].num_frames == 2
     assert sum(name == "yard" for name, _ in events) == 6
-    with pytest.raises(ConfigError, match="the session is not streaming"):
+    with pytest.raises(ConfigError, match="the stream has not begun or has ended"):
         door.ask("What happens?")
 
 
