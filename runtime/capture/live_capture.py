@@ -199,7 +199,7 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
     @property
     def num_dropped(self) -> int:
         """Frames at the model's rate dropped so far because the caller was too slow."""
-        return self.counts.num_overtaken
+        return self.counts.num_dropped
 
     @property
     def counts(self) -> CaptureCounts:
@@ -357,7 +357,7 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
         return None
 
     def _is_used(self, reader: LiveReader, now_s: float, at: datetime) -> bool:
-        """Drop or queue the picture just grabbed; False if it cannot be converted."""
+        """Discard or queue the picture just grabbed; False if it cannot be converted."""
         image: Image | None = None
         with self._changed:
             if self._silent_s is None and (self._outage or self._queue.is_gap(now_s)):

@@ -34,7 +34,7 @@ def test_a_slow_caller_gets_the_newest_frame_and_missed_instants_are_counted():
         assert live.is_live
         assert 0 < live.num_dropped <= instants[-1] - 3  # the server may have left one out
         counts = live.counts
-        assert counts.num_taken + counts.num_dropped == counts.num_captured
+        assert counts.num_taken + counts.num_discarded == counts.num_captured
         assert [frame.index for frame in frames] == [0, 1, 2, 3]
 
 

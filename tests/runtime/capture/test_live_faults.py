@@ -45,7 +45,7 @@ def test_a_server_that_goes_away_and_comes_back_with_another_size_is_read_on():
     assert (kinds["size"].width, kinds["size"].old_width) == (128, 64)
     assert "reads in a row failed" in kinds["lost"].reason
     assert kinds["gap"].num_attempts >= 1
-    assert counts.num_taken + counts.num_dropped == counts.num_captured
+    assert counts.num_taken + counts.num_discarded == counts.num_captured
 
 
 @pytest.mark.usefixtures("quick_retries")

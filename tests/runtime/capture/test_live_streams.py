@@ -99,7 +99,7 @@ def test_an_rtsp_server_that_is_killed_and_started_again_is_read_on(monkeypatch)
             frame = next(live)
         counts = live.counts
     assert frame.time_s > before_s
-    assert counts.num_taken + counts.num_dropped == counts.num_captured
+    assert counts.num_taken + counts.num_discarded == counts.num_captured
 
 
 def test_an_rtsp_server_that_pauses_is_waited_for(rtsp):

@@ -286,7 +286,7 @@ def test_what_a_source_had_buffered_is_dropped_when_it_comes_back(camera):
     assert number_in(next(live).image) == 10
     counts = live.counts
     assert counts.num_settling == 9
-    assert counts.num_taken + counts.num_dropped == counts.num_captured == 11
+    assert counts.num_taken + counts.num_discarded == counts.num_captured == 11
 
 
 def test_what_others_print_while_a_source_is_opened_again_is_not_lost(camera, monkeypatch, capfd):
