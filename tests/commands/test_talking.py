@@ -14,9 +14,9 @@ import tty
 
 import pytest
 
+from tests.bounded import TIMEOUT_S
 from tests.commands.mod_edge_command import (
     LONG_VIDEO_FRAMES,
-    TIMEOUT_S,
     finish,
     start,
     succeeds,
@@ -79,7 +79,7 @@ def test_json_lines_on_standard_input_ask_set_and_stop_and_a_bad_one_is_an_event
 ):
     arguments = (*run_arguments(tiny_bundle, long_video), "--json", "--tokens", "--stdin")
     process = start(*arguments, stdin=subprocess.PIPE)
-    process.stdout.readline()
+    process.next_line()
     lines = [
         '{"query": "What happens?"}',
         "What happens?",
@@ -144,7 +144,7 @@ def test_a_request_to_one_of_two_streams_is_followed_by_that_one(tiny_bundle, lo
     sources = [part for name in ("door", "yard") for part in ("--source", tmp_path / f"{name}.avi")]
     arguments = ("run", tiny_bundle, *sources, "--max-new-tokens", 4, "--json", "--stdin")
     process = start(*arguments, stdin=subprocess.PIPE)
-    door = json.loads(process.stdout.readline())["stream"]
+    door = json.loads(process.next_line())["stream"]
     process.stdin.write(
         f'{{"query": "Who?", "stream": "{door}"}}\n{{"cut": true, "stream": "gate"}}\n'
     )
