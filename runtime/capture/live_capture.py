@@ -418,8 +418,13 @@ class LiveCapture(AbstractContextManager["LiveCapture"]):
     # ---- lost and opened again, in the reading thread ----
 
     def _open(self, opener: Opener) -> OpenedLive:
-        stall_s = self._policy.stall_s
-        return open_live(self._source, read_timeout_s=stall_s, wanted=self._wanted, opener=opener)
+        return open_live(
+            self._source,
+            read_timeout_s=self._policy.stall_s,
+            wanted=self._wanted,
+            opener=opener,
+            clock=self.clock,
+        )
 
     def _open_again(self, lost: Loss) -> LiveReader | None:
         """The source, opened again; None if this object is closed meanwhile.
