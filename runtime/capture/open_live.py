@@ -18,6 +18,7 @@ from mod_edge.runtime.capture.csi_pipeline import csi_pipeline
 from mod_edge.runtime.capture.opencv import open_quietly
 from mod_edge.runtime.capture.paced_reader import PacedReader
 from mod_edge.runtime.capture.pattern_reader import PatternReader
+from mod_edge.runtime.capture.reachability import connection_reason
 from mod_edge.runtime.capture.source_name import (
     CameraDevice,
     CsiCamera,
@@ -127,8 +128,8 @@ def open_stream(
     capture, reason = opener(source.url, cv2.CAP_ANY, limits, within=transport)
     if not capture.isOpened():
         raise SourceError(
-            f"{source.name} cannot be opened{reason}; check the address, user and password, and "
-            "that the server answers from here"
+            f"{source.name} cannot be opened{reason or connection_reason(source.url)}; check the "
+            "address, user and password, and that the server answers from here"
         )
     return capture
 
