@@ -10,7 +10,8 @@ import cv2
 import pytest
 
 from mod_edge.errors import ConfigError, SourceError
-from mod_edge.runtime.capture.live_capture import RETRY_S, LiveCapture
+from mod_edge.runtime.capture.capture_thread import RETRY_S
+from mod_edge.runtime.capture.live_capture import LiveCapture
 from mod_edge.runtime.capture.source import FILE, LIVE, Keep
 from tests.bounded import await_until
 from tests.runtime.capture.mjpeg_camera import MjpegServer
