@@ -4,7 +4,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 import numpy as np
@@ -68,16 +68,13 @@ class FrameBatch:
         letterbox_ms: time to resize each of them.
         events: of a live source, before the first of these frames; there may be some without a
             frame.
+        has_ended: whether the source has ended; there are then no frames.
     """
 
-    seen: list[SeenFrame]
-    letterbox_ms: float
-    events: list[Event]
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether the source has ended."""
-        return not self.seen and not self.events
+    seen: list[SeenFrame] = field(default_factory=list)
+    letterbox_ms: float = 0.0
+    events: list[Event] = field(default_factory=list)
+    has_ended: bool = False
 
     def __len__(self) -> int:
         return len(self.seen)
@@ -176,22 +173,22 @@ class Session(Conversation):
         self._frames = iter(source)
         self._is_streaming = True
 
-    def read(self, pixels: UInt8Array) -> FrameBatch:
+    def read(self, pixels: UInt8Array, *, waits: bool = True) -> FrameBatch:
         """The frames of the next step, fitted into the first of `pixels` (F, I, I, 3).
 
-        Waits for a live source's frame or event; a slow model gets all frames that wait, up to
-        those of a step.
+        A slow model gets all frames that wait, up to those of a step.
+
+        Args:
+            pixels: memory for them.
+            waits: whether to wait for a live source's frame or event.
 
         Raises:
             SourceError: the source failed.
         """
-        if self._must_stop:
-            return FrameBatch([], 0.0, [])
-        most, events = self.options.frames_per_step, list[Event]()
-        if self._live is None:
-            frames = list(islice(self._frames, most))
-        else:
-            frames, events = next_frames(self._live, self._frames, most)
+        read = None if self._must_stop else self._next_frames(waits=waits)
+        if read is None:
+            return FrameBatch(has_ended=True)
+        frames, events = read
         ages_ms = [self._ms_since_capture(frame) for frame in frames]
         started = time.perf_counter()
         self._started_s = self._started_s or started
@@ -201,6 +198,13 @@ class Session(Conversation):
         ]
         letterbox_ms = 1000 * (time.perf_counter() - started) / max(len(seen), 1)
         return FrameBatch(seen, letterbox_ms, events)
+
+    def _next_frames(self, *, waits: bool) -> tuple[list[Frame], list[Event]] | None:
+        most = self.options.frames_per_step
+        if self._live is not None:
+            return next_frames(self._live, most, waits=waits)
+        frames = list(islice(self._frames, most))
+        return (frames, []) if frames else None
 
     def watch(self, batch: FrameBatch, embeds: FrameEmbeds, vision_ms: float) -> Iterator[Event]:
         """Feed the batch's frames in as few steps as decisions allow, and reply.

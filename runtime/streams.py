@@ -186,10 +186,10 @@ class Streams(AbstractContextManager["Streams"]):
     def _watch(self, streams: list[_Running]) -> None:
         """Read the next frames of each stream and encode them together; sets its `events`."""
         batches: list[tuple[_Running, FrameBatch]] = []
-        num_frames = 0
+        num_frames, is_alone = 0, len(self._running) == 1
         for stream in streams:
             try:
-                batch = stream.session.read(self._pixels[num_frames:])
+                batch = stream.session.read(self._pixels[num_frames:], waits=is_alone)
             except SourceError as exc:
                 stream.events = self._failed(stream, exc)
                 continue

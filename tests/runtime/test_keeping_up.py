@@ -76,6 +76,14 @@ class SteadyCamera:
     def end(self):
         self._num_frames = self._queue.num_taken
 
+    def take(self, most):
+        self._deliver()
+        left = self._num_frames - self._queue.num_taken
+        frames = []
+        while len(frames) < min(most, left) and (frame := self._queue.take(self.clock.now_s())):
+            frames.append(frame)
+        return frames if left else None
+
     def take_events(self):
         events, self._events = self._events, []
         return events

@@ -12,6 +12,7 @@ import pytest
 from mod_edge.errors import ConfigError, SourceError
 from mod_edge.runtime.capture.capture_thread import RETRY_S
 from mod_edge.runtime.capture.live_capture import LiveCapture
+from mod_edge.runtime.capture.live_source import next_frames
 from mod_edge.runtime.capture.source import FILE, LIVE, Keep
 from tests.bounded import await_until
 from tests.runtime.capture.mjpeg_camera import MjpegServer
@@ -284,6 +285,21 @@ def test_a_source_is_ready_once_its_next_frame_takes_no_waiting(camera):
     assert next(live).time_s == 0.5
     camera.clock.passed_s += 0.6
     assert not live.is_ready  # no frame has come
+
+
+def test_frames_are_taken_without_waiting_one_that_became_too_old_is_not(camera):
+    live = camera.live(policy=replace(AT_ONCE, keep=Keep("queue", 4)))
+    assert live.take(3) == []
+    camera.sends(0, every_s=0.0)
+    assert [frame.time_s for frame in live.take(3)] == [0.0]
+    camera.sends(1, 2, 3, 4, every_s=0.5)
+    assert [frame.time_s for frame in live.take(3)] == [0.5, 1.0, 1.5]
+    assert live.is_ready
+    camera.clock.passed_s += 4.9  # as in a suspended process
+    assert next_frames(live, 3, waits=False) == ([], [])
+    camera.close()
+    assert live.take(3) is None
+    assert next_frames(live, 3) is None
 
 
 def test_instants_without_a_picture_are_not_dropped(camera):
