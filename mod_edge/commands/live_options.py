@@ -15,21 +15,21 @@ if TYPE_CHECKING:
 KeepOption = Annotated[
     str | None,
     typer.Option(
-        help="Frames to keep of a camera or stream while the model is busy: newest, or queue:N for "
-        "the newest N at the model's rate. Default: newest, and every frame of a file."
+        help="Frames that wait while the model is busy: newest, queue:N (the newest N at the "
+        "model's rate), or of a file every. Default: newest of a live source, every of a file."
     ),
 ]
 ReconnectOption = Annotated[
     str | None,
     typer.Option(
-        help="How long to try to open a camera or stream again that was lost: 60s, forever or off. "
-        "Default: off, and a loss ends the run with exit code 1."
+        help="Time to open a lost camera or stream again: 60s, forever, or off (default), which "
+        "ends the run with exit code 1."
     ),
 ]
 FrozenAfterOption = Annotated[
     float | None,
     typer.Option(
-        help="Warn when a camera's picture has not changed by one bit for SECONDS.",
+        help="Warn when all pictures of a live source have been identical for SECONDS.",
         metavar="SECONDS",
     ),
 ]

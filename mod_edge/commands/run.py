@@ -42,7 +42,6 @@ OF_VIDEO = (
     "reconnect",
     "frozen_after",
     "stdin",
-    "tokens",
     "events",
 )
 
@@ -126,11 +125,11 @@ def run(
     verbose: Annotated[bool, typer.Option("--verbose", help="Print frames and evictions.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
     tokens: Annotated[
-        bool, typer.Option("--tokens", help="With --json, print each token of a reply too.")
+        bool, typer.Option("--tokens", help="With --json, print a line for each token too.")
     ] = False,
     events: Annotated[
         Path | None,
-        typer.Option(help="Also append the lines of --json to this file; SIGHUP reopens it."),
+        typer.Option(help="Append what --json prints to this file too; SIGHUP reopens it."),
     ] = None,
 ) -> None:
     """Stream a video file or a camera through a bundle; Ctrl-C ends it with a summary.

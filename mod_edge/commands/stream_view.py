@@ -296,7 +296,7 @@ class PlainView(StreamView):
             _print_header(session)
 
     def show(self, event: Event) -> None:
-        if _is_shown(event, self._is_verbose):
+        if _is_shown(event, self._is_verbose, self.stream):
             out.print(_line(event, self.stream))
 
     def finish(self, summary: Summary) -> None:
@@ -383,7 +383,7 @@ class LiveView(StreamView):
             self._decision = event.decision
         elif isinstance(event, TextEvent):
             self._spoken += event.text
-        if _is_shown(event, self._is_verbose):
+        if _is_shown(event, self._is_verbose, self.stream):
             self._area.print(_line(event, self.stream))
         if isinstance(event, ReplyEvent):
             self._spoken = ""
@@ -425,12 +425,14 @@ def _print_header(opened: Session | Streams) -> None:
     )
 
 
-def _is_shown(event: Event, is_verbose: bool) -> bool:
+def _is_shown(event: Event, is_verbose: bool, stream: str) -> bool:
     """Whether the event is printed as a line."""
     if isinstance(event, (FrameEvent, RollEvent)):
         return is_verbose
+    if isinstance(event, FailureEvent):
+        return bool(stream)  # a failure of the only stream is the command's error
     shown = (
-        *(QueryEvent, InstructionEvent, ThresholdEvent, BadLineEvent, ReplyEvent, FailureEvent),
+        *(QueryEvent, InstructionEvent, ThresholdEvent, BadLineEvent, ReplyEvent),
         *SOURCE_EVENTS,
     )
     return isinstance(event, shown)

@@ -38,7 +38,9 @@ def show_conversation(session: TextSession, queries: Sequence[str], options: Vie
         ModEdgeError: a query does not fit, or the backend failed.
     """
     view = (
-        JsonTextView() if options.as_json else PlainTextView(session, is_verbose=options.is_verbose)
+        JsonTextView(has_tokens=options.has_tokens)
+        if options.as_json
+        else PlainTextView(session, is_verbose=options.is_verbose)
     )
     show_events(
         session.converse(queries),
@@ -49,11 +51,15 @@ def show_conversation(session: TextSession, queries: Sequence[str], options: Vie
 
 
 class JsonTextView:
-    """One JSON object per line on stdout, one for each token too."""
+    """One JSON object per line on stdout; with `has_tokens` one for each token too."""
+
+    def __init__(self, *, has_tokens: bool) -> None:
+        self._has_tokens = has_tokens
 
     def show(self, event: Event) -> None:
         """Print one event."""
-        print_json(event.to_json())
+        if self._has_tokens or not isinstance(event, TextEvent):
+            print_json(event.to_json())
 
     def finish(self, summary: TextSummary) -> None:
         """Print the summary."""

@@ -41,7 +41,7 @@ LIVE_SUMMARY = replace(
     ids=lambda value: value.kind if hasattr(value, "kind") else "",
 )
 def test_what_happens_to_a_source_is_one_line(event, says):
-    assert stream_view._is_shown(event, is_verbose=False)
+    assert stream_view._is_shown(event, is_verbose=False, stream="")
     assert shown(event).startswith(f"  0:01.0 {says}")
 
 

@@ -235,7 +235,7 @@ def test_a_failing_source_ends_with_its_failure_the_summary_and_the_error(sessio
         assert failure["message"] == "camera 0 stopped delivering"
         assert summary["num_frames"] == 3
     else:
-        assert any("failure   camera 0 stopped delivering" in line for line in lines)
+        assert not any("failure" in line for line in lines)  # the error says it
         assert lines[-1].startswith("cache")
 
 

@@ -148,7 +148,8 @@ def test_an_error_before_the_first_reply_has_no_summary(printed):
 
 def test_json_has_one_object_for_each_event_and_the_summary(capsys):
     events = [QUERY, *texts(EVIL), reply_of(EVIL)]
-    text_view.show_conversation(session_of(events), ["q"], ViewOptions(as_json=True))
+    options = ViewOptions(as_json=True, has_tokens=True)
+    text_view.show_conversation(session_of(events), ["q"], options)
     captured = capsys.readouterr()
     lines = captured.out.splitlines()
     assert all(line.isprintable() for line in lines)
@@ -158,3 +159,10 @@ def test_json_has_one_object_for_each_event_and_the_summary(capsys):
     assert found[3]["first_token_ms"] == {"p50": 20.0, "p95": 25.04}
     assert found[3]["tokens_per_s"] == 12.34
     assert captured.err == ""
+
+
+def test_json_has_single_tokens_only_if_asked_for_as_with_a_video(capsys):
+    session = session_of([QUERY, *texts("a", "b"), reply_of("ab")])
+    text_view.show_conversation(session, ["q"], ViewOptions(as_json=True))
+    found = map(json.loads, capsys.readouterr().out.splitlines())
+    assert [each["event"] for each in found] == ["query", "reply", "summary"]
