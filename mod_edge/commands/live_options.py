@@ -15,21 +15,21 @@ if TYPE_CHECKING:
 KeepOption = Annotated[
     str | None,
     typer.Option(
-        help="Frames that wait while the model is busy: newest, queue:N (the newest N at the "
-        "model's rate), or of a file every. Default: newest of a live source, every of a file."
+        help="Which frames wait while the model is busy: newest; queue:N, the newest N at the "
+        "model's rate; or every, for files only. Default: newest for live sources, every for files."
     ),
 ]
 ReconnectOption = Annotated[
     str | None,
     typer.Option(
-        help="Time to open a lost camera or stream again: 60s, forever, or off (default), which "
-        "ends the run with exit code 1."
+        help="How long to try to reopen a lost camera or stream: 60s, forever or off. With off, "
+        "the default, a lost source ends the run with exit code 1."
     ),
 ]
 FrozenAfterOption = Annotated[
     float | None,
     typer.Option(
-        help="Warn when all pictures of a live source have been identical for SECONDS.",
+        help="Warn when a live source has sent identical pictures for SECONDS; default: never.",
         metavar="SECONDS",
     ),
 ]
