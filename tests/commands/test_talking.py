@@ -289,6 +289,19 @@ def test_on_a_terminal_without_a_cursor_whole_lines_are_read(tiny_bundle):
     assert any(line.startswith("frames ") for line in terminal.screen.lines)
 
 
+@pytest.mark.live
+def test_with_stdin_a_terminal_takes_typed_lines_beside_json(tiny_bundle):
+    with (
+        MjpegServer() as camera,
+        Terminal(*run_arguments(tiny_bundle, camera.url), "--json", "--stdin") as terminal,
+    ):
+        terminal.wait('"event": "frame"')
+        terminal.type("What happens?\n")
+        terminal.wait('"query": "What happens?"')
+        terminal.type("/stop\n")
+        assert terminal.finish() == 0
+
+
 @pytest.mark.slow
 def test_a_job_in_the_background_leaves_the_terminal_alone_and_is_not_stopped(
     tiny_bundle, long_video
