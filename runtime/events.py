@@ -193,6 +193,8 @@ class ThresholdEvent(Event):
 class BadLineEvent(Event):
     """A line of standard input was no request; the stream goes on.
 
+    It belongs to no stream: of several, `time_s` and `at` are those of the latest event.
+
     Attributes:
         line_number: from 1.
         message: what is wrong with it, and what was wanted.
@@ -205,7 +207,11 @@ class BadLineEvent(Event):
 
 @dataclass(frozen=True)
 class FailureEvent(Event):
-    """The source of one of several streams failed; its summary follows, the others go on."""
+    """The source failed; of several streams the others go on.
+
+    `Streams` yields it before the stream's summary. `Session.stream` raises the error instead;
+    `mod-edge run` shows and records this event in both cases.
+    """
 
     kind = "failure"
     message: str

@@ -7,7 +7,8 @@
 {"cut": true}                                    /cut
 {"stop": true}                                   /stop
 
-With `"stream": NAME` a JSON object is for that stream alone, otherwise for all of them.
+With `"stream": NAME` a JSON object is for that stream alone, otherwise for all of them. A typed
+line that begins with { is JSON too.
 """
 
 import json
@@ -76,8 +77,7 @@ def put_request(request: Request, sessions: Mapping[str, Session]) -> None:
             does not matter while another one takes it.
     """
     if request.stream is not None and request.stream not in sessions:
-        names = ", ".join(filter(None, sessions)) or "one without a name: omit it"
-        raise ConfigError(f'"stream": {_shown(request.stream)}, but the streams are {names}')
+        raise ConfigError(f'"stream": {_shown(request.stream)}, but {_known(sessions)}')
     asked = [each for name, each in list(sessions.items()) if request.stream in (None, name)]
     refusals = list[ConfigError]()
     for session in asked:
@@ -115,11 +115,13 @@ def request_from_json(line: str) -> Request:
 
 
 def request_from_typed(line: str) -> Request:
-    """The request that a person typed: a question, or a command that begins with a slash.
+    """The request that a person typed: a question, or a command that begins with a slash, or JSON.
 
     Raises:
-        ConfigError: the command is unknown or has a wrong value.
+        ConfigError: the command is unknown or has a wrong value; see `request_from_json`.
     """
+    if line.startswith("{"):
+        return request_from_json(line)
     if not line.startswith("/"):
         return Request("query", line.strip())
     name, _, rest = line[1:].partition(" ")
@@ -164,6 +166,16 @@ def _is_number(value: Any) -> bool:
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         return False
     return abs(value) <= sys.float_info.max
+
+
+def _known(sessions: Mapping[str, Session]) -> str:
+    """Which streams there are, and what to do."""
+    if not sessions:
+        return "all streams have ended"
+    names = [_shown(name) for name in sessions if name]
+    if not names:
+        return "there is only one stream, without a name; omit it"
+    return f"the streams are {', '.join(names)}; name one, or omit it for all"
 
 
 def _shown(line: str) -> str:

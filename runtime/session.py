@@ -4,14 +4,14 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from mod_edge.config import ModelConfig
-from mod_edge.errors import ConfigError, NotStreamingError
+from mod_edge.errors import ConfigError, NotStreamingError, SourceError
 from mod_edge.plan.kv_budget import KvPlan, rows_of, rows_of_frames
 from mod_edge.plan.kv_window import NO_ROWS, Rows
 from mod_edge.plan.protocol import Decision
@@ -22,6 +22,7 @@ from mod_edge.runtime.conversation import Conversation, SessionOptions, check_th
 from mod_edge.runtime.events import (
     CutBy,
     Event,
+    FailureEvent,
     FrameDetails,
     FrameEvent,
     QueryEvent,
@@ -67,16 +68,13 @@ class FrameBatch:
         letterbox_ms: time to resize each of them.
         events: of a live source, before the first of these frames; there may be some without a
             frame.
+        has_ended: whether the source has ended; there are then no frames.
     """
 
-    seen: list[SeenFrame]
-    letterbox_ms: float
-    events: list[Event]
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether the source has ended."""
-        return not self.seen and not self.events
+    seen: list[SeenFrame] = field(default_factory=list)
+    letterbox_ms: float = 0.0
+    events: list[Event] = field(default_factory=list)
+    has_ended: bool = False
 
     def __len__(self) -> int:
         return len(self.seen)
@@ -175,22 +173,22 @@ class Session(Conversation):
         self._frames = iter(source)
         self._is_streaming = True
 
-    def read(self, pixels: UInt8Array) -> FrameBatch:
+    def read(self, pixels: UInt8Array, *, waits: bool = True) -> FrameBatch:
         """The frames of the next step, fitted into the first of `pixels` (F, I, I, 3).
 
-        Waits for a live source's frame or event; a slow model gets all frames that wait, up to
-        those of a step.
+        A slow model gets all frames that wait, up to those of a step.
+
+        Args:
+            pixels: memory for them.
+            waits: whether to wait for a live source's frame or event.
 
         Raises:
             SourceError: the source failed.
         """
-        if self._must_stop:
-            return FrameBatch([], 0.0, [])
-        most, events = self.options.frames_per_step, list[Event]()
-        if self._live is None:
-            frames = list(islice(self._frames, most))
-        else:
-            frames, events = next_frames(self._live, self._frames, most)
+        read = None if self._must_stop else self._next_frames(waits=waits)
+        if read is None:
+            return FrameBatch(has_ended=True)
+        frames, events = read
         ages_ms = [self._ms_since_capture(frame) for frame in frames]
         started = time.perf_counter()
         self._started_s = self._started_s or started
@@ -200,6 +198,13 @@ class Session(Conversation):
         ]
         letterbox_ms = 1000 * (time.perf_counter() - started) / max(len(seen), 1)
         return FrameBatch(seen, letterbox_ms, events)
+
+    def _next_frames(self, *, waits: bool) -> tuple[list[Frame], list[Event]] | None:
+        most = self.options.frames_per_step
+        if self._live is not None:
+            return next_frames(self._live, most, waits=waits)
+        frames = list(islice(self._frames, most))
+        return (frames, []) if frames else None
 
     def watch(self, batch: FrameBatch, embeds: FrameEmbeds, vision_ms: float) -> Iterator[Event]:
         """Feed the batch's frames in as few steps as decisions allow, and reply.
@@ -242,6 +247,10 @@ class Session(Conversation):
         yield from map(self.stamped, self._change_threshold())
         self._is_streaming = False
 
+    def failure(self, error: SourceError) -> Event:
+        """The event of a source that failed."""
+        return self.stamped(FailureEvent(self._time_s, str(error)))
+
     def stamped(self, event: Event) -> Event:
         """The event with the time of day of the last live frame, if it has none of its own."""
         return event if self._at is None or event.at else replace(event, at=self._at)
@@ -260,8 +269,10 @@ class Session(Conversation):
                 wait already.
         """
         if not self._is_streaming:
+            text = query if isinstance(query, str) else query.text
             raise NotStreamingError(
-                f"cannot ask {query!r}: the session is not streaming; pass it to stream()"
+                f"cannot ask {text[:40]!r}: the stream has not begun or has ended; ask while it "
+                "runs, or pass the query to stream()"
             )
         if len(self._queries) >= MAX_WAITING:
             raise ConfigError(

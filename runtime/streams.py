@@ -20,7 +20,7 @@ from mod_edge.errors import ConfigError, SourceError
 from mod_edge.plan.kv_budget import KvPlan
 from mod_edge.runtime.capture.source import Source
 from mod_edge.runtime.conversation import SessionOptions
-from mod_edge.runtime.events import Event, FailureEvent, Summary
+from mod_edge.runtime.events import Event, Summary
 from mod_edge.runtime.loaded_model import LoadedModel
 from mod_edge.runtime.queries import Query
 from mod_edge.runtime.session import FrameBatch, Session, pixels_of_frames
@@ -186,10 +186,10 @@ class Streams(AbstractContextManager["Streams"]):
     def _watch(self, streams: list[_Running]) -> None:
         """Read the next frames of each stream and encode them together; sets its `events`."""
         batches: list[tuple[_Running, FrameBatch]] = []
-        num_frames = 0
+        num_frames, is_alone = 0, len(self._running) == 1
         for stream in streams:
             try:
-                batch = stream.session.read(self._pixels[num_frames:])
+                batch = stream.session.read(self._pixels[num_frames:], waits=is_alone)
             except SourceError as exc:
                 stream.events = self._failed(stream, exc)
                 continue
@@ -214,8 +214,7 @@ class Streams(AbstractContextManager["Streams"]):
 
     def _failed(self, stream: _Running, error: SourceError) -> Iterator[Event]:
         self._failures[stream.name] = error
-        failure = FailureEvent(stream.session.time_s, str(error))
-        yield stream.session.stamped(failure)
+        yield stream.session.failure(error)
         yield self._close(stream)
 
     def _ended(self, stream: _Running) -> Iterator[Event]:

@@ -115,7 +115,7 @@ class Sampler(StreamView):
             oldest_ms=max(self._ages_ms, default=None),
             num_captured=capture and capture.num_captured,
             num_taken=capture and capture.num_taken,
-            num_discarded=capture and capture.num_dropped,
+            num_discarded=capture and capture.num_discarded,
         )
         assert self._file is not None
         self._file.write(json.dumps(asdict(sample)) + "\n")

@@ -1,13 +1,15 @@
 """Arguments that several commands share, and checks for the packages that a command needs."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from mod_edge.errors import BackendError
+from mod_edge.commands.console import printable
+from mod_edge.errors import BackendError, ConfigError, ModEdgeError
 from mod_edge.native.cpu_cores import cpu_cores
 from mod_edge.native.installed import install_command, is_missing
 from mod_edge.native.onnx_session import set_num_threads
@@ -92,6 +94,27 @@ def refuse_options(context: typer.Context, names: Sequence[str], needed: str) ->
     ]
     if given:
         raise typer.BadParameter(f"{', '.join(given)} only with {needed}")
+
+
+@contextmanager
+def usage_errors(
+    option: str | None = None, *, error: type[ModEdgeError] = ConfigError
+) -> Iterator[None]:
+    """Turn errors of the options' values into usage errors: the command exits with 2.
+
+    systemd does not start a service again that exits with 2: a restart cannot repair its options.
+
+    Args:
+        option: the option at fault; None where the message names it.
+        error: what to turn.
+
+    Raises:
+        BadParameter: in place of `error`.
+    """
+    try:
+        yield
+    except error as exc:
+        raise typer.BadParameter(printable(str(exc)), param_hint=option) from exc
 
 
 def require_extra(extra: str) -> None:

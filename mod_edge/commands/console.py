@@ -43,7 +43,8 @@ Result = TypeVar("Result")
 def reports_errors(command: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
     """Wrap a command: it prints a mod-edge error as one line and exits with 1, without a traceback.
 
-    So does a package that cannot be imported, wherever the command imports it.
+    So does a package that cannot be imported, wherever the command imports it. What is wrong with
+    the options themselves is typer's: it exits with 2, see `arguments.usage_errors`.
 
     SIGTERM and SIGHUP are handled like Ctrl-C, so that a stopped service and a command whose
     terminal is closed clean up too.

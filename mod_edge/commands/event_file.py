@@ -11,10 +11,11 @@ import stat
 from pathlib import Path
 from types import FrameType
 
+from mod_edge.bundle.disk_full import DISK_FULL
 from mod_edge.commands.console import print_warning
 from mod_edge.commands.standard_streams import has_closed_terminal
 from mod_edge.commands.stream_view import StreamView
-from mod_edge.errors import ConfigError
+from mod_edge.errors import ConfigError, ModEdgeError
 from mod_edge.runtime.events import Event, Summary, TextEvent
 from mod_edge.runtime.session import Session
 
@@ -43,7 +44,8 @@ class EventFile:
 
         Raises:
             ConfigError: the path names something other than a file.
-            OSError: the file cannot be opened; it names the file.
+            ModEdgeError: the file cannot be opened.
+            OSError: the disk is full.
         """
         self.path = path
         self.num_lost = 0
@@ -86,8 +88,8 @@ class EventFile:
         """Open the path again, as a new file if it was moved away; keeps the old one on failure."""
         try:
             opened = _open(self.path)
-        except (OSError, ConfigError) as exc:
-            print_warning(f"{self.path} cannot be opened again, the old file is kept: {exc}")
+        except (OSError, ModEdgeError) as exc:
+            print_warning(f"{exc}; the old file is kept")
             return
         os.close(self._file)
         self._file = opened
@@ -129,18 +131,32 @@ def _open(path: Path) -> int:
     """A file descriptor that appends to the last whole line."""
     # Without O_NONBLOCK, opening a named pipe waits for its reader.
     flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
-    file = os.open(path, flags, 0o644)
+    try:
+        file = os.open(path, flags, 0o644)
+    except IsADirectoryError as exc:
+        raise _not_a_file(path) from exc
+    except OSError as exc:
+        if exc.errno in DISK_FULL:
+            raise
+        raise ModEdgeError(
+            f"--events {path} cannot be opened: {exc.strerror}; check that its folder exists and "
+            "that you may write there"
+        ) from exc
     try:
         if not stat.S_ISREG(os.fstat(file).st_mode):
-            raise ConfigError(
-                f"{path} is not a file: events are appended to a file, so that a slow reader "
-                "cannot stop the stream; for a pipe use --json"
-            )
+            raise _not_a_file(path)
         _cut_torn_line(file)
     except BaseException:
         os.close(file)
         raise
     return file
+
+
+def _not_a_file(path: Path) -> ConfigError:
+    return ConfigError(
+        f"{path} is not a file: events are appended to a file, so that a slow reader cannot stop "
+        "the stream; for a pipe use --json"
+    )
 
 
 def _cut_torn_line(file: int) -> None:

@@ -44,16 +44,16 @@ def live_rows(summary: Summary) -> list[tuple[str, str]]:
         return []
     by_name = {
         "between instants": counts.num_between,
-        "overtaken": counts.num_overtaken,
+        "dropped": counts.num_dropped,
         "while settling": counts.num_settling,
         "stale": counts.num_stale,
         "not read": counts.num_waiting,
     }
-    dropped = ", ".join(f"{count} {name}" for name, count in by_name.items() if count)
-    names = f" ({dropped})" if dropped else ""
-    taken = f"{counts.num_captured} captured = {counts.num_taken} taken + {counts.num_dropped}"
+    reasons = ", ".join(f"{count} {name}" for name, count in by_name.items() if count)
+    names = f" ({reasons})" if reasons else ""
+    taken = f"{counts.num_captured} captured = {counts.num_taken} taken + {counts.num_discarded}"
     return [
-        ("pictures", f"{taken} dropped{names}; {counts.num_skipped_reads} reads skipped"),
+        ("pictures", f"{taken} discarded{names}; {counts.num_skipped_reads} reads skipped"),
         ("age", f"{_spread(ages)} ms when the step begins, p50/p95/max"),
         ("latency", f"{_spread(latencies)} ms from capture to event, p50/p95/max"),
     ]

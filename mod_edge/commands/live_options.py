@@ -1,13 +1,12 @@
 """The options of `mod-edge run` for cameras and streams, read into a policy."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mod_edge.errors import ConfigError
+from mod_edge.commands.arguments import usage_errors
 
 if TYPE_CHECKING:
     from mod_edge.runtime.capture.source import CapturePolicy
@@ -16,21 +15,21 @@ if TYPE_CHECKING:
 KeepOption = Annotated[
     str | None,
     typer.Option(
-        help="Frames to keep of a camera or stream while the model is busy: newest, or queue:N for "
-        "the newest N at the model's rate. Default: newest, and every frame of a file."
+        help="Which frames wait while the model is busy: newest; queue:N, the newest N at the "
+        "model's rate; or every, for files only. Default: newest for live sources, every for files."
     ),
 ]
 ReconnectOption = Annotated[
     str | None,
     typer.Option(
-        help="How long to try to open a camera or stream again that was lost: 60s, forever or off. "
-        "Default: off, and a loss ends the run with exit code 1."
+        help="How long to try to reopen a lost camera or stream: 60s, forever or off. With off, "
+        "the default, a lost source ends the run with exit code 1."
     ),
 ]
 FrozenAfterOption = Annotated[
     float | None,
     typer.Option(
-        help="Warn when a camera's picture has not changed by one bit for SECONDS.",
+        help="Warn when a live source has sent identical pictures for SECONDS; default: never.",
         metavar="SECONDS",
     ),
 ]
@@ -48,12 +47,12 @@ def live_policy(
     from mod_edge.runtime.capture.source import LIVE, parse_keep
 
     policy = LIVE
-    with _blames("--keep"):
+    with usage_errors("--keep"):
         policy = replace(policy, keep=parse_keep(keep)) if keep is not None else policy
-    with _blames("--reconnect"):
+    with usage_errors("--reconnect"):
         seconds = parse_reconnect(reconnect) if reconnect is not None else policy.reconnect_s
         policy = replace(policy, reconnect_s=seconds)
-    with _blames("--frozen-after"):
+    with usage_errors("--frozen-after"):
         after_s = policy.frozen_after_s if frozen_after_s is None else frozen_after_s
         policy = replace(policy, frozen_after_s=after_s)
     # Asked for by name, "newest" is wrong for a file; that a file is not opened again is not.
@@ -73,12 +72,3 @@ def policies_of(
     if all(are_files):
         return [policy] * len(sources)
     return [None if is_file else policy for is_file in are_files]
-
-
-@contextmanager
-def _blames(option: str) -> Iterator[None]:
-    """Turn an error of the settings into one of this option."""
-    try:
-        yield
-    except ConfigError as exc:
-        raise typer.BadParameter(str(exc), param_hint=option) from exc

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from mod_edge.commands.arguments import usage_errors
 from mod_edge.commands.event_file import EventFile, EventFileView
 from mod_edge.commands.service_view import ServiceView
 from mod_edge.commands.stream_view import StreamView
@@ -24,11 +25,13 @@ def recording(
         environment: where systemd sets its variables.
 
     Raises:
-        ConfigError: a variable has a wrong value, or `events` names something other than a file.
-        OSError: the event file cannot be opened.
+        typer.BadParameter: `events` names something other than a file.
+        ModEdgeError: a variable has a wrong value, or the event file cannot be opened.
+        OSError: the disk is full.
     """
     with ExitStack() as opened:
-        file = None if events is None else opened.enter_context(EventFile(events))
+        with usage_errors("--events"):
+            file = None if events is None else opened.enter_context(EventFile(events))
         manager = service_manager_of(environment)
         if manager is not None:
             opened.enter_context(manager)

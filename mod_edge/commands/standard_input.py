@@ -1,4 +1,4 @@
-"""Requests to a running stream from standard input: JSON lines, or what a person types.
+"""Requests to a running stream from standard input: on a terminal as typed, otherwise JSON lines.
 
 A thread reads, so that a line is heard while the model computes. Standard input that is neither a
 terminal nor asked for with --stdin is never read: a service has the null device there.
@@ -18,7 +18,6 @@ from mod_edge.commands.typed_line import TypedLine, unechoed
 from mod_edge.errors import ConfigError
 from mod_edge.runtime.events import BadLineEvent, Event
 from mod_edge.runtime.requests import (
-    Request,
     put_request,
     request_from_json,
     request_from_typed,
@@ -37,17 +36,16 @@ TERMINAL_POLL_S = 0.5
 class StandardInput(AbstractContextManager["StandardInput"]):
     """Reads requests on a thread and puts them to sessions; ends at the end of the input."""
 
-    def __init__(self, *, is_json: bool, descriptor: int = 0) -> None:
+    def __init__(self, *, descriptor: int = 0) -> None:
         """Nothing is read before `start`.
 
         Args:
-            is_json: whether the lines are JSON, otherwise as a person types them.
             descriptor: of the input, open for reading.
         """
         self._sessions: Mapping[str, Session] = {}
-        self._parse: Callable[[str], Request] = request_from_json if is_json else request_from_typed
         self._descriptor = descriptor
         self._is_terminal = os.isatty(descriptor)
+        self._parse = request_from_typed if self._is_terminal else request_from_json
         self._faults = deque[tuple[int, str]](maxlen=MAX_FAULTS)
         self._num_lines = 0
         self._partial = b""
@@ -150,7 +148,10 @@ class StandardInput(AbstractContextManager["StandardInput"]):
             return
         try:
             if len(line) > MAX_LINE_BYTES:
-                raise ConfigError(f"the line is longer than {MAX_LINE_BYTES} bytes; shorten it")
+                raise ConfigError(
+                    f"the line has more than {MAX_LINE_BYTES} bytes, wanted at most that; shorten "
+                    "it"
+                )
             put_request(self._parse(line), self._sessions)
         except ConfigError as exc:
             self._faults.append((self._num_lines, str(exc)))
@@ -167,18 +168,16 @@ class StandardInput(AbstractContextManager["StandardInput"]):
             return True
 
 
-def standard_input(*, as_json: bool, reads_json: bool) -> StandardInput | None:
+def standard_input(*, as_json: bool, is_asked_for: bool) -> StandardInput | None:
     """The requests of a `run`, or None if standard input is left alone.
 
     Args:
         as_json: whether the output is JSON lines.
-        reads_json: whether --stdin was given.
+        is_asked_for: whether --stdin was given.
     """
-    if reads_json:
-        return StandardInput(is_json=True)
     # Without a terminal for the output, a pager may read the keys.
     is_typed_to = not as_json and sys.stdin.isatty() and sys.stdout.isatty()
-    return StandardInput(is_json=False) if is_typed_to else None
+    return StandardInput() if is_asked_for or is_typed_to else None
 
 
 def with_faults(

@@ -1,8 +1,9 @@
 """How `mod-edge run` shows a stream: a live view on a terminal, else plain lines or JSON lines."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Group
@@ -20,7 +21,7 @@ from mod_edge.commands.console import (
 )
 from mod_edge.commands.live_lines import SOURCE_EVENTS, age_status, live_rows, source_line
 from mod_edge.commands.standard_input import StandardInput, with_faults
-from mod_edge.errors import ModEdgeError
+from mod_edge.errors import ModEdgeError, SourceError
 from mod_edge.plan.protocol import Decision
 from mod_edge.runtime.capture.live_source import as_live
 from mod_edge.runtime.capture.source import Source
@@ -49,6 +50,21 @@ DECISION_STYLES = {
     Decision.ASKED: "bold cyan",
 }
 TYPING_HINT = " type a question, or /instruction TEXT, /threshold 0-1, /cut, /stop"
+
+
+@dataclass(frozen=True)
+class ViewOptions:
+    """What `run` prints.
+
+    Attributes:
+        as_json: JSON lines, otherwise text.
+        is_verbose: whether people see frames and evictions too.
+        has_tokens: whether JSON has a line for each token too.
+    """
+
+    as_json: bool = False
+    is_verbose: bool = False
+    has_tokens: bool = False
 
 
 def show_stream(
@@ -86,7 +102,7 @@ def show_stream(
             for view in views:
                 view.finish(summary)
 
-        events = with_faults(session.stream(source, queries), requests, session)
+        events = with_faults(_with_failure(session, source, queries), requests, session)
         show_events(events, show, finish, has_begun=lambda: session.summary().num_frames > 0)
 
 
@@ -119,7 +135,6 @@ def show_streams(
 
         if requests is not None:
             opened.enter_context(requests)
-            requests.start(sessions)
 
         def show(name: str, event: Event) -> None:
             for view in views[name]:
@@ -136,6 +151,8 @@ def show_streams(
 
         try:
             for name, event in streams.events():
+                if requests is not None:
+                    requests.start(sessions)  # as with one stream, not before there is an event
                 show_faults(name, event.time_s)
                 if isinstance(event, Summary):
                     finish(name, event)
@@ -151,6 +168,15 @@ def show_streams(
                 show_faults(name, summary.time_s)  # the first stream shows them all
                 if summary.num_frames:
                     finish(name, summary)
+
+
+def _with_failure(session: Session, source: Source, queries: Sequence[Query]) -> Iterator[Event]:
+    """The events of one stream; a failure of its source is the last one, then the error."""
+    try:
+        yield from session.stream(source, queries)
+    except SourceError as exc:
+        yield session.failure(exc)
+        raise
 
 
 def show_events(
@@ -181,40 +207,29 @@ def show_events(
 
 
 def screen_view(
-    session: Session,
-    *,
-    as_json: bool,
-    is_verbose: bool,
-    has_tokens: bool = False,
-    requests: StandardInput | None = None,
+    session: Session, options: ViewOptions, requests: StandardInput | None = None
 ) -> "StreamView":
-    """The view for stdout: JSON lines if `as_json`, else live on a terminal or plain lines.
+    """The view for stdout: JSON lines, or for people live on a terminal and else plain lines.
 
     Args:
         session: of the stream.
-        as_json: whether to print JSON lines, with `has_tokens` also one for each token.
-        is_verbose: whether people see frames and evictions too.
-        has_tokens: see `as_json`.
+        options: what it shows.
         requests: whose keys a live view draws.
     """
-    if as_json:
-        return JsonView(session, has_tokens=has_tokens)
+    if options.as_json:
+        return JsonView(session, has_tokens=options.has_tokens)
     if can_redraw(out):
-        return LiveView(session, is_verbose=is_verbose, area=LiveArea(requests))
-    return PlainView(session, is_verbose=is_verbose)
+        return LiveView(session, is_verbose=options.is_verbose, area=LiveArea(requests))
+    return PlainView(session, is_verbose=options.is_verbose)
 
 
 def screen_views(
-    streams: Streams,
-    *,
-    as_json: bool,
-    is_verbose: bool,
-    has_tokens: bool = False,
-    requests: StandardInput | None = None,
+    streams: Streams, options: ViewOptions, requests: StandardInput | None = None
 ) -> Callable[[str, Session], "StreamView"]:
     """Makes the view for stdout of each of several streams, by name; see `screen_view`."""
-    if as_json:
-        return lambda name, session: JsonView(session, stream=name, has_tokens=has_tokens)
+    is_verbose = options.is_verbose
+    if options.as_json:
+        return lambda name, session: JsonView(session, stream=name, has_tokens=options.has_tokens)
     _print_header(streams)
     if can_redraw(out):
         area = LiveArea(requests)
@@ -246,7 +261,8 @@ class StreamView(ABC):
 
     def document(self, event: Event) -> dict[str, Any]:
         """The event as one JSON object; with the name of its stream if there are several."""
-        return ({"stream": self.stream} if self.stream else {}) | event.to_json()
+        name = stream_of(event, self.stream)
+        return ({"stream": name} if name else {}) | event.to_json()
 
     def __enter__(self) -> "StreamView":
         return self
@@ -280,7 +296,7 @@ class PlainView(StreamView):
             _print_header(session)
 
     def show(self, event: Event) -> None:
-        if _is_shown(event, self._is_verbose):
+        if _is_shown(event, self._is_verbose, self.stream):
             out.print(_line(event, self.stream))
 
     def finish(self, summary: Summary) -> None:
@@ -367,7 +383,7 @@ class LiveView(StreamView):
             self._decision = event.decision
         elif isinstance(event, TextEvent):
             self._spoken += event.text
-        if _is_shown(event, self._is_verbose):
+        if _is_shown(event, self._is_verbose, self.stream):
             self._area.print(_line(event, self.stream))
         if isinstance(event, ReplyEvent):
             self._spoken = ""
@@ -394,6 +410,11 @@ class LiveView(StreamView):
         return Group(*speech, status)
 
 
+def stream_of(event: Event, stream: str) -> str:
+    """The name of the stream in an event's line: `stream`, but a bad line is of no stream."""
+    return "" if isinstance(event, BadLineEvent) else stream
+
+
 def _print_header(opened: Session | Streams) -> None:
     plan = opened.plan
     err.print(f"backend {opened.backend}")
@@ -404,12 +425,14 @@ def _print_header(opened: Session | Streams) -> None:
     )
 
 
-def _is_shown(event: Event, is_verbose: bool) -> bool:
+def _is_shown(event: Event, is_verbose: bool, stream: str) -> bool:
     """Whether the event is printed as a line."""
     if isinstance(event, (FrameEvent, RollEvent)):
         return is_verbose
+    if isinstance(event, FailureEvent):
+        return bool(stream)  # a failure of the only stream is the command's error
     shown = (
-        *(QueryEvent, InstructionEvent, ThresholdEvent, BadLineEvent, ReplyEvent, FailureEvent),
+        *(QueryEvent, InstructionEvent, ThresholdEvent, BadLineEvent, ReplyEvent),
         *SOURCE_EVENTS,
     )
     return isinstance(event, shown)
@@ -421,7 +444,7 @@ def _stream_prefix(stream: str) -> list[tuple[str, str]]:
 
 
 def _line(event: Event, stream: str = "") -> Text:
-    return Text.assemble(*_stream_prefix(stream), *_line_parts(event))
+    return Text.assemble(*_stream_prefix(stream_of(event, stream)), *_line_parts(event))
 
 
 def _line_parts(event: Event) -> list[str | tuple[str, str]]:

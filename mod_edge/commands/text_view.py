@@ -13,6 +13,7 @@ from mod_edge.commands.console import (
     printable,
 )
 from mod_edge.commands.stream_view import (
+    ViewOptions,
     cache_row,
     replies_row,
     roll_line,
@@ -30,15 +31,17 @@ from mod_edge.runtime.events import (
 from mod_edge.runtime.text_session import TextSession
 
 
-def show_conversation(
-    session: TextSession, queries: Sequence[str], *, as_json: bool, is_verbose: bool
-) -> None:
+def show_conversation(session: TextSession, queries: Sequence[str], options: ViewOptions) -> None:
     """Reply to `queries` until the last one or Ctrl-C, then show the summary.
 
     Raises:
         ModEdgeError: a query does not fit, or the backend failed.
     """
-    view = JsonTextView() if as_json else PlainTextView(session, is_verbose=is_verbose)
+    view = (
+        JsonTextView(has_tokens=options.has_tokens)
+        if options.as_json
+        else PlainTextView(session, is_verbose=options.is_verbose)
+    )
     show_events(
         session.converse(queries),
         view.show,
@@ -48,11 +51,15 @@ def show_conversation(
 
 
 class JsonTextView:
-    """One JSON object per line on stdout, one for each token too."""
+    """One JSON object per line on stdout; with `has_tokens` one for each token too."""
+
+    def __init__(self, *, has_tokens: bool) -> None:
+        self._has_tokens = has_tokens
 
     def show(self, event: Event) -> None:
         """Print one event."""
-        print_json(event.to_json())
+        if self._has_tokens or not isinstance(event, TextEvent):
+            print_json(event.to_json())
 
     def finish(self, summary: TextSummary) -> None:
         """Print the summary."""

@@ -21,6 +21,28 @@ class Clock:
         changed.wait(timeout_s)
 
 
+class Pause:
+    """Waits of one thread, which another one ends for good."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._changed = threading.Condition()
+        self._is_over = False
+
+    def until(self, time_s: float) -> bool:
+        """Wait until that time of `Clock.now_s`; False if `end` was called, also before."""
+        with self._changed:
+            while not self._is_over and (left_s := time_s - self._clock.now_s()) > 0:
+                self._clock.wait(self._changed, left_s)
+            return not self._is_over
+
+    def end(self) -> None:
+        """End the present wait and all later ones."""
+        with self._changed:
+            self._is_over = True
+            self._changed.notify_all()
+
+
 def rfc3339(at: datetime) -> str:
     """A time of day in UTC as text, to the millisecond: 2026-05-01T12:30:00.250Z."""
     utc = at.astimezone(timezone.utc)

@@ -1,4 +1,4 @@
-"""Which pictures of a live source the model gets; every other one is dropped and counted by name.
+"""Which pictures of a live source the model gets; others are discarded and counted by reason.
 
 Instants of the model's rate are k / fps seconds after the first frame. Each gets the picture that
 arrived nearest to it, so that a source of the model's own rate loses none to jitter.
@@ -54,11 +54,11 @@ class FrameQueue:
         self._offered_s: float | None = None
         self._interval_s = 0.0  # between pictures, on average
         self._unsettled_s, self._settled_s = 0.0, 0.0
-        self._num_captured = self._num_taken = self._num_between = self._num_overtaken = 0
+        self._num_captured = self._num_taken = self._num_between = self._num_dropped = 0
         self._num_settling = self._num_stale = 0
 
     def offer(self, time_s: float) -> bool:
-        """Whether the picture that arrived at `time_s` is kept; if not, it is dropped."""
+        """Whether the picture that arrived at `time_s` is kept; if not, it is discarded."""
         self._note_arrival(time_s)
         has_begun = self._start_s is not None
         if not has_begun or self._instant(time_s) >= self._due or self._replaces_newest():
@@ -68,9 +68,9 @@ class FrameQueue:
         return False
 
     def put(self, image: Image, at: datetime) -> None:
-        """Keep the picture offered last; drops an older one if there is no room.
+        """Keep the picture offered last; discards an older one if there is no room.
 
-        The picture itself is dropped if its instant's frame was taken since it was offered.
+        The picture itself is discarded if its instant's frame was taken since it was offered.
 
         Args:
             image: the picture.
@@ -85,16 +85,16 @@ class FrameQueue:
             self._num_between += 1
             return
         if replaces_newest:
-            self._drop_for(self._waiting.pop(), new)
+            self._discard_for(self._waiting.pop(), new)
         elif len(self._waiting) == self._keep.num_frames:
             self._waiting.popleft()
-            self._num_overtaken += 1
+            self._num_dropped += 1
         self._waiting.append(new)
         self._due = max(self._due, new.instant + 1)
 
     def take(self, now_s: float) -> Frame | None:
         """The oldest picture that waits, as a frame; None if none is ready."""
-        self._drop_stale(now_s)
+        self._discard_stale(now_s)
         if not self.is_ready(now_s):
             return None
         arrival = self._waiting.popleft()
@@ -142,7 +142,7 @@ class FrameQueue:
             num_captured=self._num_captured,
             num_taken=self._num_taken,
             num_between=self._num_between,
-            num_overtaken=self._num_overtaken,
+            num_dropped=self._num_dropped,
             num_settling=self._num_settling,
             num_stale=self._num_stale,
             num_waiting=len(self._waiting),
@@ -199,15 +199,15 @@ class FrameQueue:
     def _is_unsettled(self, arrival: Arrival) -> bool:
         return self._unsettled_s <= arrival.time_s < self._settled_s
 
-    def _drop_for(self, old: Arrival, new: Arrival) -> None:
+    def _discard_for(self, old: Arrival, new: Arrival) -> None:
         if self._start_s is None or self._is_unsettled(old):
             self._num_settling += 1
         elif old.instant == new.instant:
             self._num_between += 1
         else:
-            self._num_overtaken += 1
+            self._num_dropped += 1
 
-    def _drop_stale(self, now_s: float) -> None:
+    def _discard_stale(self, now_s: float) -> None:
         while self._waiting and self._is_stale(self._waiting[0], now_s):
             self._waiting.popleft()
             self._num_stale += 1

@@ -1,8 +1,6 @@
 """What a live source offers beside its frames, and the events that it reports."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from typing import Protocol, cast
 
 from mod_edge.runtime.capture.clock import Clock
@@ -84,6 +82,14 @@ class LiveSource(Source, Protocol):
         """Return once `is_ready`: the next frame, an event, the end or an error is there."""
         ...
 
+    def take(self, most: int) -> list[Frame] | None:
+        """The frames that come without waiting, at most `most`; None at the end.
+
+        Raises:
+            SourceError: the source failed.
+        """
+        ...
+
     def take_events(self) -> list[Event]:
         """What happened to the source since the last call."""
         ...
@@ -99,26 +105,27 @@ def as_live(source: Source) -> LiveSource | None:
 
 
 def next_frames(
-    source: LiveSource, frames: Iterator[Frame], most: int
-) -> tuple[list[Frame], list[Event]]:
-    """The frames that wait, and what happened to the source; waits until there is either.
+    source: LiveSource, most: int, *, waits: bool = True
+) -> tuple[list[Frame], list[Event]] | None:
+    """The frames that wait, and what happened to the source before them; None at the end.
 
     Args:
         source: the source.
-        frames: of the source.
         most: frames to take.
-
-    Returns:
-        Frames and events; none of both at the end.
+        waits: whether to wait until there is either; otherwise there may be none of both, as when a
+            frame became too old since `is_ready` was asked.
 
     Raises:
         SourceError: the source failed.
     """
-    source.wait()
-    events = source.take_events()
-    if events and not source.num_waiting:
-        return [], events
-    taken = list(islice(frames, 1))
-    while taken and len(taken) < most and source.num_waiting:
-        taken += islice(frames, 1)
-    return taken, events
+    while True:
+        if waits:
+            source.wait()
+        events = source.take_events()
+        if events and not source.num_waiting:
+            return [], events
+        frames = source.take(most)
+        if frames is None:
+            return ([], events) if events else None
+        if frames or events or not waits:
+            return frames, events

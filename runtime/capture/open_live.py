@@ -13,10 +13,12 @@ import cv2
 from mod_edge.errors import SourceError
 from mod_edge.native.native_path import is_utf8
 from mod_edge.profiles import Camera
+from mod_edge.runtime.capture.clock import Clock
 from mod_edge.runtime.capture.csi_pipeline import csi_pipeline
 from mod_edge.runtime.capture.opencv import open_quietly
 from mod_edge.runtime.capture.paced_reader import PacedReader
 from mod_edge.runtime.capture.pattern_reader import PatternReader
+from mod_edge.runtime.capture.reachability import connection_reason
 from mod_edge.runtime.capture.source_name import (
     CameraDevice,
     CsiCamera,
@@ -71,6 +73,7 @@ def open_live(
     read_timeout_s: float,
     wanted: Camera | None = None,
     opener: Opener = open_quietly,
+    clock: Clock | None = None,
 ) -> OpenedLive:
     """The source, opened; may be called again for the same source once its reader is released.
 
@@ -81,6 +84,7 @@ def open_live(
         wanted: picture size, rate and pixel format to request; None keeps those of a camera and
             takes the defaults elsewhere. Streams and pipelines have their own.
         opener: what makes the capture: `open_unredirected` while other streams run.
+        clock: that HLS streams and the test pattern are paced with; None is this machine's.
 
     Raises:
         SourceError: it cannot be opened; the message says what to check.
@@ -89,10 +93,10 @@ def open_live(
         return OpenedLive(*open_camera(source, wanted, opener))
     if isinstance(source, StreamAddress):
         capture = open_stream(source, read_timeout_s, opener)
-        return OpenedLive(live_reader(source, capture, read_timeout_s), [])
+        return OpenedLive(live_reader(source, capture, read_timeout_s, clock), [])
     if isinstance(source, Pipeline):
         return OpenedLive(_open_pipeline(source.text, source, opener), [])
-    return OpenedLive(PatternReader(wanted or Camera()), [])
+    return OpenedLive(PatternReader(wanted or Camera(), clock or Clock()), [])
 
 
 def open_camera(
@@ -124,18 +128,21 @@ def open_stream(
     capture, reason = opener(source.url, cv2.CAP_ANY, limits, within=transport)
     if not capture.isOpened():
         raise SourceError(
-            f"{source.name} cannot be opened{reason}; check the address, user and password, and "
-            "that the server answers from here"
+            f"{source.name} cannot be opened{reason or connection_reason(source.url)}; check the "
+            "address, user and password, and that the server answers from here"
         )
     return capture
 
 
 def live_reader(
-    source: StreamAddress, capture: cv2.VideoCapture, read_timeout_s: float
+    source: StreamAddress,
+    capture: cv2.VideoCapture,
+    read_timeout_s: float,
+    clock: Clock | None = None,
 ) -> LiveReader:
     """What reads a live stream from its open capture: at the stream's own pace if it is HLS."""
     is_playlist = re.search(r"\.m3u8?($|[?#])", source.url, re.IGNORECASE)
-    return PacedReader(capture, read_timeout_s) if is_playlist else capture
+    return PacedReader(capture, read_timeout_s, clock or Clock()) if is_playlist else capture
 
 
 def is_recording(capture: LiveReader) -> bool:

@@ -7,7 +7,13 @@ from mod_edge.runtime.capture.image_files import ImageFiles, images_at
 from mod_edge.runtime.capture.live_capture import LiveCapture
 from mod_edge.runtime.capture.open_live import OpenedLive, is_recording, live_reader, open_stream
 from mod_edge.runtime.capture.opencv import open_file
-from mod_edge.runtime.capture.source import LIVE, RECORDING, CapturePolicy, check_recorded
+from mod_edge.runtime.capture.source import (
+    LIVE,
+    RECORDING,
+    CapturePolicy,
+    check_live,
+    check_recorded,
+)
 from mod_edge.runtime.capture.source_name import (
     ImagePaths,
     SourceName,
@@ -60,12 +66,21 @@ def open_source(
     return LiveCapture(named, fps=fps, max_frames=max_frames, policy=live, wanted=wanted)
 
 
-def check_files(source: SourceName) -> None:
-    """Raise the errors of missing and damaged files; for use before a model is loaded.
+def check_source(source: SourceName, policy: CapturePolicy | None = None) -> None:
+    """Raise what can be known of a source without its device or server, before a model is loaded.
+
+    Args:
+        source: the source.
+        policy: as for `open_source`.
 
     Raises:
         SourceError: the video cannot be opened, or there are no images.
+        ConfigError: the policy is not for such a source.
     """
+    if isinstance(source, VideoPath | ImagePaths):
+        check_recorded(source.name, policy)
+    elif not isinstance(source, StreamAddress):  # which may be a recording
+        check_live(source.name, policy or LIVE)
     if isinstance(source, VideoPath):
         open_file(source.path).release()
     elif isinstance(source, ImagePaths):

@@ -130,7 +130,7 @@ def open_quietly(
 def open_unredirected(
     *arguments: Any, within: AbstractContextManager[None] | None = None
 ) -> tuple[cv2.VideoCapture, str]:
-    """As `open_quietly`, but standard error stays as it is, and no reason is known.
+    """As `open_quietly`, but standard error stays as it is, and FFmpeg's reason is not known.
 
     For openings while a stream runs: what other threads print meanwhile must not be lost, and other
     sources must not wait.

@@ -1,12 +1,10 @@
 """A moving test pattern in real time, with its picture's number: a camera that is always there."""
 
-import threading
-import time
-
 import cv2
 import numpy as np
 
 from mod_edge.profiles import Camera
+from mod_edge.runtime.capture.clock import Clock, Pause
 from mod_edge.runtime.capture.source import Image
 
 BACKGROUND = (64, 48, 32)  # blue, green, red, as all pictures here
@@ -21,20 +19,21 @@ class PatternReader:
 
     Args:
         wanted: size and rate of the pictures.
+        clock: of the waits.
     """
 
-    def __init__(self, wanted: Camera) -> None:
+    def __init__(self, wanted: Camera, clock: Clock) -> None:
         self._wanted = wanted
-        self._start_s = time.monotonic()
+        self._clock = clock
+        self._start_s = clock.now_s()
         self._next = 0
-        self._is_released = threading.Event()
+        self._pause = Pause(clock)
 
     def grab(self) -> bool:
         """Wait until the newest picture is due; False after `release`."""
-        passed = int((time.monotonic() - self._start_s) * self._wanted.fps)
+        passed = int((self._clock.now_s() - self._start_s) * self._wanted.fps)
         number = max(self._next, passed)
-        due_s = self._start_s + number / self._wanted.fps
-        if self._is_released.wait(max(0.0, due_s - time.monotonic())):
+        if not self._pause.until(self._start_s + number / self._wanted.fps):
             return False
         self._next = number + 1
         return True
@@ -49,7 +48,7 @@ class PatternReader:
 
     def release(self) -> None:
         """End a grab that waits, and all later ones."""
-        self._is_released.set()
+        self._pause.end()
 
 
 def draw_pattern(number: int, wanted: Camera) -> Image:

@@ -133,40 +133,41 @@ RECORDING = replace(FILE, stall_s=LIVE.stall_s)
 class CaptureCounts:
     """What became of every picture of a live source so far.
 
-    num_captured = num_taken + num_dropped, at any time.
+    num_captured = num_taken + num_discarded, at any time; the other counts say why one was
+    discarded.
 
     Attributes:
         num_captured: pictures that arrived.
         num_taken: given to the reader.
-        num_between: dropped because their instant of the model's rate already had its picture: the
-            source is faster than the model's rate.
-        num_overtaken: dropped by the queue, one for each instant of the model's rate that the
-            reader was too slow for.
-        num_settling: dropped because they arrived before the stream began or while it settled.
-        num_stale: dropped because they had waited for too long, as in a suspended process.
-        num_waiting: not taken yet; dropped if the stream ends now.
+        num_between: their instant of the model's rate already had its picture: the source is faster
+            than the model's rate.
+        num_dropped: from the queue, one for each instant of the model's rate that the reader was
+            too slow for; the `num_dropped` of sources and events.
+        num_settling: they arrived before the stream began or while it settled.
+        num_stale: they had waited for too long, as in a suspended process.
+        num_waiting: not taken yet; discarded if the stream ends now.
         num_skipped_reads: reads that gave no picture.
     """
 
     num_captured: int = 0
     num_taken: int = 0
     num_between: int = 0
-    num_overtaken: int = 0
+    num_dropped: int = 0
     num_settling: int = 0
     num_stale: int = 0
     num_waiting: int = 0
     num_skipped_reads: int = 0
-    num_dropped: int = field(init=False)
+    num_discarded: int = field(init=False)
 
     def __post_init__(self) -> None:
         by_name = (
             self.num_between,
-            self.num_overtaken,
+            self.num_dropped,
             self.num_settling,
             self.num_stale,
             self.num_waiting,
         )
-        object.__setattr__(self, "num_dropped", sum(by_name))
+        object.__setattr__(self, "num_discarded", sum(by_name))
 
 
 def check_recorded(name: str, policy: CapturePolicy | None) -> None:
@@ -183,6 +184,21 @@ def check_recorded(name: str, policy: CapturePolicy | None) -> None:
         f"{name} has an end, and every frame of it is used once: --keep newest, --keep queue:N, "
         "--reconnect and --frozen-after are for cameras and streams; omit them"
     )
+
+
+def check_live(name: str, policy: CapturePolicy) -> None:
+    """Check that a policy is one for a live source.
+
+    Raises:
+        ConfigError: it keeps every frame, or waits for ever.
+    """
+    if policy.keep == EVERY:
+        raise ConfigError(
+            f"{name} does not wait for the model, so every frame cannot be kept; "
+            "keep newest, or queue:N with a length N"
+        )
+    if not math.isfinite(policy.stall_s):
+        raise ConfigError(f"stall_s={policy.stall_s:g} for a live source: wanted a finite time")
 
 
 class Source(Protocol):

@@ -9,6 +9,7 @@ import pytest
 
 from mod_edge.bundle.folder_lock import locked_folder
 from mod_edge.errors import ConfigError
+from tests.bounded import BoundedProcess
 
 HOLD = """
 import sys
@@ -65,8 +66,8 @@ def test_a_folder_that_is_removed_while_another_process_opens_it_is_made_again(
 def test_the_lock_of_a_killed_process_is_released(tmp_path):
     folder = tmp_path / "model.partial"
     command = [sys.executable, "-c", HOLD, str(folder)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        assert process.stdout.readline() == b"locked\n"
+    with BoundedProcess(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.next_line() == b"locked\n"
         with (
             pytest.raises(ConfigError, match="another process is writing"),
             locked_folder(folder, tmp_path),

@@ -7,8 +7,8 @@ import sys
 from typer.testing import CliRunner
 
 from mod_edge.commands.app import app
+from tests.bounded import TIMEOUT_S, BoundedProcess
 
-TIMEOUT_S = 120
 LONG_VIDEO_FRAMES = 4000  # of the fixture `long_video`: all of them would take half a minute
 # A test run in the background ignores Ctrl-C, one under nohup SIGHUP; processes inherit that.
 START = (
@@ -54,7 +54,7 @@ def succeeds(*arguments):
 
 
 def start(*arguments, environment=(), closed="", hang_up="SIG_DFL", stdin=None):
-    """A running process of `mod-edge` with its output piped.
+    """A running process of `mod-edge` with its output piped; a `BoundedProcess`.
 
     Args:
         arguments: of the command.
@@ -64,7 +64,7 @@ def start(*arguments, environment=(), closed="", hang_up="SIG_DFL", stdin=None):
         stdin: its standard input, as for `subprocess`; by default that of the tests.
     """
     python = [sys.executable, "-c", START, hang_up]
-    return subprocess.Popen(
+    return BoundedProcess(
         ["sh", "-c", f'exec "$@" {closed}', "sh", *python, *map(str, arguments)],
         stdin=stdin,
         stdout=subprocess.PIPE,

@@ -438,7 +438,7 @@ def test_run_without_a_video_replies_to_text_turn_by_turn(tiny_bundle):
     assert re.search(r"speed    [\d.]+ tokens/s, first token after [\d.]+/[\d.]+ ms", lines[-2])
     assert result.stderr.startswith("backend onnx (onnxruntime ")
     assert re.search(r"window \d+ tokens of text, \d\.\d MiB", result.stderr)
-    events = events_of(succeeds(*arguments, "--max-new-tokens", 4, "--json"))
+    events = events_of(succeeds(*arguments, "--max-new-tokens", 4, "--json", "--tokens"))
     assert [event["query"] for event in events if event["event"] == "query"] == [QUERY, "And now?"]
     assert {event["event"] for event in events} == {"query", "text", "reply", "summary"}
     said = "".join(event["text"] for event in events if event["event"] == "text")

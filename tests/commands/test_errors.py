@@ -1,4 +1,4 @@
-"""Bad input: one line of error, exit code 1, no traceback, and nothing written or lost."""
+"""Bad input: an error, exit code 1 (2 for wrong usage), no traceback, nothing written or lost."""
 
 import json
 import os
@@ -7,6 +7,8 @@ import shutil
 import sys
 from dataclasses import replace
 
+import cv2
+import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
@@ -33,6 +35,18 @@ def fails(*arguments):
     assert lines[0].startswith("error: ")
     assert lines[0].isprintable()
     return lines[0]
+
+
+def is_usage_error(*arguments):
+    """The message of a command that must exit with 2, in one line."""
+    result = invoke(*arguments)
+    assert result.exit_code == 2, result.output
+    assert isinstance(result.exception, SystemExit), result.exception
+    assert result.stdout == ""
+    lines = result.stderr.splitlines()
+    assert any(line.startswith("Usage: mod-edge") for line in lines)
+    assert all(line.isprintable() for line in lines)
+    return " ".join(result.stderr.replace("│", " ").split())
 
 
 def tree_of(folder):
@@ -234,17 +248,45 @@ def test_an_unwritable_place_is_an_error(tiny_checkpoint, tmp_path):
 # ---- sources ----
 
 
-def test_a_source_that_names_nothing_is_an_error_before_the_bundle_is_read(tmp_path):
-    nowhere = tmp_path / "nowhere"
-    assert "camera 300 is outside 0..255" in fails("run", nowhere, "--source", "300")
-    assert "the source has no name" in fails("run", nowhere, "--source", " ")
+def test_a_source_that_names_nothing_is_a_usage_error_before_the_bundle_is_read(tmp_path):
+    for source, says in (
+        ("300", "camera 300 is outside 0..255"),
+        (" ", "the source has no name"),
+        ("csi://\x1b[31m", "csi:// [31m is not a CSI camera"),
+    ):
+        said = is_usage_error("run", tmp_path / "nowhere", "--source", source)
+        assert f"Invalid value for --source: {says}" in said
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--source", "test://", "--keep", "every"), "every frame cannot be kept"),
+        (("--source", "CLIP", "--keep", "newest"), "box.mp4 has an end"),
+        (("--source", "CLIP", "--reconnect", "60s"), "box.mp4 has an end"),
+        (("--source", "CLIP", "--image-fps", "5"), "only with a folder, a glob or an image"),
+        (("--source", "FOLDER", "--image-fps", "0"), "fps=0.0: wanted more than 0"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_a_policy_that_is_not_for_the_source_is_a_usage_error_before_the_bundle_is_read(
+    tmp_path, clip, options, says
+):
+    cv2.imwrite(str(tmp_path / "0.png"), np.zeros((8, 8, 3), np.uint8))
+    places = {"CLIP": clip, "FOLDER": tmp_path}
+    arguments = [places.get(option, option) for option in options]
+    assert says in is_usage_error("run", tmp_path / "nowhere", *arguments)
 
 
 @pytest.mark.live
-def test_a_stream_that_ends_by_itself_is_an_error_after_the_summary(tiny_bundle):
+def test_a_stream_that_ends_by_itself_is_an_error_after_the_summary(tiny_bundle, tmp_path):
+    recorded = tmp_path / "events.jsonl"
     with MjpegServer(num_pictures=20) as camera:
-        result = invoke("run", tiny_bundle, "--source", camera.url)
+        result = invoke("run", tiny_bundle, "--source", camera.url, "--events", recorded)
     assert result.exit_code == 1
+    failure, summary = map(json.loads, recorded.read_text().splitlines()[-2:])
+    assert (failure["event"], summary["event"]) == ("failure", "summary")
+    assert "ended after 20 frames" in failure["message"]
     assert result.stdout.splitlines()[-1].startswith("cache")
     assert re.search(
         r"^error: http.* ended after 20 frames .* check its server", result.stderr, re.M
@@ -333,18 +375,22 @@ def test_a_missing_video_a_folder_and_a_missing_camera_are_errors(tiny_bundle, t
     [
         (("--window", "100"), "window=100 is too small: the sink, one frame and"),
         (("--window", "soon"), "window='soon', wanted seconds like 120s or tokens like 4096"),
-        (("--window", "999999999999s"), "does not fit in this machine's memory"),
         (("--kv-budget", "0.1"), "kv-budget=0.1 MiB is too small"),
         (("--kv-budget", "inf"), "wanted a finite number"),
         (("--window", "4096", "--kv-budget", "3"), "got both window and kv_budget"),
         (("--window", "260", "--query", "why " * 300), "has 260; raise --window or"),
         (("--window", "260", "--query", "why " * 300 + "@9"), "a reply to 'why why why"),
-        (("--threshold", "1.5"), "threshold=1.5, wanted a probability, 0 to 1"),
-        (("--threshold", "nan"), "threshold=nan, wanted a probability, 0 to 1"),
-        (("--max-frames", "0"), "max_frames=0: wanted at least 1"),
-        (("--max-new-tokens", "0"), "max_new_tokens=0, wanted at least 1"),
-        (("--frames-per-step", "0"), "frames_per_step=0, wanted at least 1"),
+        (("--threshold", "1.5"), "Invalid value for '--threshold'"),
+        (("--threshold", "nan"), "Invalid value for '--threshold'"),
+        (("--max-frames", "0"), "Invalid value for '--max-frames'"),
+        (("--max-new-tokens", "0"), "Invalid value for '--max-new-tokens'"),
+        (("--frames-per-step", "0"), "Invalid value for '--frames-per-step'"),
         (("--frames-per-step", "99"), "lower --frames-per-step"),
+        (("--temperature", "-1"), "Invalid value for '--temperature'"),
+        (("--temperature", "inf"), "temperature=inf, wanted 0 (greedy) or more"),
+        (("--temperature", "1", "--top-p", "0"), "top_p=0.0, wanted a probability above 0"),
+        (("--seed", "3"), "seed=3 have no effect with temperature=0"),
+        (("--stop", ""), "a stop text is empty"),
         (("--profile", "cpo"), "unknown profile 'cpo' (did you mean 'cpu'?), known are cpu"),
         (("--backend", "onx"), "backend='onx', wanted one of auto, tensorrt, onnx, torch"),
         (("--backend", "torch"), "give --backend torch and --checkpoint CHECKPOINT together"),
@@ -352,8 +398,26 @@ def test_a_missing_video_a_folder_and_a_missing_camera_are_errors(tiny_bundle, t
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, tuple) else "",
 )
-def test_a_wrong_setting_is_named(tiny_bundle, clip, options, says):
-    assert says in fails("run", tiny_bundle, "--source", clip, *options)
+def test_a_wrong_setting_is_a_usage_error(tiny_bundle, clip, options, says):
+    assert says in is_usage_error("run", tiny_bundle, "--source", clip, *options)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--window", "300", "--query", "why " * 300), "the window has 300"),
+        (("--profile", "cpo"), "unknown profile 'cpo'"),
+        (("--backend", "onx"), "backend='onx', wanted one of auto"),
+    ],
+    ids=lambda value: " ".join(value)[:20] if isinstance(value, tuple) else "",
+)
+def test_a_wrong_setting_of_text_alone_is_a_usage_error(tiny_bundle, options, says):
+    assert says in is_usage_error("run", tiny_bundle, "--query", "What?", *options)
+
+
+def test_a_window_that_this_machine_has_no_memory_for_is_an_error(tiny_bundle, clip):
+    line = fails("run", tiny_bundle, "--source", clip, "--window", "999999999999s")
+    assert "does not fit in this machine's memory" in line
 
 
 def test_the_reference_needs_the_bundles_own_checkpoint(tiny_bundle, checkpoint, clip):

@@ -8,7 +8,7 @@ import stat
 import pytest
 
 from mod_edge.commands.event_file import TAIL_BYTES, EventFile, EventFileView
-from mod_edge.errors import ConfigError
+from mod_edge.errors import ConfigError, ModEdgeError
 from mod_edge.plan.protocol import Decision
 from mod_edge.runtime.events import FrameEvent, ReplyEvent, TextEvent
 from tests.file_size_limit import file_size_limit
@@ -69,10 +69,13 @@ def test_what_is_not_a_file_is_refused_without_waiting_for_a_reader(path):
     os.mkfifo(path)
     with pytest.raises(ConfigError, match=r"events\.jsonl is not a file: .* for a pipe use --json"):
         EventFile(path)
+    with pytest.raises(ConfigError, match=r"is not a file: .* for a pipe use --json"):
+        EventFile(path.parent)
 
 
-def test_a_folder_that_is_missing_is_an_error_that_names_the_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"nowhere/events\.jsonl"):
+def test_a_folder_that_is_missing_is_an_error_that_names_the_file_and_what_to_do(tmp_path):
+    says = r"nowhere/events\.jsonl cannot be opened: No such file or directory; check that its fo"
+    with pytest.raises(ModEdgeError, match=says):
         EventFile(tmp_path / "nowhere" / "events.jsonl")
 
 
@@ -127,7 +130,12 @@ def test_if_the_file_cannot_be_made_again_the_old_one_is_kept(tmp_path, capsys):
         signal.raise_signal(signal.SIGHUP)
         file.append("still here")
     assert (tmp_path / "moved" / "events.jsonl").read_text() == "still here\n"
-    assert "cannot be opened again, the old file is kept" in capsys.readouterr().err
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert warning.count(str(folder)) == 1
+    assert warning.endswith(
+        "events.jsonl cannot be opened: No such file or directory; check that its folder exists "
+        "and that you may write there; the old file is kept"
+    )
 
 
 def test_sighup_is_handled_as_before_once_the_terminal_is_closed(path, monkeypatch):

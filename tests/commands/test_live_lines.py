@@ -41,7 +41,7 @@ LIVE_SUMMARY = replace(
     ids=lambda value: value.kind if hasattr(value, "kind") else "",
 )
 def test_what_happens_to_a_source_is_one_line(event, says):
-    assert stream_view._is_shown(event, is_verbose=False)
+    assert stream_view._is_shown(event, is_verbose=False, stream="")
     assert shown(event).startswith(f"  0:01.0 {says}")
 
 
@@ -53,7 +53,7 @@ def test_the_summary_of_a_live_source_says_what_became_of_every_picture():
     assert live_rows(LIVE_SUMMARY) == [
         (
             "pictures",
-            "90 captured = 3 taken + 87 dropped (60 between instants, 4 overtaken, 22 while "
+            "90 captured = 3 taken + 87 discarded (60 between instants, 4 dropped, 22 while "
             "settling, 1 not read); 2 reads skipped",
         ),
         ("age", "1.0/20.2/33.3 ms when the step begins, p50/p95/max"),

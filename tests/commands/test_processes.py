@@ -10,9 +10,9 @@ import pytest
 
 from mod_edge.commands.arguments import PACKAGES_OF_EXTRA
 from mod_edge.native.installed import install_command
+from tests.bounded import TIMEOUT_S
 from tests.commands.mod_edge_command import (
     LONG_VIDEO_FRAMES,
-    TIMEOUT_S,
     finish,
     run_without,
     start,
@@ -28,7 +28,7 @@ STOP_SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 @pytest.mark.parametrize("number", STOP_SIGNALS, ids=lambda number: number.name)
 def test_a_signal_ends_a_stream_with_its_summary_and_0(tiny_bundle, long_video, number):
     process = start("run", tiny_bundle, "--source", long_video, "--json", "--max-new-tokens", 4)
-    first = process.stdout.readline()
+    first = process.next_line()
     process.send_signal(number)
     printed, errors = finish(process)
     events = [json.loads(line) for line in (first + printed).splitlines()]
@@ -46,9 +46,9 @@ def test_a_signal_ends_a_stream_with_its_summary_and_0(tiny_bundle, long_video, 
 def test_under_nohup_a_stream_outlives_its_terminal(tiny_bundle, long_video):
     arguments = ("run", tiny_bundle, "--source", long_video, "--json", "--max-new-tokens", 4)
     process = start(*arguments, hang_up="SIG_IGN")
-    process.stdout.readline()
+    process.next_line()
     process.send_signal(signal.SIGHUP)
-    more = [json.loads(process.stdout.readline()) for _ in range(200)]  # beyond what was buffered
+    more = [json.loads(process.next_line()) for _ in range(200)]  # beyond what was buffered
     assert "summary" not in [event["event"] for event in more]
     process.send_signal(signal.SIGINT)
     printed, _ = finish(process)
@@ -57,7 +57,7 @@ def test_under_nohup_a_stream_outlives_its_terminal(tiny_bundle, long_video):
 
 def test_ctrl_c_ends_a_plain_stream_with_its_summary_too(tiny_bundle, long_video):
     process = start("run", tiny_bundle, "--source", long_video, "--verbose")
-    process.stdout.readline()
+    process.next_line()
     process.send_signal(signal.SIGINT)
     printed, errors = finish(process)
     assert process.returncode == 0
@@ -94,7 +94,7 @@ def test_a_signal_during_an_export_leaves_nothing(tiny_checkpoint, tmp_path, num
 @pytest.mark.parametrize("options", [("--json",), ("--verbose",)], ids=" ".join)
 def test_a_closed_pipe_ends_the_run_without_a_traceback(tiny_bundle, long_video, options):
     process = start("run", tiny_bundle, "--source", long_video, *options)
-    process.stdout.readline()
+    process.next_line()
     process.stdout.close()
     with process:
         process.stdout = None

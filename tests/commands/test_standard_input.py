@@ -1,16 +1,18 @@
 """The thread that reads requests: lines in pieces, too long, not UTF-8, and the end."""
 
 import os
+import pty
 import queue
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 
 from mod_edge.commands import standard_input
 from mod_edge.commands.standard_input import StandardInput, with_faults
-from mod_edge.commands.stream_view import show_streams
-from mod_edge.runtime.events import BadLineEvent, Event
+from mod_edge.commands.stream_view import JsonView, PlainView, show_streams
+from mod_edge.runtime.events import BadLineEvent, Event, ThresholdEvent
 
 TIMEOUT_S = 20
 
@@ -37,10 +39,25 @@ def pipe():
     ours, theirs = os.pipe()
     session = Listening()
     with os.fdopen(theirs, "wb", buffering=0) as written:
-        with StandardInput(is_json=True, descriptor=ours) as requests:
+        with StandardInput(descriptor=ours) as requests:
             requests.start({"": session})
             yield session, requests, written
         os.close(ours)
+
+
+def test_a_terminal_has_typed_lines_and_may_have_json():
+    keys, ours = pty.openpty()
+    session = Listening()
+    with StandardInput(descriptor=ours) as requests:
+        requests.start({"": session})
+        os.write(keys, b'What happens?\n/cut\n{"threshold": 0.5}\n')
+        assert [session.next_call() for _ in range(3)] == [
+            ("ask", "What happens?"),
+            ("cut_reply",),
+            ("set_threshold", 0.5),
+        ]
+    os.close(ours)
+    os.close(keys)
 
 
 def test_a_line_may_come_in_pieces_and_several_at_once(pipe):
@@ -123,12 +140,49 @@ class Kept:
 
 def test_a_bad_line_after_the_last_event_of_several_streams_is_told_with_its_time_of_day():
     ours, theirs = os.pipe()
-    requests, shown = StandardInput(is_json=True, descriptor=ours), []
+    requests, shown = StandardInput(descriptor=ours), []
     streams = Interrupted(Quiet(), requests)
     sources = {name: SimpleNamespace(is_live=False) for name in "ab"}
     show_streams(streams, sources, [], lambda *_: [Kept(shown)], requests)
     _, fault = shown
     assert (fault.line_number, fault.time_s, fault.at) == (7, 2.0, "2026-01-01T00:00:00Z")
+    os.close(ours)
+    os.close(theirs)
+
+
+def test_a_bad_line_has_the_name_of_no_stream(capsys):
+    for view_type in (JsonView, partial(PlainView, is_verbose=False)):
+        view = view_type(None, stream="door")
+        view.show(BadLineEvent(2.0, 7, "nonsense"))
+        view.show(ThresholdEvent(2.0, 0.5))
+        bad, other = capsys.readouterr().out.splitlines()
+        assert "door" not in bad
+        assert "door" in other
+
+
+class Told:
+    """Two streams with an event each; notes whether requests were read before the first one."""
+
+    def __init__(self, requests):
+        self.requests, self.is_early = requests, False
+
+    def add(self, *_stream):
+        return Quiet()
+
+    def events(self):
+        self.is_early = self.requests._thread is not None
+        yield "a", Event(0.0)
+        yield "b", Event(0.0)
+
+
+def test_requests_to_several_streams_are_read_from_the_first_event_on():
+    ours, theirs = os.pipe()
+    requests = StandardInput(descriptor=ours)
+    streams = Told(requests)
+    sources = {name: SimpleNamespace(is_live=False) for name in "ab"}
+    show_streams(streams, sources, [], lambda *_: [Kept([])], requests)
+    assert not streams.is_early
+    assert requests._thread is not None
     os.close(ours)
     os.close(theirs)
 
@@ -144,7 +198,7 @@ def test_a_line_without_an_end_fills_no_memory_and_is_told_once(pipe, monkeypatc
     (fault,) = requests.faults(1.5)
     assert (fault.line_number, fault.message) == (
         1,
-        "the line is longer than 100 bytes; shorten it",
+        "the line has more than 100 bytes, wanted at most that; shorten it",
     )
 
 
@@ -152,7 +206,7 @@ def test_bad_lines_that_wait_for_an_event_fill_no_memory():
     ours, theirs = os.pipe()
     os.write(theirs, b"nonsense\n" * (standard_input.MAX_FAULTS + 5) + b'{"cut": true}\n')
     session = Listening()
-    with StandardInput(is_json=True, descriptor=ours) as requests:
+    with StandardInput(descriptor=ours) as requests:
         requests.start({"": session})
         session.next_call()
         faults = list(requests.faults(0.0))
@@ -163,7 +217,7 @@ def test_bad_lines_that_wait_for_an_event_fill_no_memory():
 
 def test_an_open_pipe_without_lines_does_not_hold_up_the_end():
     ours, theirs = os.pipe()
-    with StandardInput(is_json=True, descriptor=ours) as requests:
+    with StandardInput(descriptor=ours) as requests:
         requests.start({})
     assert not requests._thread.is_alive()
     os.close(ours)

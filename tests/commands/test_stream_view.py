@@ -107,6 +107,7 @@ def session():
         backend="script",
         plan=KvPlan(Rows(1000, 400), 2**20, 60.0, 40.0),
         summary=lambda: SUMMARY,
+        failure=lambda error: FailureEvent(1.5, str(error)),
     )
 
 
@@ -174,7 +175,7 @@ def test_live_views_of_several_streams_share_the_last_lines_and_name_each_line(
         monkeypatch.setattr(module, "out", console)
         monkeypatch.setattr(module, "err", console)
     monkeypatch.setattr(stream_view, "can_redraw", lambda _: True)
-    view_of = stream_view.screen_views(session, as_json=False, is_verbose=False)
+    view_of = stream_view.screen_views(session, stream_view.ViewOptions())
     front, back = view_of("front", session), view_of("back", session)
     with front, back:
         front.show(EVENTS[1])
@@ -218,17 +219,35 @@ def streaming(events, error):
 
 
 def stream_to_screen(session, *, as_json=True):
-    view = stream_view.screen_view(session, as_json=as_json, is_verbose=False)
+    view = stream_view.screen_view(session, stream_view.ViewOptions(as_json))
     stream_view.show_stream(session, None, [], [view])
 
 
 @pytest.mark.parametrize("as_json", [True, False])
-def test_a_failing_source_ends_with_the_summary_and_its_error(session, capsys, as_json):
+def test_a_failing_source_ends_with_its_failure_the_summary_and_the_error(session, capsys, as_json):
     session.stream = streaming(EVENTS, SourceError("camera 0 stopped delivering"))
     with pytest.raises(SourceError, match="stopped delivering"):
         stream_to_screen(session, as_json=as_json)
-    last = capsys.readouterr().out.splitlines()[-1]
-    assert json.loads(last)["num_frames"] == 3 if as_json else last.startswith("cache")
+    lines = capsys.readouterr().out.splitlines()
+    if as_json:
+        failure, summary = map(json.loads, lines[-2:])
+        assert failure["event"] == "failure"
+        assert failure["message"] == "camera 0 stopped delivering"
+        assert summary["num_frames"] == 3
+    else:
+        assert not any("failure" in line for line in lines)  # the error says it
+        assert lines[-1].startswith("cache")
+
+
+def test_a_source_that_fails_before_the_first_frame_leaves_its_failure_without_a_summary(
+    session, capsys
+):
+    session.summary = lambda: replace(SUMMARY, num_frames=0)
+    session.stream = streaming([], SourceError("camera 0 delivered no frame"))
+    with pytest.raises(SourceError):
+        stream_to_screen(session)
+    (failure,) = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (failure["event"], failure["message"]) == ("failure", "camera 0 delivered no frame")
 
 
 def test_an_error_before_the_first_frame_has_no_summary(session, capsys):

@@ -14,11 +14,10 @@ import tty
 
 import pytest
 
+from tests.bounded import TIMEOUT_S
 from tests.commands.mod_edge_command import (
     LONG_VIDEO_FRAMES,
-    TIMEOUT_S,
     finish,
-    invoke,
     start,
     succeeds,
 )
@@ -72,12 +71,6 @@ def test_a_seed_decides_what_is_said_at_a_temperature_and_a_stop_text_ends_it(ti
     assert said(tiny_bundle, *drawn, 3, "--stop", third[2:]) == third[:2].strip()
 
 
-def test_a_seed_without_a_temperature_is_an_error(tiny_bundle):
-    result = invoke("run", tiny_bundle, "--query", "What?", "--seed", 3)
-    assert result.exit_code == 1
-    assert "seed=3 have no effect with temperature=0" in result.output
-
-
 # ---- JSON lines ----
 
 
@@ -86,7 +79,7 @@ def test_json_lines_on_standard_input_ask_set_and_stop_and_a_bad_one_is_an_event
 ):
     arguments = (*run_arguments(tiny_bundle, long_video), "--json", "--tokens", "--stdin")
     process = start(*arguments, stdin=subprocess.PIPE)
-    process.stdout.readline()
+    process.next_line()
     lines = [
         '{"query": "What happens?"}',
         "What happens?",
@@ -151,7 +144,7 @@ def test_a_request_to_one_of_two_streams_is_followed_by_that_one(tiny_bundle, lo
     sources = [part for name in ("door", "yard") for part in ("--source", tmp_path / f"{name}.avi")]
     arguments = ("run", tiny_bundle, *sources, "--max-new-tokens", 4, "--json", "--stdin")
     process = start(*arguments, stdin=subprocess.PIPE)
-    door = json.loads(process.stdout.readline())["stream"]
+    door = json.loads(process.next_line())["stream"]
     process.stdin.write(
         f'{{"query": "Who?", "stream": "{door}"}}\n{{"cut": true, "stream": "gate"}}\n'
     )
@@ -294,6 +287,19 @@ def test_on_a_terminal_without_a_cursor_whole_lines_are_read(tiny_bundle):
         terminal.type("/stop\n")
         assert terminal.finish() == 0
     assert any(line.startswith("frames ") for line in terminal.screen.lines)
+
+
+@pytest.mark.live
+def test_with_stdin_a_terminal_takes_typed_lines_beside_json(tiny_bundle):
+    with (
+        MjpegServer() as camera,
+        Terminal(*run_arguments(tiny_bundle, camera.url), "--json", "--stdin") as terminal,
+    ):
+        terminal.wait('"event": "frame"')
+        terminal.type("What happens?\n")
+        terminal.wait('"query": "What happens?"')
+        terminal.type("/stop\n")
+        assert terminal.finish() == 0
 
 
 @pytest.mark.slow

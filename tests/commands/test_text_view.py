@@ -10,6 +10,7 @@ from rich.console import Console
 
 from mod_edge.commands import console as console_module
 from mod_edge.commands import text_view
+from mod_edge.commands.stream_view import ViewOptions
 from mod_edge.errors import BackendError, ConfigError
 from mod_edge.plan.kv_budget import KvPlan
 from mod_edge.plan.kv_window import Rows
@@ -72,7 +73,7 @@ def printed(monkeypatch):
                 console = Console(file=file, width=40, color_system=None, **plain)
                 monkeypatch.setattr(module, name, console)
         try:
-            text_view.show_conversation(session, ["q"], as_json=False, is_verbose=is_verbose)
+            text_view.show_conversation(session, ["q"], ViewOptions(is_verbose=is_verbose))
         finally:
             show.out, show.err = (file.getvalue().splitlines() for file in files)
         return show.out
@@ -147,7 +148,8 @@ def test_an_error_before_the_first_reply_has_no_summary(printed):
 
 def test_json_has_one_object_for_each_event_and_the_summary(capsys):
     events = [QUERY, *texts(EVIL), reply_of(EVIL)]
-    text_view.show_conversation(session_of(events), ["q"], as_json=True, is_verbose=False)
+    options = ViewOptions(as_json=True, has_tokens=True)
+    text_view.show_conversation(session_of(events), ["q"], options)
     captured = capsys.readouterr()
     lines = captured.out.splitlines()
     assert all(line.isprintable() for line in lines)
@@ -157,3 +159,10 @@ def test_json_has_one_object_for_each_event_and_the_summary(capsys):
     assert found[3]["first_token_ms"] == {"p50": 20.0, "p95": 25.04}
     assert found[3]["tokens_per_s"] == 12.34
     assert captured.err == ""
+
+
+def test_json_has_single_tokens_only_if_asked_for_as_with_a_video(capsys):
+    session = session_of([QUERY, *texts("a", "b"), reply_of("ab")])
+    text_view.show_conversation(session, ["q"], ViewOptions(as_json=True))
+    found = map(json.loads, capsys.readouterr().out.splitlines())
+    assert [each["event"] for each in found] == ["query", "reply", "summary"]

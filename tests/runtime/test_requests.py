@@ -57,6 +57,7 @@ def test_each_json_request_asks_one_thing_of_the_session(line, call):
         ("What happens? ", ("ask", "What happens?")),
         ("mail a@5", ("ask", "mail a@5")),
         (" /not a command", ("ask", "/not a command")),
+        ('{"query": "What?", "time_s": 3}', ("ask", Query("What?", 3))),
         ("/instruction  Say when. ", ("instruct", "Say when.")),
         ("/threshold 0.8", ("set_threshold", 0.8)),
         ("/cut", ("cut_reply",)),
@@ -102,10 +103,21 @@ def test_a_request_is_for_all_streams_or_for_the_one_that_it_names():
     put_request(request_from_json('{"query": "Who?", "stream": "door"}'), sessions)
     assert sessions["door"].calls == [("cut_reply",), ("ask", "Who?")]
     assert sessions["yard"].calls == [("cut_reply",)]
-    with pytest.raises(ConfigError, match="\"stream\": 'gate', but the streams are door, yard"):
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (["door", "yard"], "but the streams are 'door', 'yard'; name one, or omit it for all"),
+        ([""], "but there is only one stream, without a name; omit it"),
+        ([], "but all streams have ended"),
+    ],
+    ids=["several", "one", "none"],
+)
+def test_a_request_to_a_stream_that_is_not_there_says_which_are(names, says):
+    sessions = {name: Listening() for name in names}
+    with pytest.raises(ConfigError, match=f"^\"stream\": 'gate', {says}$"):
         put_request(Request("cut", True, stream="gate"), sessions)
-    with pytest.raises(ConfigError, match="but the streams are one without a name: omit it"):
-        put_request(Request("cut", True, stream="gate"), {"": Listening()})
 
 
 class Refusing(Listening):

@@ -192,10 +192,10 @@ def test_a_question_may_have_a_time_of_its_own():
 
 def test_a_question_outside_the_stream_is_refused():
     session = silent_session()
-    with pytest.raises(ConfigError, match=r"cannot ask 'Now\?': the session is not streaming"):
+    with pytest.raises(ConfigError, match=r"cannot ask 'Now\?': the stream has not begun"):
         session.ask("Now?")
     list(session.stream(Pictures(HALF_SECONDS)))
-    with pytest.raises(ConfigError, match="not streaming"):
+    with pytest.raises(ConfigError, match="has not begun or has ended"):
         session.ask("Now?")
 
 

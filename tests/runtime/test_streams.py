@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -247,6 +248,10 @@ class LivePictures(Pictures):
     def take_events(self):
         return []
 
+    def take(self, _most):
+        self._frames = getattr(self, "_frames", None) or iter(self)
+        return list(islice(self._frames, 1)) or None
+
 
 class Camera(LivePictures):
     """Its next frame is there after it was asked for `num_asked` times; then all others."""
@@ -273,6 +278,25 @@ def test_a_stream_without_a_frame_does_not_hold_up_another_one():
     with streams:
         names = [name for name, event in streams.events() if isinstance(event, FrameEvent)]
     assert names == ["file"] * 3 + ["camera", "file"] * 2 + ["file"] * 4
+
+
+def test_a_frame_that_becomes_too_old_after_it_was_there_holds_up_no_other_stream():
+    class Stale(LivePictures):
+        num_taken = 0
+
+        def wait(self):
+            pytest.fail("would have waited for the camera")
+
+        def take(self, most):
+            self.num_taken += 1
+            return [] if self.num_taken == 2 else super().take(most)
+
+    streams = scripted(QUIET, QUIET)
+    streams.add("camera", Stale([0.0, 0.5]))
+    streams.add("file", seconds(5))
+    with streams:
+        names = [name for name, event in streams.events() if isinstance(event, FrameEvent)]
+    assert names == ["camera", "file", "file", "camera", "file", "file", "file"]
 
 
 def test_streams_wait_while_no_camera_has_a_frame(monkeypatch):
@@ -330,7 +354,7 @@ def test_a_stream_that_fails_says_so_and_the_others_go_on():
     assert ours[2] == FailureEvent(0.5, "camera 0 ended after 2 frames")
     assert ours[3].num_frames == 2
     assert sum(name == "yard" for name, _ in events) == 6
-    with pytest.raises(ConfigError, match="the session is not streaming"):
+    with pytest.raises(ConfigError, match="the stream has not begun or has ended"):
         door.ask("What happens?")
 
 

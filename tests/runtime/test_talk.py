@@ -193,7 +193,7 @@ def test_a_stream_ends_on_request_and_names_what_was_not_reached():
     assert events[-1] is reply
     assert session.summary().num_frames == 2
     assert session.summary().warnings == ["the query 'Then?' at 2 s was not reached"]
-    with pytest.raises(ConfigError, match="not streaming"):
+    with pytest.raises(ConfigError, match="has not begun or has ended"):
         session.ask("Now?")
 
 

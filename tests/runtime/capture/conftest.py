@@ -1,12 +1,9 @@
 """Fixtures of live sources."""
 
-import threading
-import time
-
 import cv2
 import pytest
 
-from tests.runtime.capture.scripted_camera import ScriptedCamera
+from tests.runtime.capture.scripted_camera import FakeClock, ScriptedCamera
 
 
 @pytest.fixture
@@ -20,20 +17,6 @@ def camera(monkeypatch):
 
 
 @pytest.fixture
-def clock(monkeypatch):
-    """`now_s[0]` is the time; waiting for a picture advances it."""
-    now_s = [100.0]
-
-    class Waited:
-        is_set = False
-
-        def wait(self, seconds):
-            now_s[0] += seconds
-            return self.is_set
-
-        def set(self):
-            self.is_set = True
-
-    monkeypatch.setattr(time, "monotonic", lambda: now_s[0])
-    monkeypatch.setattr(threading, "Event", Waited)
-    return now_s
+def clock():
+    """A clock whose waits pass at once."""
+    return FakeClock()

@@ -121,7 +121,7 @@ class ScriptedCamera:
 
     def await_reader(self):
         """Wait until the reader asks again or has ended."""
-        reader = self._lives[-1]._reader
+        reader = self._lives[-1]._reading.thread
         for _ in range(round(LONGEST_S / 0.01)):
             if self._is_waiting.acquire(timeout=0.01) or not reader.is_alive():
                 return

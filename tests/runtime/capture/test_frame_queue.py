@@ -32,7 +32,7 @@ def begun(keep, *, fps=2.0, settle_s=0.0):
 
 def counts_of(queue):
     counts = queue.counts(0)
-    assert counts.num_taken + counts.num_dropped == counts.num_captured
+    assert counts.num_taken + counts.num_discarded == counts.num_captured
     return counts
 
 
@@ -54,17 +54,17 @@ def test_a_source_of_the_models_rate_loses_no_frame_to_jitter():
         now_s = number / 2 + rng.uniform(-0.2, 0.2)
         assert arrive(queue, now_s)
         assert queue.take(now_s).time_s == number / 2
-    assert counts_of(queue).num_dropped == 0
+    assert counts_of(queue).num_discarded == 0
 
 
-def test_a_slow_reader_gets_the_newest_picture_and_missed_instants_are_overtaken():
+def test_a_slow_reader_gets_the_newest_picture_and_missed_instants_are_dropped():
     queue = begun(NEWEST)
     for number in range(1, 61):  # 2 s, four instants
         arrive(queue, number / 30)
     frame = queue.take(2.0)
     assert frame.captured_s == 2.0
     assert frame.time_s == 2.0
-    assert counts_of(queue).num_overtaken == 3
+    assert counts_of(queue).num_dropped == 3
 
 
 def test_a_queue_keeps_one_frame_per_instant_and_drops_its_oldest():
@@ -74,7 +74,7 @@ def test_a_queue_keeps_one_frame_per_instant_and_drops_its_oldest():
     times_s = [queue.take(3.0).time_s for _ in range(3)]
     assert times_s == [2.0, 2.5, 3.0]
     assert queue.take(3.0) is None
-    assert counts_of(queue).num_overtaken == 3
+    assert counts_of(queue).num_dropped == 3
 
 
 def test_a_source_slower_than_the_rate_is_never_repeated():
@@ -87,7 +87,7 @@ def test_a_source_slower_than_the_rate_is_never_repeated():
 
 
 @pytest.mark.parametrize("keep", [NEWEST, Keep("queue", 3)], ids=str)
-def test_a_picture_whose_instant_is_taken_while_it_is_converted_is_dropped(keep):
+def test_a_picture_whose_instant_is_taken_while_it_is_converted_is_discarded(keep):
     queue = begun(keep)
     assert arrive(queue, 0.5)
     is_kept = queue.offer(0.51)
@@ -98,7 +98,7 @@ def test_a_picture_whose_instant_is_taken_while_it_is_converted_is_dropped(keep)
     assert counts_of(queue).num_between == 1
 
 
-def test_a_picture_converted_while_the_first_frame_is_taken_is_dropped():
+def test_a_picture_converted_while_the_first_frame_is_taken_is_discarded():
     queue = FrameQueue(NEWEST, fps=2, settle_s=0.25)
     arrive(queue, 0.0)
     assert queue.offer(0.25)
@@ -108,7 +108,7 @@ def test_a_picture_converted_while_the_first_frame_is_taken_is_dropped():
     assert counts_of(queue).num_between == 1
 
 
-def test_what_was_buffered_before_the_first_frame_is_dropped():
+def test_what_was_buffered_before_the_first_frame_is_discarded():
     queue = FrameQueue(Keep("queue", 5), fps=2, settle_s=0.25)
     for number in range(40):  # within 0.2 s
         arrive(queue, number / 200)
@@ -118,7 +118,7 @@ def test_what_was_buffered_before_the_first_frame_is_dropped():
     assert counts_of(queue).num_settling == 39
 
 
-def test_what_was_buffered_during_a_gap_is_dropped_until_pictures_come_at_intervals():
+def test_what_was_buffered_during_a_gap_is_discarded_until_pictures_come_at_intervals():
     queue = begun(NEWEST, settle_s=0.25)
     for number in range(1, 61):
         arrive(queue, number / 30)

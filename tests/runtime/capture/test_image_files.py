@@ -6,7 +6,7 @@ import pytest
 
 from mod_edge.errors import ConfigError, SourceError
 from mod_edge.runtime.capture.image_files import ImageFiles
-from mod_edge.runtime.capture.open_source import check_files, open_source
+from mod_edge.runtime.capture.open_source import check_source, open_source
 from mod_edge.runtime.capture.source_name import parse_source
 from tests.runtime.capture.numbered_video import picture_of, seen_in
 
@@ -93,7 +93,7 @@ def test_an_image_that_cannot_be_read_is_named_once_it_is_due(folder, content):
 def test_a_place_without_images_is_an_error_before_a_model_is_loaded(tmp_path):
     def fault(source):
         with pytest.raises(SourceError) as caught:
-            check_files(parse_source(str(source)))
+            check_source(parse_source(str(source)))
         return str(caught.value)
 
     assert f"the folder {tmp_path} is empty" in fault(tmp_path)

@@ -4,15 +4,17 @@ import itertools
 import math
 import re
 import threading
-import time
 from dataclasses import replace
 
 import cv2
 import pytest
 
 from mod_edge.errors import ConfigError, SourceError
-from mod_edge.runtime.capture.live_capture import RETRY_S, LiveCapture
+from mod_edge.runtime.capture.capture_thread import RETRY_S
+from mod_edge.runtime.capture.live_capture import LiveCapture
+from mod_edge.runtime.capture.live_source import next_frames
 from mod_edge.runtime.capture.source import FILE, LIVE, Keep
+from tests.bounded import await_until
 from tests.runtime.capture.mjpeg_camera import MjpegServer
 from tests.runtime.capture.numbered_video import number_in
 from tests.runtime.capture.scripted_camera import NO_PICTURE
@@ -26,29 +28,28 @@ def test_a_slow_caller_gets_the_newest_frame_and_missed_instants_are_counted():
     with MjpegServer() as camera, LiveCapture(camera.url, fps=20) as live:
         frames = [next(live)]
         for _ in range(3):
-            num_sent_before = camera.num_sent
-            time.sleep(0.3)  # six instants
+            num_sent, num_dropped = camera.num_sent, live.num_dropped
+            await_until(lambda before=num_dropped: live.num_dropped >= before + 3)
             frames.append(next(live))
-            assert number_in(frames[-1].image) >= num_sent_before  # sent while the caller was busy
+            assert number_in(frames[-1].image) >= num_sent  # sent while the caller was busy
         instants = [round(frame.time_s * 20) for frame in frames]
         assert live.is_live
-        assert 0 < live.num_dropped <= instants[-1] - 3  # the server may have left one out
+        assert 9 <= live.num_dropped <= instants[-1] - 3  # the server may have left one out
         counts = live.counts
-        assert counts.num_taken + counts.num_dropped == counts.num_captured
+        assert counts.num_taken + counts.num_discarded == counts.num_captured
         assert [frame.index for frame in frames] == [0, 1, 2, 3]
 
 
 @pytest.mark.live
 def test_frame_times_lie_on_the_grid_from_zero():
     with MjpegServer() as camera, LiveCapture(camera.url, fps=10, max_frames=5) as live:
-        started_s = time.monotonic()
         frames = list(live)
-        lasted_s = time.monotonic() - started_s
         instants = [frame.time_s * 10 for frame in frames]
         assert instants == pytest.approx([round(instant) for instant in instants])
         assert instants[0] == 0
         assert all(a < b for a, b in itertools.pairwise(instants))
-        assert lasted_s >= frames[-1].time_s
+        for frame in frames:  # its instant is at most half an interval later, or one earlier
+            assert -0.051 <= frame.captured_s - frames[0].captured_s - frame.time_s <= 0.101
         assert live.warnings == []
 
 
@@ -111,22 +112,20 @@ def test_a_silent_stream_is_an_error_within_the_timeout():
     ):
         next(live)
         camera.is_silent.set()
-        started_s = time.monotonic()
-        with pytest.raises(
-            SourceError, match=r"delivered no frame for 0\.\d s \(allowed: 0\.4 s\)"
-        ):
+        with pytest.raises(SourceError) as caught:
             list(live)
-        assert time.monotonic() - started_s < 2.0
+    says = r"delivered no frame for (\d+\.\d) s \(allowed: 0\.4 s\)"
+    silent = re.search(says, str(caught.value))
+    assert 0.4 <= float(silent[1]) < 30  # FFmpeg's own time-out
 
 
-@pytest.mark.live
-def test_a_policy_lets_frames_wait_for_a_slow_caller():
-    policy = replace(LIVE, keep=Keep("queue", 4))
-    with MjpegServer() as camera, LiveCapture(camera.url, fps=200, policy=policy) as live:
-        next(live)
-        time.sleep(0.4)  # 16 more come in, 4 of them may wait
-        waiting = [number_in(next(live).image) for _ in range(4)]
-    assert waiting == list(range(waiting[0], waiting[0] + 4))
+def test_a_policy_lets_frames_wait_for_a_slow_caller(camera):
+    live = camera.live(policy=replace(AT_ONCE, keep=Keep("queue", 4)))
+    camera.sends(0, every_s=0.0)
+    next(live)
+    camera.sends(*range(1, 17), every_s=0.5)
+    assert [number_in(next(live).image) for _ in range(4)] == [13, 14, 15, 16]
+    assert live.num_dropped == 12
 
 
 @pytest.mark.parametrize(("allowed", "num_frames"), [(3, 6), (2, 2)])
@@ -286,6 +285,21 @@ def test_a_source_is_ready_once_its_next_frame_takes_no_waiting(camera):
     assert next(live).time_s == 0.5
     camera.clock.passed_s += 0.6
     assert not live.is_ready  # no frame has come
+
+
+def test_frames_are_taken_without_waiting_one_that_became_too_old_is_not(camera):
+    live = camera.live(policy=replace(AT_ONCE, keep=Keep("queue", 4)))
+    assert live.take(3) == []
+    camera.sends(0, every_s=0.0)
+    assert [frame.time_s for frame in live.take(3)] == [0.0]
+    camera.sends(1, 2, 3, 4, every_s=0.5)
+    assert [frame.time_s for frame in live.take(3)] == [0.5, 1.0, 1.5]
+    assert live.is_ready
+    camera.clock.passed_s += 4.9  # as in a suspended process
+    assert next_frames(live, 3, waits=False) == ([], [])
+    camera.close()
+    assert live.take(3) is None
+    assert next_frames(live, 3) is None
 
 
 def test_instants_without_a_picture_are_not_dropped(camera):

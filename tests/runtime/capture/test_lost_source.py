@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from mod_edge.errors import ConfigError, SourceError
-from mod_edge.runtime.capture import live_capture
-from mod_edge.runtime.capture.live_capture import HUNG_OPEN_S
+from mod_edge.runtime.capture import capture_thread
+from mod_edge.runtime.capture.capture_thread import HUNG_OPEN_S
 from mod_edge.runtime.capture.live_source import (
     FrozenEvent,
     GapEvent,
@@ -174,11 +174,11 @@ def test_a_stall_is_a_loss_too(camera):
 
 def test_a_read_that_never_returns_is_left_and_the_source_opened_again(camera):
     live = begun(camera, FOREVER)
-    hung = live._reader
+    hung = live._reading.thread
     camera.hangs()
     assert not live.is_ready  # the caller begins to wait
     camera.clock.passed_s += 6.1
-    assert not live.is_ready or live._events
+    assert not live.is_ready or live._reading.events
     camera.await_reader()
     (lost,) = live.take_events()
     assert "delivered no frame for 6.1 s" in lost.reason
@@ -208,23 +208,23 @@ def test_an_opening_that_never_returns_is_left_and_uses_up_the_time(camera, monk
         assert not live.is_ready
         camera.clock.passed_s += HUNG_OPEN_S + 0.1
         assert not live.is_ready  # the caller saw that it hangs
-    live._reader.join(10.0)
+    live._reading.thread.join(10.0)
     with pytest.raises(SourceError, match=r"in 60 s and 2 attempts.*last: opening camera 0 took"):
         list(live)
     may_return.set()
-    for thread in live._hung:
+    for thread in live._reading._hung:
         thread.join(10.0)
         assert not thread.is_alive()
 
 
 def test_no_more_than_some_reads_hang_at_a_time(camera, monkeypatch):
-    monkeypatch.setattr(live_capture, "MAX_HUNG", 1)
+    monkeypatch.setattr(capture_thread, "MAX_HUNG", 1)
     live = begun(camera, A_MINUTE)
     camera.hangs()
     assert not live.is_ready
     camera.clock.passed_s += 6.1
-    assert not live.is_ready or live._events
-    live._reader.join(10.0)
+    assert not live.is_ready or live._reading.events
+    live._reading.thread.join(10.0)
     with pytest.raises(SourceError, match=r"0 attempts .*last: 1 earlier connections still hang"):
         list(live)
     assert camera.num_opened == 1
@@ -232,7 +232,7 @@ def test_no_more_than_some_reads_hang_at_a_time(camera, monkeypatch):
 
 def test_a_reader_that_was_left_does_not_open_the_source_again(camera, monkeypatch):
     live = begun(camera, FOREVER)
-    old = live._reader
+    old = live._reading.thread
 
     def takes_long(_):
         release.set()
@@ -243,12 +243,12 @@ def test_a_reader_that_was_left_does_not_open_the_source_again(camera, monkeypat
     for _ in range(3):
         camera._answers.put(None)
     assert release.wait(10.0)
-    live._reader = threading.current_thread()  # the caller left it meanwhile
+    live._reading.thread = threading.current_thread()  # the caller left it meanwhile
     left.set()
     old.join(10.0)
     assert not old.is_alive()
     assert camera.num_opened == 1
-    live._reader = old
+    live._reading.thread = old
 
 
 def test_an_error_when_the_source_is_released_still_ends_the_iteration(camera, monkeypatch):
@@ -286,7 +286,7 @@ def test_what_a_source_had_buffered_is_dropped_when_it_comes_back(camera):
     assert number_in(next(live).image) == 10
     counts = live.counts
     assert counts.num_settling == 9
-    assert counts.num_taken + counts.num_dropped == counts.num_captured == 11
+    assert counts.num_taken + counts.num_discarded == counts.num_captured == 11
 
 
 def test_what_others_print_while_a_source_is_opened_again_is_not_lost(camera, monkeypatch, capfd):
@@ -303,12 +303,12 @@ def test_what_others_print_while_a_source_is_opened_again_is_not_lost(camera, mo
 
 
 def test_warnings_of_the_format_are_told_when_the_source_is_opened_again(camera, monkeypatch):
-    live, open_live = begun(camera, A_MINUTE), live_capture.open_live
+    live, open_live = begun(camera, A_MINUTE), capture_thread.open_live
 
     def warns(*arguments, **options):
         return open_live(*arguments, **options)._replace(warnings=["camera 0 delivers 8 frames/s"])
 
-    monkeypatch.setattr(live_capture, "open_live", warns)
+    monkeypatch.setattr(capture_thread, "open_live", warns)
     camera.fails(3)
     camera.fails(3)
     assert live.warnings == ["camera 0 delivers 8 frames/s"]
@@ -318,7 +318,7 @@ def test_closing_ends_the_attempts(camera):
     live = begun(camera, FOREVER)
     camera.close()
     assert list(live) == []
-    assert not live._reader.is_alive()
+    assert not live._reading.thread.is_alive()
 
 
 def test_stopping_the_session_of_a_lost_source_ends_its_stream_at_once(camera):
@@ -339,8 +339,8 @@ def test_a_reader_ends_with_the_last_frame_that_is_wanted(camera):
     camera.sends(0, every_s=0.0)
     next(live)
     camera.sends(1, every_s=0.5)
-    live._reader.join(5.0)
-    assert not live._reader.is_alive()
+    live._reading.thread.join(5.0)
+    assert not live._reading.thread.is_alive()
 
 
 def test_a_stream_that_has_become_a_recording_is_not_played_from_its_beginning(camera):

@@ -20,10 +20,10 @@ def picture_from(reader):
 
 def test_pictures_come_at_the_rate_and_those_nobody_read_are_skipped(clock, monkeypatch):
     monkeypatch.setattr(pattern_reader, "draw_pattern", lambda number, _: number)
-    reader = PatternReader(SMALL)
+    reader = PatternReader(SMALL, clock)
     read = [picture_from(reader) for _ in range(3)]
-    assert clock[0] == pytest.approx(100 + 2 / 25)
-    clock[0] += 10.01
+    assert clock.passed_s == pytest.approx(2 / 25)
+    clock.passed_s += 10.01
     read += [picture_from(reader) for _ in range(2)]
     assert read == [0, 1, 2, 252, 253]
     reader.release()
