@@ -2,11 +2,12 @@
 
 The published models start from a pretrained SigLIP. The bundled model's tower is trained on
 pictures of synthetic scenes, with linear probes on known targets: each patch predicts the colour
-and shape that it shows, each pooled token the amount and place of every colour and shape in its
-cell, and the pooled "CLS" token the colours and shapes in the picture and each colour's shape,
-place and size. The patches are asked for the shape and the place of every colour, too: CLS is an
-average of them, and does not find out by itself which colour goes with which shape. The probes are
-linear and discarded afterwards, so that a decoder can read the same facts from the tokens.
+and shape that it shows and how much of them it shows where, each pooled token the same of its cell,
+and the pooled "CLS" token the colours and shapes in the picture and each colour's shape, place and
+size. The patches are asked for the shape and the place of every colour, too: CLS is an average of
+them, and does not find out by itself which colour goes with which shape. Places come first: a tower
+that is asked for shapes of colours from the start never learns any. The probes are linear and
+discarded afterwards, so that a decoder can read the same facts from the tokens.
 
 Held-out combinations of colour and shape are never shown, and no loss rules them out: beside a red
 patch "star" is not among the classes to choose from. Some pictures are grey, with shapes as their
@@ -29,7 +30,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mod_edge.config import ModelConfig
 from mod_edge.errors import DataError
-from mod_edge.model.vision import FrameEncoder, pooling_matrix
+from mod_edge.model.vision import FrameEncoder
 from mod_edge.native.cpu_cores import usable_cores
 from mod_edge.native.worker_death import death_of
 from mod_edge.runtime.capture.video_file import VideoFile
@@ -54,10 +55,12 @@ LEAST_SHARE, SURE_SHARE = 0.05, 0.3
 LEAST_OWNED = 3  # an object with more samples than this is present
 COVER_GAIN = 10.0  # because shares of a cell are small numbers
 PLACE_GAIN = 20.0
-NUM_CELL_TARGETS = 3 * NUM_COLOURS + NUM_SHAPES
+NUM_AMOUNTS = 3 * NUM_COLOURS + NUM_SHAPES
 # For a colour's centre and side in the picture: scaled, each has a deviation of about 1.
 WHERE_GAINS, USUAL_SIDE = (4.0, 4.0, 20.0), 0.2
-PRESENT_WEIGHT, WHERE_WEIGHT = 0.3, 2.5  # of CLS's losses; all others have weight 1
+# Of losses; all others have weight 1.
+AMOUNTS_WEIGHT, PRESENT_WEIGHT, WHERE_WEIGHT = 0.1, 0.3, 2.5
+PLACES_SHARE = 0.5  # of the steps, until the shape of a colour is asked
 NUM_EVEN_BATCHES = 20  # batches over which the outputs are normalized
 DEVIATION, PATCH_DEVIATION = 0.02, 0.05  # of initial weights; larger for pixels, a smaller input
 JPEG_QUALITY = (50, 95)  # pictures are compressed like the frames of a video
@@ -86,7 +89,7 @@ class LinearProbes(nn.Module):
         super().__init__()
         self.patch = nn.Linear(size, NUM_COLOURS + NUM_SHAPES + 2)  # each with "nothing"
         self.patch_facts = ColourFacts(size)
-        self.cell = nn.Linear(size, NUM_CELL_TARGETS)
+        self.amounts = nn.Linear(size, NUM_AMOUNTS)
         self.present = nn.Linear(size, NUM_COLOURS + NUM_SHAPES)
         self.cls_facts = ColourFacts(size)
 
@@ -201,7 +204,10 @@ def _train(
         batch = {name: each.to(device) for name, each in next(batches).items()}
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             hidden, cls = vision(encoder.pixel_values(batch["picture"]))
-        loss = _loss(probes, encoder.pooling, hidden.float(), cls.float(), batch)
+        asks_shapes = step > PLACES_SHARE * options.steps
+        loss = _loss(
+            probes, encoder.pooling, hidden.float(), cls.float(), batch, asks_shapes=asks_shapes
+        )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -246,9 +252,18 @@ def _initialise(vision: nn.Module) -> None:
 
 
 def _loss(
-    probes: LinearProbes, pooling: Tensor, hidden: Tensor, cls: Tensor, batch: dict[str, Tensor]
+    probes: LinearProbes,
+    pooling: Tensor,
+    hidden: Tensor,
+    cls: Tensor,
+    batch: dict[str, Tensor],
+    *,
+    asks_shapes: bool,
 ) -> Tensor:
-    """The loss of patches (B, patches, Dv), of their pooled cells and of CLS (B, 1, Dv)."""
+    """The loss of patches (B, patches, Dv), of their pooled cells and of CLS (B, 1, Dv).
+
+    With `asks_shapes` the shape of each colour counts, too.
+    """
     present, is_known = batch["present"], ~batch["present"].isnan()
     present_loss = binary_cross_entropy_with_logits(
         probes.present(cls)[:, 0][is_known], present[is_known]
@@ -257,12 +272,11 @@ def _loss(
     cls_shape_of, cls_where = probes.cls_facts.losses(cls, batch)
     return (
         patch_loss(probes.patch(hidden).flatten(0, 1), batch)
-        + known_error(probes.cell(pooling @ hidden), batch["cell"])
+        + AMOUNTS_WEIGHT * known_error(probes.amounts(hidden), batch["amounts"])
+        + known_error(probes.amounts(pooling @ hidden), pooling @ batch["amounts"])
         + PRESENT_WEIGHT * present_loss
-        + patch_shape_of
-        + patch_where
-        + cls_shape_of
-        + WHERE_WEIGHT * cls_where
+        + WHERE_WEIGHT * (patch_where + cls_where)
+        + asks_shapes * (patch_shape_of + cls_shape_of)
     )
 
 
@@ -299,7 +313,6 @@ class PictureBatches(Dataset[dict[str, Tensor]]):
     ) -> None:
         self._config, self._options = config, options
         self._photographs = photographs
-        self._pooling = pooling_matrix(config.vision_config.grid_size, config.frame_token_pooled)
 
     def __len__(self) -> int:
         return self._options.steps + NUM_EVEN_BATCHES
@@ -334,28 +347,28 @@ class PictureBatches(Dataset[dict[str, Tensor]]):
             fit_frame(_compressed(shown, int(rng.integers(*JPEG_QUALITY))), picture, vision)
             owners = renderer.owners(time_s, OWNER_CELLS * vision.grid_size)
             looks = scene.looks(time_s)
-            targets = probe_targets(self._config, self._pooling, looks, owners, is_grey=is_grey)
+            targets = probe_targets(looks, owners, vision.grid_size, is_grey=is_grey)
             examples.append({"picture": torch.from_numpy(picture), **targets})
         return examples
 
 
 def probe_targets(
-    config: ModelConfig, pooling: Tensor, looks: list[Look], owners: Image, *, is_grey: bool = False
+    looks: list[Look], owners: Image, grid: int, *, is_grey: bool = False
 ) -> dict[str, Tensor]:
     """The targets of the probes for one picture.
 
     Args:
-        config: the model's config, for its patches and cells.
-        pooling: (cells, patches), see `pooling_matrix`.
         looks: the objects.
-        owners: (side, side), a side divisible by the patch grid; see `Renderer.owners`.
+        owners: (side, side), a side divisible by `grid`; see `Renderer.owners`.
+        grid: patches along a side.
         is_grey: the picture shows no colours, so no target depends on one.
 
     Returns:
         patch_colour, patch_shape (patches,) int64, the number of classes for none, `IGNORED` where
-        unclear; cell (rows*columns, targets) and present (classes,) float32, NaN where unknown;
-        shape_of (colours,) int64, the shape of each colour, `IGNORED` for those that are not
-        present; where (colours*3,) float32, NaN for those.
+        unclear; amounts (patches, targets) float32, the shares of each patch that each colour and
+        shape covers and the shares of the colours times their places, and present (classes,)
+        float32, both NaN where unknown; shape_of (colours,) int64, the shape of each colour,
+        `IGNORED` for those that are not present; where (colours*3,) float32, NaN for those.
     """
     side = len(owners)
     cover = np.zeros((NUM_COLOURS + NUM_SHAPES, side, side), np.float32)
@@ -370,22 +383,20 @@ def probe_targets(
     y, x = (np.mgrid[0:side, 0:side].astype(np.float32) + 0.5) / side - 0.5
     colours = cover[:NUM_COLOURS]
     places = PLACE_GAIN * np.concatenate([colours * x, colours * y])
-    # Means per patch first: cells are pooled from patches and may overlap.
-    patches = _means(np.concatenate([cover, places]), config.vision_config.grid_size)
-    shares = patches[:, : NUM_COLOURS + NUM_SHAPES].copy()
-    patches[:, : NUM_COLOURS + NUM_SHAPES] *= COVER_GAIN
+    amounts = _means(np.concatenate([cover, places]), grid)
+    shares = amounts[:, : NUM_COLOURS + NUM_SHAPES].copy()
+    amounts[:, : NUM_COLOURS + NUM_SHAPES] *= COVER_GAIN
     present = (cover.sum(axis=(1, 2)) > LEAST_OWNED).astype(np.float32)
-    cell = pooling.numpy() @ patches
     patch_colour = _classes(shares[:, :NUM_COLOURS])
     where = _where(colours, x, y, present[:NUM_COLOURS] > 0)
     if is_grey:
-        cell[:, :NUM_COLOURS] = cell[:, NUM_COLOURS + NUM_SHAPES :] = np.nan
+        amounts[:, :NUM_COLOURS] = amounts[:, NUM_COLOURS + NUM_SHAPES :] = np.nan
         present[:NUM_COLOURS] = where[:] = np.nan
         patch_colour[:] = shape_of[:] = IGNORED
     return {
         "patch_colour": patch_colour,
         "patch_shape": _classes(shares[:, NUM_COLOURS:]),
-        "cell": torch.from_numpy(cell),
+        "amounts": torch.from_numpy(amounts),
         "present": torch.from_numpy(present),
         "shape_of": torch.from_numpy(shape_of),
         "where": torch.from_numpy(where),

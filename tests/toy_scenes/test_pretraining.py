@@ -50,9 +50,8 @@ def config(tokenizer):
 def targets_of(config, *things, is_grey=False):
     scene = Scene(9.0, 3, list(things))
     grid = config.vision_config.grid_size
-    pooling = pooling_matrix(grid, config.frame_token_pooled)
     owners = Renderer(scene, 64, ()).owners(1.0, OWNER_CELLS * grid)
-    return probe_targets(config, pooling, scene.looks(1.0), owners, is_grey=is_grey)
+    return probe_targets(scene.looks(1.0), owners, grid, is_grey=is_grey)
 
 
 def thing(shape, colour, x, y):
@@ -87,9 +86,9 @@ def test_a_grey_picture_has_targets_for_shapes_alone(config):
     found = targets_of(config, thing("star", "green", 0.2, 0.7), is_grey=True)
     in_colour = targets_of(config, thing("star", "green", 0.2, 0.7))
     num_colours, num_known = len(COLOURS), len(COLOURS) + len(SHAPES)
-    is_known = ~found["cell"].isnan()
+    is_known = ~found["amounts"].isnan()
     assert is_known[:, num_colours:num_known].all()
-    assert is_known.sum() == len(SHAPES) * len(found["cell"])
+    assert is_known.sum() == len(SHAPES) * len(found["amounts"])
     assert found["present"][:num_colours].isnan().all()
     assert torch.equal(found["present"][num_colours:], in_colour["present"][num_colours:])
     assert found["where"].isnan().all()
@@ -106,7 +105,7 @@ def test_no_loss_rules_out_what_is_held_out(config):
     patch.requires_grad_()
     patch_loss(patch, batch).backward()
     of_shapes = patch.grad[found["patch_colour"] == red, len(COLOURS) + 1 :]
-    assert len(of_shapes) > 4
+    assert len(of_shapes) >= 4
     assert (of_shapes[:, star] == 0).all()
     assert of_shapes[:, ball].max() > 0
     states = torch.ones(1, 1, 3)
@@ -181,7 +180,8 @@ def test_cell_targets_are_covered_shares(config):
     low, high = (np.array([0.2, 0.7]) - half) * size, (np.array([0.2, 0.7]) + half) * size
     cv2.rectangle(picture, low.round().astype(int), high.round().astype(int), 1.0, cv2.FILLED)
     cell = picture[5 * size // 8 :, : 3 * size // 8]  # adaptive pooling of 8 onto 3 overlaps
-    share = found["cell"][6, COLOURS.index("green")] / COVER_GAIN
+    pooling = pooling_matrix(config.vision_config.grid_size, config.frame_token_pooled)
+    share = (pooling @ found["amounts"])[6, COLOURS.index("green")] / COVER_GAIN
     assert abs(float(share) - cell.mean()) < COVER_ERROR
 
 
@@ -189,9 +189,12 @@ def test_the_vision_tower_learns(config):
     losses = []
     model = initial_model(config, None, 0)
     before = model.connector[0].weight.clone()
-    options = PretrainingOptions(steps=40, batch_pictures=8, dtype="float32")
+    options = PretrainingOptions(steps=40, batch_pictures=16, dtype="float32")
     pretrain_vision(model, config, options, on_step=lambda _step, loss: losses.append(loss))
-    assert np.median(losses[-10:]) < 0.8 * np.median(losses[:5])
+    places = np.median(losses[14:20])
+    assert places < 0.8 * np.median(losses[:5])  # measured 0.57 and, with another seed, 0.62
+    # Then two questions more, each at first about log 5.
+    assert np.median(losses[20:26]) > places + 1
     assert torch.equal(model.connector[0].weight, before)
 
 
