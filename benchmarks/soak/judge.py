@@ -173,7 +173,7 @@ def _picture_fault(sample: Sample) -> str | None:
     if sample.num_captured != sample.num_taken + sample.num_discarded:
         return (
             f"after {sample.num_frames} frames {sample.num_captured} pictures were captured, but "
-            f"{sample.num_taken} taken and {sample.num_discarded} dropped"
+            f"{sample.num_taken} taken and {sample.num_discarded} discarded"
         )
     if sample.num_taken != sample.num_frames:
         return f"{sample.num_taken} pictures were taken for {sample.num_frames} frames"
