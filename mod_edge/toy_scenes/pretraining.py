@@ -6,7 +6,7 @@ and shape that it shows and how much of them it shows where, each pooled token t
 and the pooled "CLS" token the colours and shapes in the picture and each colour's shape, place and
 size. The patches are asked for the shape and the place of every colour, too: CLS is an average of
 them, and does not find out by itself which colour goes with which shape. Places come first: a tower
-that is asked for shapes of colours from the start never learns any. The probes are linear and
+that was asked for shapes of colours from the start learned none. The probes are linear and
 discarded afterwards, so that a decoder can read the same facts from the tokens.
 
 Held-out combinations of colour and shape are never shown, and no loss rules them out: beside a red
