@@ -99,22 +99,22 @@ PY
 # measure NAME PRESET LAYERS: bench in fp16, with full computation in fp16, and with int4 weights.
 # The exports run side by side, the benches one after the other.
 measure() {
-    local form
-    stage "$1-init" random_checkpoint "$work/$1" "$2" "$3" 0
-    stage "$1-full-init" random_checkpoint "$work/$1-full" "$2" "$3" 1
-    stage "$1-fp16-export" export_cuda "$work/$1" "$work/$1-fp16" fp16 as-dtype &
-    stage "$1-full-fp16-export" export_cuda "$work/$1-full" "$work/$1-full-fp16" fp16 as-dtype &
-    stage "$1-int4-export" export_cuda "$work/$1" "$work/$1-int4" fp16 int4 &
+    local form base=$work/measured-$1
+    stage "$1-init" random_checkpoint "$base" "$2" "$3" 0
+    stage "$1-full-init" random_checkpoint "$base-full" "$2" "$3" 1
+    stage "$1-fp16-export" export_cuda "$base" "$base-fp16" fp16 as-dtype &
+    stage "$1-full-fp16-export" export_cuda "$base-full" "$base-full-fp16" fp16 as-dtype &
+    stage "$1-int4-export" export_cuda "$base" "$base-int4" fp16 int4 &
     wait
     for form in fp16 full-fp16 int4; do
-        stage "$1-$form-bench" document "$1-$form-bench" bench "$work/$1-$form" \
+        stage "$1-$form-bench" document "$1-$form-bench" bench "$base-$form" \
             --device $device --seconds "$seconds"
     done
     for form in fp16 int4; do
-        stage "$1-$form-graphs" "$python" -m benchmarks.saved_graphs "$work/$1-$form" \
-            "$work/$1-$form-graphs"
+        stage "$1-$form-graphs" "$python" -m benchmarks.saved_graphs "$base-$form" \
+            "$base-$form-graphs"
     done
-    rm -rf "$work/$1-"*
+    rm -rf "$base-"*  # the checkpoint stays, for PyTorch's steps
 }
 
 # tiny_form PRECISION WEIGHTS: every graph and a stream compared with PyTorch, and a video streamed.
@@ -155,11 +155,12 @@ if wants rtx; then
     answer rtx-bench document rtx-bench bench "$work/rtx" --backend tensorrt --seconds "$seconds"
 fi
 if wants torch; then
-    [[ -d $work/$preset ]] || stage "$preset-init" random_checkpoint "$work/$preset" "$preset" 0 0
-    stage "$preset-torch" "$python" -m benchmarks.torch_step "$work/$preset" --dtype $dtype --past $past
+    checkpoint=$work/measured-$preset
+    [[ -d $checkpoint ]] || stage "$preset-init" random_checkpoint "$checkpoint" "$preset" 0 0
+    stage "$preset-torch" "$python" -m benchmarks.torch_step "$checkpoint" --dtype $dtype --past $past
 fi
 if wants 8b && ((layers_8b)); then
-    rm -rf "$work/$preset"*
+    rm -rf "$work/measured-$preset"
     measure "8b-$layers_8b-layers" 8b "$layers_8b"
 fi
 [[ ! -e $work/failed ]]

@@ -55,6 +55,10 @@ LEAST_SHARE, SURE_SHARE = 0.05, 0.3
 LEAST_OWNED = 3  # an object with more samples than this is present
 COVER_GAIN = 10.0  # because shares of a cell are small numbers
 PLACE_GAIN = 20.0
+# (colours, shapes) bool
+HELD_OUT_PAIRS = torch.tensor(
+    [[(colour, shape) in HELD_OUT for shape in SHAPES] for colour in COLOURS]
+)
 NUM_AMOUNTS = 3 * NUM_COLOURS + NUM_SHAPES
 # For a colour's centre and side in the picture: scaled, each has a deviation of about 1.
 WHERE_GAINS, USUAL_SIDE = (4.0, 4.0, 20.0), 0.2
@@ -107,7 +111,7 @@ class ColourFacts(nn.Module):
         where = batch["where"][:, None].expand(-1, states.shape[1], -1)
         place = known_error(self.where(states), where)
         shapes = self.shape(states).unflatten(-1, (NUM_COLOURS, NUM_SHAPES))
-        possible = shapes.masked_fill(held_out_pairs(shapes.device), -torch.inf)
+        possible = shapes.masked_fill(HELD_OUT_PAIRS.to(shapes.device), -torch.inf)
         shape_of = batch["shape_of"][:, None].expand(possible.shape[:-1])
         return known_entropy(possible.flatten(0, 2), shape_of.flatten()), place
 
@@ -123,12 +127,6 @@ def known_entropy(logits: Tensor, classes: Tensor) -> Tensor:
     """The mean cross-entropy where `classes` is not `IGNORED`; 0 if it is nowhere known."""
     losses = cross_entropy(logits, classes, ignore_index=IGNORED, reduction="sum")
     return losses / (classes != IGNORED).sum().clamp(min=1)
-
-
-def held_out_pairs(device: torch.device) -> Tensor:
-    """(colours, shapes) bool."""
-    pairs = [[(colour, shape) in HELD_OUT for shape in SHAPES] for colour in COLOURS]
-    return torch.tensor(pairs, device=device)
 
 
 def pretrain_vision(
@@ -284,7 +282,7 @@ def patch_loss(patch: Tensor, batch: dict[str, Tensor]) -> Tensor:
     """The loss of each patch's colour and shape, both with "nothing", (patches, classes)."""
     colour, shape = patch.split([NUM_COLOURS + 1, NUM_SHAPES + 1], dim=1)
     is_colour, is_shape = batch["patch_colour"].flatten(), batch["patch_shape"].flatten()
-    held_out = pad(held_out_pairs(patch.device), (0, 1, 0, 1))  # nothing goes with all
+    held_out = pad(HELD_OUT_PAIRS.to(patch.device), (0, 1, 0, 1))  # nothing goes with all
     colour = _without(colour, held_out.T, beside=is_shape, wanted=is_colour)
     shape = _without(shape, held_out, beside=is_colour, wanted=is_shape)
     return known_entropy(colour, is_colour) + known_entropy(shape, is_shape)

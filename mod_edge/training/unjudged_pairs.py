@@ -1,4 +1,4 @@
-"""Pairs of words of which the loss does not rule out the second after the first.
+"""Pairs of words: right after the first one, the loss does not rule out the second.
 
 A data set may leave combinations out on purpose, to show what a model makes of new ones. Trained on
 it, a model learns that "star" never follows "red" as surely as everything else. So at a word that

@@ -57,7 +57,7 @@ class CaptureThread:
         source: what is read.
         opened: the source, already open; None opens it.
         fps: frames/s of the queue's grid.
-        max_frames: the thread ends when so many were taken from the queue; None for no limit.
+        max_frames: the thread ends once the caller has taken this many; None for no limit.
         policy: of the source.
         wanted: see `open_live`.
         clock: that pictures and waits are timed with.
