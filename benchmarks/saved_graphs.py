@@ -51,15 +51,15 @@ def save_graphs(
 
 def optimized(path: Path, saved: Path, form: WeightForm | None) -> Any:
     """The graph at `path` after all optimizations, also written to `saved` with its weights."""
-    options = graph_session_options(form)
+    available = onnxruntime.get_available_providers()
+    providers = [name for name in (CUDA, CPU) if name in available]
+    options = graph_session_options(form, shares_arena=CUDA not in providers)
     options.optimized_model_filepath = str(saved)
     for key, value in (
         ("session.optimized_model_external_initializers_file_name", f"{saved.name}.data"),
         ("session.optimized_model_external_initializers_min_size_in_bytes", "1024"),
     ):
         options.add_session_config_entry(key, value)
-    available = onnxruntime.get_available_providers()
-    providers = [name for name in (CUDA, CPU) if name in available]
     onnxruntime.InferenceSession(path, options, providers=providers)
     return onnx.load(saved, load_external_data=False).graph
 

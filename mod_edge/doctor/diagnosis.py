@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from mod_edge.doctor.facts import (
+    CPU_PROVIDER,
     MODULES,
     PACKAGES,
     Compiler,
@@ -33,7 +34,6 @@ from mod_edge.native.trt import how_to_install
 if TYPE_CHECKING:
     from mod_edge.runtime.capture.camera_list import ListedCamera
 
-CPU_PROVIDER = "CPUExecutionProvider"  # in every onnxruntime; needs no library
 MIN_FREE_BYTES = 2**30  # only toy models run with less
 
 Severity = Literal["ok", "warning", "error"]

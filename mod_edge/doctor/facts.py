@@ -38,6 +38,7 @@ PACKAGES = (
     "cuda-python",
 )
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}  # by package
+CPU_PROVIDER = "CPUExecutionProvider"  # in every onnxruntime; needs no library
 REMOTE_PROVIDERS = {"AzureExecutionProvider"}  # sends inputs to a cloud service; in every wheel
 
 JETSON_RELEASE = Path("/etc/nv_tegra_release")
@@ -173,7 +174,7 @@ def _try_provider(name: str) -> Provider:
         contextlib.redirect_stdout(io.StringIO()),
     ):  # prints both ways
         try:
-            options = session_options()
+            options = session_options(shares_arena=name == CPU_PROVIDER)
             options.log_severity_level = LOG_WARNINGS
             session = onnxruntime.InferenceSession(PROBE_MODEL, options, providers=[name])
             loads = session.get_providers()[0] == name

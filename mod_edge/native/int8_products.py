@@ -65,20 +65,21 @@ def any_int8_products(lowering: Lowering) -> bool:
 
 
 def graph_session_options(
-    form: WeightForm | None, products: str | None = None
+    form: WeightForm | None, products: str | None = None, *, shares_arena: bool = True
 ) -> "onnxruntime.SessionOptions":
     """`session_options` for a graph whose weights have that form.
 
     Args:
         form: of its weights; None if they are not quantized.
         products: `U8_BY_S8` or `U8_BY_U8`; None for what is exact on this CPU.
+        shares_arena: False for a session on a GPU, see `session_options`.
 
     Raises:
         BackendError: onnxruntime is too old, or has no exact products on this CPU.
     """
     if not has_int8_products(form):
-        return session_options()
-    return _options(products or exact_int8_products())
+        return session_options(shares_arena=shares_arena)
+    return _options(products or exact_int8_products(), shares_arena=shares_arena)
 
 
 def expected_products() -> "npt.NDArray[np.int32]":
@@ -90,8 +91,8 @@ def expected_products() -> "npt.NDArray[np.int32]":
     return expected
 
 
-def _options(products: str) -> "onnxruntime.SessionOptions":
-    options = session_options()
+def _options(products: str, *, shares_arena: bool = True) -> "onnxruntime.SessionOptions":
+    options = session_options(shares_arena=shares_arena)
     if products == U8_BY_U8:
         options.add_session_config_entry(WEIGHTS_AS_U8, "1")
     return options

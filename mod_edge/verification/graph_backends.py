@@ -190,7 +190,9 @@ class OnnxGraphRunner(OnnxrtRunner):  # type: ignore[misc] # Polygraphy ships no
             raise BackendError("; ".join(faults))
 
     def _session(self, temporary: ExitStack) -> Any:
-        options = graph_session_options(self._form, self._products)
+        options = graph_session_options(
+            self._form, self._products, shares_arena=self._provider == CPU
+        )
         options.log_severity_level = 4  # errors are raised; do not print them as well
         model: str | bytes = native_path(self._path)
         if self._rewriting == WIDENED:

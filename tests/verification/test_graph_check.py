@@ -1,6 +1,7 @@
 """One graph compared with its recording: faults are found, also those that Polygraphy overlooks."""
 
 import re
+from contextlib import ExitStack
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,7 @@ from mod_edge.model.presets import preset_config
 from mod_edge.plan.parity import TIED_LOGITS, cut_margin, selection_gap
 from mod_edge.plan.signature import bundle_signatures, layer_signature
 from mod_edge.plan.targets import CPU_FP32, Lowering
-from mod_edge.verification.graph_backends import graph_backends, onnx_backend
+from mod_edge.verification.graph_backends import CPU, CUDA, graph_backends, onnx_backend
 from mod_edge.verification.graph_check import check_graph, compare_outputs
 from mod_edge.verification.recording import AFTER_ROLL
 from mod_edge.verification.tolerances import ALLOWED_ERROR
@@ -42,6 +43,19 @@ def test_every_graph_of_a_healthy_bundle_agrees(any_bundle, recording_of, target
         assert result.status == "ok", (result.graph, result.reason)
         assert result.worst.largest <= HEALTHY_ERROR[precision] < ALLOWED_ERROR[precision] / 1.9
         assert all(error.cosine > 0.9999 for error in result.outputs)
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider")
+@pytest.mark.parametrize(("provider", "shares"), [(CPU, "1"), (CUDA, "0")])
+def test_only_a_session_on_the_cpu_shares_the_process_s_arena(any_bundle, provider, shares):
+    """On a GPU, MoD layers with shared arenas ended the process."""
+    bundle = any_bundle("cuda", "fp32")
+    lowering = read_manifest(bundle).lowering
+    signature = layer_signature(CONFIG, 1, lowering)
+    runner = onnx_backend(lowering, provider).runner(bundle / signature.file, signature)
+    with ExitStack() as temporary:  # without its provider, ONNX Runtime opens it on the CPU
+        options = runner._session(temporary).get_session_options()
+    assert options.get_session_config_entry("session.use_env_allocators") == shares
 
 
 def test_every_kind_of_step_is_recorded(recording_of):
