@@ -300,6 +300,7 @@ class _Graph:
         self, path: Path, signature: GraphSignature, form: WeightForm | None, clock: GraphClock
     ) -> None:
         self._clock = clock
+        self._name = signature.name
         name = native_path(path)
         options = graph_session_options(form)
         # Memory patterns are kept per shape: as the past grows, that is one per step, without end.
@@ -318,7 +319,7 @@ class _Graph:
         self._check_signature(path, signature)
 
     def bindings(self) -> "_Bindings":
-        return _Bindings(self._session, self._clock)
+        return _Bindings(self._session, self._clock, self._name)
 
     def _check_signature(self, path: Path, signature: GraphSignature) -> None:
         """With other dims than the signature's a graph would access memory out of bounds."""
@@ -338,9 +339,10 @@ class _Graph:
 class _Bindings:
     """A session's inputs and outputs; bound arrays must stay alive and contiguous."""
 
-    def __init__(self, session: onnxruntime.InferenceSession, clock: GraphClock) -> None:
+    def __init__(self, session: onnxruntime.InferenceSession, clock: GraphClock, name: str) -> None:
         self._session = session
         self._clock = clock
+        self._name = name
         self._binding = session.io_binding()
 
     def bind_input(self, name: str, array: Array) -> None:
@@ -351,5 +353,11 @@ class _Bindings:
 
     def run(self) -> None:
         started = time.perf_counter()
-        self._session.run_with_iobinding(self._binding)
+        try:
+            self._session.run_with_iobinding(self._binding)
+        except Exception as exc:  # onnxruntime raises bare pybind exceptions of many types
+            raise BackendError(
+                f"{self._name} does not run: {exc}; if memory is short, take a smaller --window or "
+                "--frames-per-step"
+            ) from exc
         self._clock.seconds += time.perf_counter() - started

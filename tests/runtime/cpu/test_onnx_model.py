@@ -130,6 +130,18 @@ def test_frames_encoded_together_equal_frames_encoded_one_by_one(stream, config)
 # ---- steps ----
 
 
+def test_a_step_that_onnxruntime_cannot_run_is_an_error_with_what_to_do(
+    feeder, config, monkeypatch
+):
+    def fails(_session, _binding, _options=None):
+        raise RuntimeError("Failed to allocate memory for requested buffer of size 1048576")
+
+    monkeypatch.setattr(onnxruntime.InferenceSession, "run_with_iobinding", fails)
+    says = r"layer-00 does not run: Failed to allocate .*; if memory is short, .*--window"
+    with pytest.raises(BackendError, match=says):
+        feeder.feed((2,), [5, 5])
+
+
 def test_the_first_step_has_no_past(feeder, embeds):
     """Text has the same logits alone and with a frame after it."""
     logits = feeder.feed((3,), [5, 6, 7])
