@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import stat
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
@@ -51,6 +52,7 @@ class EventFile:
         self.num_lost = 0
         self._is_moved = False
         self._is_failing = False
+        self._is_torn = False
         self._file = _open(path)
 
     def __enter__(self) -> "EventFile":
@@ -73,12 +75,17 @@ class EventFile:
             self._is_moved = False
             self._reopen()
         data = line.encode() + b"\n"
-        size_bytes, num_written = os.fstat(self._file).st_size, 0
         try:
-            while num_written < len(data):  # a disk may get full within the line: then 2 writes
-                num_written += os.write(self._file, data[num_written:])
+            if self._is_torn:
+                _cut_torn_line(self._file)
+                self._is_torn = False
+            while data:  # a disk may get full within the line: then 2 writes
+                data = data[os.write(self._file, data) :]
+                self._is_torn = bool(data)
         except OSError as exc:
-            os.ftruncate(self._file, size_bytes)
+            with suppress(OSError):  # a disk that fails may refuse this too: cut before the next
+                _cut_torn_line(self._file)
+                self._is_torn = False
             self.num_lost += 1
             self._report(exc)
         else:
@@ -93,6 +100,7 @@ class EventFile:
             return
         os.close(self._file)
         self._file = opened
+        self._is_torn = False
 
     def _hang_up(self, number: int, frame: FrameType | None) -> None:
         if callable(self._on_hang_up) and has_closed_terminal():

@@ -1,5 +1,6 @@
 """The event file: whole lines at every time, lost ones counted, reopened by SIGHUP."""
 
+import errno
 import json
 import os
 import signal
@@ -106,6 +107,32 @@ def test_a_disk_that_fills_up_again_is_said_again(file, path, capsys):
         file.append("written")
     assert file.num_lost == 2
     assert capsys.readouterr().err.count("cannot be written") == 2
+
+
+@pytest.mark.parametrize("fails", [["write", "ftruncate"], ["fstat", "write"]])
+def test_a_failing_disk_never_stops_the_caller_and_its_torn_line_is_cut(
+    file, path, monkeypatch, fails
+):
+    """A file system that turned read-only refuses every change, a lost network one every call."""
+    file.append("before")
+    write = os.write
+
+    def tears(number, data):
+        if len(data) == len(b"torn line\n"):
+            return write(number, data[:4])
+        return refuses()
+
+    def refuses(*_args):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    with monkeypatch.context() as failing:
+        for name in fails:
+            failing.setattr(os, name, tears if name == "write" else refuses)
+        file.append("torn line")
+        file.append("lost")
+    assert file.num_lost == 2
+    file.append("after")
+    assert path.read_text() == "before\nafter\n"
 
 
 # ---- reopening ----
