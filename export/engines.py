@@ -142,9 +142,8 @@ def build_engines(
         )
         for graph in signatures
     ]
-    found = EngineManifest(settings, {}) if force else read_engine_manifest(folder, settings)
-    fresh = _only_fresh(folder, found, work)
-    stale = [graph for graph in work if graph.name not in fresh.engines]
+    fresh = _only_fresh(folder, _found(folder, settings, force=force), work)
+    stale = [graph for graph in work if force or graph.name not in fresh.engines]
     _require_room(folder, stale)
     reports = {
         name: EngineReport(name, False, 0.0, record.size_bytes)
@@ -217,6 +216,16 @@ def _settings(
         workspace_mib=profile.workspace_mib,
         builder_optimization_level=profile.builder_optimization_level,
     )
+
+
+def _found(folder: Path, settings: EngineSettings, *, force: bool) -> EngineManifest:
+    """The engines that were built before; with `force`, none where their manifest is damaged."""
+    try:
+        return read_engine_manifest(folder, settings)
+    except BundleError:
+        if not force:
+            raise
+        return EngineManifest(settings, {})
 
 
 def _only_fresh(folder: Path, found: EngineManifest, work: Sequence[_Work]) -> EngineManifest:

@@ -192,6 +192,16 @@ def test_an_interruption_leaves_finished_engines_fresh_and_no_partial_file(unbui
     assert built_names(build(unbuilt)) == GRAPHS[2:]
 
 
+def test_an_interrupted_build_by_force_keeps_the_engines_that_it_did_not_reach(built, compiled):
+    def interrupt(name, _done, _total):
+        if name == "layer-01":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build(built, force=True, on_step=interrupt)
+    assert built_names(build(built)) == []
+
+
 def test_a_full_disk_leaves_no_partial_file(unbuilt, compiled, monkeypatch):
     def fails(_self, _target):
         raise OSError(28, "No space left on device")
