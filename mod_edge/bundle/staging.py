@@ -111,7 +111,8 @@ def check_target(target: Path, *, kind: FolderKind, force: bool) -> None:
 
 def write_whole(path: Path, data: Any) -> None:
     """Write a buffer of bytes to a file atomically."""
-    staging = path.with_name(f"{path.name}.new")
+    # A name of its own: two processes may write the same file at one time.
+    staging = path.with_name(f"{path.name}.{os.getpid()}.new")
     try:
         with names_target(path), staging.open("wb") as file:
             file.write(data)

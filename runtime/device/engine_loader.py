@@ -1,5 +1,7 @@
 """Load engine files, check them against their signatures and make their contexts."""
 
+import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +19,9 @@ from mod_edge.native.trt import (
     new_kernel_cache,
 )
 from mod_edge.plan.signature import GraphSignature, TensorSpec
+
+LOG = logging.getLogger(__name__)
+AGAIN = "every start compiles the kernels again"
 
 
 class EngineLoader:
@@ -105,22 +110,22 @@ class EngineLoader:
             return
         try:
             write_whole(self._cache_path, data)
-        except OSError as exc:
-            self.warnings.append(
-                f"{self._cache_path} cannot be written ({exc.strerror}): every start compiles the "
-                "kernels again"
-            )
+        except OSError as exc:  # the last summary, which shows `warnings`, is over
+            LOG.warning("%s cannot be written (%s): %s", self._cache_path, exc.strerror, AGAIN)
 
     def _load_cache(self) -> None:
-        if self._cache is None or not self._cache_path.is_file():
+        if self._cache is None:
             return
-        data = self._cache_path.read_bytes()
-        if self._cache.deserialize(data):
-            self._stored_cache = data
-        else:
+        if self._cache_path.is_file():
+            data = self._cache_path.read_bytes()
+            if self._cache.deserialize(data):
+                self._stored_cache = data
+                return
             self.warnings.append(
                 f"{self._cache_path} is for another driver or GPU: kernels are compiled again"
             )
+        if not os.access(self._cache_path.parent, os.W_OK):
+            self.warnings.append(f"{self._cache_path.parent} cannot be written: {AGAIN}")
 
     @contextmanager
     def _reported(self, what: str) -> Iterator[None]:

@@ -1,6 +1,7 @@
 """Loading engines: TensorRT-RTX's kernel cache, and a stand-in with the same API."""
 
 import inspect
+import os
 
 import numpy as np
 import pytest
@@ -63,14 +64,26 @@ def test_another_drivers_kernel_cache_is_replaced_with_a_warning(machine):
     assert run_once(machine) == []
 
 
-def test_a_kernel_cache_that_cannot_be_written_is_a_warning(machine):
-    obstacle = cache_path(machine).with_name("runtime.cache.new")
-    obstacle.mkdir()
+def test_a_folder_where_no_kernel_cache_can_be_written_is_a_warning_while_the_stream_runs(
+    machine, monkeypatch
+):
+    folder = cache_path(machine).parent
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: path != folder and access(path, mode))
+    warnings = [f"{folder} cannot be written: every start compiles the kernels again"]
+    with machine.load() as model, model.open_stream() as stream:
+        Feeder(stream, machine.config).feed((2,), [5, 5])
+        assert stream.warnings == warnings
+
+
+def test_a_kernel_cache_that_cannot_be_written_in_the_end_is_logged(machine, caplog):
+    cache_path(machine).mkdir()
     try:
-        (warning,) = run_once(machine)
+        assert run_once(machine) == []
     finally:
-        obstacle.rmdir()
-    assert warning.endswith("(Is a directory): every start compiles the kernels again")
+        cache_path(machine).rmdir()
+    (message,) = caplog.messages
+    assert message.endswith("(Is a directory): every start compiles the kernels again")
 
 
 def test_tensorrt_has_no_kernel_cache(make_machine):
