@@ -19,7 +19,14 @@ from mod_edge.bundle.manifest import (
 )
 from mod_edge.config import ModelConfig, read_config
 from mod_edge.errors import BundleError, CheckpointError, ConfigError
-from mod_edge.plan.kv_budget import KvPlan, plan_budget, plan_capacity, plan_of_text, plan_window
+from mod_edge.plan.kv_budget import (
+    KvPlan,
+    plan_budget,
+    plan_capacity,
+    plan_of_text,
+    plan_tokens,
+    plan_window,
+)
 from mod_edge.plan.protocol import text_minimum
 from mod_edge.plan.signature import GraphSignature, bundle_signatures
 from mod_edge.plan.targets import TARGETS, Lowering, Target
@@ -178,12 +185,13 @@ class Bundle:
         layers get as many rows as dense ones; but graphs with a fixed capacity and engines, which
         are built for video, keep the rows of `plan`. The arguments and errors are those of `plan`.
         """
+        config, dtype = self.config, self.lowering.dtype
+        is_of_video = self.lowering.capacity is not None or bool(self.target.compiler)
+        asked = default_window if window is None else window
+        if not is_of_video and kv_budget_mib is None and asked.strip().isdecimal():
+            return plan_tokens(config, int(asked), dtype=dtype)
         plan = self.plan(default_window, max_new_tokens, window=window, kv_budget_mib=kv_budget_mib)
-        if self.lowering.capacity is not None or self.target.compiler:
-            return plan
-        asked = default_window if window is None and kv_budget_mib is None else window
-        num_tokens = int(asked) if asked is not None and asked.strip().isdecimal() else None
-        return plan_of_text(self.config, plan, num_tokens, dtype=self.lowering.dtype)
+        return plan if is_of_video else plan_of_text(config, plan, dtype=dtype)
 
 
 def open_bundle(folder: str | Path, *, hash_all: bool = False) -> Bundle:

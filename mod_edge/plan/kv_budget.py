@@ -138,20 +138,28 @@ def plan_budget(config: ModelConfig, budget_mib: float, text_minimum: int, *, dt
     return _plan(config, capacity, num_frames, text_minimum, dtype)
 
 
-def plan_of_text(
-    config: ModelConfig, plan: KvPlan, num_tokens: int | None, *, dtype: str
-) -> KvPlan:
-    """The plan for a conversation of text alone, whose tokens take a row in every layer.
+def plan_of_text(config: ModelConfig, plan: KvPlan, *, dtype: str) -> KvPlan:
+    """The plan for text alone, in the memory of `plan`, which is for video.
 
-    Args:
-        config: the model.
-        plan: a window for video.
-        num_tokens: of the text's window; None for as many as fit in the memory of `plan`.
-        dtype: of keys and values, a key of `ITEM_BYTES`.
+    Text takes a row in every layer, so MoD layers get as many as dense ones.
     """
-    row_bytes = cache_bytes(config, Rows(1, 1), dtype)
-    num_rows = num_tokens or plan.size_bytes // row_bytes
-    return KvPlan(Rows(num_rows, num_rows), num_rows * row_bytes, 0.0, 0.0)
+    return _text_plan(config, plan.size_bytes // cache_bytes(config, Rows(1, 1), dtype), dtype)
+
+
+def plan_tokens(config: ModelConfig, num_tokens: int, *, dtype: str) -> KvPlan:
+    """The plan for a window of that many tokens of text alone.
+
+    Raises:
+        ConfigError: there are none. Whether queries and replies fit is known when they are asked.
+    """
+    if num_tokens < 1:
+        raise ConfigError(f"window={num_tokens}, wanted at least 1 token")
+    return _text_plan(config, num_tokens, dtype)
+
+
+def _text_plan(config: ModelConfig, num_rows: int, dtype: str) -> KvPlan:
+    rows = Rows(num_rows, num_rows)
+    return KvPlan(rows, cache_bytes(config, rows, dtype), 0.0, 0.0)
 
 
 def _capacity(config: ModelConfig, num_frames: int, text_minimum: int) -> Rows:

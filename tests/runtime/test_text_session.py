@@ -305,6 +305,13 @@ def test_a_window_for_text_has_as_many_rows_in_every_layer(tiny_bundle, bundle_f
     video = bundle.plan("120s", 12)
     assert bundle.text_plan("120s", 12, window="345").capacity == (345, 345)
     assert bundle.text_plan("345", 12).capacity == (345, 345)
+    with pytest.raises(ConfigError, match="is too small: the sink, one frame"):
+        bundle.plan("120s", 12, window="40")
+    assert bundle.text_plan("120s", 12, window="40").capacity == (40, 40)
+    with pytest.raises(ConfigError, match="wanted at least 1 token"):
+        bundle.text_plan("120s", 12, window="0")
+    with pytest.raises(ConfigError, match="both window and kv_budget"):
+        bundle.text_plan("120s", 12, window="40", kv_budget_mib=1.0)
     for plan in (bundle.text_plan("120s", 12), bundle.text_plan("99", 12, window="120s")):
         assert plan.capacity.dense == plan.capacity.mod == sum(video.capacity) // 2
         assert 0 <= video.size_bytes - plan.size_bytes < 2 * 6 * 2 * 16 * 4
