@@ -70,14 +70,19 @@ def load_model(
         assert choice.checkpoint is not None, "checked by BackendChoice"
         return _load_torch(choice.checkpoint, bundle)
     if choice.backend == "tensorrt":
+        if not bundle.target.compiler:
+            raise BackendError(
+                f"bundle {bundle.folder} is for target {bundle.target.name}, which has no engines; "
+                "export the checkpoint again with a TensorRT --target (mod-edge targets lists them)"
+            )
         return _load_tensorrt(bundle, limits, CudaDriver()), "as requested"
     if choice.backend == "onnx" or choice.device != "auto" or not bundle.target.compiler:
-        return _load_onnx(bundle, limits, choice.device)
+        return _load_onnx(bundle, limits, choice)
     driver, obstacle = _driver_for_engines(bundle)
     if driver is not None:
         return _load_tensorrt(bundle, limits, driver), "its engines fit here"
     try:
-        return _load_onnx(bundle, limits, "cpu")[0], obstacle
+        return _load_onnx(bundle, limits, BackendChoice(device="cpu"))[0], obstacle
     except BackendError as exc:
         raise BackendError(f"{obstacle}; and on the CPU: {exc}") from exc
 
@@ -100,21 +105,19 @@ def _driver_for_engines(bundle: Bundle) -> tuple[CudaDriver | None, str]:
 def _load_tensorrt(bundle: Bundle, limits: StreamLimits, driver: CudaDriver) -> LoadedModel:
     from mod_edge.runtime.device.trt_model import load_trt_model
 
-    if not bundle.target.compiler:
-        driver.close()
-        raise BackendError(
-            f"bundle {bundle.folder} is for target {bundle.target.name}, which has no engines; "
-            "export the checkpoint again with a TensorRT --target (mod-edge targets lists them)"
-        )
     return load_trt_model(bundle, limits, driver=driver)
 
 
-def _load_onnx(bundle: Bundle, limits: StreamLimits, device: str) -> tuple[LoadedModel, str]:
+def _load_onnx(
+    bundle: Bundle, limits: StreamLimits, choice: BackendChoice
+) -> tuple[LoadedModel, str]:
     with explained_imports("backend onnx"):
         import onnxruntime
 
         from mod_edge.runtime.cpu.onnx_model import OnnxModel
-    reason = f"for target {bundle.target.name}" if device == "auto" else "as requested"
+    is_asked = choice.backend == "onnx" or choice.device != "auto"
+    reason = "as requested" if is_asked else f"for target {bundle.target.name}"
+    device = choice.device
     if device == "auto" and bundle.target.name == "cuda":
         has_cuda = CUDA_PROVIDER in onnxruntime.get_available_providers()
         device = "cuda" if has_cuda else "cpu"
