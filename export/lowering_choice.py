@@ -1,13 +1,12 @@
 """Target, precision and cache rows of an export, from a profile and command-line flags."""
 
 from dataclasses import replace
-from importlib.util import find_spec
 
 from mod_edge.bundle.shape_ranges import optimization_profiles, step_limits
 from mod_edge.config import ModelConfig
 from mod_edge.errors import BackendError, ConfigError
 from mod_edge.model.checkpoint import Checkpoint
-from mod_edge.native.installed import installed_targets
+from mod_edge.native.installed import installed_targets, is_missing
 from mod_edge.plan.costs import num_parameters
 from mod_edge.plan.kv_budget import plan_window
 from mod_edge.plan.kv_window import NO_ROWS
@@ -122,7 +121,7 @@ def require_compiler(lowering: Lowering) -> None:
         raise ConfigError(
             f"target {lowering.target} has no engines: ONNX Runtime runs its graphs; omit --build"
         )
-    if find_spec(compiler) is None:
+    if is_missing(compiler):
         raise BackendError(
             f"engines for target {lowering.target} are compiled with {compiler}, which is not "
             "installed here; export without --build and build on the device: mod-edge build BUNDLE"

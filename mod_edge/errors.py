@@ -13,7 +13,7 @@
     `-- DataError          a data set or a training recipe is missing or faulty
 
 Each message says what is wrong, what was found, what was wanted and what to do. The command line
-prints it without a traceback and exits with 1, or with 2 if the options of `run` are at fault; a
+prints it without a traceback and exits with 1, or with 2 if a command's options are at fault; a
 traceback always means a bug in mod-edge.
 """
 

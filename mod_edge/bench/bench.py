@@ -1,5 +1,6 @@
 """Measure every part of a stream on a bundle, and full computation beside it."""
 
+import math
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -63,8 +64,8 @@ class BenchOptions:
                 "bench measures a bundle's own graphs, not the PyTorch reference; take backend "
                 "auto, tensorrt or onnx"
             )
-        if self.seconds <= 0:
-            raise ConfigError(f"seconds={self.seconds:g}, wanted more than 0")
+        if not 0 < self.seconds < math.inf:
+            raise ConfigError(f"seconds={self.seconds:g}, wanted a number above 0")
 
 
 def bench_bundle(folder: Path, options: BenchOptions, on_step: OnStep = not_shown) -> BenchReport:

@@ -522,5 +522,5 @@ def times(percentiles: dict[str, float]) -> str:
 
 
 def _clock(time_s: float) -> str:
-    minutes, seconds = divmod(time_s, 60)
+    minutes, seconds = divmod(round(time_s, 1), 60)
     return f"{int(minutes):3d}:{seconds:04.1f}"

@@ -4,7 +4,6 @@ The results include baselines that ignore the video. Optional controls run the m
 frames, and on the right frames in random order.
 """
 
-import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from mod_edge.errors import ConfigError
 from mod_edge.evaluation.baselines import majority_of
 from mod_edge.evaluation.eval_model import EvalModel, open_model
 from mod_edge.evaluation.eval_run import EvalRun, Row, Thresholds
+from mod_edge.evaluation.free_running import check_tolerance
 from mod_edge.evaluation.transcript import Transcript
 from mod_edge.progress import OnStep, not_shown
 
@@ -139,8 +139,7 @@ def evaluate(
 def _check(max_clips: int | None, tolerance_s: float, threshold: float | None) -> None:
     if max_clips is not None and max_clips < 1:
         raise ConfigError(f"max_clips={max_clips}, wanted at least 1")
-    if not (math.isfinite(tolerance_s) and tolerance_s >= 0):
-        raise ConfigError(f"tolerance={tolerance_s}, wanted a number of seconds, 0 or more")
+    check_tolerance(tolerance_s)
     if threshold is not None and not 0 <= threshold <= 1:
         raise ConfigError(f"threshold={threshold}, wanted a probability, 0 to 1")
 

@@ -4,12 +4,14 @@ The truth is the dialogue that a model is trained on, so its times are those of 
 due at the first frame that can show its event.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from mod_edge.data.dialogue import Dialogue, Turn
 from mod_edge.data.stream_metrics import is_same, match_in_order, mean, ratio
+from mod_edge.errors import ConfigError
 from mod_edge.evaluation.clip_frames import ClipFrames
 from mod_edge.evaluation.eval_model import EvalModel
 from mod_edge.runtime.capture.source import Source
@@ -124,6 +126,16 @@ def account_of(session: Session, source: Source, dialogue: Dialogue) -> Account:
         answers=tuple(each.text for each in replies if each.query is not None),
         num_rolls=session.summary().num_rolls,
     )
+
+
+def check_tolerance(tolerance_s: float) -> None:
+    """Check the largest time error of a right caption, in seconds.
+
+    Raises:
+        ConfigError: it is negative or not a number.
+    """
+    if not 0 <= tolerance_s < math.inf:
+        raise ConfigError(f"tolerance={tolerance_s}, wanted a number of seconds, 0 or more")
 
 
 def captions_of(dialogue: Dialogue) -> list[Turn]:

@@ -12,7 +12,7 @@ from mod_edge.data.dialogue import Dialogue, dialogue_of_clip
 from mod_edge.errors import ConfigError
 from mod_edge.evaluation.clip_frames import read_clip_frames, seed_of
 from mod_edge.evaluation.eval_model import EvalModel, open_model
-from mod_edge.evaluation.free_running import Account, run_free, score
+from mod_edge.evaluation.free_running import Account, check_tolerance, run_free, score
 from mod_edge.progress import OnStep
 
 SPLIT = "validation"
@@ -51,6 +51,7 @@ def choose_threshold(
         ConfigError: `checkpoint` is a bundle, whose config must stay as exported.
         ModEdgeError: the checkpoint cannot be run, or a video cannot be read.
     """
+    check_tolerance(tolerance_s)
     if is_bundle(checkpoint):
         raise ConfigError(
             f"{checkpoint} is a bundle; choose the threshold of its checkpoint, then export again"

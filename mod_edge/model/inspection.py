@@ -13,11 +13,16 @@ def config_of(target: str) -> ModelConfig:
     """The config of a preset's name or of a checkpoint folder, which is checked.
 
     Raises:
-        CheckpointError: neither a preset nor a readable folder, or a damaged checkpoint.
+        CheckpointError: neither a preset nor a readable folder, both, or a damaged checkpoint.
     """
-    if target in GEOMETRIES:
-        return preset_config(target)
     path = Path(target)
+    if target in GEOMETRIES:
+        if path.exists():
+            raise CheckpointError(
+                f"{target} is a preset, and there is a folder of that name; for the folder give "
+                f"./{target}, for the preset use another working folder"
+            )
+        return preset_config(target)
     if not path.exists():
         advice = download_advice(path) or f"presets are {', '.join(GEOMETRIES)}"
         raise CheckpointError(f"{path} is neither a folder nor a preset; {advice}")

@@ -205,7 +205,11 @@ def _rtsp_over_udp() -> Iterator[None]:
 
 @contextmanager
 def _not_beside_udp() -> Iterator[None]:
-    """Begin when no stream is being opened over UDP, or this one would be too."""
+    """Begin when no stream is being opened over UDP, or this one would be too.
+
+    One whose opening over UDP begins within the same milliseconds is not seen: waiting for each
+    other to the end would let a server that does not answer hold up all cameras.
+    """
     with _OPENING_OVER_UDP:
         pass
     yield

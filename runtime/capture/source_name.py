@@ -5,6 +5,7 @@ sources have the `advice` for a source that delivers no more.
 """
 
 import glob
+import itertools
 import os
 import re
 from collections.abc import Sequence
@@ -184,10 +185,14 @@ def parse_source(text: str) -> SourceName:
 def stream_names(sources: Sequence[SourceName]) -> list[str]:
     """A name for the stream of each source: the source's, with a number where two are the same."""
     names = [source.name for source in sources]
-    return [
-        name if names.count(name) == 1 else f"{name} ({names[:index].count(name) + 1})"
-        for index, name in enumerate(names)
-    ]
+    chosen: list[str] = []
+    for name in names:
+        numbers = itertools.count(1)
+        candidate = name if names.count(name) == 1 else f"{name} ({next(numbers)})"
+        while candidate in chosen or (candidate != name and candidate in names):
+            candidate = f"{name} ({next(numbers)})"
+        chosen.append(candidate)
+    return chosen
 
 
 def is_pipeline(text: str) -> bool:

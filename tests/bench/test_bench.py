@@ -140,3 +140,9 @@ def test_a_profile_without_room_for_a_frame_is_an_error(tiny_bundle, tmp_path):
 def test_the_reference_is_no_backend_of_a_bench():
     with pytest.raises(ConfigError, match="not the PyTorch reference; take backend auto"):
         BenchOptions(backend="torch")
+
+
+@pytest.mark.parametrize("seconds", [0, -1.0, math.nan, math.inf])
+def test_a_time_that_is_none_is_an_error_before_anything_is_measured(seconds):
+    with pytest.raises(ConfigError, match=f"seconds={seconds:g}, wanted a number above 0"):
+        BenchOptions(seconds=seconds)

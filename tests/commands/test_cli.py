@@ -151,6 +151,16 @@ def test_inspect_json_is_one_document_for_preset_checkpoint_and_bundle(
     assert parts.pop("total") == sum(parts.values())
 
 
+def test_inspect_of_a_name_that_is_a_preset_and_a_folder_says_how_to_name_each(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny").mkdir()
+    result = invoke("inspect", "tiny")
+    assert result.exit_code == 1
+    assert "tiny is a preset, and there is a folder of that name" in " ".join(result.stderr.split())
+
+
 @pytest.mark.parametrize("preset", GEOMETRIES)
 def test_inspect_shows_every_preset_beside_full_computation(preset):
     lines = succeeds("inspect", preset).stdout.splitlines()

@@ -61,6 +61,11 @@ def test_an_empty_reply_is_shown_as_empty():
     assert line == "  1:01.2 reply     (empty)\n"
 
 
+@pytest.mark.parametrize(("time_s", "clock"), [(59.94, "0:59.9"), (59.96, "1:00.0")])
+def test_a_minute_has_sixty_seconds(time_s, clock):
+    assert shown(QueryEvent(time_s, "q", time_s)).split()[0] == clock
+
+
 def test_json_keeps_control_characters_escaped_on_one_line(capsys):
     view = stream_view.JsonView(session=None)
     view.show(ReplyEvent(1.0, "q", EVIL, [1], False, 1.0, 1.0))

@@ -1,5 +1,6 @@
 """Choosing a checkpoint's threshold and writing it to its config."""
 
+import math
 import shutil
 from dataclasses import replace
 
@@ -54,6 +55,11 @@ def test_the_best_threshold_by_f1_then_moments_then_order(
 def test_a_bundle_is_refused(tiny_bundle):
     with pytest.raises(ConfigError, match="is a bundle"):
         choose_threshold(tiny_bundle, [], [0.5], tolerance_s=1.0, on_step=silent)
+
+
+def test_a_tolerance_that_is_no_number_is_refused(tiny_checkpoint):
+    with pytest.raises(ConfigError, match="tolerance=nan, wanted a number of seconds"):
+        choose_threshold(tiny_checkpoint, [], [0.0], tolerance_s=math.nan, on_step=silent)
 
 
 def test_an_adopted_threshold_is_written_to_the_config(write_tiny):

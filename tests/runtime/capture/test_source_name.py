@@ -15,6 +15,7 @@ from mod_edge.runtime.capture.source_name import (
     TestPattern,
     VideoPath,
     parse_source,
+    stream_names,
 )
 
 PIPELINE = "rtspsrc location=rtsp://me:secret@camera/1 ! rtph264depay ! appsink drop=true"
@@ -115,6 +116,12 @@ def test_a_text_that_names_nothing_is_an_error_that_says_what_to_write(text, say
 )
 def test_no_part_of_a_password_is_in_the_name_of_an_address(address, name):
     assert StreamAddress(address).name == name
+
+
+def test_streams_have_different_names_also_if_a_source_is_named_like_a_numbered_one():
+    videos = [VideoPath(Path(name)) for name in ("a", "a", "a (1)", "b")]
+    assert stream_names(videos) == ["a (2)", "a (3)", "a (1)", "b"]
+    assert stream_names(videos[:2]) == ["a (1)", "a (2)"]
 
 
 def test_no_credentials_are_left_in_a_text_around_them():
