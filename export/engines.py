@@ -6,7 +6,6 @@ graph would save no memory and load the compiler again for each.
 """
 
 import hashlib
-import re
 import shutil
 import time
 from collections.abc import Sequence
@@ -32,6 +31,7 @@ from mod_edge.bundle.staging import write_whole
 from mod_edge.errors import BackendError, BundleError, ConfigError
 from mod_edge.export.compiler import compile_graph
 from mod_edge.export.compute_capability import choose_compute_capability
+from mod_edge.native.procfs import sizes_in
 from mod_edge.native.trt import TensorRT, load, require_target
 from mod_edge.plan.signature import GraphSignature
 from mod_edge.plan.targets import TARGETS
@@ -265,19 +265,14 @@ def _require_room(folder: Path, stale: Sequence[_Work]) -> None:
 
 def _free_memory_bytes() -> int | None:
     """Available memory and free swap; None where the system does not report them."""
-    try:
-        text = MEMORY_INFO.read_text(encoding="ascii")
-    except OSError:
-        return None
-    found = dict(re.findall(r"^(MemAvailable|SwapFree): +(\d+) kB$", text, re.MULTILINE))
-    return sum(int(kib) for kib in found.values()) * 1024 if "MemAvailable" in found else None
+    sizes = sizes_in(MEMORY_INFO)
+    available = sizes.get("MemAvailable")
+    return None if available is None else available + sizes.get("SwapFree", 0)
 
 
 def _peak_memory_bytes() -> int:
     """Peak of this process alone; getrusage would include a larger parent process."""
-    text = PROCESS_STATUS.read_text(encoding="ascii", errors="replace")
-    found = re.search(r"^VmHWM:\s+(\d+) kB$", text, re.MULTILINE)
-    return int(found[1]) * 1024 if found else 0
+    return sizes_in(PROCESS_STATUS).get("VmHWM", 0)
 
 
 def _mib(size_bytes: int) -> str:

@@ -10,11 +10,10 @@ import dataclasses
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from types import MappingProxyType, NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-from mod_edge.errors import ModEdgeError, shortened
+from mod_edge.errors import ModEdgeError, nearest_hint, shortened
 
 AnyDataclass = TypeVar("AnyDataclass")
 
@@ -115,8 +114,7 @@ class _Reading:
         for name in data:
             if name in known:
                 continue
-            near = get_close_matches(name, known, n=1)
-            hint = f", did you mean {near[0]!r}?" if near else f", known are {', '.join(known)}"
+            hint = nearest_hint(name, known) or f", known are {', '.join(known)}"
             if name in given:
                 hint = f": it cannot be set here, it is always {given[name]!r}"
             elif name in self._renamed:

@@ -294,7 +294,7 @@ def test_a_chat_template_reads_back_equal(make_config, tmp_path):
         ("generation", "a\ud800", r"generation='a\\ud800', wanted Unicode text"),
         ("control_tokens", ["<|im_start|>"], "control_tokens='<|im_start|>', wanted control token"),
         ("control_tokens", [""], "control_tokens='', wanted control tokens that occur in system, "),
-        ("queries", "", "unknown field 'stream_config.chat_template.queries', did you mean 'query"),
+        ("queries", "", "unknown field 'stream_config.chat_template.queries' (did you mean 'query"),
     ],
 )
 def test_a_wrong_string_of_a_chat_template_is_named(document, field, value, fault):

@@ -1,8 +1,9 @@
 """Memory of a process, from procfs."""
 
-import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from mod_edge.native.procfs import sizes_in
 
 PROC = Path("/proc")
 
@@ -33,17 +34,6 @@ def memory_now(proc: Path = PROC) -> Memory:
 
 def memory_of(process: Path) -> Memory:
     """The memory of the process with this folder in procfs."""
-    return Memory(
-        _bytes(process / "smaps_rollup", "Anonymous"),
-        _bytes(process / "status", "VmRSS"),
-        _bytes(process / "status", "VmHWM"),
-    )
-
-
-def _bytes(path: Path, name: str) -> int | None:
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None
-    found = re.search(rf"^{name}:\s+(\d+) kB$", text, re.MULTILINE)
-    return 1024 * int(found[1]) if found else None
+    status = sizes_in(process / "status")
+    anonymous = sizes_in(process / "smaps_rollup").get("Anonymous")
+    return Memory(anonymous, status.get("VmRSS"), status.get("VmHWM"))

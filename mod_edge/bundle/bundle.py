@@ -1,7 +1,6 @@
 """A bundle, opened and checked; every command that takes a bundle uses this class."""
 
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -18,7 +17,7 @@ from mod_edge.bundle.manifest import (
     require_listed,
 )
 from mod_edge.config import ModelConfig, read_config
-from mod_edge.errors import BundleError, CheckpointError, ConfigError
+from mod_edge.errors import BundleError, CheckpointError, ConfigError, nearest_hint
 from mod_edge.plan.kv_budget import (
     KvPlan,
     plan_budget,
@@ -97,10 +96,9 @@ class Bundle:
         chosen = [signature for signature in found if graph in (None, signature.name)]
         if not chosen:
             names = [signature.name for signature in found]
-            near = get_close_matches(graph or "", names, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = nearest_hint(graph or "", names)
             raise ConfigError(
-                f"bundle {self.folder} has no graph {graph!r}{hint} (it has: {', '.join(names)})"
+                f"bundle {self.folder} has no graph {graph!r}{hint}; it has {', '.join(names)}"
             )
         return chosen
 

@@ -21,6 +21,7 @@ from mod_edge.native.cpu_cores import cpu_cores
 from mod_edge.native.gpu import Gpu, find_gpu
 from mod_edge.native.onnx_session import session_options
 from mod_edge.native.package_faults import last_line
+from mod_edge.native.procfs import sizes_in
 from mod_edge.native.trt import load
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ def attempt(look: Callable[[], Result]) -> tuple[Result | None, str]:
 
 def look_at_machine() -> Machine:
     """The computer, its memory and the free disk space in the current folder."""
-    memory, cores = _memory_bytes(), cpu_cores()
+    memory, cores = sizes_in(MEMORY_INFO), cpu_cores()
     try:
         disk_free_bytes = shutil.disk_usage(".").free
     except OSError:  # the current folder was deleted
@@ -143,11 +144,6 @@ def _machine_name() -> str:
         or platform.processor()
         or platform.machine()
     )
-
-
-def _memory_bytes() -> dict[str, int]:
-    lines = re.findall(r"^(\w+):\s+(\d+) kB$", _read(MEMORY_INFO), re.MULTILINE)
-    return {name: int(kib) * 1024 for name, kib in lines}
 
 
 def _read(path: Path) -> str:

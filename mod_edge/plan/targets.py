@@ -6,10 +6,9 @@ All differences between targets are fields of this table or follow from one.
 """
 
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
 
-from mod_edge.errors import ConfigError
+from mod_edge.errors import ConfigError, nearest_hint
 from mod_edge.plan.graph_kind import GraphKind
 from mod_edge.plan.kv_window import Rows
 from mod_edge.plan.weight_forms import (
@@ -70,9 +69,10 @@ class Target:
             ConfigError: it has none, or no target has; lists those to choose from.
         """
         if name not in FORMAT_NAMES:
-            near = get_close_matches(name, FORMAT_NAMES, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ConfigError(f"unknown weights {name!r}{hint} (known: {', '.join(FORMAT_NAMES)})")
+            hint = nearest_hint(name, FORMAT_NAMES)
+            raise ConfigError(
+                f"unknown weights {name!r}{hint}, known are {', '.join(FORMAT_NAMES)}"
+            )
         for each in self.weight_formats:
             if each.name == name:
                 return each
@@ -154,9 +154,8 @@ def target_named(name: str) -> Target:
         ConfigError: there is none; lists the known ones.
     """
     if name not in TARGETS:
-        near = get_close_matches(name, TARGETS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(f"unknown target {name!r}{hint} (known: {', '.join(TARGETS)})")
+        hint = nearest_hint(name, TARGETS)
+        raise ConfigError(f"unknown target {name!r}{hint}, known are {', '.join(TARGETS)}")
     return TARGETS[name]
 
 

@@ -20,14 +20,13 @@ trained.
 import dataclasses
 import os
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
 from mod_edge.config import ModelConfig, config_from_dict, config_to_dict
 from mod_edge.dataclass_reader import TOML, dataclass_from_dict
 from mod_edge.document_parser import parse_toml
-from mod_edge.errors import CheckpointError, DataError
+from mod_edge.errors import CheckpointError, DataError, nearest_hint
 from mod_edge.model.checkpoint_folder import download_advice, read_checkpoint_config
 from mod_edge.model.presets import GEOMETRIES, preset_config
 
@@ -211,10 +210,8 @@ def _base_config(init: str, folder: Path, origin: str) -> tuple[Path | str, Mode
     except CheckpointError as exc:
         if os.path.lexists(checkpoint):
             raise DataError(f"{origin}: init={init!r}: {exc}") from exc
-        near = get_close_matches(init, GEOMETRIES, n=1)
-        hint = f", did you mean {near[0]!r}?" if near else ""
         advice = "" if checkpoint.parent.is_dir() else download_advice(init)
         raise DataError(
-            f"{origin}: init={init!r} is not a preset ({', '.join(GEOMETRIES)}{hint}), and there "
-            f"is no checkpoint at {checkpoint}: {advice or exc}"
+            f"{origin}: init={init!r} is not a preset{nearest_hint(init, GEOMETRIES)}, known are "
+            f"{', '.join(GEOMETRIES)}, and there is no checkpoint at {checkpoint}: {advice or exc}"
         ) from exc

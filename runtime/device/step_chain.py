@@ -44,7 +44,7 @@ class PlainSteps:
 
 
 @dataclass
-class CaptureCounts:
+class StepCounts:
     """How many steps ran in each way; `refused` counts shapes that cannot be captured."""
 
     plain: int = 0
@@ -77,7 +77,7 @@ class StepChain:
         Raises:
             BackendError: a context cannot be made.
         """
-        self.counts = CaptureCounts()
+        self.counts = StepCounts()
         self.warnings: list[str] = []
         self._driver = driver
         self._engines = engines

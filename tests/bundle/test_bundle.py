@@ -174,10 +174,10 @@ def test_a_bundles_graphs_follow_from_its_lowering(tmp_path, lowering):
 
 def test_an_unknown_graph_lists_the_known_ones_and_hints_the_nearest(tmp_path):
     bundle = bundle_of(tmp_path, CPU_FP32)
-    says = r"no graph 'layer-3'; did you mean 'layer-03'\? \(it has: vision, layer-00, .*, head\)"
+    says = r"no graph 'layer-3' \(did you mean 'layer-03'\?\); it has vision, layer-00, .*, head"
     with pytest.raises(ConfigError, match=says):
         bundle.signatures("layer-3")
-    with pytest.raises(ConfigError, match=r"no graph 'rebase' \(it has: vision"):
+    with pytest.raises(ConfigError, match=r"no graph 'rebase'; it has vision"):
         bundle.signatures("rebase")
 
 

@@ -71,13 +71,13 @@ def test_weights_that_the_target_does_not_support_are_an_error(name, absent, sup
 
 
 @pytest.mark.parametrize(
-    ("unknown", "hint"), [("int8-weights-only", "; did you mean 'int8-weight-only'?"), ("x", "")]
+    ("unknown", "hint"), [("int8-weights-only", " (did you mean 'int8-weight-only'?)"), ("x", "")]
 )
 def test_unknown_weights_are_an_error_with_the_nearest_and_the_known_ones(unknown, hint):
     known = "as-dtype, int8, int8-weight-only, int4"
     with pytest.raises(ConfigError) as caught:
         Lowering("rtx", "fp16", Rows(32, 16), unknown)
-    assert str(caught.value) == f"unknown weights {unknown!r}{hint} (known: {known})"
+    assert str(caught.value) == f"unknown weights {unknown!r}{hint}, known are {known}"
 
 
 def test_unquantized_weights_are_the_first_format_of_every_target():

@@ -123,7 +123,7 @@ def test_all_faults_of_a_file_are_in_one_message(tmp_path):
     with pytest.raises(ConfigError) as caught:
         load_profile(path)
     assert str(caught.value).split("; ") == [
-        f"{path}: unknown field 'windw', did you mean 'window'?",
+        f"{path}: unknown field 'windw' (did you mean 'window'?)",
         "unknown field 'name': it cannot be set here, it is always 'wrong'",
         "missing field 'window'",
         "camera=3, wanted a table, write camera = { width = ..., height = ..., fps = ..., "

@@ -81,7 +81,7 @@ def test_all_faults_of_a_section_are_reported_at_once(recipe_of):
     with pytest.raises(DataError) as caught:
         recipe_of(train=train)
     for part in (
-        "unknown field 'step', did you mean 'steps'?",
+        "unknown field 'step' (did you mean 'steps'?)",
         "missing field 'steps'",
         "seed=1.5, wanted a whole number",
         "clip_norm=True, wanted a finite number",
@@ -158,7 +158,9 @@ def test_files_that_are_not_recipes_are_refused(tmp_path):
     with pytest.raises(DataError, match=r"recipe\.toml .* of more than 300 digits"):
         read_recipe(path)
     path.write_text("[model]\ninit = 'tiny'\n[trian]")
-    with pytest.raises(DataError, match=r"'trian', did you mean 'train'\?; missing field 'train'"):
+    with pytest.raises(
+        DataError, match=r"'trian' \(did you mean 'train'\?\); missing field 'train'"
+    ):
         read_recipe(path)
 
 

@@ -119,7 +119,9 @@ def test_one_graph_is_compared_without_the_others_and_the_stream(
 
 
 def test_an_unknown_graph_lists_the_known_ones(tiny_bundle, tiny_checkpoint):
-    with pytest.raises(ConfigError, match=r"no graph 'layer-3'; did you mean 'layer-03'\?.*vision"):
+    with pytest.raises(
+        ConfigError, match=r"no graph 'layer-3' \(did you mean 'layer-03'\?\).*vision"
+    ):
         verify_bundle(tiny_bundle, tiny_checkpoint, graph="layer-3")
 
 

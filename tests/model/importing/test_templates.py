@@ -438,7 +438,7 @@ def test_a_template_file_that_writes_the_bos_token_feeds_it_once(tmp_path):
     ("change", "fault"),
     [
         ({"query": "no placeholder"}, "chat_template.query='no placeholder', wanted {query} once"),
-        ({"sytem": ""}, "unknown field 'sytem', did you mean 'system'?"),
+        ({"sytem": ""}, "unknown field 'sytem' (did you mean 'system'?)"),
         ({"control_tokens": "<|im_end|>"}, "control_tokens='<|im_end|>', wanted a list of strings"),
         ({"control_tokens": ["<|im_start|>"]}, "contain the control tokens '<|im_end|>'; add them"),
         ({"end_of_turn": "<|end|>"}, "the tokenizer has no token '<|end|>'; templates that fit"),
