@@ -99,6 +99,7 @@ docs: $(INSTALLED)
 	@rm -rf build/lib build/docs-tree
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --target build/docs-tree .
 	$(BIN)/python -m zensical build --strict --clean
+	@sed -i 's|href="docs/|href="|g' build/site/index.html  # it includes parts of README.md
 
 # Measurements are kept in build/figures; delete that folder to repeat them.
 figures: $(INSTALLED)

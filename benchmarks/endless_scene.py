@@ -93,7 +93,7 @@ def endless_table(narration: Narration) -> str:
             f"{part.num_answers_right} of {part.num_answers}",
         )
         rows.append(f"| {' | '.join(cells)} |\n")
-    columns = ("minutes", "captions due", "F1", "F1 of the moments", "right answers")
+    columns = ("minutes", "captions due", "F1", "moment F1", "answers")
     return (
         f"One scene of an hour with a window of {WINDOW.removesuffix('s')} s, which rolled "
         f"{narration.account.num_rolls} times:\n\n"

@@ -69,7 +69,8 @@ OTHER_DEVICES = (
     "| 2 cores of a Xeon | Llama-3.2-1B and SigLIP-B/16-224 in size, random weights | fp32 | "
     "270 + 327 | 1.7 (from the times) | 6.4 GB | by hand, medians of nine steps |\n"
     "| 2 cores of an AMD EPYC | the same | int8 | 79 + 90 | 4.6 | 1.8 GB | "
-    "`mod-edge bench`, behind 1,000 tokens; frames/s: whole frames in the same run |\n"
+    '`mod-edge bench`, past of 1,000 tokens; frames/s: from the "whole frame" row, not from the '
+    "two times |\n"
     "| NVIDIA GPU, Jetson | | | not measured | not measured | not measured | "
     "[one short run](docs/gpu.md) on an H200, without MoD layers |\n"
 )
@@ -232,7 +233,7 @@ def free_table(evaluation: Measured) -> str:
             f"{free['num_answers_right']} of {free['num_answers']}",
         )
         lines.append(f"| {' | '.join(cells)} |\n")
-    columns = ("free-running", "precision", "recall", "F1", "F1 of the moments", "right answers")
+    columns = ("free-running", "precision", "recall", "F1", "moment F1", "answers")
     return table_head(*columns) + "".join(lines)
 
 
@@ -293,7 +294,7 @@ def combinations(evaluation: Measured) -> str:
     free = evaluation["rows"][0]["free_running"]
     return (
         f"On {evaluation['num_clips']} clips of the split `combinations`, F1 is {free['f1']:.3f} "
-        f"and F1 of the moments {free['moment_f1']:.3f}.\n"
+        f"and moment F1 {free['moment_f1']:.3f}.\n"
     )
 
 

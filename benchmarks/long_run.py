@@ -152,10 +152,10 @@ def policies_table(narrations: Mapping[str, Sequence[Narration]]) -> str:
     heads = (f"{name} ({first} to {last})" for name, (first, last) in COLUMNS.items())
     rows = (f"| {' | '.join((name, *_cells(each)))} |\n" for name, each in narrations.items())
     return (
-        f"F1 over {len(scenes)} scenes of an hour with a window of {WINDOW.removesuffix('s')} s, "
-        "in brackets of the worst and the best scene alone. Captions due in all scenes: "
+        f"F1 over {len(scenes)} one-hour scenes with a window of {WINDOW.removesuffix('s')} s; in "
+        "brackets, the F1 of the worst and of the best single scene. Captions due in all scenes: "
         f"{', '.join(due)}.\n\n"
-        f"{table_head('policy', *heads, 'F1 of the moments', 'right answers', 'rolls')}"
+        f"{table_head('policy', *heads, 'moment F1', 'answers', 'rolls')}"
         f"{''.join(rows)}"
     )
 

@@ -342,7 +342,7 @@ def bundled_model_table(lab: Lab) -> str:
             f"| {_weights_of(row, row.lowering.weight_form(DENSE))} | {free['f1']:.3f} | "
             f"{free['moment_f1']:.3f} | {forced['lm_ppl']:.3f} | {row.computed_with} |\n"
         )
-    columns = (*WEIGHTS_COLUMNS, "F1", "F1 of the moments", "LM-PPL", "computed with")
+    columns = (*WEIGHTS_COLUMNS, "F1", "moment F1", "LM-PPL", "computed with")
     return f"{table_head(*columns)}{''.join(lines)}\n{NUM_CLIPS} clips. {_origin(found)}"
 
 

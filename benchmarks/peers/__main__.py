@@ -103,7 +103,7 @@ def measure(
                 continue
             workers[key] = stack.enter_context(worker)
         for step in measurements.missing(STEPS):
-            err.print(f"measuring {step.tokens} tokens behind {step.past}")
+            err.print(f"measuring {step.tokens} tokens with a past of {step.past}")
             found = measure_step(workers, step)
             for key in found.failed:
                 del workers[key]

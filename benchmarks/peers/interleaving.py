@@ -11,7 +11,7 @@ from mod_edge.bench.other_load import busy_s
 
 @dataclass(frozen=True)
 class Step:
-    """A measured step: `tokens` behind `past`, timed `rounds` times."""
+    """A measured step: `tokens` after `past`, timed `rounds` times."""
 
     past: int
     tokens: int

@@ -69,7 +69,7 @@ def write_page(
 
 
 def write_first_page(page: Path, measurements: Measurements, steps: Sequence[Step]) -> None:
-    """Write a small table of the steps behind the longer past between the markers of `page`.
+    """Write a small table of the steps with the longer past between the markers of `page`.
 
     Raises:
         ModEdgeError: the page has no markers.
@@ -93,7 +93,7 @@ def write_first_page(page: Path, measurements: Measurements, steps: Sequence[Ste
 
 
 def times_table(found: Found, past: int, failed: Mapping[str, str]) -> str:
-    """Medians of the steps behind `past`, a row for each contender."""
+    """Medians of the steps with this `past`, a row for each contender."""
     columns = {step.tokens: each.times_ms for step, each in found.items() if step.past == past}
     head = table_head("", *(f"{tokens} token{'s' * (tokens > 1)}" for tokens in columns))
     rows = []

@@ -61,7 +61,7 @@ class Worker(AbstractContextManager["Worker"]):
         self.versions: dict[str, str] = hello["versions"]
 
     def step_times_ms(self, past: int, tokens: int, rounds: int) -> list[float]:
-        """Milliseconds of `rounds` steps of `tokens` behind `past`, after an untimed one.
+        """Milliseconds of `rounds` steps of `tokens` after `past`, after an untimed one.
 
         Raises:
             WorkerError: it ended instead.

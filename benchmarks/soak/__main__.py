@@ -108,7 +108,7 @@ def soak(
 
 
 def shipped_bundle_and_scene() -> tuple[Path, Path]:
-    """A bundle of the shipped model and ten minutes of a scene; made once."""
+    """The bundled model, exported, and ten minutes of a scene; made once."""
     bundle, scenes = WORK / "bundle", WORK / "scenes"
     if not bundle.is_dir():
         run_mod_edge("init", "narrator", WORK / "checkpoint", "--force")
@@ -123,7 +123,7 @@ def shipped_bundle_and_scene() -> tuple[Path, Path]:
 @reports_errors
 def main(
     bundle: Annotated[
-        Path | None, typer.Argument(help="Bundle for target cpu; default: the shipped model's.")
+        Path | None, typer.Argument(help="Bundle for target cpu; default: the bundled model's.")
     ] = None,
     video: Annotated[Path, typer.Option(help="Video for a bundle of your own.")] = CLIP,
     frames: Annotated[int, typer.Option(min=1, help="Frames to watch; a day by default.")] = DAY,

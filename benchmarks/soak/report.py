@@ -18,10 +18,11 @@ MARKED = re.compile(
 def figures_table(figures: Figures) -> str:
     """The figures, one a row, and the steps at both ends below them."""
     hours, minutes = divmod(round(figures.wall_s / 60), 60)
+    time_taken = f"{hours} h {minutes} min" if hours else f"{minutes} min"
     days = figures.num_frames / 2 / 86400
     rows = (
         ("frames watched", f"{figures.num_frames:,} ({days:.2f} days at 2 frames/s)"),
-        ("in", f"{hours} h {minutes} min: {figures.num_frames / figures.wall_s:.0f} frames/s"),
+        ("time taken", f"{time_taken}, {figures.num_frames / figures.wall_s:.0f} frames/s"),
         ("frames of the camera dropped meanwhile", f"{figures.num_dropped:,}"),
         ("replies", f"{figures.num_replies:,}"),
         ("rolls of the cache", f"{figures.num_rolls:,}"),
@@ -42,7 +43,7 @@ def figures_table(figures: Figures) -> str:
 
 
 def write_page(page: Path, figures: Figures) -> None:
-    """Write the figures of the shipped model between the page's markers.
+    """Write the figures of the bundled model between the page's markers.
 
     Raises:
         ModEdgeError: the page has no markers.

@@ -29,7 +29,7 @@ OptionalProfileOption = Annotated[
 ]
 WindowOption = Annotated[
     str | None,
-    typer.Option(help="KV cache window (120s or 4096 tokens); default: the profile's."),
+    typer.Option(help="KV cache window: seconds (120s) or tokens (4096); default: the profile's."),
 ]
 KvBudgetOption = Annotated[
     float | None, typer.Option(help="KV cache budget in MiB; alternative to --window.")

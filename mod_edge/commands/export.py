@@ -43,8 +43,8 @@ def export(
     window: Annotated[
         str | None,
         typer.Option(
-            help="Fixed window (120s or 4096 tokens), if the target has one; default: the "
-            "profile's."
+            help="Fixed window: seconds (120s) or tokens (4096), if the target has one; default: "
+            "the profile's."
         ),
     ] = None,
     layers: Annotated[

@@ -69,7 +69,8 @@ def import_(
     template: Annotated[
         str,
         typer.Option(
-            help="Chat template: auto (the folder's), plain, chatml, llama3 or a TOML or JSON file."
+            help="Chat template: auto (the folder's if it is chatml or llama3, else plain), plain, "
+            "chatml, llama3, or a TOML or JSON file."
         ),
     ] = "auto",
     threads: ThreadsOption = None,

@@ -98,7 +98,11 @@ def run(
         float, typer.Option(min=0, help="Sample replies at this temperature; 0 is greedy.")
     ] = 0.0,
     top_p: Annotated[
-        float, typer.Option(help="Sample from the likeliest tokens that reach this probability.")
+        float,
+        typer.Option(
+            help="Sample only from the most likely tokens whose probabilities add up to this value "
+            "(0-1)."
+        ),
     ] = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the sampling.")] = 0,
     stop: Annotated[

@@ -67,7 +67,7 @@ class FreeRunning:
         time_error_s: mean time error of the right moments; above 0 is late.
         time_error_abs_s: mean absolute time error.
         num_answers: queries with a true answer.
-        num_answers_right: right answers.
+        num_answers_right: questions answered right.
         num_rolls: how often the window rolled.
         kinds: counts by kind of event, if the data set names kinds.
     """
@@ -100,7 +100,7 @@ class FreeRunning:
 
     @property
     def moment_f1(self) -> float | None:
-        """F1 of the moments, regardless of the words."""
+        """Moment F1: anything said at a right moment counts, whatever the words."""
         return ratio(2 * self.num_moments, self.num_said + self.num_true)
 
 

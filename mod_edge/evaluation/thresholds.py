@@ -45,7 +45,7 @@ def choose_threshold(
 ) -> Choice:
     """The threshold with the highest free-running F1.
 
-    Ties are broken by the F1 of the moments (free wording rarely matches exactly), then by order.
+    Ties are broken by the moment F1 (free wording rarely matches exactly), then by order.
 
     Raises:
         ConfigError: `checkpoint` is a bundle, whose config must stay as exported.

@@ -37,7 +37,7 @@ def test_the_table_has_a_row_for_every_ten_minutes_and_a_dash_where_nothing_was_
     introduction, _, *table = endless_table(narration).splitlines()
     assert introduction == "One scene of an hour with a window of 20 s, which rolled 3 times:"
     assert table == [
-        "| minutes | captions due | F1 | F1 of the moments | right answers |",
+        "| minutes | captions due | F1 | moment F1 | answers |",
         "| --- | --- | --- | --- | --- |",
         "| 0 to 10 | 1 | 1.000 | 1.000 | 1 of 1 |",
         "| 10 to 20 | 1 | 0.000 | 1.000 | 0 of 1 |",

@@ -24,13 +24,13 @@ def test_a_cell_counts_all_scenes_and_names_the_worst_and_the_best():
     poor = narration(said_s=(30.0, 300.0))
     introduction, _, *table = long_run.policies_table({"rolling": [good, poor]}).splitlines()
     assert introduction == (
-        "F1 over 2 scenes of an hour with a window of 20 s, in brackets of the worst and the best "
-        "scene alone. Captions due in all scenes: 2 in minute 1, 2 in minute 10, 2 in minute 60, "
-        "6 in the hour."
+        "F1 over 2 one-hour scenes with a window of 20 s; in brackets, the F1 of the worst and of "
+        "the best single scene. Captions due in all scenes: 2 in minute 1, 2 in minute 10, 2 in "
+        "minute 60, 6 in the hour."
     )
     assert table == [
         "| policy | minute 1 (0 to 2) | minute 10 (8 to 12) | minute 60 (50 to 60) | "
-        "the hour (0 to 60) | F1 of the moments | right answers | rolls |",
+        "the hour (0 to 60) | moment F1 | answers | rolls |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
         "| rolling | 1.000 (1.00 to 1.00) | 0.667 (0.00 to 1.00) | 0.667 (0.00 to 1.00) | "
         "0.727 (0.40 to 1.00) | 0.727 | 2 of 2 | 4 |",

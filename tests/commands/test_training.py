@@ -1,4 +1,4 @@
-"""`scenes`, `train` and `eval`: options reach the library, and its results are printed.
+"""`scenes`, `pretrain`, `train` and `eval`: options reach the library, and its results are printed.
 
 The library's functions are replaced by stand-ins; they have tests of their own.
 """
@@ -10,14 +10,17 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from typer.main import get_command
 
 from mod_edge.commands import evaluation_view as evaluate_view
+from mod_edge.commands.app import app
 from mod_edge.commands.console import out
 from mod_edge.errors import DataError
 from mod_edge.evaluation import evaluate as evaluate_module
 from mod_edge.native.installed import install_command
 from mod_edge.toy_scenes import scenes as scenes_module
 from mod_edge.toy_scenes.motion_loss import motion_loss
+from mod_edge.toy_scenes.pretraining import PretrainingOptions
 from mod_edge.training import recipe as recipe_module
 from mod_edge.training import train as train_module
 from mod_edge.training.train import TrainingReport
@@ -68,6 +71,17 @@ def test_scenes_passes_its_options_on(stand_in, tmp_path):
         "duration_s": 30.0,
         "force": True,
     }
+
+
+# ---- pretrain ----
+
+
+def test_the_help_of_pretrain_names_the_default_number_of_steps():
+    # written out in the help, because PretrainingOptions imports torch
+    (steps,) = (
+        each for each in get_command(app).commands["pretrain"].params if each.name == "steps"
+    )
+    assert steps.help == f"Training steps; default: {PretrainingOptions.steps}."
 
 
 # ---- train ----

@@ -5,7 +5,7 @@
     worker  {"ms": [240.1, 238.7]}
 
 A request fills the cache to `past` tokens if it is not, runs one step of `tokens` untimed and then
-`rounds` timed ones, each behind exactly `past` tokens. A worker that fails ends with a traceback on
+`rounds` timed ones, each after exactly `past` tokens. A worker that fails ends with a traceback on
 stderr. Standard library only, and Python 3.10: it runs in every contender's environment.
 """
 

@@ -1,5 +1,7 @@
 """The figures of a soak in its page."""
 
+from dataclasses import replace
+
 import pytest
 
 from benchmarks.figures import ROOT
@@ -26,9 +28,14 @@ FIGURES = Figures(
 def test_the_figures_are_readable_with_their_units():
     table = figures_table(FIGURES)
     assert "| frames watched | 172,800 (1.00 days at 2 frames/s) |\n" in table
-    assert "| in | 1 h 30 min: 32 frames/s |\n" in table
+    assert "| time taken | 1 h 30 min, 32 frames/s |\n" in table
     assert "| growth of memory after the first 7,200 frames | 3.2 bytes per frame |\n" in table
     assert "| last 7,200 | 4.25 ms | 9.50 ms | 8.12 ms |\n" in table
+
+
+def test_a_soak_of_less_than_an_hour_is_given_in_minutes():
+    table = figures_table(replace(FIGURES, wall_s=2340.0))
+    assert "| time taken | 39 min, 74 frames/s |\n" in table
 
 
 def test_only_text_between_the_markers_is_rewritten(tmp_path):

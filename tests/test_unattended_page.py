@@ -1,4 +1,4 @@
-"""docs/shelf.md: its unit file and its logrotate file are valid."""
+"""docs/unattended.md: its unit file and its logrotate file are valid."""
 
 import re
 import shlex
@@ -13,7 +13,7 @@ from typer.main import get_command
 
 from mod_edge.commands.app import app
 
-PAGE = (Path(__file__).resolve().parent.parent / "docs" / "shelf.md").read_text()
+PAGE = (Path(__file__).resolve().parent.parent / "docs" / "unattended.md").read_text()
 (UNIT,) = re.findall(r"```ini\n(.*?)```", PAGE, re.DOTALL)
 (LOGROTATE,) = re.findall(r"```text\n(/var/log/.*?)```", PAGE, re.DOTALL)
 
