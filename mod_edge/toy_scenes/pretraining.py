@@ -5,8 +5,7 @@ pictures of synthetic scenes, with linear probes on known targets: each patch pr
 and shape that it shows and how much of them it shows where, each pooled token the same of its cell,
 and the pooled "CLS" token the colours and shapes in the picture and each colour's shape, place and
 size. The patches are asked for the shape and the place of every colour, too: CLS is an average of
-them, and does not find out by itself which colour goes with which shape. Places come first: a tower
-that was asked for shapes of colours from the start learned none. The probes are linear and
+them, and does not find out by itself which colour goes with which shape. The probes are linear and
 discarded afterwards, so that a decoder can read the same facts from the tokens.
 
 Held-out combinations of colour and shape are never shown, and no loss rules them out: beside a red
@@ -14,7 +13,9 @@ patch "star" is not among the classes to choose from. Some pictures are grey, wi
 only targets, so that a shape does not depend on its colour.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import active_children
 from multiprocessing.process import BaseProcess
@@ -30,7 +31,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mod_edge.config import ModelConfig
 from mod_edge.errors import DataError
-from mod_edge.model.vision import FrameEncoder
+from mod_edge.model.vision import FrameEncoder, VisionTower
 from mod_edge.native.cpu_cores import usable_cores
 from mod_edge.native.worker_death import death_of
 from mod_edge.runtime.capture.video_file import VideoFile
@@ -46,7 +47,8 @@ FIRST_SEED = 500_000_000  # not used by data sets with a seed below 40
 SCENE_S = 20.0
 PICTURES_A_SCENE = 8
 GREY_SHARE = 0.15
-MOST_WORKERS = 12  # processes that draw pictures
+MOST_WORKERS = 12  # processes that draw pictures, for a GPU
+CORES_A_WORKER = 3  # on a CPU, where a step computes for twice as long as its pictures are drawn
 OWNER_CELLS = 4  # samples along a patch's side to find what it shows
 IGNORED = -100  # cross_entropy's default ignore_index
 # Share of a patch that one class covers: below the first it counts as none, from the second as that
@@ -64,9 +66,12 @@ NUM_AMOUNTS = 3 * NUM_COLOURS + NUM_SHAPES
 WHERE_GAINS, USUAL_SIDE = (4.0, 4.0, 20.0), 0.2
 # Of losses; all others have weight 1.
 AMOUNTS_WEIGHT, PRESENT_WEIGHT, WHERE_WEIGHT = 0.1, 0.3, 2.5
-PLACES_SHARE = 0.5  # of the steps, until the shape of a colour is asked
+LEAST_WEIGHT = 1e-6  # keeps the mean of nothing at 0
+NOTHING_WEIGHT = 0.15  # of patches that show no object, which are most
 NUM_EVEN_BATCHES = 20  # batches over which the outputs are normalized
-DEVIATION, PATCH_DEVIATION = 0.02, 0.05  # of initial weights; larger for pixels, a smaller input
+# Of the initial position embeddings: their deviation and their slowest and fastest waves per side.
+POSITION_DEVIATION, SLOWEST_WAVE, FASTEST_WAVE = 0.35, 0.25, 2.8
+RESIDUAL_OUTPUTS = ("out_proj.weight", "fc2.weight")
 JPEG_QUALITY = (50, 95)  # pictures are compressed like the frames of a video
 DEATH_S = 1.0  # its connections break before a dying process has its exit code
 
@@ -149,8 +154,20 @@ def pretrain_vision(
     if photographs:  # checked here, because the drawing process would print a whole traceback
         VideoFile(photographs, fps=PHOTOGRAPH_FPS).close()
     workers: list[BaseProcess] = []
+    device = device_named("auto")
+    count = _num_workers(device)
     try:
-        _train(encoder, config, options, photographs, on_step, workers)
+        with _cores_left_for(count if device.type == "cpu" else 0):
+            _train(
+                encoder,
+                config,
+                options,
+                photographs,
+                on_step,
+                workers,
+                device=device,
+                num_workers=count,
+            )
     except Exception:  # PyTorch reports a dead worker at any line, as errors of many types
         for worker in workers:
             worker.join(DEATH_S)
@@ -169,10 +186,12 @@ def _train(
     photographs: Path | None,
     on_step: Callable[[int, float], None],
     workers: list[BaseProcess],
+    *,
+    device: torch.device,
+    num_workers: int,
 ) -> None:
-    """Train; appends the processes that draw pictures to `workers`."""
+    """Train; appends the processes that draw pictures, `num_workers`, to `workers`."""
     torch.manual_seed(options.seed)
-    device = device_named("auto")
     move(encoder, device)
     vision = encoder.vision_model.requires_grad_(requires_grad=True)
     _initialise(vision)
@@ -191,7 +210,7 @@ def _train(
         DataLoader(
             PictureBatches(config, options, photographs),
             batch_size=None,
-            num_workers=min(MOST_WORKERS, max(1, usable_cores() - 1)),
+            num_workers=num_workers,
             prefetch_factor=4,
             multiprocessing_context="spawn",  # OpenCV's threads do not survive a fork
         )
@@ -202,10 +221,7 @@ def _train(
         batch = {name: each.to(device) for name, each in next(batches).items()}
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             hidden, cls = vision(encoder.pixel_values(batch["picture"]))
-        asks_shapes = step > PLACES_SHARE * options.steps
-        loss = _loss(
-            probes, encoder.pooling, hidden.float(), cls.float(), batch, asks_shapes=asks_shapes
-        )
+        loss = _loss(probes, encoder.pooling, hidden.float(), cls.float(), batch)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -239,14 +255,60 @@ def even_out(encoder: FrameEncoder, pictures: Sequence[Tensor]) -> None:
     attention.in_proj_weight[key_value] *= deviation
 
 
-def _initialise(vision: nn.Module) -> None:
+def _num_workers(device: torch.device) -> int:
+    cores = usable_cores()
+    if device.type == "cpu":
+        return max(1, cores // CORES_A_WORKER)
+    return min(MOST_WORKERS, max(1, cores - 1))
+
+
+@contextmanager
+def _cores_left_for(num_workers: int) -> Iterator[None]:
+    """Let PyTorch compute on fewer cores: a thread that waits for one holds up all its threads."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, num_threads - num_workers))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)
+
+
+def _initialise(vision: VisionTower) -> None:
+    """Matrices preserve the scale of their input, all of a block's outputs together that of its.
+
+    With GPT-2's deviation of 0.02 for all, made for wide models, patches hardly exchange anything
+    in the first thousands of steps.
+    """
+    num_outputs = 2 * len(vision.encoder.layers)
     for name, parameter in vision.named_parameters():
         if name.endswith("bias"):
             nn.init.zeros_(parameter)
         elif "norm" in name:
             nn.init.ones_(parameter)
+        elif "position" in name:
+            with torch.no_grad():
+                parameter.copy_(waves(*parameter.shape))
         else:
-            nn.init.normal_(parameter, std=PATCH_DEVIATION if "patch" in name else DEVIATION)
+            is_output = name.startswith("encoder") and name.endswith(RESIDUAL_OUTPUTS)
+            num_added = num_outputs if is_output else 1
+            nn.init.normal_(parameter, std=(num_added * parameter[0].numel()) ** -0.5)
+
+
+def waves(num_patches: int, size: int) -> Tensor:
+    """(patches, size): sines and cosines of each patch's place, as position embeddings.
+
+    Random ones say which patch it is, but not where: colours' places took three times as many
+    steps.
+    """
+    side = math.isqrt(num_patches)
+    middles = (torch.arange(side) + 0.5) / side
+    x, y = middles.repeat(side), middles.repeat_interleave(side)
+    frequencies = torch.logspace(
+        math.log2(SLOWEST_WAVE), math.log2(FASTEST_WAVE), size // 4, base=2.0
+    )
+    angles = 2 * torch.pi * torch.stack([x, y], dim=1)[..., None] * frequencies
+    pairs = torch.cat([angles.sin(), angles.cos()], dim=-1)
+    return math.sqrt(2) * POSITION_DEVIATION * pairs.flatten(1)
 
 
 def _loss(
@@ -255,13 +317,8 @@ def _loss(
     hidden: Tensor,
     cls: Tensor,
     batch: dict[str, Tensor],
-    *,
-    asks_shapes: bool,
 ) -> Tensor:
-    """The loss of patches (B, patches, Dv), of their pooled cells and of CLS (B, 1, Dv).
-
-    With `asks_shapes` the shape of each colour counts, too.
-    """
+    """The loss of patches (B, patches, Dv), of their pooled cells and of CLS (B, 1, Dv)."""
     present, is_known = batch["present"], ~batch["present"].isnan()
     present_loss = binary_cross_entropy_with_logits(
         probes.present(cls)[:, 0][is_known], present[is_known]
@@ -274,7 +331,8 @@ def _loss(
         + known_error(probes.amounts(pooling @ hidden), pooling @ batch["amounts"])
         + PRESENT_WEIGHT * present_loss
         + WHERE_WEIGHT * (patch_where + cls_where)
-        + asks_shapes * (patch_shape_of + cls_shape_of)
+        + patch_shape_of
+        + cls_shape_of
     )
 
 
@@ -285,7 +343,15 @@ def patch_loss(patch: Tensor, batch: dict[str, Tensor]) -> Tensor:
     held_out = pad(HELD_OUT_PAIRS.to(patch.device), (0, 1, 0, 1))  # nothing goes with all
     colour = _without(colour, held_out.T, beside=is_shape, wanted=is_colour)
     shape = _without(shape, held_out, beside=is_colour, wanted=is_shape)
-    return known_entropy(colour, is_colour) + known_entropy(shape, is_shape)
+    return balanced_entropy(colour, is_colour) + balanced_entropy(shape, is_shape)
+
+
+def balanced_entropy(logits: Tensor, classes: Tensor) -> Tensor:
+    """The mean cross-entropy of known classes, in which the last one, "nothing", counts less."""
+    weight = torch.ones(logits.shape[1], device=logits.device)
+    weight[-1] = NOTHING_WEIGHT
+    losses = cross_entropy(logits, classes, weight, ignore_index=IGNORED, reduction="sum")
+    return losses / weight[classes[classes != IGNORED]].sum().clamp(min=LEAST_WEIGHT)
 
 
 def _without(logits: Tensor, held_out: Tensor, *, beside: Tensor, wanted: Tensor) -> Tensor:
