@@ -132,7 +132,7 @@ def test_all_faults_of_all_parts_are_named_at_once():
         "spare": {"is_wide": 0, "depth": 2},
     }
     assert faults_of(data) == [
-        "unknown field 'nam', did you mean 'name'?",
+        "unknown field 'nam' (did you mean 'name'?)",
         "unknown field 'colour', known are name, count, lens, size, tags, spare, more",
         "missing field 'name'",
         "count='1', wanted a whole number",

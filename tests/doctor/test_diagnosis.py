@@ -135,7 +135,7 @@ def test_a_provider_that_falls_back_is_a_warning_with_the_missing_library(instal
 def test_a_cpu_provider_that_does_not_run_is_an_error_without_advice_about_cuda(
     installed, monkeypatch
 ):
-    def too_old():
+    def too_old(**_options):
         raise BackendError("onnxruntime 1.22.1 is too old, wanted 1.23 or newer")
 
     monkeypatch.setattr(facts, "session_options", too_old)
