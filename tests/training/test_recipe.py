@@ -120,7 +120,7 @@ def test_an_invalid_model_is_refused_with_the_recipes_name(recipe_of):
 
 
 def test_an_init_that_is_neither_preset_nor_checkpoint_is_refused(recipe_of, tmp_path):
-    with pytest.raises(DataError, match=r"not a preset .*mean 'tiny'.*known are tiny.*no checkpoint"):
+    with pytest.raises(DataError, match=r"not a preset .*mean 'tiny'.*are tiny.*no checkpoint at"):
         recipe_of('init = "tinny"')
 
 
