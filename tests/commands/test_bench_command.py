@@ -48,7 +48,7 @@ def test_the_document_is_one_line_of_json(tiny_bundle):
     ("arguments", "message"),
     [
         (["--backend", "torch"], "not the PyTorch reference"),
-        (["--seconds", 0], "wanted more than 0"),
+        (["--seconds", 0], "wanted a number above 0"),
         (["--window", 300, "--kv-budget", 1], "which set the same; give one"),
     ],
     ids=["torch", "no time", "two windows"],
