@@ -1,7 +1,9 @@
 """Shared fixtures: small odd-sized models, the tiny checkpoint, its bundles and the clip."""
 
+import fcntl
 import functools
 import os
+import pickle
 import shutil
 import subprocess
 import zlib
@@ -64,14 +66,35 @@ def ffmpeg() -> Callable[..., None]:
 
 
 @pytest.fixture(scope="session")
-def tiny_checkpoint(tmp_path_factory) -> Path:
+def once(tmp_path_factory):
+    """`once(name, make)`: the path of that name, which `make(path)` writes for all workers."""
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    shared.mkdir(exist_ok=True)
+
+    def written(name: str, make: Callable[[Path], object]) -> Path:
+        path = shared / name
+        with (shared / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # until the file is closed
+            if not path.exists():
+                part = shared / f"{name}.part"  # what is interrupted must not be taken for whole
+                make(part)
+                part.rename(path)
+        return path
+
+    return written
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(once) -> Path:
     """The tiny preset's checkpoint, shared by all tests: copy it before changing it."""
     from mod_edge.model.presets import preset_config, write_random_checkpoint
 
-    folder = tmp_path_factory.mktemp("tiny") / "checkpoint"
-    folder.mkdir()
-    write_random_checkpoint(preset_config("tiny"), folder, seed=1)
-    return folder
+    def write(folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
+        write_random_checkpoint(preset_config("tiny"), folder, seed=1)
+
+    return once("checkpoint", write)
 
 
 @pytest.fixture(scope="session")
@@ -89,18 +112,16 @@ def write_tiny(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(tiny_checkpoint) -> Path:
+def tiny_bundle(tiny_checkpoint, once) -> Path:
     """The tiny checkpoint's bundle (25 s, once per run): copy it before changing it."""
     from mod_edge.export.bundle_writer import export_bundle
     from mod_edge.model.checkpoint import Checkpoint
 
-    folder = tiny_checkpoint.parent / "bundle"
-    export_bundle(Checkpoint(tiny_checkpoint), folder)
-    return folder
+    return once("bundle", lambda folder: export_bundle(Checkpoint(tiny_checkpoint), folder))
 
 
 @pytest.fixture(scope="session")
-def export_tiny():
+def export_tiny(once):
     """`export_tiny(checkpoint, folder, lowering, force=False)`: exports a tiny checkpoint.
 
     Targets with the same dialect and precision share their traces (10 s, once per run); graphs are
@@ -117,7 +138,12 @@ def export_tiny():
         key = (signature.kind, lowering.dialect, lowering.precision)
         if key not in topologies:
             plain = replace(lowering, weight_format=AS_DTYPE)
-            topologies[key] = trace(config, signature, plain)
+            name = "-".join((signature.kind.name, *key[1:]))
+            file = once(
+                f"{name}.pickle",
+                lambda path: path.write_bytes(pickle.dumps(trace(config, signature, plain))),
+            )
+            topologies[key] = pickle.loads(file.read_bytes())
         form = lowering.weight_form(signature.kind)
         return topologies[key] if form is None else with_form(topologies[key], form)
 
@@ -130,7 +156,7 @@ def export_tiny():
 
 
 @pytest.fixture(scope="session")
-def bundle_for(tiny_checkpoint, export_tiny):
+def bundle_for(tiny_checkpoint, export_tiny, once):
     """`bundle_for(target, precision, weights="as-dtype")`: the tiny bundle for it, once per run.
 
     `in_place` caches have `CAPACITY` rows. Copy a bundle before changing it.
@@ -140,9 +166,11 @@ def bundle_for(tiny_checkpoint, export_tiny):
     @functools.cache
     def make(target: str, precision: str, weights: str = AS_DTYPE) -> Path:
         capacity = CAPACITY if target_named(target).dialect == "in_place" else None
-        folder = tiny_checkpoint.parent / f"{target}-{precision}-{weights}"
-        export_tiny(tiny_checkpoint, folder, Lowering(target, precision, capacity, weights))
-        return folder
+        lowering = Lowering(target, precision, capacity, weights)
+        return once(
+            f"{target}-{precision}-{weights}",
+            lambda folder: export_tiny(tiny_checkpoint, folder, lowering),
+        )
 
     return make
 

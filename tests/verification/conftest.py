@@ -38,18 +38,19 @@ def recorded(monkeypatch, recorded_stream):
 
 
 @pytest.fixture(scope="session")
-def int8_bundle(tiny_checkpoint, tiny_bundle):
+def int8_bundle(tiny_checkpoint, tiny_bundle, once):
     """The tiny checkpoint's int8 bundle for target cpu (3 s, once per run): copy it first."""
     topologies = read_topologies(tiny_bundle, CONFIG)
 
     def quantized(_config, signature, lowering):
         return with_form(topologies[signature.kind], lowering.weight_form(signature.kind))
 
-    folder = tiny_checkpoint.parent / "int8"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bundle_writer, "trace", quantized)
-        export_bundle(Checkpoint(tiny_checkpoint), folder, lowering=CPU_INT8)
-    return folder
+    def export(folder):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(bundle_writer, "trace", quantized)
+            export_bundle(Checkpoint(tiny_checkpoint), folder, lowering=CPU_INT8)
+
+    return once("int8", export)
 
 
 @pytest.fixture(scope="session")
