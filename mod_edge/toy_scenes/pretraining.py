@@ -9,8 +9,9 @@ them, and does not find out by itself which colour goes with which shape. The pr
 discarded afterwards, so that a decoder can read the same facts from the tokens.
 
 Held-out combinations of colour and shape are never shown, and no loss rules them out: beside a red
-patch "star" is not among the classes to choose from. Some pictures are grey, with shapes as their
-only targets, so that a shape does not depend on its colour.
+patch "star" is not among the classes to choose from, and how much of it is there is not judged.
+Some pictures are grey, with shapes as their only targets, so that a shape does not depend on its
+colour.
 """
 
 import math
@@ -328,12 +329,18 @@ def _loss(
     return (
         patch_loss(probes.patch(hidden).flatten(0, 1), batch)
         + AMOUNTS_WEIGHT * known_error(probes.amounts(hidden), batch["amounts"])
-        + known_error(probes.amounts(pooling @ hidden), pooling @ batch["amounts"])
+        + known_error(probes.amounts(pooling @ hidden), pooled(pooling, batch["amounts"]))
         + PRESENT_WEIGHT * present_loss
         + WHERE_WEIGHT * (patch_where + cls_where)
         + patch_shape_of
         + cls_shape_of
     )
+
+
+def pooled(pooling: Tensor, amounts: Tensor) -> Tensor:
+    """The amounts of cells, NaN where those of any of their patches are."""
+    is_unknown = (pooling > 0).float() @ amounts.isnan().float() > 0
+    return (pooling @ amounts.nan_to_num()).masked_fill(is_unknown, torch.nan)
 
 
 def patch_loss(patch: Tensor, batch: dict[str, Tensor]) -> Tensor:
@@ -457,6 +464,12 @@ def probe_targets(
         amounts[:, :NUM_COLOURS] = amounts[:, NUM_COLOURS + NUM_SHAPES :] = np.nan
         present[:NUM_COLOURS] = where[:] = np.nan
         patch_colour[:] = shape_of[:] = IGNORED
+    else:
+        unjudged = _unjudged(shares)
+        amounts[:, : NUM_COLOURS + NUM_SHAPES][unjudged] = np.nan
+        of_colours = np.tile(unjudged[:, :NUM_COLOURS], 2)  # in x and in y
+        amounts[:, NUM_COLOURS + NUM_SHAPES :][of_colours] = np.nan
+        present[_unjudged(present[None])[0]] = np.nan
     return {
         "patch_colour": patch_colour,
         "patch_shape": _classes(shares[:, NUM_COLOURS:]),
@@ -465,6 +478,15 @@ def probe_targets(
         "shape_of": torch.from_numpy(shape_of),
         "where": torch.from_numpy(where),
     }
+
+
+def _unjudged(shares: Maps) -> npt.NDArray[np.bool_]:
+    """Where a colour or shape (places, classes) is absent, but held out with one that is there."""
+    held_out = HELD_OUT_PAIRS.numpy()
+    is_there = shares > 0
+    colours, shapes = is_there[:, :NUM_COLOURS], is_there[:, NUM_COLOURS:]
+    beside = np.concatenate([shapes @ held_out.T, colours @ held_out], axis=1)
+    return beside & ~is_there
 
 
 def _where(colours: Maps, x: Maps, y: Maps, is_present: npt.NDArray[np.bool_]) -> Maps:

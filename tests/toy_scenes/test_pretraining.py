@@ -24,6 +24,7 @@ from mod_edge.toy_scenes.pretraining import (
     PretrainingOptions,
     even_out,
     patch_loss,
+    pooled,
     pretrain_vision,
     probe_targets,
     waves,
@@ -64,7 +65,9 @@ def thing(shape, colour, x, y):
 def test_present_colours_and_shapes_are_targets(config):
     found = targets_of(config, thing("ball", "blue", 0.2, 0.2), thing("star", "red", 0.8, 0.8))
     names = [*COLOURS, *SHAPES]
-    present = {name for name, is_there in zip(names, found["present"], strict=True) if is_there}
+    present = {
+        name for name, is_there in zip(names, found["present"], strict=True) if is_there == 1
+    }
     assert present == {"blue", "ball", "red", "star"}
 
 
@@ -93,7 +96,7 @@ def test_a_grey_picture_has_targets_for_shapes_alone(config):
     assert is_known[:, num_colours:num_known].all()
     assert is_known.sum() == len(SHAPES) * len(found["amounts"])
     assert found["present"][:num_colours].isnan().all()
-    assert torch.equal(found["present"][num_colours:], in_colour["present"][num_colours:])
+    assert found["present"][num_colours:].tolist() == [shape == "star" for shape in SHAPES]
     assert found["where"].isnan().all()
     assert set(found["patch_colour"].tolist()) == set(found["shape_of"].tolist()) == {IGNORED}
     assert torch.equal(found["patch_shape"], in_colour["patch_shape"])
@@ -111,6 +114,12 @@ def test_no_loss_rules_out_what_is_held_out(config):
     assert len(of_shapes) >= 4
     assert (of_shapes[:, star] == 0).all()
     assert of_shapes[:, ball].max() > 0
+    where_red = found["patch_colour"] == red
+    amounts = found["amounts"][where_red, len(COLOURS) :]
+    assert amounts[:, star].isnan().all()
+    assert (amounts[:, ball] == 0).all()
+    assert found["amounts"][~where_red][-1, len(COLOURS) + star] == 0
+    assert found["present"][len(COLOURS) :].isnan().tolist() == [each == star for each in range(5)]
     states = torch.ones(1, 1, 3)
     facts = ColourFacts(3)
     facts.losses(states, batch)[0].backward()
@@ -152,6 +161,15 @@ def test_the_first_positions_of_neighbours_are_alike_and_those_far_apart_are_not
     places = torch.stack([at % side, at // side], dim=1).float()
     distances = torch.cdist(places, places)
     assert alike[distances == 1].min() > alike[distances > 3].max()
+
+
+def test_a_cell_with_an_unknown_patch_is_unknown_and_others_are_means():
+    pooling = torch.tensor([[0.5, 0.5, 0.0], [0.0, 0.25, 0.75]])
+    amounts = torch.tensor([[[torch.nan, 1.0], [2.0, 3.0], [4.0, 5.0]]])
+    found = pooled(pooling, amounts)[0]
+    assert found[0, 0].isnan()
+    assert found[0, 1] == 2
+    assert found[1].tolist() == [3.5, 4.5]
 
 
 def test_a_batch_without_any_target_has_a_loss(config):
