@@ -76,20 +76,22 @@ class EventFile:
             self._reopen()
         data = line.encode() + b"\n"
         try:
-            if self._is_torn:
-                _cut_torn_line(self._file)
-                self._is_torn = False
+            self._mend()
             while data:  # a disk may get full within the line: then 2 writes
                 data = data[os.write(self._file, data) :]
                 self._is_torn = bool(data)
         except OSError as exc:
             with suppress(OSError):  # a disk that fails may refuse this too: cut before the next
-                _cut_torn_line(self._file)
-                self._is_torn = False
+                self._mend()
             self.num_lost += 1
             self._report(exc)
         else:
             self._is_failing = False
+
+    def _mend(self) -> None:
+        if self._is_torn:
+            _cut_torn_line(self._file)
+            self._is_torn = False
 
     def _reopen(self) -> None:
         """Open the path again, as a new file if it was moved away; keeps the old one on failure."""

@@ -129,10 +129,15 @@ def known_error(found: Tensor, wanted: Tensor) -> Tensor:
     return errors / is_known.sum().clamp(min=1)
 
 
-def known_entropy(logits: Tensor, classes: Tensor) -> Tensor:
-    """The mean cross-entropy where `classes` is not `IGNORED`; 0 if it is nowhere known."""
-    losses = cross_entropy(logits, classes, ignore_index=IGNORED, reduction="sum")
-    return losses / (classes != IGNORED).sum().clamp(min=1)
+def known_entropy(logits: Tensor, classes: Tensor, *, last_weight: float = 1.0) -> Tensor:
+    """The mean cross-entropy where `classes` is not `IGNORED`; 0 if it is nowhere known.
+
+    In the mean the last class counts `last_weight`, all others 1.
+    """
+    weight = torch.ones(logits.shape[1], device=logits.device)
+    weight[-1] = last_weight
+    losses = cross_entropy(logits, classes, weight, ignore_index=IGNORED, reduction="sum")
+    return losses / weight[classes[classes != IGNORED]].sum().clamp(min=LEAST_WEIGHT)
 
 
 def pretrain_vision(
@@ -350,15 +355,9 @@ def patch_loss(patch: Tensor, batch: dict[str, Tensor]) -> Tensor:
     held_out = pad(HELD_OUT_PAIRS.to(patch.device), (0, 1, 0, 1))  # nothing goes with all
     colour = _without(colour, held_out.T, beside=is_shape, wanted=is_colour)
     shape = _without(shape, held_out, beside=is_colour, wanted=is_shape)
-    return balanced_entropy(colour, is_colour) + balanced_entropy(shape, is_shape)
-
-
-def balanced_entropy(logits: Tensor, classes: Tensor) -> Tensor:
-    """The mean cross-entropy of known classes, in which the last one, "nothing", counts less."""
-    weight = torch.ones(logits.shape[1], device=logits.device)
-    weight[-1] = NOTHING_WEIGHT
-    losses = cross_entropy(logits, classes, weight, ignore_index=IGNORED, reduction="sum")
-    return losses / weight[classes[classes != IGNORED]].sum().clamp(min=LEAST_WEIGHT)
+    return known_entropy(colour, is_colour, last_weight=NOTHING_WEIGHT) + known_entropy(
+        shape, is_shape, last_weight=NOTHING_WEIGHT
+    )
 
 
 def _without(logits: Tensor, held_out: Tensor, *, beside: Tensor, wanted: Tensor) -> Tensor:

@@ -187,11 +187,9 @@ def stream_names(sources: Sequence[SourceName]) -> list[str]:
     names = [source.name for source in sources]
     chosen: list[str] = []
     for name in names:
-        numbers = itertools.count(1)
-        candidate = name if names.count(name) == 1 else f"{name} ({next(numbers)})"
-        while candidate in chosen or (candidate != name and candidate in names):
-            candidate = f"{name} ({next(numbers)})"
-        chosen.append(candidate)
+        numbered = (f"{name} ({number})" for number in itertools.count(1))
+        free = (each for each in numbered if each not in names and each not in chosen)
+        chosen.append(name if names.count(name) == 1 else next(free))
     return chosen
 
 
