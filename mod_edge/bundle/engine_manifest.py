@@ -25,6 +25,7 @@ from mod_edge.bundle.shape_ranges import StepLimits, optimization_profiles
 from mod_edge.bundle.versioned_json import VersionedJson
 from mod_edge.config import ModelConfig
 from mod_edge.errors import BundleError
+from mod_edge.native.gpu import dotted
 from mod_edge.plan.kv_window import Rows
 from mod_edge.plan.signature import GraphSignature
 from mod_edge.profiles import profile_names
@@ -151,7 +152,7 @@ def build_command(folder: Path, settings: EngineSettings) -> str:
     command = f"mod-edge build {shlex.quote(str(folder))} --profile {shlex.quote(profile)}"
     if settings.compiler == "tensorrt":  # compiles for this machine's GPU
         return command
-    return f"{command} --compute-capability {settings.compute_capability}"
+    return f"{command} --compute-capability {dotted(settings.compute_capability)}"
 
 
 def write_engine_manifest(engines: EngineManifest, bundle: Path) -> None:

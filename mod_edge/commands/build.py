@@ -14,6 +14,7 @@ from mod_edge.commands.console import (
     reports_errors,
     si,
 )
+from mod_edge.native.gpu import dotted
 
 if TYPE_CHECKING:
     from mod_edge.export.engines import BuildReport
@@ -58,12 +59,11 @@ def print_build(report: "BuildReport") -> None:
     for graph in report.graphs:
         for warning in graph.warnings:
             print_warning(f"{graph.name}: {warning}")
-    capability = report.settings.compute_capability
     out.print(
         printable(
             f"{report.num_built} built, {report.num_fresh} up to date in {report.seconds:.1f} s: "
             f"{report.folder}, {si(report.size_bytes, 'B')} for compute capability "
-            f"{capability[:-1]}.{capability[-1]} by {report.compiler}, "
+            f"{dotted(report.settings.compute_capability)} by {report.compiler}, "
             f"peak memory {si(report.peak_memory_bytes, 'B')}"
         )
     )

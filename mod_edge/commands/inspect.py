@@ -1,8 +1,9 @@
 """`mod-edge inspect`."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,11 +18,14 @@ from mod_edge.commands.console import (
     reports_errors,
     si,
 )
-from mod_edge.config import MoDConfig, ModelConfig
+from mod_edge.config import MoDConfig
+from mod_edge.native.gpu import dotted
+from mod_edge.native.trt import NAMES
 from mod_edge.plan.costs import Comparison
 from mod_edge.plan.inspection import Inspection, inspection_of
 
 if TYPE_CHECKING:
+    from mod_edge.bundle.bundle import Bundle
     from mod_edge.model.importing.examination import Examination
 
 
@@ -41,45 +45,40 @@ def inspect(
 ) -> None:
     """Show a model's layers, parameters and cost per frame, next to the full-computation model.
 
-    Of a Hugging Face folder, show what mod-edge import would take.
+    Of a bundle, also show its target, weights and engines; of a Hugging Face folder, what
+    mod-edge import would take.
     """
-    if examination := _examination_of(Path(target)):
+    if (Path(target) / MANIFEST_FILE).is_file():
+        _inspect_bundle(target, frames, as_json=json)  # without PyTorch, which devices do not have
+        return
+    require_extra("export")
+    from mod_edge.model.importing.examination import examine
+    from mod_edge.model.importing.source_folder import read_foreign_config
+    from mod_edge.model.inspection import config_of
+
+    if read_foreign_config(Path(target)) is not None:
+        examination = examine(Path(target))
         if json:
             print_json(examination.to_json())
         else:
             print_examination(examination)
         return
-    inspection = inspection_of(target, _config_of(target), frames)
+    inspection = inspection_of(target, config_of(target), frames)
     if json:
-        print_json(inspection.to_json())
+        print_json({**inspection.to_json(), "bundle": None})
     else:
         print_inspection(inspection)
 
 
-def _is_bundle(folder: Path) -> bool:
-    """A bundle needs no PyTorch, which a device does not have."""
-    return (folder / MANIFEST_FILE).is_file()
+def _inspect_bundle(folder: str, frames: int, *, as_json: bool) -> None:
+    from mod_edge.bundle.bundle import open_bundle
 
-
-def _examination_of(folder: Path) -> "Examination | None":
-    """What import takes of a Hugging Face folder; None for anything else."""
-    if _is_bundle(folder):
-        return None
-    require_extra("export")
-    from mod_edge.model.importing.examination import examine
-    from mod_edge.model.importing.source_folder import read_foreign_config
-
-    return None if read_foreign_config(folder) is None else examine(folder)
-
-
-def _config_of(target: str) -> ModelConfig:
-    if _is_bundle(Path(target)):
-        from mod_edge.bundle.bundle import open_bundle
-
-        return open_bundle(target).config
-    from mod_edge.model.inspection import config_of
-
-    return config_of(target)
+    bundle = open_bundle(folder)
+    inspection = inspection_of(folder, bundle.config, frames)
+    if as_json:
+        print_json({**inspection.to_json(), "bundle": _bundle_to_json(bundle)})
+    else:
+        print_inspection(inspection, _bundle_rows(bundle))
 
 
 def print_examination(examination: "Examination") -> None:
@@ -95,7 +94,7 @@ def print_examination(examination: "Examination") -> None:
     print_pairs([*rows, *(("note", printable(note)) for note in examination.notes)])
 
 
-def print_inspection(inspection: Inspection) -> None:
+def print_inspection(inspection: Inspection, bundle_rows: Sequence[tuple[str, str]] = ()) -> None:
     """Print layers, parameters and costs, each cost next to the full-computation model's."""
     config = inspection.config
     text, vision = config.text_config, config.vision_config
@@ -126,7 +125,7 @@ def print_inspection(inspection: Inspection) -> None:
         for part, count in inspection.parameters.items()
         if part != "total"
     ]
-    print_pairs(rows)
+    print_pairs([*rows, *bundle_rows])
     out.print()
     cost_rows = [
         *(
@@ -139,6 +138,42 @@ def print_inspection(inspection: Inspection) -> None:
     ]
     header = f"per frame, mean of {inspection.num_frames}"
     print_table((header, "this model", "full computation", "ratio"), cost_rows)
+
+
+def _bundle_rows(bundle: "Bundle") -> list[tuple[str, str]]:
+    lowering, manifest = bundle.lowering, bundle.manifest
+    num_layers = bundle.config.text_config.num_hidden_layers
+    size = si(manifest.size_bytes, "B")
+    rows = [("bundle", f"target {lowering.target}, {lowering.numbers}, {size}")]
+    if lowering.capacity is not None:
+        rows.append(("window", f"{lowering.capacity.dense} tokens, fixed in the graphs"))
+    if not bundle.is_whole:
+        layers = ", ".join(map(str, manifest.layers)) or "none"
+        rows.append(("decoder layers", f"{layers} (the model has {num_layers})"))
+    for built in bundle.engines:
+        made = built.settings
+        rows.append(
+            (
+                "engines",
+                f"{len(built.engines)} of {len(manifest.graphs)}, "
+                f"{NAMES[made.compiler]} {made.version}, "
+                f"compute capability {dotted(made.compute_capability)}, profile {made.profile}",
+            )
+        )
+    return rows
+
+
+def _bundle_to_json(bundle: "Bundle") -> dict[str, Any]:
+    manifest = bundle.manifest
+    return {
+        "checkpoint": manifest.checkpoint,
+        "lowering": manifest.lowering.to_json(),
+        "layers": manifest.layers,
+        "size_bytes": manifest.size_bytes,
+        "engines": [
+            {**asdict(built.settings), "graphs": sorted(built.engines)} for built in bundle.engines
+        ],
+    }
 
 
 def _routing(mod: MoDConfig | None) -> str:

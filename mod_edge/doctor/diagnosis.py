@@ -19,7 +19,7 @@ from mod_edge.doctor.facts import (
     look_at_opencv,
     look_at_providers,
 )
-from mod_edge.native.gpu import Gpu
+from mod_edge.native.gpu import Gpu, dotted
 from mod_edge.native.installed import install_command, installed_version
 from mod_edge.native.int8_products import U8_BY_S8, exact_int8_products
 from mod_edge.native.package_faults import (
@@ -239,7 +239,7 @@ def check_engines(
     findings = [_check_compiler(compiler) for compiler in compilers]
     if gpu is not None:
         message = (
-            f"{gpu.name}: compute capability {gpu.compute_capability}, "
+            f"{gpu.name}: compute capability {dotted(gpu.compute_capability)}, "
             f"{gpu.memory_bytes / 2**30:.1f} GiB, driver for CUDA {gpu.cuda}"
         )
         findings.append(Finding("ok", message))
@@ -255,9 +255,10 @@ def _check_compiler(compiler: Compiler) -> Finding:
             f"{compiler.package} is installed but cannot be loaded: {compiler.fault}",
             how_to_install(MODULES[compiler.package]),
         )
+    capabilities = ", ".join(map(dotted, compiler.compute_capabilities))
     where = (
-        f"compute capabilities {', '.join(compiler.compute_capabilities)}, without a GPU"
-        if compiler.compute_capabilities
+        f"compute capabilities {capabilities}, without a GPU"
+        if capabilities
         else "this machine's GPU"
     )
     return Finding("ok", f"{compiler.name} compiles engines for {where}")

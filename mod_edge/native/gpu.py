@@ -47,6 +47,11 @@ def find_gpu(cudart: Any = None) -> Gpu:
     )
 
 
+def dotted(compute_capability: str) -> str:
+    """A compute capability as NVIDIA writes it: "8.9" for "89"."""
+    return f"{compute_capability[:-1]}.{compute_capability[-1]}"
+
+
 def _explain(name: str, error: str) -> str:
     return (
         f"no NVIDIA GPU can be used here ({name} returned {error}); if there is one, "

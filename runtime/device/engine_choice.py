@@ -13,6 +13,7 @@ from mod_edge.bundle.engine_manifest import (
 )
 from mod_edge.bundle.manifest import MANIFEST_FILE, SMALL_FILE_BYTES
 from mod_edge.errors import BackendError
+from mod_edge.native.gpu import dotted
 from mod_edge.native.trt import NAMES, TensorRT
 from mod_edge.plan.targets import Lowering
 from mod_edge.profiles import load_profile, profile_names
@@ -96,7 +97,7 @@ def _differences(settings: EngineSettings, here: EngineSettings) -> list[str]:
     theirs, ours = (
         (
             f"{NAMES[each.compiler]} {each.version}",
-            f"compute capability {each.compute_capability}",
+            f"compute capability {dotted(each.compute_capability)}",
             f"target {each.target}",
             f"precision {each.precision}",
         )

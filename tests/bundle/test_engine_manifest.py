@@ -229,10 +229,10 @@ def test_an_engine_with_another_key_or_no_record_is_not_up_to_date(engine):
 @pytest.mark.parametrize(
     ("changes", "command"),
     [
-        ({}, "mod-edge build '/a b' --profile rtx-ada --compute-capability 89"),
+        ({}, "mod-edge build '/a b' --profile rtx-ada --compute-capability 8.9"),
         (
             {"profile": "my own"},
-            "mod-edge build '/a b' --profile 'my own.toml' --compute-capability 89",
+            "mod-edge build '/a b' --profile 'my own.toml' --compute-capability 8.9",
         ),
         (
             {"compiler": "tensorrt", "profile": "jetson-thor"},

@@ -3,8 +3,10 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 
 import cv2
@@ -14,7 +16,7 @@ from typer.main import get_command
 
 from mod_edge import __version__
 from mod_edge.bundle.engine_manifest import read_engine_manifests
-from mod_edge.bundle.manifest import check_files, read_manifest
+from mod_edge.bundle.manifest import check_files, read_manifest, write_manifest
 from mod_edge.commands.app import app
 from mod_edge.commands.console import printable, si
 from mod_edge.config import MoDConfig
@@ -141,6 +143,7 @@ def test_inspect_json_is_one_document_for_preset_checkpoint_and_bundle(
         for target in ("tiny", tiny_checkpoint, tiny_bundle)
     ]
     assert len({document.pop("name") for document in documents}) == 3
+    assert [document.pop("bundle") is None for document in documents] == [True, True, False]
     assert documents[0] == documents[1] == documents[2]
     document = documents[0]
     assert document["mod_layers"] == [1, 3, 5]
@@ -149,6 +152,38 @@ def test_inspect_json_is_one_document_for_preset_checkpoint_and_bundle(
     assert document["decoder"]["frames_only"]["kv_ratio"] == 0.6
     parts = document["parameters"]
     assert parts.pop("total") == sum(parts.values())
+
+
+def test_inspect_of_a_bundle_shows_what_it_is_made_for(tiny_bundle, bundle_for):
+    size = si(read_manifest(tiny_bundle).size_bytes, "B")
+    lines = succeeds("inspect", tiny_bundle).stdout.splitlines()
+    assert f"bundle             target cpu, fp32, {size}" in lines
+    assert not any(line.startswith(("window", "decoder layers", "engines")) for line in lines)
+    quantized = succeeds("inspect", bundle_for("cpu", "fp32", "int8")).stdout
+    assert "bundle             target cpu, fp32, int8 weights, " in quantized
+    document = json.loads(succeeds("inspect", tiny_bundle, "--json").stdout)["bundle"]
+    assert document["lowering"] == {"target": "cpu", "precision": "fp32", "capacity": None}
+    assert document["layers"] == list(range(6))
+    assert document["engines"] == []
+
+
+def test_inspect_of_a_bundle_shows_its_engines_and_fixed_window(built_bundle):
+    text = succeeds("inspect", built_bundle).stdout
+    assert re.search(r"^window +\d+ tokens, fixed in the graphs$", text, re.MULTILINE)
+    assert re.search(
+        r"^engines +9 of 9, TensorRT-RTX [\d.]+, compute capability 8\.9, profile rtx-ada$",
+        text,
+        re.MULTILINE,
+    )
+    (engines,) = json.loads(succeeds("inspect", built_bundle, "--json").stdout)["bundle"]["engines"]
+    assert engines["profile"] == "rtx-ada"
+    assert {"head", "layer-00", "vision"} <= set(engines["graphs"])
+
+
+def test_inspect_of_a_bundle_shows_the_layers_of_a_part(tiny_bundle, tmp_path):
+    bundle = shutil.copytree(tiny_bundle, tmp_path / "part")
+    write_manifest(replace(read_manifest(bundle), layers=[0, 1]), bundle)
+    assert "decoder layers     0, 1 (the model has 6)" in succeeds("inspect", bundle).stdout
 
 
 def test_inspect_of_a_name_that_is_a_preset_and_a_folder_says_how_to_name_each(

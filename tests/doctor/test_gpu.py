@@ -58,7 +58,7 @@ def test_a_tensorrt_that_loads_is_listed_with_its_compute_capabilities(monkeypat
     assert summaries(*check_engines((compiler,), ORIN, ""))[:1] == [
         (
             "ok",
-            "TensorRT-RTX 1.7.1.116 compiles engines for compute capabilities 86, 120, "
+            "TensorRT-RTX 1.7.1.116 compiles engines for compute capabilities 8.6, 12.0, "
             "without a GPU",
         )
     ]
@@ -95,7 +95,7 @@ def test_tensorrt_compiles_for_this_machines_gpu():
 def test_a_gpu_is_listed_with_its_compute_capability_memory_and_driver(gpu_is):
     gpu_is(ORIN)
     assert summaries(*check_engines((), *look_at_gpu())) == [
-        ("ok", "Orin: compute capability 87, 8.0 GiB, driver for CUDA 12.6")
+        ("ok", "Orin: compute capability 8.7, 8.0 GiB, driver for CUDA 12.6")
     ]
 
 

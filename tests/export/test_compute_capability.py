@@ -56,7 +56,7 @@ def test_the_requested_one_comes_first(machine_has, requested, chosen):
 
 @pytest.mark.parametrize("requested", ["", "x", "8", "8.9.1", "SM89", "12345"])
 def test_anything_but_a_compute_capability_is_refused(machine_has, requested):
-    with pytest.raises(ConfigError, match=r"wanted one like 8\.9 or 89"):
+    with pytest.raises(ConfigError, match=r"wanted one like 8\.9$"):
         choose_compute_capability(RTX, profile_for("89"), requested)
 
 
@@ -68,7 +68,7 @@ def test_this_machines_gpu_comes_before_the_profiles(machine_has):
 
 def test_a_gpu_that_the_profile_does_not_cover_is_refused(machine_has):
     machine_has(ADA)
-    with pytest.raises(ConfigError, match=r"has compute capability 89, profile .* is for 86, 120"):
+    with pytest.raises(ConfigError, match=r"has compute capability 8\.9, .* is for 8\.6, 12\.0"):
         choose_compute_capability(RTX, profile_for("86", "120"), None)
 
 
@@ -76,14 +76,16 @@ def test_without_a_gpu_the_profiles_only_one_is_taken(machine_has):
     assert choose_compute_capability(RTX, profile_for("86"), None) == "86"
 
 
-@pytest.mark.parametrize(("capabilities", "named"), [(("86", "87"), "86, 87"), ((), "of all GPUs")])
+@pytest.mark.parametrize(
+    ("capabilities", "named"), [(("86", "87"), "8.6, 8.7"), ((), "of all GPUs")]
+)
 def test_without_a_gpu_several_are_ambiguous(machine_has, capabilities, named):
     with pytest.raises(ConfigError, match=rf"capabilities {named}, .*give --compute-capability"):
         choose_compute_capability(RTX, profile_for(*capabilities), None)
 
 
 def test_a_gpu_that_rtx_does_not_support_is_refused_with_the_supported_ones(machine_has):
-    with pytest.raises(ConfigError, match=r"capability 87, only for 75, 80, 86, 89, 120, 121"):
+    with pytest.raises(ConfigError, match=r"capability 8\.7, only for 7\.5, .*, 12\.1"):
         choose_compute_capability(RTX, profile_for("87"), None)
 
 
@@ -98,7 +100,9 @@ def test_tensorrt_compiles_for_this_machines_gpu(machine_has):
 
 def test_tensorrt_does_not_compile_for_another_gpu(machine_has):
     machine_has(ORIN)
-    with pytest.raises(ConfigError, match=r"capability 110: .* has 87; build on the device itself"):
+    with pytest.raises(
+        ConfigError, match=r"capability 11\.0: .* has 8\.7; build on the device itself"
+    ):
         choose_compute_capability(TENSORRT, profile_for("110"), "110")
 
 

@@ -37,7 +37,7 @@ def refusal(machine, *arguments, **limits):
     return str(caught.value)
 
 
-def command(machine, compute_capability="89"):
+def command(machine, compute_capability="8.9"):
     return (
         f"mod-edge build {machine.bundle.folder} --profile rtx-ada "
         f"--compute-capability {compute_capability}"
@@ -80,7 +80,7 @@ def test_a_bundle_without_engines_is_an_error_with_the_build_command(machine):
         ),
         (
             {"compute_capability": "86"},
-            "are for compute capability 86, here is compute capability 89",
+            "are for compute capability 8.6, here is compute capability 8.9",
         ),
         ({"precision": "bf16"}, "are for precision bf16, here is precision fp16"),
         ({"target": "tensorrt"}, "are for target tensorrt, here is target rtx"),
