@@ -83,7 +83,7 @@ Maps = npt.NDArray[np.float32]
 class PretrainingOptions:
     """Settings of the vision tower's training."""
 
-    steps: int = 9000
+    steps: int = 12_000
     batch_pictures: int = 64
     learning_rate: float = 1.5e-3
     weight_decay: float = 0.05

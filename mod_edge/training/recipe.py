@@ -57,8 +57,8 @@ class TrainConfig:
         auxiliary_loss: the name of an additional loss, "motion" for videos of `mod-edge scenes`.
         auxiliary_loss_weight: its weight.
         roll_ratio: share of crops that look like a stream whose window has rolled; 0..1.
-        unjudged_pairs: pairs of words like "red star"; after the first the loss does not rule out
-            the second. For combinations that the data leaves out on purpose.
+        unjudged_pairs: pairs of words like "red star"; in a turn that says the first, the loss
+            hardly rules out the second. For combinations that the data leaves out on purpose.
         seed: of initial weights, crops and order.
         dtype: of matrix products; weights, optimizer and loss stay float32.
         save_every: steps between two saved states, from which `--resume` continues.

@@ -149,8 +149,8 @@ class Trainer:
         """(2,) losses summed over the reply tokens and over the decisions."""
         logits = self._decoder.logits_of(hidden, batch)
         if self._unjudged is not None:
-            before = batch.token_ids.flatten()[batch.label_rows]
-            logits = self._unjudged.without(logits, before, batch.labels)
+            first_words = self._unjudged.first_words(batch.token_ids, batch.is_text).flatten()
+            logits = self._unjudged.lowered(logits, first_words[batch.label_rows], batch.labels)
         losses = cross_entropy(logits, batch.labels, reduction="none")
         return torch.stack([losses[~batch.is_stream].sum(), losses[batch.is_stream].sum()])
 
