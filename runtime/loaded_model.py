@@ -202,6 +202,9 @@ class LoadedModel(_Closing, ABC):
     name: str
     """Backend and device, for people."""
 
+    is_on_cpu = False
+    """Whether ONNX Runtime runs the graphs on the CPU, in this process's memory."""
+
     num_steps = 0
     """Steps of all streams; the scratch memory has the results of the last one."""
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from pathlib import Path
 from statistics import median
+from typing import TYPE_CHECKING
 
 from mod_edge.bench.ceilings import Ceilings, measure_ceilings
 from mod_edge.bench.device_facts import look_at_device
@@ -29,10 +30,13 @@ from mod_edge.plan.kv_window import Rows
 from mod_edge.profiles import Profile
 from mod_edge.progress import OnStep, not_shown
 from mod_edge.runtime.backends import BackendChoice, load_model
-from mod_edge.runtime.cpu.onnx_model import OnnxModel
 from mod_edge.runtime.loaded_model import LoadedModel, StreamLimits, StreamState
 
+if TYPE_CHECKING:
+    from mod_edge.runtime.cpu.onnx_model import OnnxModel
+
 FRAME_COUNTS = (1, 2, 5, 10)  # of a step
+RUNS_TO_CAPTURE = 3  # one without a CUDA graph, one that captures it, one that launches it
 # Rounds of several streams: as many as take this share of the time, within limits.
 STREAMS_SHARE, LEAST_ROUNDS, MOST_ROUNDS = 0.15, 3, 50
 SMALL_FILL_TOKENS = 1000  # of the window's first fill, or a quarter of a smaller window
@@ -100,6 +104,8 @@ def bench_bundle(folder: Path, options: BenchOptions, on_step: OnStep = not_show
         run = BenchRun(bundle, profile, plan.capacity, model, counts, state)
         run.warm_up()
         memory = memory_now()
+        if not model.is_on_cpu:
+            left_out.append(LeftOut("device memory", "only this process's host memory is counted"))
         full = full_computation_model(model)
         if isinstance(full, str):
             left_out.append(LeftOut("full computation", full))
@@ -260,12 +266,14 @@ class BenchRun:
         return self._fills[0].dense
 
     def warm_up(self) -> None:
-        """Run every case once."""
+        """Run every case once; on a device until CUDA graphs of all steps are captured."""
+        num_runs = 1 if self._model.is_on_cpu else RUNS_TO_CAPTURE
         for section in self._sections:
             for case in section:
-                case.action()
+                for _ in range(num_runs):
+                    case.action()
 
-    def add_full_computation(self, model: OnnxModel, state: StreamState) -> None:
+    def add_full_computation(self, model: "OnnxModel", state: StreamState) -> None:
         """Also time full computation: `model` from `full_computation_model`, with a stream."""
         layers, mod_layers = layer_weight_bytes(self._bundle), self._bundle.config.mod_layers
         dense = [size for index, size in enumerate(layers) if index not in mod_layers]
@@ -354,7 +362,7 @@ class BenchRun:
 
 def _ceilings(model: LoadedModel, cache_bytes: int) -> Ceilings | None:
     """The rates of the CPU; None if the model runs elsewhere."""
-    return measure_ceilings(num_threads(), cache_bytes) if isinstance(model, OnnxModel) else None
+    return measure_ceilings(num_threads(), cache_bytes) if model.is_on_cpu else None
 
 
 def _window(config: ModelConfig, plan: KvPlan, dtype: str) -> Window:

@@ -9,20 +9,24 @@ computes has no meaning.
 import copy
 from dataclasses import replace
 from itertools import cycle, islice
+from typing import TYPE_CHECKING, cast
 
 from mod_edge.plan.costs import full_computation
 from mod_edge.plan.kv_window import Rows
-from mod_edge.runtime.cpu.onnx_model import OnnxModel
 from mod_edge.runtime.loaded_model import LoadedModel
 
+if TYPE_CHECKING:  # a Jetson has no onnxruntime
+    from mod_edge.runtime.cpu.onnx_model import OnnxModel
 
-def full_computation_model(model: LoadedModel) -> OnnxModel | str:
+
+def full_computation_model(model: LoadedModel) -> "OnnxModel | str":
     """The full-computation model on the sessions of `model`, or why there is none to compare.
 
     It shares the scratch memory of `model`, which closes both.
     """
-    if not isinstance(model, OnnxModel):
+    if not model.is_on_cpu:
         return "full computation is measured with ONNX Runtime on the CPU only"
+    model = cast("OnnxModel", model)
     mod_layers = set(model.config.mod_layers)
     dense = [layer for index, layer in enumerate(model.layers) if index not in mod_layers]
     if not mod_layers:

@@ -117,7 +117,7 @@ def measure_streams(
             state = opened.enter_context(model.open_stream())
             streams.append(_TextStream(state, bundle.config, profile, plan, num_past))
             _round(model, streams[-1:], pixels)
-            anonymous.append(memory_now().anonymous)
+            anonymous.append(memory_now().anonymous if model.is_on_cpu else None)
         rounds = [
             [_round(model, streams[:count], pixels) for count in counts]
             for _ in range(WARM_UP_ROUNDS + num_rounds)

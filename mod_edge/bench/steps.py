@@ -177,9 +177,7 @@ class BenchStream:
 
     def roll_case(self) -> Case:
         """An eviction from the full window."""
-        return Case(
-            ROLL, lambda: self.state.evict(self._eviction(self.roll_rows())), self.capacity.dense
-        )
+        return Case(ROLL, self._roll, self.capacity.dense)
 
     def roll_rows(self) -> Rows:
         """The rows that a roll drops."""
@@ -189,6 +187,10 @@ class BenchStream:
     def _eviction(self, dropped: Rows) -> Eviction:
         sink = Rows(self._sink, self._sink)
         return Eviction(sink, dropped, self.capacity, dropped.dense)
+
+    def _roll(self) -> None:
+        self.state.evict(self._eviction(self.roll_rows()))
+        _ = self.state.kept  # on a device, waits for the eviction
 
     def _preprocess(self) -> None:
         fit_frame(self._image, self._pixels[0], self.config.vision_config)

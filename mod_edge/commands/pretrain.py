@@ -20,7 +20,9 @@ from mod_edge.native.package_faults import quiet_imports
 def pretrain(
     folder: NewCheckpointArgument,
     photographs: PhotographsOption = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Training steps; default: 12,000.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Training steps; default: 12,000.")
+    ] = None,
     threads: ThreadsOption = None,
     force: ForceOption = False,
 ) -> None:

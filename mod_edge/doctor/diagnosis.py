@@ -96,9 +96,10 @@ def diagnose() -> Report:
     cameras = () if opencv_fault else attempt(look_at_cameras)[0] or ()
     compilers = look_at_compilers(versions)
     gpu, gpu_fault = look_at_gpu()
+    has_engines = gpu is not None and any(not each.fault for each in compilers)
     findings = (
         *_check_packages(versions),
-        *_check_onnxruntime(versions, onnxruntime_fault),
+        *_check_onnxruntime(versions, onnxruntime_fault, has_engines=has_engines),
         *(_check_provider(provider, versions) for provider in providers or ()),
         *([_check_int8(products, products_fault)] if has_cpu else []),
         _check_video(versions["opencv"], video_backends, opencv_fault),
@@ -129,7 +130,7 @@ def _check_packages(versions: dict[str, str | None]) -> list[Finding]:
 
 
 def _check_onnxruntime(
-    versions: dict[str, str | None], fault: PackageFault | None
+    versions: dict[str, str | None], fault: PackageFault | None, *, has_engines: bool
 ) -> list[Finding]:
     found = [name for name in ONNXRUNTIME_PACKAGES if versions[name] is not None]
     if len(found) > 1:
@@ -140,6 +141,9 @@ def _check_onnxruntime(
                 uninstall_first(found) + _install_onnxruntime(),
             )
         ]
+    if fault and not found and has_engines:
+        message = "onnxruntime is not installed; --backend onnx and mod-edge verify need it"
+        return [Finding("ok", message)]
     if fault and not found:
         message = "onnxruntime is not installed: no bundle can run on the CPU or with CUDA"
         return [Finding("error", message, _install_onnxruntime())]

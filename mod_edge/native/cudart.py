@@ -21,7 +21,7 @@ def load_cudart(failure: str) -> Any:
     except Exception as exc:  # a broken native library may raise any exception
         raise BackendError(
             f"{failure} ({exc}); install it with: {install_command('rtx')} "
-            "(the extra tensorrt instead of rtx on a Jetson)"
+            "(on a Jetson as docs/jetson.md says: cuda-python must be as old as its driver)"
         ) from exc
     return runtime
 

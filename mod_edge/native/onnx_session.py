@@ -13,6 +13,9 @@ ask the driver for every tensor, and ONNX Runtime then frees pinned memory where
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
+from functools import cache
+from io import StringIO
 from typing import TYPE_CHECKING
 
 from mod_edge.errors import BackendError, ConfigError
@@ -52,7 +55,8 @@ def num_threads() -> int:
 def session_options(*, shares_arena: bool = True) -> "onnxruntime.SessionOptions":
     """Options for a session on the shared pool and arena, which the first call creates.
 
-    Without `shares_arena` the session has arenas of its own, as one on a GPU needs.
+    Without `shares_arena` the session has arenas of its own, as one on a GPU needs; the CUDA
+    libraries are loaded for it.
 
     Raises:
         BackendError: this onnxruntime is too old to share threads.
@@ -60,6 +64,8 @@ def session_options(*, shares_arena: bool = True) -> "onnxruntime.SessionOptions
     import onnxruntime
 
     global _has_pool
+    if not shares_arena:
+        _load_cuda_libraries()
     if not _has_pool:
         if not hasattr(onnxruntime, "set_global_thread_pool_sizes"):
             raise BackendError(
@@ -82,6 +88,18 @@ def session_options(*, shares_arena: bool = True) -> "onnxruntime.SessionOptions
     # DequantizeLinear before MatMul is fused to MatMulNBits, which would round activations to int8.
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", FLOAT_ACCURACY)
     return options
+
+
+@cache
+def _load_cuda_libraries() -> None:
+    """Load the CUDA libraries that pip installed: ONNX Runtime itself does not look for those.
+
+    What is missing is left to the session, whose error names it.
+    """
+    import onnxruntime
+
+    with redirect_stdout(StringIO()):  # it prints what it does not find
+        onnxruntime.preload_dlls()
 
 
 def _share(create: Callable[[], None]) -> None:

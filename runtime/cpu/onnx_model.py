@@ -68,6 +68,8 @@ class GraphClock:
 class OnnxModel(LoadedModel):
     """A bundle's graphs of either dialect, one thread pool for all of them."""
 
+    is_on_cpu = True
+
     def __init__(self, bundle: Bundle, limits: StreamLimits) -> None:
         """Load all graphs and allocate the scratch memory of a step.
 

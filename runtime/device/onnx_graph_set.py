@@ -36,6 +36,7 @@ DEVICE_OPS = frozenset(
         "TopK",
     ]
 )
+WEIGHTS_OUTSIDE_ARENA = "session.use_device_allocator_for_initializers"
 RECORD_ASSIGNMENT = "session.record_ep_graph_assignment_info"
 
 
@@ -105,7 +106,12 @@ class OnnxGraphSet:
         options = {}
         if provider == PROVIDER:
             # With TF32's 10 bits of mantissa a router would keep other tokens.
-            options = {"device_id": "0", "user_compute_stream": str(stream), "use_tf32": "0"}
+            options = {
+                "device_id": "0",
+                "user_compute_stream": str(stream),
+                "use_tf32": "0",
+                "arena_extend_strategy": "kSameAsRequested",  # the default takes powers of two
+            }
         self._graphs = {
             signature.name: (signature, _open(bundle.folder / signature.file, provider, options))
             for signature in bundle.signatures()
@@ -132,6 +138,7 @@ def _open(path: Path, provider: str, provider_options: dict[str, str]) -> Any:
     name = native_path(path)
     options = session_options(shares_arena=False)
     options.enable_mem_pattern = False  # kept for every shape seen
+    options.add_session_config_entry(WEIGHTS_OUTSIDE_ARENA, "1")
     options.add_session_config_entry(RECORD_ASSIGNMENT, "1")
     with captured_stderr() as captured:
         try:

@@ -3,16 +3,24 @@
 import json
 import math
 import re
+import subprocess
+import sys
+from dataclasses import replace
 
 import pytest
 
 from mod_edge.bench.bench import BenchOptions, bench_bundle
 from mod_edge.bench.report import LeftOut
+from mod_edge.bench.step_work import BundleWork
+from mod_edge.bench.steps import BenchStream
 from mod_edge.bundle.bundle import open_bundle
 from mod_edge.errors import ConfigError
 from mod_edge.plan.costs import compare_with_full
 from mod_edge.plan.kv_budget import cache_bytes
 from mod_edge.plan.kv_window import Rows
+from mod_edge.profiles import load_profile
+from mod_edge.runtime.cpu.onnx_model import OnnxModel
+from mod_edge.runtime.loaded_model import StreamLimits, WrappedStream
 from tests.bench.conftest import WINDOW
 
 STEPS = ["step, text token", "step, 1 frame", "step, 2 frames", "step, 5 frames"]
@@ -55,6 +63,38 @@ def test_every_part_of_a_stream_has_a_row_at_every_fill_of_the_window(report):
         *((name, full) for name in at_fill),
         ("roll", 400),
     ]  # fmt: skip
+
+
+def test_a_roll_ends_when_the_device_has_rolled(tiny_bundle):
+    """Reading what the last step kept waits for all work before it."""
+    calls = []
+
+    class Watched(WrappedStream):
+        def evict(self, eviction):
+            calls.append("evict")
+            super().evict(eviction)
+
+        @property
+        def kept(self):
+            calls.append("kept")
+            return super().kept
+
+    bundle, capacity = open_bundle(tiny_bundle), Rows(200, 200)
+    limits = StreamLimits(capacity, 64, 1)
+    profile = replace(load_profile("cpu"), max_step_tokens=64)
+    with OnnxModel(bundle, limits) as model, model.open_stream() as state:
+        work = BundleWork(bundle, bundle.config, 0)
+        stream = BenchStream(
+            Watched(state), bundle.config, bundle.tokenizer, profile, capacity, work, 1
+        )
+        calls.clear()
+        stream.roll_case().action()
+    assert calls == ["evict", "kept"]
+
+
+def test_the_bench_needs_no_onnxruntime_where_engines_run():
+    code = "import sys; sys.modules['onnxruntime'] = None; import mod_edge.bench.bench"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_decoder_rows_stand_beside_full_computation_and_its_counted_cost(report, tiny_bundle):

@@ -14,6 +14,7 @@ from mod_edge.doctor import diagnosis as doctor
 from mod_edge.doctor import facts
 from mod_edge.errors import BackendError
 from mod_edge.native.cpu_cores import CpuCores
+from mod_edge.native.gpu import Gpu
 from mod_edge.native.installed import install_command, installed_version
 from mod_edge.runtime.capture import camera_list
 from mod_edge.runtime.capture.video_devices import PictureFormat
@@ -104,6 +105,19 @@ def test_no_onnxruntime_is_an_error_that_names_both_extras(installed, monkeypatc
     assert (severity, message.split(":")[0]) == ("error", "onnxruntime is not installed")
     assert install_command("cpu") in advice
     assert "the extra gpu" in advice
+
+
+def test_no_onnxruntime_is_no_fault_where_engines_run(installed, monkeypatch):
+    """As docs/jetson.md sets a board up."""
+    del installed["onnxruntime"]
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    compiler = facts.Compiler("tensorrt", "TensorRT 10.3")
+    monkeypatch.setattr(doctor, "look_at_compilers", lambda _versions: (compiler,))
+    monkeypatch.setattr(doctor, "look_at_gpu", lambda: (Gpu("Orin", "87", 8 * 2**30, "12.6"), ""))
+    report = doctor.diagnose()
+    assert report.is_healthy
+    said = [each.message for each in report.findings if "onnxruntime" in each.message]
+    assert said == ["onnxruntime is not installed; --backend onnx and mod-edge verify need it"]
 
 
 def test_an_onnxruntime_without_metadata_counts_as_built_from_source(installed):

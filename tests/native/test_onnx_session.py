@@ -62,6 +62,24 @@ def test_a_session_on_a_gpu_keeps_its_own_arenas(pools):
     assert session_options().get_session_config_entry(entry) == "1"
 
 
+def test_only_a_session_on_a_gpu_loads_the_cuda_libraries_and_only_once(pools, monkeypatch, capsys):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    loads = []
+
+    def preload_dlls():
+        loads.append(1)
+        sys.stdout.write("Failed to load libcublas.so.12\n")
+
+    monkeypatch.setattr(onnxruntime, "preload_dlls", preload_dlls)
+    onnx_session._load_cuda_libraries.cache_clear()
+    session_options()
+    assert loads == []
+    for _ in range(2):
+        session_options(shares_arena=False)
+    assert loads == [1]
+    assert capsys.readouterr().out == ""
+
+
 # Eight sessions run one after the other; each squares a tensor of 32 MiB that exists only inside.
 STEPS = """
 from onnx import TensorProto, helper
