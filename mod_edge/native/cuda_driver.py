@@ -31,6 +31,8 @@ _ADVICE = MappingProxyType(
         "use --backend onnx",
         "cudaErrorSystemDriverMismatch": "the driver's parts have different versions: restart the "
         "machine after a driver update",
+        "cudaErrorMemoryAllocation": "not enough memory: lower --window or --kv-budget, or end "
+        "other programs; on a Jetson also drop the page cache (docs/jetson.md)",
         "cudaErrorIllegalAddress": "the GPU's state is lost: start again, and report it",
     }
 )

@@ -51,6 +51,12 @@ def test_without_cuda_python_the_error_says_what_to_install(monkeypatch):
 # ---- memory ----
 
 
+def test_too_little_pinned_memory_says_what_to_do(cudart, driver):
+    cudart.failures["cudaHostAlloc"] = Error.cudaErrorMemoryAllocation
+    with pytest.raises(BackendError, match=r"cudaHostAlloc .*: not enough memory: lower --window"):
+        driver.pinned(8)
+
+
 def test_every_address_is_aligned(driver):
     addresses = [driver.malloc(size_bytes, "a test") for size_bytes in (1, 300, 4096)]
     addresses += [driver.pinned(5).address]
