@@ -48,16 +48,17 @@ def test_an_unknown_figure_lists_the_known_ones(tmp_path):
     assert "sped, checkpoint none" in page.read_text()
 
 
-def test_mistakes_are_counted_only_at_right_moments():
-    def entry(due, said, late_s=0.0, *, query=None):
-        return {
-            "query": query,
-            "due": due,
-            "said": said,
-            "late_s": late_s,
-            "is_right": due == said,
-        }
+def entry(due, said, late_s=0.0, *, query=None):
+    return {
+        "query": query,
+        "due": due,
+        "said": said,
+        "late_s": late_s,
+        "is_right": due == said,
+    }
 
+
+def test_mistakes_are_counted_only_at_right_moments():
     entries = [
         entry("The red ball stops.", "The red ball stops."),
         entry("The red ball stops.", "The red box stops."),
@@ -70,4 +71,21 @@ def test_mistakes_are_counted_only_at_right_moments():
     assert text == (
         "Of the 2 wrong captions at the right moment, 1 named a wrong shape, 1 a wrong colour and "
         "1 a wrong direction.\n"
+    )
+
+
+def test_captions_of_new_combinations_are_counted_apart():
+    entries = [
+        entry("The red star stops.", "The red star stops."),
+        entry("A small cyan star enters from the left.", None),
+        entry("The red ball hits the pink box.", "The red ball hits the pink cross."),
+        entry("The red ball stops.", "The red ball stops."),
+        entry(None, "The red star stops."),
+        entry("The star.", "The star.", query="Which object is red?"),
+    ]
+    row = {"free_running": {"f1": 0.5, "moment_f1": 0.75}}
+    measured = {"num_clips": 1, "rows": [row], "transcripts": [{"entries": entries}]}
+    assert figures.combinations(measured) == (
+        "On 1 clips of the split `combinations`, F1 is 0.500 and moment F1 0.750. Of the 3 "
+        "captions that name such a combination, 1 were right, of the 1 others 1.\n"
     )
