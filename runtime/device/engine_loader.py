@@ -58,7 +58,7 @@ class EngineLoader:
         with self._reported(f"cannot load {path}"):
             data = np.memmap(path, np.uint8, "r")  # an engine may have gigabytes
             # TensorRT 10.3 asks for the buffer without holding Python's lock, which numpy needs.
-            engine = _required(self._runtime.deserialize_cuda_engine(memoryview(data)))
+            engine = _required(self._runtime.deserialize_cuda_engine(data.data))
         faults = _faults(self._tensorrt.api, engine, signature)
         if engine.num_optimization_profiles != num_profiles:
             found = engine.num_optimization_profiles
