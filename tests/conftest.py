@@ -124,8 +124,8 @@ def tiny_bundle(tiny_checkpoint, once) -> Path:
 def export_tiny(once):
     """`export_tiny(checkpoint, folder, lowering, force=False)`: exports a tiny checkpoint.
 
-    Targets with the same dialect and precision share their traces (10 s, once per run); graphs are
-    quantized, lowered, written and checked each time.
+    Targets with the same dialect, precision and use of unused rows share their traces (10 s, once
+    per run); graphs are quantized, lowered, written and checked each time.
     """
     from mod_edge.export import bundle_writer as bundle_module
     from mod_edge.export.bundle_writer import export_bundle
@@ -135,7 +135,8 @@ def export_tiny(once):
     trace, topologies = bundle_module.trace, {}
 
     def traced_once(config, signature, lowering):
-        key = (signature.kind, lowering.dialect, lowering.precision)
+        rows = "all-rows" if lowering.binds_unused_rows else "used-rows"
+        key = (signature.kind, lowering.dialect, lowering.precision, rows)
         if key not in topologies:
             plain = replace(lowering, weight_format=AS_DTYPE)
             name = "-".join((signature.kind.name, *key[1:]))

@@ -21,7 +21,7 @@ def pretrain(
     folder: NewCheckpointArgument,
     photographs: PhotographsOption = None,
     steps: Annotated[
-        int | None, typer.Option(min=1, help="Training steps; default: 12,000.")
+        int | None, typer.Option(min=1, help="Training steps; default: 12000.")
     ] = None,
     threads: ThreadsOption = None,
     force: ForceOption = False,
