@@ -270,11 +270,8 @@ def mistakes(evaluation: Measured) -> str:
     """How the wrong captions at right moments differ from those due."""
     wrong = [
         entry
-        for transcript in evaluation["transcripts"]
-        for entry in transcript["entries"]
-        if entry["query"] is None
-        and entry["due"]
-        and entry["said"]
+        for entry in _captions_due(evaluation)
+        if entry["said"]
         and not entry["is_right"]
         and abs(entry["late_s"]) <= evaluation["tolerance_s"]
     ]
@@ -295,12 +292,7 @@ def combinations(evaluation: Measured) -> str:
     Each clip has at least one, but most captions name others: so those are counted apart.
     """
     free = evaluation["rows"][0]["free_running"]
-    due = [
-        entry
-        for transcript in evaluation["transcripts"]
-        for entry in transcript["entries"]
-        if entry["query"] is None and entry["due"]
-    ]
+    due = _captions_due(evaluation)
     names = tuple(f"{colour} {shape}" for colour, shape in HELD_OUT)
     new = [entry["is_right"] for entry in due if any(name in entry["due"] for name in names)]
     return (
@@ -309,6 +301,15 @@ def combinations(evaluation: Measured) -> str:
         f"combination, {sum(new)} were right, of the {len(due) - len(new)} others "
         f"{sum(entry['is_right'] for entry in due) - sum(new)}.\n"
     )
+
+
+def _captions_due(evaluation: Measured) -> list[dict[str, Any]]:
+    return [
+        entry
+        for transcript in evaluation["transcripts"]
+        for entry in transcript["entries"]
+        if entry["query"] is None and entry["due"]
+    ]
 
 
 def _words(sentence: str, among: tuple[str, ...]) -> set[str]:

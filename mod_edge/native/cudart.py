@@ -21,7 +21,7 @@ def load_cudart(failure: str) -> Any:
     except Exception as exc:  # a broken native library may raise any exception
         raise BackendError(
             f"{failure} ({exc}); install it with: {install_command('rtx')} "
-            "(on a Jetson as docs/jetson.md says: cuda-python must be as old as its driver)"
+            "(on a Jetson as docs/jetson.md says: its driver needs an older cuda-python)"
         ) from exc
     return runtime
 
