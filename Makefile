@@ -21,7 +21,7 @@ VENV ?= .venv
 DEMO := build/demo
 CLIP := tests/data/box.mp4
 RESULTS := build/results
-LEAST_F1 := 0.6
+LEAST_F1 := 0.75
 WORKERS ?= 2
 INSTALLED := $(VENV)/.installed
 

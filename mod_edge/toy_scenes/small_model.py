@@ -26,9 +26,9 @@ STEPS_SHOWN = 100
 
 
 def small_config(tokenizer: Tokenizer) -> ModelConfig:
-    """The config with `scene_tokenizer`: 3 million parameters, MoD interleaved with r = 0.2."""
+    """The config with `scene_tokenizer`: 3.3 million parameters, MoD interleaved with r = 0.2."""
     text = TextConfig(192, 512, 6, 6, 2, 32, VOCAB_SIZE, tie_word_embeddings=True)
-    vision = VisionConfig(96, 256, 3, 4, image_size=64, patch_size=8)
+    vision = VisionConfig(128, 384, 3, 4, image_size=96, patch_size=12)
     return ModelConfig(text, vision, stream_config_of(tokenizer), MoDConfig(), dtype="float16")
 
 
