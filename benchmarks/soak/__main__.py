@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.figures import CLIP, ROOT, run_mod_edge
+from benchmarks.figures import CLIP, ROOT, run_mod_edge, shipped_fingerprint
 from benchmarks.soak.camera import CameraProcess, serve_video
 from benchmarks.soak.judge import FRAMES_PER_HOUR, faults_of, figures_of
 from benchmarks.soak.report import figures_table, write_page
@@ -108,11 +108,12 @@ def soak(
 
 
 def shipped_bundle_and_scene() -> tuple[Path, Path]:
-    """The bundled model, exported, and ten minutes of a scene; made once."""
-    bundle, scenes = WORK / "bundle", WORK / "scenes"
+    """The bundled model, exported, and ten minutes of a scene; made once per checkpoint."""
+    made = WORK / shipped_fingerprint()[:12]
+    bundle, scenes = made / "bundle", made / "scenes"
     if not bundle.is_dir():
-        run_mod_edge("init", "narrator", WORK / "checkpoint", "--force")
-        run_mod_edge("export", WORK / "checkpoint", "-o", bundle)
+        run_mod_edge("init", "narrator", made / "checkpoint", "--force")
+        run_mod_edge("export", made / "checkpoint", "-o", bundle)
     if not scenes.is_dir():
         counts = ("--train", 0, "--validation", 0, "--test", 1, "--combinations", 0)
         look = ("--duration", 600, "--photographs", CLIP)
