@@ -17,6 +17,7 @@ from mod_edge.evaluation.eval_model import EvalModel, open_model
 from mod_edge.evaluation.eval_run import EvalRun, Row, Thresholds
 from mod_edge.evaluation.free_running import check_tolerance
 from mod_edge.evaluation.transcript import Transcript
+from mod_edge.plan.untrained import untrained_warnings
 from mod_edge.progress import OnStep, not_shown
 
 TRAIN_SPLIT = "train"
@@ -132,7 +133,7 @@ def evaluate(
             most_frequent=majority.caption,
             rows=rows,
             transcripts=eval_run.transcripts(),
-            warnings=eval_run.warnings(rows),
+            warnings=[*untrained_warnings(opened.config), *eval_run.warnings(rows)],
         )
 
 

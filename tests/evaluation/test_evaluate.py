@@ -7,8 +7,10 @@ from dataclasses import replace
 
 import pytest
 
+from mod_edge.bundle.manifest import CONFIG_FILE
 from mod_edge.commands.console import out
 from mod_edge.commands.evaluation_view import print_evaluation
+from mod_edge.config import read_config, write_config
 from mod_edge.errors import ConfigError, DataError
 from mod_edge.evaluation.eval_run import Row, Thresholds
 from mod_edge.evaluation.evaluate import Evaluation, evaluate
@@ -134,6 +136,17 @@ def test_videos_that_end_before_their_lines_are_counted(tiny_checkpoint, data, t
     (copy / "test.jsonl").write_text(f"{json.dumps(first)}\n{json.dumps(second)}\n")
     (warning,) = evaluate(tiny_checkpoint, copy).warnings
     assert warning.startswith("1 of 2 videos end before their lines' duration; captions due")
+
+
+def test_untrained_parts_are_named(tiny_checkpoint, data, tmp_path):
+    """As an import leaves them: the figures are then those of noise."""
+    folder = tmp_path / "imported"
+    shutil.copytree(tiny_checkpoint, folder)
+    config = replace(read_config(folder / CONFIG_FILE), untrained_parts=("connector", "router"))
+    write_config(config, folder / CONFIG_FILE)
+    connector, routers = evaluate(folder, data, max_clips=1).warnings
+    assert connector.startswith("the connector is untrained")
+    assert routers.startswith("the routers are untrained")
 
 
 def test_the_document_is_json_without_infinities(of_checkpoint):
