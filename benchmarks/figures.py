@@ -409,7 +409,8 @@ def machine_name() -> str:
     """Number of cores and name of this machine's CPU."""
     with open("/proc/cpuinfo", encoding="utf-8") as file:
         (name, *_) = re.findall(r"model name\s*: (.+)", file.read()) or ["unknown CPU"]
-    return f"{usable_cores()} cores of an {name}"
+    num_cores = usable_cores()
+    return f"{num_cores} core{'s' if num_cores > 1 else ''} of an {name}"
 
 
 if __name__ == "__main__":

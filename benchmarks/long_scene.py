@@ -39,8 +39,9 @@ from mod_edge.runtime.loaded_model import (
 from mod_edge.runtime.queries import Query
 from mod_edge.runtime.session import Session
 
-# Rows for an hour of frames of 11 tokens, and for more than half as many tokens of text.
-UNTRIMMED = KvPlan(Rows(2**17, 2**17), size_bytes=0, num_seconds=0.0, num_seconds_full=0.0)
+# 25 minutes of frames of 11 tokens. Far from its training context a model may speak at every frame,
+# 100 tokens at a time: filling the rows of an hour would then take hours.
+UNTRIMMED = KvPlan(Rows(2**15, 2**15), size_bytes=0, num_seconds=0.0, num_seconds_full=0.0)
 
 
 @dataclass(frozen=True)
@@ -131,19 +132,24 @@ class Narrator:
 
 def narrate_rolling(narrator: Narrator, scene: LongScene) -> Account:
     """As the runtime does."""
-    return _narrate_with(narrator, scene, narrator.plan)
+    with narrator.load(narrator.plan.capacity) as model:
+        state = EncodedStream(model.open_stream(), scene)
+        with narrator.session(state, narrator.plan) as session:
+            return account_of(session, EncodedFrames(scene), scene.dialogue)
 
 
 def narrate_untrimmed(narrator: Narrator, scene: LongScene) -> Account:
-    """With a window that holds the hour."""
-    return _narrate_with(narrator, scene, UNTRIMMED)
-
-
-def _narrate_with(narrator: Narrator, scene: LongScene, plan: KvPlan) -> Account:
-    with narrator.load(plan.capacity) as model:
+    """In a window far larger than the training context; silent from when that is full."""
+    queries = _queries(scene)
+    with narrator.load(UNTRIMMED.capacity) as model:
         state = EncodedStream(model.open_stream(), scene)
-        with narrator.session(state, plan) as session:
-            return account_of(session, EncodedFrames(scene), scene.dialogue)
+        with narrator.session(state, UNTRIMMED) as session:
+            source = EncodedFrames(scene, is_full=functools.partial(_is_full, session))
+            replies = list(_replies_until_full(session, source, queries))
+    answers = [each.text for each in replies if each.query is not None]
+    unanswered = [""] * (len(queries) - len(answers))
+    captions = (Said(each.time_s, each.text) for each in replies if each.query is None)
+    return Account(tuple(captions), (*answers, *unanswered))
 
 
 def narrate_trimmed(policy: WindowPolicy, narrator: Narrator, scene: LongScene) -> Account:
@@ -164,9 +170,7 @@ def narrate_restarted(narrator: Narrator, scene: LongScene) -> Account:
 
     The description with which each new session begins is neither a caption nor an answer.
     """
-    queries = [
-        Query(turn.query or "", turn.last_frame / scene.fps) for turn in queries_of(scene.dialogue)
-    ]
+    queries = _queries(scene)
     captions, answers = list[Said](), list[str]()
     next_frame = num_rolls = 0
     with narrator.load(narrator.plan.capacity) as model:
@@ -185,6 +189,12 @@ def narrate_restarted(narrator: Narrator, scene: LongScene) -> Account:
             num_rolls += next_frame > 0
             next_frame += num_frames
     return Account(tuple(captions), tuple(answers), num_rolls)
+
+
+def _queries(scene: LongScene) -> list[Query]:
+    return [
+        Query(turn.query or "", turn.last_frame / scene.fps) for turn in queries_of(scene.dialogue)
+    ]
 
 
 def _replies_until_full(

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from benchmarks import long_scene
 from benchmarks.long_scene import (
     POLICIES,
     EncodedFrames,
@@ -57,6 +58,17 @@ def test_every_policy_answers_every_question_once(narrator, scene, policy):
     account = POLICIES[policy](narrator, scene)
     assert len(account.answers) == len(ASKED)
     assert (account.num_rolls == 0) == (policy == "never trimmed")
+
+
+def test_a_window_that_is_never_trimmed_ends_when_it_is_full(narrator, scene, monkeypatch):
+    """It is silent from then on, and questions of that time have empty answers."""
+    monkeypatch.setattr(long_scene, "UNTRIMMED", narrator.plan)
+    account = POLICIES["never trimmed"](narrator, scene)
+    first, *_, last = account.answers
+    assert first
+    assert not last
+    assert len(account.answers) == len(ASKED)
+    assert all(said.time_s < ASKED[-1] / FPS for said in account.captions)
 
 
 class CountedModel(TorchModel):
