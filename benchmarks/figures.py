@@ -295,11 +295,12 @@ def combinations(evaluation: Measured) -> str:
     due = _captions_due(evaluation)
     names = tuple(f"{colour} {shape}" for colour, shape in HELD_OUT)
     new = [entry["is_right"] for entry in due if any(name in entry["due"] for name in names)]
+    num_right = sum(entry["is_right"] for entry in due)
     return (
         f"On {evaluation['num_clips']} clips of the split `combinations`, F1 is {free['f1']:.3f} "
-        f"and moment F1 {free['moment_f1']:.3f}. Of the {len(new)} captions that name such a "
-        f"combination, {sum(new)} were right, of the {len(due) - len(new)} others "
-        f"{sum(entry['is_right'] for entry in due) - sum(new)}.\n"
+        f"and moment F1 {free['moment_f1']:.3f}. Right were {sum(new)} of the {len(new)} captions "
+        f"that name such a combination, and {num_right - sum(new)} of the {len(due) - len(new)} "
+        "others.\n"
     )
 
 

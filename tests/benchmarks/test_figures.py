@@ -86,6 +86,6 @@ def test_captions_of_new_combinations_are_counted_apart():
     row = {"free_running": {"f1": 0.5, "moment_f1": 0.75}}
     measured = {"num_clips": 1, "rows": [row], "transcripts": [{"entries": entries}]}
     assert figures.combinations(measured) == (
-        "On 1 clips of the split `combinations`, F1 is 0.500 and moment F1 0.750. Of the 3 "
-        "captions that name such a combination, 1 were right, of the 1 others 1.\n"
+        "On 1 clips of the split `combinations`, F1 is 0.500 and moment F1 0.750. Right were 1 of "
+        "the 3 captions that name such a combination, and 1 of the 1 others.\n"
     )
