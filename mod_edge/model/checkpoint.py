@@ -16,13 +16,13 @@ from torch import Tensor
 from mod_edge.bundle.manifest import CONFIG_FILE, MANIFEST_FILE, TOKENIZER_FILE, file_sha256
 from mod_edge.bundle.staging import FolderKind
 from mod_edge.config import EMBEDDING_WEIGHT, HEAD_WEIGHT, ModelConfig, read_config
-from mod_edge.errors import BundleError, CheckpointError, ConfigError, joined_faults
+from mod_edge.errors import BundleError, ConfigError
 from mod_edge.model.checkpoint_folder import (
-    NUM_FAULTS_SHOWN,
     read_checkpoint_config,
     require_files,
     unreadable,
 )
+from mod_edge.model.tensor_fit import misfits, raise_misfits
 from mod_edge.model.video_llm import VideoLLM
 from mod_edge.model.vision import POOLING_HEAD
 from mod_edge.model.weight_files import FLOAT_DTYPES, WeightFiles, tied_head_fault
@@ -123,29 +123,21 @@ class Checkpoint:
     def _check_tensors(self) -> None:
         """Check names, shapes and dtypes; whether a tied head is the embedding needs the data."""
         tensors = self._weights.tensors
-        is_tied = self.config.text_config.head_weight == EMBEDDING_WEIGHT
+        if not self.config.frame_token_cls:  # SigLIP's files have it, whether it is used or not
+            tensors = {
+                name: each for name, each in tensors.items() if not name.startswith(POOLING_HEAD)
+            }
         faults = [f"no tensor {name!r}" for name in self._shapes.keys() - tensors.keys()]
-        for name, stored in tensors.items():
-            wanted = self._shapes.get(name)
-            if name.startswith(POOLING_HEAD) and not self.config.frame_token_cls:
-                continue  # SigLIP's files have it, whether a model uses it or not
-            if stored.dtype not in FLOAT_DTYPES:
-                faults.append(
-                    f"{name!r} is {stored.dtype}, wanted one of {', '.join(FLOAT_DTYPES)}"
-                )
-            if is_tied and name == HEAD_WEIGHT:
-                faults += [fault for fault in [tied_head_fault(tensors)] if fault]
-            elif wanted is None:
-                faults.append(f"unknown tensor {name!r}")
-            elif stored.shape != wanted:
-                shape = list(stored.shape)
-                faults.append(f"{name!r} is {shape}, config.json wants {list(wanted)}")
-        if faults:
-            shown = joined_faults(sorted(faults), NUM_FAULTS_SHOWN)
-            raise CheckpointError(
-                f"{self.path}: tensors do not fit config.json: {shown}; "
-                "fix config.json or write the checkpoint again"
-            )
+        faults += [
+            f"{name!r} is {stored}, wanted one of {', '.join(FLOAT_DTYPES)}"
+            for name, stored in tensors.items()
+            if stored.dtype not in FLOAT_DTYPES
+        ]
+        is_tied = self.config.text_config.head_weight == EMBEDDING_WEIGHT
+        if is_tied and (fault := tied_head_fault(tensors)):
+            faults.append(fault)
+        faults += misfits(tensors, self._shapes, lambda name: is_tied and name == HEAD_WEIGHT)
+        raise_misfits(self.path, faults, advice="fix config.json or write the checkpoint again")
 
 
 def checkpoint_of_bundle(path: Path, fingerprint: str) -> Checkpoint:

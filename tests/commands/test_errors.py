@@ -105,7 +105,7 @@ def test_missing_unknown_and_misshapen_tensors_are_all_named(checkpoint, tmp_pat
     for part in (
         "no tensor 'model.layers.1.router.weight'",
         "no tensor 'connector.2.bias'",
-        "'model.norm.weight' is [95], config.json wants [96]",
+        "'model.norm.weight' is F32 [95] in model.safetensors, config.json wants [96]",
         "unknown tensor 'lm_head.bias'",
     ):
         assert part in line

@@ -119,7 +119,7 @@ def test_all_faulty_tensors_are_named_in_one_error(checkpoint):
         Checkpoint(checkpoint)
     message = str(caught.value)
     assert f"no tensor '{ROUTER}'" in message
-    assert f"'{QUERY}' is [95, 96], config.json wants [96, 96]" in message
+    assert f"'{QUERY}' is F32 [95, 96] in model.safetensors, config.json wants [96, 96]" in message
     assert "unknown tensor 'model.layers.0.router.weight'" in message
     assert "; and " not in message
 
@@ -132,7 +132,7 @@ def test_a_long_list_of_faults_is_cut_and_counted(checkpoint):
 
 def test_a_config_of_another_geometry_shows_in_the_shapes(checkpoint):
     change_config(checkpoint, "text_config", num_key_value_heads=3)
-    with pytest.raises(CheckpointError, match=r"k_proj\.weight' is \[32, 96\].* wants \[48, 96\]"):
+    with pytest.raises(CheckpointError, match=r"k_proj.* is F32 \[32, 96\].* wants \[48, 96\]"):
         Checkpoint(checkpoint)
 
 

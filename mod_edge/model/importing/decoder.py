@@ -20,9 +20,9 @@ from mod_edge.errors import (
     nearest_hint,
     shortened,
 )
-from mod_edge.model.importing.source_folder import SourceFolder
-from mod_edge.model.importing.tensor_fit import misfits, raise_misfits
+from mod_edge.model.importing.source_folder import MISFIT_ADVICE, SourceFolder
 from mod_edge.model.layers import MLP, Attention, RMSNorm
+from mod_edge.model.tensor_fit import misfits, raise_misfits
 from mod_edge.model.weight_files import tied_head_fault
 
 DEFAULTS = {"rms_norm_eps": 1e-6, "tie_word_embeddings": False}  # of all architectures
@@ -226,7 +226,7 @@ def decoder_tensors(source: SourceFolder, text: TextConfig) -> dict[str, str]:
         faults += [fault for fault in [tied_head_fault(tensors)] if fault]
     ignored = {HEAD_WEIGHT} if text.tie_word_embeddings else set()
     faults += misfits(tensors, shapes, ignored.__contains__)
-    raise_misfits(source.path, faults)
+    raise_misfits(source.path, faults, advice=MISFIT_ADVICE)
     return {name: name for name in shapes}
 
 

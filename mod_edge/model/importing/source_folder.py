@@ -41,6 +41,7 @@ FLOAT_ADVICE = (
     "download the model that it was quantized from, with float32, bfloat16 or float16 weights; "
     "mod-edge export quantizes it itself"
 )
+MISFIT_ADVICE = "download the folder again, or correct config.json if it is of another model"
 
 
 class SourceFolder:

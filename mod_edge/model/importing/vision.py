@@ -13,8 +13,8 @@ import torch
 from mod_edge.config import FRAME_RESAMPLES, VISION_ACTIVATIONS, VisionConfig
 from mod_edge.dataclass_reader import JSON, dataclass_from_dict
 from mod_edge.errors import ConfigError, shortened
-from mod_edge.model.importing.source_folder import SourceFolder
-from mod_edge.model.importing.tensor_fit import misfits, raise_misfits
+from mod_edge.model.importing.source_folder import MISFIT_ADVICE, SourceFolder
+from mod_edge.model.tensor_fit import misfits, raise_misfits
 from mod_edge.model.vision import PIXEL_MAX, POOLING_HEAD, VisionTower
 
 TOWER, PAIR = "siglip_vision_model", "siglip"  # model_type of the vision tower alone and of both
@@ -136,7 +136,7 @@ def vision_tensors(
         )
     faults += [f"no tensor {name!r}" for name in missing]
     faults += misfits(tensors, shapes, lambda name: name.startswith(ignored))
-    raise_misfits(source.path, faults)
+    raise_misfits(source.path, faults, advice=MISFIT_ADVICE)
     return {PREFIX + name.removeprefix(prefix): name for name in shapes}
 
 

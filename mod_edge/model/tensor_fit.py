@@ -30,8 +30,13 @@ def misfits(
     return faults
 
 
-def raise_misfits(folder: Path, faults: Sequence[str]) -> None:
+def raise_misfits(folder: Path, faults: Sequence[str], *, advice: str) -> None:
     """Raise an error that names all `faults` of the tensors in `folder`, if there are any.
+
+    Args:
+        folder: of the tensors.
+        faults: what is wrong, a clause each.
+        advice: what the user can do about them.
 
     Raises:
         CheckpointError: there are.
@@ -39,6 +44,5 @@ def raise_misfits(folder: Path, faults: Sequence[str]) -> None:
     if faults:
         raise CheckpointError(
             f"{folder}: tensors do not fit config.json: "
-            f"{joined_faults(sorted(faults), NUM_FAULTS_SHOWN)}; download the folder again, or "
-            "correct config.json if it is of another model"
+            f"{joined_faults(sorted(faults), NUM_FAULTS_SHOWN)}; {advice}"
         )
