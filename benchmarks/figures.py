@@ -280,9 +280,9 @@ def mistakes(evaluation: Measured) -> str:
         return sum(_words(entry["due"], words) != _words(entry["said"], words) for entry in wrong)
 
     return (
-        f"Of the {len(wrong)} wrong captions at the right moment, {num_other(SHAPES)} named a "
-        f"wrong shape, {num_other(COLOURS)} a wrong colour and {num_other(DIRECTIONS)} a wrong "
-        "direction.\n"
+        f"Of the {len(wrong)} wrong captions at the right moment, {num_other(SHAPES)} differ from "
+        f"the right one in shapes, {num_other(COLOURS)} in colours and {num_other(DIRECTIONS)} in "
+        "directions;\nsome differ in several.\n"
     )
 
 
@@ -298,9 +298,9 @@ def combinations(evaluation: Measured) -> str:
     num_right = sum(entry["is_right"] for entry in due)
     return (
         f"On {evaluation['num_clips']} clips of the split `combinations`, F1 is {free['f1']:.3f} "
-        f"and moment F1 {free['moment_f1']:.3f}. Right were {sum(new)} of the {len(new)} captions "
-        f"that name such a combination, and {num_right - sum(new)} of the {len(due) - len(new)} "
-        "others.\n"
+        f"and moment F1 {free['moment_f1']:.3f}. Captions that name such a combination: "
+        f"{sum(new)} of {len(new)} right; others: {num_right - sum(new)} of "
+        f"{len(due) - len(new)}.\n"
     )
 
 

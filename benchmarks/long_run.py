@@ -1,7 +1,7 @@
 """`python -m benchmarks.long_run`: F1 by the minute under several policies of the window.
 
 `make long-run` runs it. The bundled model narrates synthetic scenes of an hour under every policy,
-with a window of its training context; the table goes between the markers in docs/streaming.md.
+with a window of 20 s; the table goes between the markers in docs/streaming.md.
 Accounts are cached in build/long-run/, in a folder named by the checkpoint's fingerprint: an
 interrupted run continues, and deleting the folder measures everything again (40 minutes on one core
 without other work).
@@ -42,7 +42,7 @@ WORK = ROOT / "build" / "long-run"
 PAGE = ROOT / "docs" / "streaming.md"
 SEEDS = (7, 8, 9)  # of the scenes
 # Minutes whose captions a column counts: 1, 10 and 60 with their neighbours, because a minute has
-# about 14 captions.
+# about 13 captions.
 HOUR = (0, round(DURATION_S / 60))
 COLUMNS = {"minute 1": (0, 2), "minute 10": (8, 12), "minute 60": (50, 60), "the hour": HOUR}
 

@@ -1,7 +1,7 @@
 """A scene of an hour, narrated under every policy of the window.
 
-The runtime's own policies run on the runtime; those of `window_policies` run on the PyTorch
-reference, whose decisions are the same. Frames are encoded once for all of them.
+Policies that need only sessions of the runtime run on it; those of `window_policies` run on the
+PyTorch reference, whose decisions are the same. Frames are encoded once for all of them.
 """
 
 import functools
@@ -39,8 +39,8 @@ from mod_edge.runtime.loaded_model import (
 from mod_edge.runtime.queries import Query
 from mod_edge.runtime.session import Session
 
-# 25 minutes of frames of 11 tokens. Far from its training context a model may speak at every frame,
-# 100 tokens at a time: filling the rows of an hour would then take hours.
+# 25 minutes of silent frames, of 11 tokens each. Far beyond its training context a model may speak
+# at every frame, up to 100 tokens each time: an hour would then take hours.
 UNTRIMMED = KvPlan(Rows(2**15, 2**15), size_bytes=0, num_seconds=0.0, num_seconds_full=0.0)
 
 
@@ -139,7 +139,7 @@ def narrate_rolling(narrator: Narrator, scene: LongScene) -> Account:
 
 
 def narrate_untrimmed(narrator: Narrator, scene: LongScene) -> Account:
-    """In a window far larger than the training context; silent from when that is full."""
+    """In a window far larger than the training context; says nothing more once it is full."""
     queries = _queries(scene)
     with narrator.load(UNTRIMMED.capacity) as model:
         state = EncodedStream(model.open_stream(), scene)

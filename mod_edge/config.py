@@ -337,7 +337,7 @@ class StreamConfig:
         frame_token_interval_id: its id; None without an interval.
         stream_end: closes the frames; predicting it means "speak". One token.
         frame_token_interval_threshold: the model speaks when P(silent) is below it, 0..1; with 0,
-            when silence is not the likeliest token.
+            when the token for speaking is the likeliest.
         frame_fps: frames per second of video that the model sees.
         chat_template: the strings around prompts and replies.
         stop_token_ids: further tokens that end a reply; `eos_token_id` is fed in their place.

@@ -26,14 +26,14 @@ class Tolerance:
 
 
 # Layers and heads for the CPU in int8 and int4: the presets tiny and 135m, another geometry, the
-# shipped model and SmolLM2 with its outliers give 1.4e-2 and 2.7e-5, the wider layers of 1b, whose
-# rows have more values, 4e-4 on average. Of real faults, one activation scale per tensor gives
-# 0.036 and 4e-3, all others 0.4 and 0.03 or more.
+# former shipped model and SmolLM2 with its outliers give 1.4e-2 and 2.7e-5, the wider layers of 1b,
+# whose rows have more values, 4e-4 on average. Of real faults, one activation scale per tensor
+# gives 0.036 and 4e-3, all others 0.4 and 0.03 or more.
 ALLOWED_WITH_ROUNDED_ACTIVATIONS = Tolerance(5e-2, 1e-3)
 # A vision tower is one graph of many layers: a value on the other side brings more after it, up to
-# 0.6 of what quantizing costs. Measured 0.011 and 6e-4 on the shipped model, 0.029 and 5.1e-3 on
-# SigLIP-B/16-224. One activation scale a tensor gives 0.063 and 0.01 there, which only the layers'
-# bounds tell apart from rounding; a zero point of 0 gives 1.3 and 0.2.
+# 0.6 of what quantizing costs. Measured 0.011 and 6e-4 on the former shipped model, 0.029 and
+# 5.1e-3 on SigLIP-B/16-224. One activation scale a tensor gives 0.063 and 0.01 there, which only
+# the layers' bounds tell apart from rounding; a zero point of 0 gives 1.3 and 0.2.
 ALLOWED_OF_VISION_WITH_ROUNDED_ACTIVATIONS = Tolerance(0.1, 2e-2)
 
 

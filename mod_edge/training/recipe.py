@@ -9,8 +9,8 @@
     [train]
     trainable = ["connector", "model", "lm_head"]    # substrings of parameter names
     steps = 20000
-    batch_clips = 16
-    max_frames = 40
+    batch_clips = 10
+    max_frames = 60
     learning_rate = 1e-3
 
 `TrainConfig` lists the other fields of [train] and their defaults. The vision tower is never

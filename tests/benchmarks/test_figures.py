@@ -69,8 +69,8 @@ def test_mistakes_are_counted_only_at_right_moments():
     ]
     text = figures.mistakes({"tolerance_s": 1.0, "transcripts": [{"entries": entries}]})
     assert text == (
-        "Of the 2 wrong captions at the right moment, 1 named a wrong shape, 1 a wrong colour and "
-        "1 a wrong direction.\n"
+        "Of the 2 wrong captions at the right moment, 1 differ from the right one in shapes, 1 in "
+        "colours and 1 in directions;\nsome differ in several.\n"
     )
 
 
@@ -86,6 +86,6 @@ def test_captions_of_new_combinations_are_counted_apart():
     row = {"free_running": {"f1": 0.5, "moment_f1": 0.75}}
     measured = {"num_clips": 1, "rows": [row], "transcripts": [{"entries": entries}]}
     assert figures.combinations(measured) == (
-        "On 1 clips of the split `combinations`, F1 is 0.500 and moment F1 0.750. Right were 1 of "
-        "the 3 captions that name such a combination, and 1 of the 1 others.\n"
+        "On 1 clips of the split `combinations`, F1 is 0.500 and moment F1 0.750. Captions "
+        "that name such a combination: 1 of 3 right; others: 1 of 1.\n"
     )

@@ -1,4 +1,4 @@
-"""Every policy narrates a scene to its end, and asks its questions at their times."""
+"""Every policy narrates a scene and asks its questions; one that never trims ends when full."""
 
 from dataclasses import replace
 
