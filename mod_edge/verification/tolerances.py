@@ -69,9 +69,9 @@ STREAM_TOLERANCES = {
 # Where activations are rounded, a value on the other side of two codes changes what follows, and by
 # how much depends on the model: no fixed limits hold for all. What quantizing costs the same stream
 # is amplified as much. Largest and mean error of sound streams in multiples of this cost: three
-# seeds of the tiny preset up to 0.38 and 0.23, the shipped model 0.42 and 0.57, its predecessor 0.34
-# and 0.37, SmolLM2 0.70 and 1.01. A sink that is not rebased, or by MoD rows, gives at least 2.1 and
-# 2.0 on tiny, 4.6 and 2.6 on the predecessor.
+# seeds of the tiny preset up to 0.38 and 0.23, the shipped model 0.42 and 0.57 (its predecessor
+# 0.34 and 0.37), SmolLM2 0.70 and 1.01. A sink that is not rebased, or by MoD rows, gives at least
+# 2.1 and 2.0 on tiny, 4.6 and 2.6 on the predecessor.
 ALLOWED_TIMES_COST = 1.5
 # A stream whose logits quantizing moves by more than this on average judges nothing: in the 30
 # random layers of the 135m preset sound graphs are off by 1.9 and 0.56, router logits by 1.2. Of
