@@ -114,6 +114,15 @@ def shipped_fingerprint() -> str:
     return Checkpoint(FOLDER).fingerprint()
 
 
+def shipped_bundle(folder: Path) -> Path:
+    """`folder`/bundle, the bundled checkpoint of `folder`/checkpoint, exported once."""
+    bundle = folder / "bundle"
+    if not bundle.is_dir():
+        run_mod_edge("init", "narrator", folder / "checkpoint", "--force")
+        run_mod_edge("export", folder / "checkpoint", "-o", bundle)
+    return bundle
+
+
 def rewrite_page(page: Path, blocks: dict[str, Callable[[], str]], fingerprint: str) -> None:
     """Replace the text between the markers; all other text stays."""
 
@@ -135,11 +144,8 @@ class Lab:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.scenes = folder / "scenes"
-        self.bundle = folder / "bundle"
         folder.mkdir(parents=True, exist_ok=True)
-        if not self.bundle.is_dir():
-            run_mod_edge("init", "narrator", folder / "checkpoint", "--force")
-            run_mod_edge("export", folder / "checkpoint", "-o", self.bundle)
+        self.bundle = shipped_bundle(folder)
         if not self.scenes.is_dir():
             counts = ("--train", 600, "--validation", 0, "--test", 40, "--combinations", 30)
             run_mod_edge("scenes", self.scenes, *counts, "--photographs", CLIP)

@@ -21,7 +21,7 @@ from benchmarks.window_policies import (
 )
 from mod_edge.config import ModelConfig
 from mod_edge.data.dialogue import Dialogue
-from mod_edge.evaluation.free_running import Account, Said, account_of, queries_of
+from mod_edge.evaluation.free_running import Account, Said, account_of, queries_at_times
 from mod_edge.model.video_llm import VideoLLM
 from mod_edge.plan.kv_budget import KvPlan, rows_of
 from mod_edge.plan.kv_window import Rows
@@ -140,7 +140,7 @@ def narrate_rolling(narrator: Narrator, scene: LongScene) -> Account:
 
 def narrate_untrimmed(narrator: Narrator, scene: LongScene) -> Account:
     """In a window far larger than the training context; says nothing more once it is full."""
-    queries = _queries(scene)
+    queries = queries_at_times(scene.dialogue, scene.fps)
     with narrator.load(UNTRIMMED.capacity) as model:
         state = EncodedStream(model.open_stream(), scene)
         with narrator.session(state, UNTRIMMED) as session:
@@ -170,7 +170,7 @@ def narrate_restarted(narrator: Narrator, scene: LongScene) -> Account:
 
     The description with which each new session begins is neither a caption nor an answer.
     """
-    queries = _queries(scene)
+    queries = queries_at_times(scene.dialogue, scene.fps)
     captions, answers = list[Said](), list[str]()
     next_frame = num_rolls = 0
     with narrator.load(narrator.plan.capacity) as model:
@@ -189,12 +189,6 @@ def narrate_restarted(narrator: Narrator, scene: LongScene) -> Account:
             num_rolls += next_frame > 0
             next_frame += num_frames
     return Account(tuple(captions), tuple(answers), num_rolls)
-
-
-def _queries(scene: LongScene) -> list[Query]:
-    return [
-        Query(turn.query or "", turn.last_frame / scene.fps) for turn in queries_of(scene.dialogue)
-    ]
 
 
 def _replies_until_full(

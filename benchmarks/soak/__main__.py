@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.figures import CLIP, ROOT, run_mod_edge, shipped_fingerprint
+from benchmarks.figures import CLIP, ROOT, run_mod_edge, shipped_bundle, shipped_fingerprint
 from benchmarks.soak.camera import CameraProcess, serve_video
 from benchmarks.soak.judge import FRAMES_PER_HOUR, faults_of, figures_of
 from benchmarks.soak.report import figures_table, write_page
@@ -110,10 +110,7 @@ def soak(
 def shipped_bundle_and_scene() -> tuple[Path, Path]:
     """The bundled model, exported, and ten minutes of a scene; made once per checkpoint."""
     made = WORK / shipped_fingerprint()[:12]
-    bundle, scenes = made / "bundle", made / "scenes"
-    if not bundle.is_dir():
-        run_mod_edge("init", "narrator", made / "checkpoint", "--force")
-        run_mod_edge("export", made / "checkpoint", "-o", bundle)
+    bundle, scenes = shipped_bundle(made), made / "scenes"
     if not scenes.is_dir():
         counts = ("--train", 0, "--validation", 0, "--test", 1, "--combinations", 0)
         look = ("--duration", 600, "--photographs", CLIP)

@@ -116,9 +116,7 @@ def run_free(
 
 def account_of(session: Session, source: Source, dialogue: Dialogue) -> Account:
     """What a new session says over the source, asked the dialogue's queries."""
-    fps = session.config.stream_config.frame_fps
-    asked = queries_of(dialogue)
-    queries = [Query(turn.query or "", turn.last_frame / fps) for turn in asked]
+    queries = queries_at_times(dialogue, session.config.stream_config.frame_fps)
     events = session.stream(source, queries)
     replies = [event for event in events if isinstance(event, ReplyEvent)]
     return Account(
@@ -146,6 +144,11 @@ def captions_of(dialogue: Dialogue) -> list[Turn]:
 def queries_of(dialogue: Dialogue) -> list[Turn]:
     """The turns with a query."""
     return [turn for turn in dialogue.turns if turn.query is not None]
+
+
+def queries_at_times(dialogue: Dialogue, fps: float) -> list[Query]:
+    """The dialogue's queries, each due at its turn's last frame."""
+    return [Query(turn.query or "", turn.last_frame / fps) for turn in queries_of(dialogue)]
 
 
 @dataclass(frozen=True)
