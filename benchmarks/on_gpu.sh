@@ -75,7 +75,7 @@ export_cuda() { # CHECKPOINT BUNDLE PRECISION WEIGHTS
         --weights "$4" --window "$window"
 }
 
-random_checkpoint() { # FOLDER PRESET LAYERS (0: all) FULL (1: without MoD layers)
+random_checkpoint() { # FOLDER PRESET LAYERS (0: all)
     mkdir "$1"
     "$python" - "$@" <<'PY'
 import sys
@@ -84,33 +84,26 @@ from pathlib import Path
 
 from mod_edge.model.presets import preset_config, write_random_checkpoint
 
-folder, preset, layers, is_full = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+folder, preset, layers = sys.argv[1], sys.argv[2], int(sys.argv[3])
 config = preset_config(preset)
 text = config.text_config
-config = replace(
-    config,
-    text_config=replace(text, num_hidden_layers=layers or text.num_hidden_layers),
-    mod_config=None if is_full else config.mod_config,
-)
+if layers:
+    config = replace(config, text_config=replace(text, num_hidden_layers=layers))
 write_random_checkpoint(config, Path(folder), seed=0)
 PY
 }
 
-# measure NAME PRESET LAYERS: bench in fp16, with full computation in fp16, and with int4 weights.
+# measure NAME PRESET LAYERS: bench in fp16 and with int4 weights, each beside full computation.
 # The exports run side by side, the benches one after the other.
 measure() {
     local form base=$work/measured-$1
-    stage "$1-init" random_checkpoint "$base" "$2" "$3" 0
-    stage "$1-full-init" random_checkpoint "$base-full" "$2" "$3" 1
+    stage "$1-init" random_checkpoint "$base" "$2" "$3"
     stage "$1-fp16-export" export_cuda "$base" "$base-fp16" fp16 as-dtype &
-    stage "$1-full-fp16-export" export_cuda "$base-full" "$base-full-fp16" fp16 as-dtype &
     stage "$1-int4-export" export_cuda "$base" "$base-int4" fp16 int4 &
     wait
-    for form in fp16 full-fp16 int4; do
+    for form in fp16 int4; do
         stage "$1-$form-bench" document "$1-$form-bench" bench "$base-$form" \
             --device $device --seconds "$seconds"
-    done
-    for form in fp16 int4; do
         stage "$1-$form-graphs" "$python" -m benchmarks.saved_graphs "$base-$form" \
             "$base-$form-graphs"
     done
@@ -156,7 +149,7 @@ if wants rtx; then
 fi
 if wants torch; then
     checkpoint=$work/measured-$preset
-    [[ -d $checkpoint ]] || stage "$preset-init" random_checkpoint "$checkpoint" "$preset" 0 0
+    [[ -d $checkpoint ]] || stage "$preset-init" random_checkpoint "$checkpoint" "$preset" 0
     stage "$preset-torch" "$python" -m benchmarks.torch_step "$checkpoint" --dtype $dtype --past $past
 fi
 if wants 8b && ((layers_8b)); then

@@ -16,7 +16,9 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from mod_edge.errors import CacheError
+from mod_edge.config import ModelConfig
+from mod_edge.errors import BackendError, CacheError
+from mod_edge.native.cuda_driver import CudaDriver
 from mod_edge.plan.kv_window import Eviction, Rows
 from mod_edge.plan.layout import StepLayout
 
@@ -202,15 +204,15 @@ class LoadedModel(_Closing, ABC):
     name: str
     """Backend and device, for people."""
 
-    is_on_cpu = False
-    """Whether ONNX Runtime runs the graphs on the CPU, in this process's memory."""
+    driver: CudaDriver | None = None
+    """The GPU that it runs on; None on the CPU."""
 
     num_steps = 0
     """Steps of all streams; the scratch memory has the results of the last one."""
 
     @property
     def graph_seconds(self) -> float | None:
-        """Seconds that graphs have run so far, for all streams; None if they are not counted."""
+        """Seconds so far in graphs, or waiting for a GPU that runs them; None if not counted."""
         return None
 
     @abstractmethod
@@ -229,6 +231,23 @@ class LoadedModel(_Closing, ABC):
         Waits until they are computed. They lie in the model's scratch memory until the next
         `encode` of the model or of one of its streams.
         """
+
+    def with_layers(
+        self, config: ModelConfig, order: Sequence[int], capacity: Rows
+    ) -> "LoadedModel":
+        """A model of other layers on the same graphs and scratch memory.
+
+        Both are closed by closing this one, and one computes at a time.
+
+        Args:
+            config: of that model.
+            order: for every layer of it, the layer of this one that computes it.
+            capacity: rows of its streams' caches.
+
+        Raises:
+            BackendError: this backend has no graph for each layer.
+        """
+        raise BackendError(f"{self.name} runs its layers in their own order only")
 
     def __enter__(self) -> "LoadedModel":
         return self

@@ -8,9 +8,8 @@ from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING
 
-from mod_edge.bench.ceilings import Ceilings, measure_ceilings
+from mod_edge.bench.ceilings import Ceilings, measure_ceilings, measure_gpu_ceilings
 from mod_edge.bench.device_facts import look_at_device
 from mod_edge.bench.full_computation import full_computation_model
 from mod_edge.bench.memory import memory_now
@@ -22,7 +21,8 @@ from mod_edge.bench.steps import ROLL, WHOLE_FRAME, BenchStream, Case, frames_of
 from mod_edge.bench.timing import Timer, take_turns
 from mod_edge.bundle.bundle import Bundle, open_bundle
 from mod_edge.config import ModelConfig
-from mod_edge.errors import ConfigError
+from mod_edge.errors import CacheError, ConfigError
+from mod_edge.native.device_calls import DeviceCalls
 from mod_edge.native.onnx_session import num_threads
 from mod_edge.plan.costs import full_computation, step_cost
 from mod_edge.plan.kv_budget import KvPlan, cache_bytes, rows_of_frames
@@ -31,9 +31,6 @@ from mod_edge.profiles import Profile
 from mod_edge.progress import OnStep, not_shown
 from mod_edge.runtime.backends import BackendChoice, load_model
 from mod_edge.runtime.loaded_model import LoadedModel, StreamLimits, StreamState
-
-if TYPE_CHECKING:
-    from mod_edge.runtime.cpu.onnx_model import OnnxModel
 
 FRAME_COUNTS = (1, 2, 5, 10)  # of a step
 RUNS_TO_CAPTURE = 3  # one without a CUDA graph, one that captures it, one that launches it
@@ -104,19 +101,14 @@ def bench_bundle(folder: Path, options: BenchOptions, on_step: OnStep = not_show
         run = BenchRun(bundle, profile, plan.capacity, model, counts, state)
         run.warm_up()
         memory = memory_now()
-        if not model.is_on_cpu:
-            left_out.append(LeftOut("device memory", "only this process's host memory is counted"))
-        full = full_computation_model(model)
-        if isinstance(full, str):
-            left_out.append(LeftOut("full computation", full))
-        else:
-            run.add_full_computation(full, release.enter_context(full.open_stream()))
+        device_memory_bytes = None if model.driver is None else model.driver.used_bytes
+        if reason_not_full := run.add_full_computation(release):
+            left_out.append(LeftOut("full computation", reason_not_full))
         device = look_at_device(num_threads())
         ceilings = _ceilings(model, device.cache_bytes)
         run.time_all(options.seconds, on_step)
-        if ceilings is not None:
-            # Once more: what disturbed the one may not disturb the other.
-            ceilings = ceilings.best(measure_ceilings(num_threads(), device.cache_bytes))
+        # Once more: what disturbed the one may not disturb the other.
+        ceilings = ceilings.best(_ceilings(model, device.cache_bytes))
         rows = run.rows(ceilings)
         config = bundle.config
         report = BenchReport(
@@ -136,6 +128,7 @@ def bench_bundle(folder: Path, options: BenchOptions, on_step: OnStep = not_show
             load_s=load_s,
             memory_before=memory_before,
             memory=memory,
+            device_memory_bytes=device_memory_bytes,
             rows=tuple(rows),
             rolling=run.rolling(rows),
             streams=(),
@@ -158,21 +151,27 @@ def _with_streams(
 ) -> BenchReport:
     """The report with several streams of one model, or with the reason why there are none."""
     counts = [count for count in NUM_STREAMS if count <= profile.frames_per_step.max]
-    if len(counts) == 1:
-        reason = f"profile {profile.name} encodes {frames_of(1)} at once"
+
+    def without(reason: str) -> BenchReport:
         return replace(report, left_out=(*report.left_out, LeftOut("several streams", reason)))
+
+    if len(counts) == 1:
+        return without(f"profile {profile.name} encodes {frames_of(1)} at once")
     on_step("several streams", options.seconds, options.seconds)
     frame_ms = next(row.timing.p50_ms for row in report.rows if row.name == WHOLE_FRAME)
     num_rounds = round(STREAMS_SHARE * 1000 * options.seconds / (sum(counts) * frame_ms))
-    streams = measure_streams(
-        bundle,
-        choice,
-        profile,
-        plan,
-        num_past=num_past,
-        num_rounds=min(max(num_rounds, LEAST_ROUNDS), MOST_ROUNDS),
-        counts=counts,
-    )
+    try:
+        streams = measure_streams(
+            bundle,
+            choice,
+            profile,
+            plan,
+            num_past=num_past,
+            num_rounds=min(max(num_rounds, LEAST_ROUNDS), MOST_ROUNDS),
+            counts=counts,
+        )
+    except CacheError as exc:  # each has a cache of its own
+        return without(str(exc))
     return replace(report, streams=tuple(streams))
 
 
@@ -258,6 +257,7 @@ class BenchRun:
         self._sections[-1].append(self._stream.roll_case())
         self._full: dict[tuple[str, int | None], Case] = {}
         self._counted: dict[tuple[str, int | None], float] = {}
+        self._device_calls: dict[tuple[str, int | None], DeviceCalls] = {}
         self._timed: list[tuple[Case, Timer, Timer | None]] = []
 
     @property
@@ -266,28 +266,44 @@ class BenchRun:
         return self._fills[0].dense
 
     def warm_up(self) -> None:
-        """Run every case once; on a device until CUDA graphs of all steps are captured."""
-        num_runs = 1 if self._model.is_on_cpu else RUNS_TO_CAPTURE
+        """Run every case once; on a GPU until CUDA graphs of all steps are captured."""
         for section in self._sections:
             for case in section:
-                for _ in range(num_runs):
+                self._warm_up(case)
+                if (driver := self._model.driver) is not None:
+                    before = replace(driver.calls)
                     case.action()
+                    self._device_calls[case.name, case.num_past] = driver.calls.since(before)
 
-    def add_full_computation(self, model: "OnnxModel", state: StreamState) -> None:
-        """Also time full computation: `model` from `full_computation_model`, with a stream."""
+    def add_full_computation(self, release: ExitStack) -> str | None:
+        """Also time full computation; why not, if it cannot be.
+
+        Args:
+            release: closes its stream.
+        """
         layers, mod_layers = layer_weight_bytes(self._bundle), self._bundle.config.mod_layers
+        model = full_computation_model(self._model, self._bundle.config, self._stream.capacity)
+        if isinstance(model, str):
+            return model
+        try:
+            state = release.enter_context(model.open_stream())
+        except CacheError as exc:  # it needs a cache of its own
+            return str(exc)
+        config = full_computation(self._bundle.config)
         dense = [size for index, size in enumerate(layers) if index not in mod_layers]
         num_bytes = sum(islice(cycle(dense), len(layers)))
-        stream = self._prepared(state, model.config, model.limits.capacity, num_bytes)
+        capacity = Rows(self._stream.capacity.dense, self._stream.capacity.dense)
+        stream = self._prepared(state, config, capacity, num_bytes)
         for past in self._fills:
             every = Rows(past.dense, past.dense)
             for case in self._compared(stream, every):
-                case.action()
+                self._warm_up(case)
                 self._full[case.name, past.dense] = case
             for name, added in self._stream.step_rows(self._counts).items():
                 ours = step_cost(self._bundle.config, added, past).flops
-                theirs = step_cost(model.config, Rows(added.dense, added.dense), every).flops
+                theirs = step_cost(config, Rows(added.dense, added.dense), every).flops
                 self._counted[name, past.dense] = ours / theirs
+        return None
 
     def time_all(self, seconds: float, on_step: OnStep) -> None:
         """Time all cases; the sections share the seconds evenly."""
@@ -302,8 +318,8 @@ class BenchRun:
             take_turns(timers, share, show)
             self._timed += timed
 
-    def rows(self, ceilings: Ceilings | None) -> list[Row]:
-        """The rows of all timed cases, in order; `ceilings` are this machine's, if known."""
+    def rows(self, ceilings: Ceilings) -> list[Row]:
+        """The rows of all timed cases, in order; `ceilings` are those of the processor."""
         return [self._row(*each, ceilings) for each in self._timed]
 
     def rolling(self, rows: Sequence[Row]) -> Rolling:
@@ -313,6 +329,10 @@ class BenchRun:
         roll_ms = next(row.timing.p50_ms for row in rows if row.name == ROLL)
         every = self._stream.roll_rows().dense / self._bundle.config.frame_stride
         return Rolling(every, roll_ms / every / found[WHOLE_FRAME])
+
+    def _warm_up(self, case: Case) -> None:
+        for _ in range(1 if self._model.driver is None else RUNS_TO_CAPTURE):
+            case.action()
 
     def _prepared(
         self, state: StreamState, config: ModelConfig, capacity: Rows, layer_bytes: int
@@ -340,7 +360,7 @@ class BenchRun:
             return None
         return Timer(f"{case.name}, full computation", full.action, lambda: None)
 
-    def _row(self, case: Case, timer: Timer, full: Timer | None, ceilings: Ceilings | None) -> Row:
+    def _row(self, case: Case, timer: Timer, full: Timer | None, ceilings: Ceilings) -> Row:
         beside_full = None
         if full is not None:
             rounds = zip(timer.round_medians_ms, full.round_medians_ms, strict=True)
@@ -355,14 +375,17 @@ class BenchRun:
             per_run=case.per_run,
             unit=case.unit,
             timing=timer.timing(),
-            least_ms=ceilings.least_ms(case.work) if ceilings and case.work else None,
+            least_ms=ceilings.least_ms(case.work) if case.work else None,
             beside_full=beside_full,
+            device_calls=self._device_calls.get((case.name, case.num_past)),
         )
 
 
-def _ceilings(model: LoadedModel, cache_bytes: int) -> Ceilings | None:
-    """The rates of the CPU; None if the model runs elsewhere."""
-    return measure_ceilings(num_threads(), cache_bytes) if model.is_on_cpu else None
+def _ceilings(model: LoadedModel, cache_bytes: int) -> Ceilings:
+    """The rates of the processor that the model runs on; `cache_bytes` are the CPU's."""
+    if model.driver is not None:
+        return measure_gpu_ceilings(model.driver)
+    return measure_ceilings(num_threads(), cache_bytes)
 
 
 def _window(config: ModelConfig, plan: KvPlan, dtype: str) -> Window:

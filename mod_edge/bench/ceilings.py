@@ -2,17 +2,22 @@
 
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, astuple, dataclass
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
+from mod_edge.native.cuda_driver import CudaDriver
 from mod_edge.native.matmul_rates import float_flops_per_s, int8_flops_per_s
 
 # The buffer that is read is larger than the caches by this factor, within limits.
 CACHES_READ = 4
 LEAST_BUFFER_BYTES, MOST_BUFFER_BYTES = 128 * 2**20, 1024 * 2**20
 NUM_READS = 7
+# On a GPU, copies of so many bytes at most, and of a share of what is free: it holds a bundle too.
+MOST_COPIED_BYTES, COPIED_SHARE = 256 * 2**20, 0.1
+COPIES_PER_WAIT = 20
 
 
 @dataclass(frozen=True)
@@ -40,36 +45,43 @@ class Work:
 
 @dataclass(frozen=True)
 class Ceilings:
-    """The measured rates of this machine, each the best of several tries.
+    """The measured rates of a processor, each the best of several tries.
 
     Attributes:
-        bytes_per_s: of reading memory.
-        float_flops_per_s: of products in float32.
-        int8_flops_per_s: of products of 8-bit integers.
+        bytes_per_s: of its memory: reading on a CPU, copies (read and written bytes) on a GPU.
         cache_bytes: of the largest cache: what fits in it need not be read from memory.
+        float_flops_per_s: of products in float32; None on a GPU, where it is not measured.
+        int8_flops_per_s: of products of 8-bit integers; likewise.
     """
 
     bytes_per_s: float
-    float_flops_per_s: float
-    int8_flops_per_s: float
     cache_bytes: int
+    float_flops_per_s: float | None = None
+    int8_flops_per_s: float | None = None
 
-    def least_ms(self, work: Work) -> float:
-        """Milliseconds that the work takes at these rates: moving or computing, the longer."""
-        computing_s = (
-            work.float_flops / self.float_flops_per_s + work.int8_flops / self.int8_flops_per_s
-        )
+    def least_ms(self, work: Work) -> float | None:
+        """Milliseconds that the work takes at these rates: moving or computing, the longer.
+
+        None if the one fits in the cache and the rate of the other is not known.
+        """
         is_cached = work.num_bytes <= self.cache_bytes
         moving_s = 0.0 if is_cached else work.num_bytes / self.bytes_per_s
-        return 1000 * max(computing_s, moving_s)
+        computing_s = _seconds(work.float_flops, self.float_flops_per_s)
+        computing_s += _seconds(work.int8_flops, self.int8_flops_per_s)
+        return 1000 * max(computing_s, moving_s) or None
 
     def best(self, other: "Ceilings") -> "Ceilings":
-        """The higher of each rate."""
-        return Ceilings(*map(max, astuple(self), astuple(other)))
+        """The higher of each rate; both are of one processor."""
+        return Ceilings(
+            max(self.bytes_per_s, other.bytes_per_s),
+            self.cache_bytes,
+            _higher(self.float_flops_per_s, other.float_flops_per_s),
+            _higher(self.int8_flops_per_s, other.int8_flops_per_s),
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The fields."""
-        return {name: round(value) for name, value in asdict(self).items()}
+        return {name: value and round(value) for name, value in asdict(self).items()}
 
 
 def measure_ceilings(num_threads: int, cache_bytes: int) -> Ceilings:
@@ -80,10 +92,42 @@ def measure_ceilings(num_threads: int, cache_bytes: int) -> Ceilings:
     """
     return Ceilings(
         read_bytes_per_s(num_threads, _buffer_bytes(cache_bytes)),
+        cache_bytes,
         float_flops_per_s(),
         int8_flops_per_s(),
-        cache_bytes,
     )
+
+
+def measure_gpu_ceilings(driver: CudaDriver) -> Ceilings:
+    """The bandwidth of this GPU's memory.
+
+    Raises:
+        CacheError: not enough memory is free for a copy.
+    """
+    return Ceilings(copied_bytes_per_s(driver), driver.cache_bytes)
+
+
+def copied_bytes_per_s(driver: CudaDriver) -> float:
+    """Bytes per second that copies within a GPU's memory read and write.
+
+    Raises:
+        CacheError: not enough memory is free.
+    """
+    size_bytes = min(MOST_COPIED_BYTES, int(COPIED_SHARE * driver.free_bytes))
+    best_s = float("inf")
+    with ExitStack() as release:
+        source = driver.malloc(size_bytes, "measuring copies")
+        release.callback(driver.free, source)
+        target = driver.malloc(size_bytes, "measuring copies")
+        release.callback(driver.free, target)
+        for _ in range(NUM_READS):
+            driver.synchronize()
+            started = time.perf_counter()
+            for _ in range(COPIES_PER_WAIT):
+                driver.copy(target, source, size_bytes)
+            driver.synchronize()
+            best_s = min(best_s, time.perf_counter() - started)
+    return 2 * COPIES_PER_WAIT * size_bytes / best_s
 
 
 def read_bytes_per_s(num_threads: int, buffer_bytes: int) -> float:
@@ -97,6 +141,14 @@ def read_bytes_per_s(num_threads: int, buffer_bytes: int) -> float:
             list(threads.map(np.sum, parts))  # numpy lets other threads run meanwhile
             best_s = min(best_s, time.perf_counter() - started)
     return buffer.nbytes / best_s
+
+
+def _seconds(flops: float, flops_per_s: float | None) -> float:
+    return flops / flops_per_s if flops_per_s else 0.0
+
+
+def _higher(one: float | None, other: float | None) -> float | None:
+    return None if one is None or other is None else max(one, other)
 
 
 def _buffer_bytes(cache_bytes: int) -> int:

@@ -9,6 +9,7 @@ from mod_edge.bench.memory import Memory
 from mod_edge.bench.other_load import OtherLoad
 from mod_edge.bench.several_streams import StreamsRow
 from mod_edge.bench.timing import Timing
+from mod_edge.native.device_calls import DeviceCalls
 
 FORMAT_VERSION = 1
 
@@ -46,6 +47,7 @@ class Row:
         least_ms: what moving its bytes and computing its products take at the measured ceilings;
             None if there is no such bound.
         beside_full: full computation; None if it is not measured.
+        device_calls: of one run, on a GPU; None on a CPU.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Row:
     timing: Timing
     least_ms: float | None
     beside_full: BesideFull | None
+    device_calls: DeviceCalls | None
 
     @property
     def per_s(self) -> float | None:
@@ -78,6 +81,7 @@ class Row:
             "least_ms": _rounded(self.least_ms),
             "reached": _rounded(self.reached),
             "beside_full": self.beside_full and self.beside_full.to_json(),
+            "device_calls": self.device_calls and asdict(self.device_calls),
         }
 
 
@@ -137,11 +141,12 @@ class BenchReport:
         window: that was measured.
         device: and its state.
         other_load: while all was measured.
-        ceilings: None if the backend does not run on the CPU.
+        ceilings: of the CPU, or of the GPU if the backend runs there.
         weight_bytes: of all graphs' weight files.
         load_s: from the bundle's manifest to a stream that can step.
         memory_before: of the Python process before that.
         memory: with a full window, after one run of every row, without full computation.
+        device_memory_bytes: of a GPU, taken since it was opened, at the same time; None on a CPU.
         rows: in order.
         rolling: of the full window.
         streams: 1, 2 and 4 that take turns on one model; empty if the profile has no room.
@@ -160,11 +165,12 @@ class BenchReport:
     window: Window
     device: DeviceFacts
     other_load: OtherLoad
-    ceilings: Ceilings | None
+    ceilings: Ceilings
     weight_bytes: int
     load_s: float
     memory_before: Memory
     memory: Memory
+    device_memory_bytes: int | None
     rows: tuple[Row, ...]
     rolling: Rolling
     streams: tuple[StreamsRow, ...]
@@ -186,11 +192,12 @@ class BenchReport:
             "window": asdict(self.window),
             "device": self.device.to_json(),
             "other_load": self.other_load.to_json(),
-            "ceilings": self.ceilings and self.ceilings.to_json(),
+            "ceilings": self.ceilings.to_json(),
             "weight_bytes": self.weight_bytes,
             "load_s": round(self.load_s, 3),
             "memory_before": self.memory_before.to_json(),
             "memory": self.memory.to_json(),
+            "device_memory_bytes": self.device_memory_bytes,
             "rows": [row.to_json() for row in self.rows],
             "rolling": {name: round(value, 5) for name, value in asdict(self.rolling).items()},
             "streams": [row.to_json() for row in self.streams],

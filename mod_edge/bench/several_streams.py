@@ -43,8 +43,8 @@ class StreamsRow:
         decoder_ms: of a frame's step and its decision; median.
         frame_ms: of a frame of one stream, both together; median.
         ratio: of `frame_ms` to that of one stream, median of the rounds.
-        stream_bytes: anonymous memory that each stream after the first has taken; None for one
-            stream, and where the system does not report it.
+        stream_bytes: memory that each stream after the first has taken, on the GPU if the model is
+            there, else anonymous; None for one stream, and where the system does not report it.
         kv_bytes: of a stream's whole cache.
     """
 
@@ -112,12 +112,12 @@ def measure_streams(
         model = opened.enter_context(load_model(bundle, limits, choice)[0])
         model.encode(pixels)  # so that no stream's memory has that of a larger batch in it
         streams: list[_TextStream] = []
-        anonymous: list[int | None] = []
+        used: list[int | None] = []
         for _ in range(most):
             state = opened.enter_context(model.open_stream())
             streams.append(_TextStream(state, bundle.config, profile, plan, num_past))
             _round(model, streams[-1:], pixels)
-            anonymous.append(memory_now().anonymous if model.is_on_cpu else None)
+            used.append(_used_bytes(model))
         rounds = [
             [_round(model, streams[:count], pixels) for count in counts]
             for _ in range(WARM_UP_ROUNDS + num_rounds)
@@ -130,7 +130,7 @@ def measure_streams(
             decoder_ms=median(each[place].decoder_ms for each in rounds),
             frame_ms=median(each[place].frame_ms for each in rounds),
             ratio=median(each[place].frame_ms / each[0].frame_ms for each in rounds),
-            stream_bytes=_grown(anonymous, count),
+            stream_bytes=_grown(used, count),
             kv_bytes=plan.size_bytes,
         )
         for place, count in enumerate(counts)
@@ -187,9 +187,14 @@ def _round(model: LoadedModel, streams: Sequence[_TextStream], pixels: UInt8Arra
     return _RoundTimes(1000 * (encoded - started) / count, 1000 * (ended - encoded) / count)
 
 
-def _grown(anonymous: Sequence[int | None], count: int) -> int | None:
+def _used_bytes(model: LoadedModel) -> int | None:
+    """The memory in use where the model's caches are."""
+    return memory_now().anonymous if model.driver is None else model.driver.used_bytes
+
+
+def _grown(used: Sequence[int | None], count: int) -> int | None:
     """Bytes that each stream after the first took, up to that number of streams."""
-    first, last = anonymous[0], anonymous[count - 1]
+    first, last = used[0], used[count - 1]
     if count == 1 or first is None or last is None:
         return None
     return (last - first) // (count - 1)

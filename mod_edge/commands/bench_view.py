@@ -1,6 +1,8 @@
 """`mod-edge bench` on the screen."""
 
-from mod_edge.bench.memory import Memory
+from dataclasses import astuple
+
+from mod_edge.bench.ceilings import Ceilings
 from mod_edge.bench.other_load import OtherLoad
 from mod_edge.bench.report import BenchReport, Row
 from mod_edge.bench.several_streams import StreamsRow
@@ -15,6 +17,10 @@ from mod_edge.commands.console import (
 
 COLUMNS = ("", "past", "p50 ms", "p95", "p99", "rate", "outside", "least ms", "reached")
 FULL_COLUMNS = ("full ms", "ratio", "counted")
+CALL_COLUMNS = (
+    *("", "past", "uploads", "copies", "downloads", "waits", "upload waits", "CUDA graphs"),
+    "allocations",
+)
 STREAM_COLUMNS = ("streams", "past", "vision ms", "decoder ms", "frames/s", "ratio", "memory each")
 NOTHING = "-"
 # Others that kept more of a core busy than this may have made times longer.
@@ -30,6 +36,9 @@ def print_bench(report: BenchReport) -> None:
     rows = [(*_cells(row), *(_full_cells(row) if has_full else ())) for row in report.rows]
     print_table(columns, rows)
     out.print()
+    if calls := [_call_cells(row) for row in report.rows if row.device_calls]:
+        print_table(CALL_COLUMNS, calls)
+        out.print()
     if report.streams:
         print_table(STREAM_COLUMNS, [_stream_cells(row) for row in report.streams])
         out.print()
@@ -71,18 +80,10 @@ def _facts(report: BenchReport) -> list[tuple[str, str]]:
             f"{si(window.kv_bytes, 'B')}; with full computation {si(window.full_kv_bytes, 'B')} "
             f"(ratio {ratio:.3f})",
         ),
-        ("memory", _memory(report.memory, report.memory_before, report.weight_bytes)),
+        ("memory", _memory(report)),
         ("load", f"{report.load_s:.2f} s until the first step can run"),
+        ("ceilings", _ceilings(report.ceilings)),
     ]
-    if (ceilings := report.ceilings) is not None:
-        facts.append(
-            (
-                "ceilings",
-                f"memory {si(ceilings.bytes_per_s, 'B/s')}, fp32 products "
-                f"{si(ceilings.float_flops_per_s, 'FLOP/s')}, int8 "
-                f"{si(ceilings.int8_flops_per_s, 'OP/s')}; cache {si(ceilings.cache_bytes, 'B')}",
-            )
-        )
     return [*facts, ("other load", _other_load(report.other_load))]
 
 
@@ -95,14 +96,28 @@ def _state(report: BenchReport) -> list[tuple[str, str]]:
     return [("power", ", ".join(states))] if states else []
 
 
-def _memory(memory: Memory, before: Memory, weight_bytes: int) -> str:
+def _memory(report: BenchReport) -> str:
     def size(value: int | None) -> str:
         return "unknown" if value is None else si(value, "B")
 
+    memory, before = report.memory, report.memory_before
+    device = report.device_memory_bytes
     return (
         f"anonymous {size(memory.anonymous)} ({size(before.anonymous)} before loading), resident "
-        f"{size(memory.resident)}, peak {size(memory.peak)}; weights {si(weight_bytes, 'B')}"
+        f"{size(memory.resident)}, peak {size(memory.peak)}; "
+        + (f"GPU {si(device, 'B')}; " if device is not None else "")
+        + f"weights {si(report.weight_bytes, 'B')}"
     )
+
+
+def _ceilings(ceilings: Ceilings) -> str:
+    rates = (
+        ("memory", ceilings.bytes_per_s, "B/s"),
+        ("fp32 products", ceilings.float_flops_per_s, "FLOP/s"),
+        ("int8", ceilings.int8_flops_per_s, "OP/s"),
+    )
+    known = [f"{name} {si(rate, unit)}" for name, rate, unit in rates if rate is not None]
+    return f"{', '.join(known)}; cache {si(ceilings.cache_bytes, 'B')}"
 
 
 def _other_load(load: OtherLoad) -> str:
@@ -145,6 +160,12 @@ def _full_cells(row: Row) -> tuple[str, ...]:
     return (_ms(full.p50_ms), f"{full.ratio:.3f}", counted)
 
 
+def _call_cells(row: Row) -> tuple[str, ...]:
+    assert row.device_calls is not None
+    past = NOTHING if row.num_past is None else str(row.num_past)
+    return (row.name, past, *map(str, astuple(row.device_calls)))
+
+
 def _stream_cells(row: StreamsRow) -> tuple[str, ...]:
     return (
         str(row.num_streams),
@@ -159,12 +180,19 @@ def _stream_cells(row: StreamsRow) -> tuple[str, ...]:
 
 def _notes(report: BenchReport, *, has_full: bool) -> list[str]:
     rolling = report.rolling
-    notes = ["outside: share of the time outside the graphs"]
-    if report.ceilings is not None:
-        notes.append(
+    on_gpu = any(row.device_calls for row in report.rows)
+    if on_gpu:
+        notes = [
+            "outside: share of the time in which the host did not wait for the GPU",
+            "least ms: moving weights, keys and values at the ceiling; reached: its share of p50",
+            "uploads to allocations: calls of one run; the last download and wait read its result",
+        ]
+    else:
+        notes = [
+            "outside: share of the time outside the graphs",
             "least ms: moving the weights, keys and values, or computing the products, at the "
-            "ceilings; reached: its share of p50"
-        )
+            "ceilings; reached: its share of p50",
+        ]
     if has_full:
         notes.append(
             "full ms: full computation of the same size on the same graphs, dense layers in place "

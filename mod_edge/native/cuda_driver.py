@@ -6,6 +6,7 @@ integers. A CUDA error becomes a BackendError with CUDA's name of it.
 """
 
 import ctypes
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -16,6 +17,7 @@ import numpy.typing as npt
 
 from mod_edge.errors import BackendError, CacheError
 from mod_edge.native.cudart import call, load_cudart
+from mod_edge.native.device_calls import DeviceCalls
 
 UInt8Array = npt.NDArray[np.uint8]
 
@@ -52,7 +54,16 @@ class PinnedBlock:
 
 
 class CudaDriver:
-    """The first visible GPU and one stream on it; `close` frees all memory."""
+    """The first visible GPU and one stream on it; `close` frees all memory.
+
+    Attributes:
+        device_name: product name.
+        compute_capability: "89" for 8.9.
+        cache_bytes: of the L2 cache.
+        stream: its handle.
+        calls: that were made so far.
+        waited_s: seconds that the host has waited for the device so far.
+    """
 
     def __init__(self, cudart: Any = None) -> None:
         """Open the device.
@@ -74,9 +85,24 @@ class CudaDriver:
         properties = self._call("cudaGetDeviceProperties", 0)
         self.device_name: str = properties.name.split(b"\0")[0].decode()
         self.compute_capability = f"{properties.major}{properties.minor}"
+        self.cache_bytes: int = properties.l2CacheSize
+        self.calls = DeviceCalls()
+        self.waited_s = 0.0
         # non-blocking: does not wait for the default stream, which other libraries may use
         self._stream = self._call("cudaStreamCreateWithFlags", self._cudart.cudaStreamNonBlocking)
         self.stream = int(self._stream)
+        self._free_at_start = self.free_bytes
+
+    @property
+    def free_bytes(self) -> int:
+        """Device memory that nobody uses; on a Jetson it is shared with the CPU."""
+        free, _total = self._call("cudaMemGetInfo")
+        return int(free)
+
+    @property
+    def used_bytes(self) -> int:
+        """Device memory taken since the device was opened, by whatever library or program."""
+        return self._free_at_start - self.free_bytes
 
     def malloc(self, size_bytes: int, purpose: str) -> int:
         """Allocate device memory; its address is aligned to `ALIGNMENT`.
@@ -84,12 +110,13 @@ class CudaDriver:
         Raises:
             CacheError: not enough memory; the message names `purpose`.
         """
+        self.calls.allocations += 1
         try:
             address = int(self._call("cudaMalloc", max(size_bytes, ALIGNMENT)))
         except BackendError as exc:
             if "cudaErrorMemoryAllocation" not in str(exc):
                 raise
-            free, total = self._cudart.cudaMemGetInfo()[1:]
+            free, total = self._call("cudaMemGetInfo")
             raise CacheError(
                 f"{self.device_name} has no {_mib(size_bytes)} left for {purpose}: "
                 f"{_mib(free)} of {_mib(total)} are free; lower --window or --kv-budget, "
@@ -115,6 +142,7 @@ class CudaDriver:
 
     def pinned(self, size_bytes: int) -> PinnedBlock:
         """Allocate pinned host memory, for copies that the host does not wait for."""
+        self.calls.allocations += 1
         address = int(self._call("cudaHostAlloc", max(size_bytes, ALIGNMENT), 0))
         self._pinned.append(address)
         buffer = (ctypes.c_uint8 * size_bytes).from_address(address)
@@ -122,14 +150,17 @@ class CudaDriver:
 
     def upload(self, device: int, host: int, size_bytes: int) -> None:
         """Copy from pinned memory to the device; do not write to it until the copy is done."""
+        self.calls.uploads += 1
         self._copy(device, host, size_bytes, "cudaMemcpyHostToDevice")
 
     def download(self, host: int, device: int, size_bytes: int) -> None:
         """Copy from the device to pinned memory; read it after `synchronize`."""
+        self.calls.downloads += 1
         self._copy(host, device, size_bytes, "cudaMemcpyDeviceToHost")
 
     def copy(self, target: int, source: int, size_bytes: int) -> None:
         """Copy within the device; the two ranges must not overlap."""
+        self.calls.copies += 1
         self._copy(target, source, size_bytes, "cudaMemcpyDeviceToDevice")
 
     def copy_rows(
@@ -143,6 +174,7 @@ class CudaDriver:
         height: int,
     ) -> None:
         """Copy `height` runs of `width` bytes within the device, one pitch apart."""
+        self.calls.copies += 1
         kind = self._cudart.cudaMemcpyKind.cudaMemcpyDeviceToDevice
         self._call(
             "cudaMemcpy2DAsync",
@@ -151,7 +183,8 @@ class CudaDriver:
 
     def synchronize(self) -> None:
         """Wait until all work on the stream is done."""
-        self._call("cudaStreamSynchronize", self._stream)
+        self.calls.waits += 1
+        self._wait("cudaStreamSynchronize", self._stream)
 
     def make_event(self) -> Any:
         """An event; one that was never recorded counts as reached."""
@@ -165,7 +198,8 @@ class CudaDriver:
 
     def wait(self, event: Any) -> None:
         """Wait until the device has reached the event."""
-        self._call("cudaEventSynchronize", event)
+        self.calls.upload_waits += 1
+        self._wait("cudaEventSynchronize", event)
 
     def capture(self, work: Callable[[], None]) -> Any:
         """Capture the work that `work` enqueues as one graph for `launch`, without running it.
@@ -189,6 +223,7 @@ class CudaDriver:
 
     def launch(self, graph: Any) -> None:
         """Run a captured graph."""
+        self.calls.graph_launches += 1
         self._call("cudaGraphLaunch", graph, self._stream)
 
     def destroy_graph(self, graph: Any) -> None:
@@ -214,6 +249,11 @@ class CudaDriver:
             self._cudart.cudaFreeHost(address)
         self._events, self._blocks, self._pinned = [], set(), []
         self._cudart.cudaStreamDestroy(stream)
+
+    def _wait(self, name: str, what: Any) -> None:
+        started = time.perf_counter()
+        self._call(name, what)
+        self.waited_s += time.perf_counter() - started
 
     def _copy(self, target: int, source: int, size_bytes: int, kind: str) -> None:
         direction = getattr(self._cudart.cudaMemcpyKind, kind)

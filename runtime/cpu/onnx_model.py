@@ -5,10 +5,11 @@ A cache is never copied: a step of `delta` graphs binds views of it (past in, ne
 `in_place` graphs bind all of it once, as input and output at one address.
 """
 
+import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy.typing as npt
 import onnxruntime
 
 from mod_edge.bundle.bundle import Bundle
+from mod_edge.config import ModelConfig
 from mod_edge.errors import BackendError
 from mod_edge.native.freed_memory import return_freed_memory
 from mod_edge.native.int8_products import (
@@ -67,8 +69,6 @@ class GraphClock:
 
 class OnnxModel(LoadedModel):
     """A bundle's graphs of either dialect, one thread pool for all of them."""
-
-    is_on_cpu = True
 
     def __init__(self, bundle: Bundle, limits: StreamLimits) -> None:
         """Load all graphs and allocate the scratch memory of a step.
@@ -127,6 +127,18 @@ class OnnxModel(LoadedModel):
 
     def open_stream(self) -> "OnnxStream":
         return OnnxStream(self)
+
+    def with_layers(self, config: ModelConfig, order: Sequence[int], capacity: Rows) -> "OnnxModel":
+        other = copy.copy(self)
+        other.config = config
+        if self.lowering.capacity is not None:
+            other.lowering = replace(self.lowering, capacity=capacity)
+        other.limits = replace(self.limits, capacity=capacity)
+        other.layers = [self.layers[layer] for layer in order]
+        other.kept = {
+            place: self.kept[layer] for place, layer in enumerate(order) if layer in self.kept
+        }
+        return other
 
     def encode(self, frames: UInt8Array) -> FrameEmbeds:
         embeds = self._frame_embeds[: len(frames)]

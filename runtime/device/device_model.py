@@ -9,6 +9,7 @@ and CUDA graphs, because contexts and graphs contain the cache's addresses. All 
 CUDA stream, so steps of several streams run one after another.
 """
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ import numpy as np
 
 from mod_edge.bundle.bundle import Bundle
 from mod_edge.bundle.shape_ranges import ANY
+from mod_edge.config import ModelConfig
 from mod_edge.native.cuda_driver import CudaDriver, PinnedBlock, aligned
 from mod_edge.plan.kv_window import Eviction, Rows
 from mod_edge.plan.layout import StepLayout
@@ -76,8 +78,10 @@ class DeviceModel(LoadedModel):
         config, lowering = bundle.config, bundle.lowering
         text = config.text_config
         self.name = name
-        self.config, self.lowering, self.limits, self.driver = config, lowering, limits, driver
+        self.config, self.lowering, self.limits = config, lowering, limits
+        self.driver: CudaDriver = driver
         assert lowering.capacity in (None, limits.capacity), "in_place graphs carry their capacity"
+        self.layer_names = [layer_name(index) for index in range(text.num_hidden_layers)]
         self.row_bytes = text.hidden_size * ITEM_BYTES[lowering.dtype]
         self.frame_bytes = config.frame_num_tokens * self.row_bytes
         with ExitStack() as release:  # in reverse order, also if this fails half way
@@ -100,12 +104,32 @@ class DeviceModel(LoadedModel):
             self._release = release.pop_all()
 
     @property
+    def graph_seconds(self) -> float:
+        return self.driver.waited_s
+
+    @property
     def rebase(self) -> GraphContext:
         """The graph that rotates a sink's keys."""
         return self._contexts["rebase"]
 
     def open_stream(self) -> "DeviceStream":
         return DeviceStream(self)
+
+    def with_layers(
+        self, config: ModelConfig, order: Sequence[int], capacity: Rows
+    ) -> "DeviceModel":
+        other = copy.copy(self)
+        other.config = config
+        if self.lowering.capacity is not None:
+            other.lowering = replace(self.lowering, capacity=capacity)
+        other.limits = replace(self.limits, capacity=capacity)
+        other.layer_names = [self.layer_names[layer] for layer in order]
+        other._kept_places = {
+            place: self._kept_places[layer]
+            for place, layer in enumerate(order)
+            if layer in self._kept_places
+        }
+        return other
 
     def close(self) -> None:
         self._release.close()
@@ -214,9 +238,12 @@ class DeviceStream(StreamState):
             embeds_bytes = limits.frames_per_step * model.frame_bytes
             self._frame_embeds = driver.malloc(embeds_bytes, "frames")
             release.callback(driver.free, self._frame_embeds)
-            layers = [layer_name(index) for index in range(config.text_config.num_hidden_layers)]
             self._chain = StepChain(
-                driver, model.graphs, layers, self._bind, max_frames=limits.frames_per_step
+                driver,
+                model.graphs,
+                model.layer_names,
+                self._bind,
+                max_frames=limits.frames_per_step,
             )
             release.callback(self._chain.close)
             release.callback(driver.drain)

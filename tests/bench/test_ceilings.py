@@ -2,11 +2,14 @@
 
 import pytest
 
-from mod_edge.bench.ceilings import Ceilings, Work, measure_ceilings
+from mod_edge.bench.ceilings import Ceilings, Work, measure_ceilings, measure_gpu_ceilings
+from mod_edge.native.cuda_driver import CudaDriver
+from tests.native.stand_in_driver import CACHE_BYTES, StandInCudart
 
 CEILINGS = Ceilings(
-    bytes_per_s=1e9, float_flops_per_s=1e10, int8_flops_per_s=1e11, cache_bytes=1000
+    bytes_per_s=1e9, cache_bytes=1000, float_flops_per_s=1e10, int8_flops_per_s=1e11
 )
+MOVING = Ceilings(bytes_per_s=1e9, cache_bytes=1000)
 
 
 @pytest.mark.parametrize(
@@ -23,16 +26,32 @@ def test_a_bound_is_the_longer_of_moving_and_computing(work, least_ms):
     assert CEILINGS.least_ms(work) == pytest.approx(least_ms)
 
 
+def test_without_rates_of_products_a_bound_is_moving_alone():
+    assert MOVING.least_ms(Work(num_bytes=2e9, float_flops=1e15)) == pytest.approx(2000)
+    assert MOVING.least_ms(Work(num_bytes=1000, float_flops=1e15)) is None
+
+
 def test_works_add_up():
     assert Work(1, 2, 3).plus(Work(10, 20, 30)) == Work(11, 22, 33)
 
 
 def test_the_best_of_two_measurements_takes_each_rate_from_either():
-    other = Ceilings(2e9, 1e9, 1e12, 1000)
-    assert CEILINGS.best(other) == Ceilings(2e9, 1e10, 1e12, 1000)
+    other = Ceilings(2e9, 1000, 1e9, 1e12)
+    assert CEILINGS.best(other) == Ceilings(2e9, 1000, 1e10, 1e12)
+    assert MOVING.best(MOVING) == MOVING
 
 
 def test_measured_rates_are_positive(quick):
     found = measure_ceilings(num_threads=1, cache_bytes=4096)
     assert min(found.bytes_per_s, found.float_flops_per_s, found.int8_flops_per_s) > 0
     assert found.to_json()["cache_bytes"] == 4096
+
+
+def test_copies_on_a_gpu_are_measured_in_memory_that_is_freed_again():
+    cudart = StandInCudart(memory_bytes=2**20)
+    driver = CudaDriver(cudart)
+    found = measure_gpu_ceilings(driver)
+    assert found.bytes_per_s > 0
+    assert (found.float_flops_per_s, found.cache_bytes) == (None, CACHE_BYTES)
+    assert driver.used_bytes == 0
+    driver.close()

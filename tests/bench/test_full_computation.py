@@ -9,6 +9,7 @@ import pytest
 from mod_edge.bench.full_computation import full_computation_model
 from mod_edge.bundle.bundle import open_bundle
 from mod_edge.config import MoDConfig
+from mod_edge.errors import BackendError
 from mod_edge.native.onnx_session import session_options
 from mod_edge.plan.kv_window import Rows
 from mod_edge.plan.layout import frame_pieces, step_layout
@@ -56,7 +57,7 @@ def test_a_step_computes_what_dense_layers_in_every_place_compute(bundle, model)
     layout = step_layout(frame_pieces(2, 1, 1), num_tokens, num_tokens)
     shape = (2, num_tokens, config.text_config.hidden_size)
     frames = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-    full = full_computation_model(model)
+    full = full_computation_model(model, config, LIMITS.capacity)
     with full.open_stream() as stream:
         past = Rows(NUM_PAST, NUM_PAST)
         stream.step(layout, [5, 6], frames, position=NUM_PAST, past=past)
@@ -71,7 +72,7 @@ def test_a_step_computes_what_dense_layers_in_every_place_compute(bundle, model)
 
 
 def test_every_layer_has_a_row_for_every_token(model):
-    full = full_computation_model(model)
+    full = full_computation_model(model, model.config, LIMITS.capacity)
     assert full.config.mod_layers == ()
     assert full.limits.capacity == Rows(90, 90)
     assert model.limits.capacity == Rows(90, 50)
@@ -84,16 +85,19 @@ def test_every_layer_has_a_row_for_every_token(model):
     ids=["full", "all"],
 )
 def test_a_model_with_layers_of_one_kind_has_nothing_to_compare(model, mod, reason):
-    model.config = replace(model.config, mod_config=mod)
-    assert reason in full_computation_model(model)
+    config = replace(model.config, mod_config=mod)
+    assert reason in full_computation_model(model, config, LIMITS.capacity)
 
 
-def test_other_backends_have_nothing_to_compare():
+def test_a_backend_without_a_graph_for_each_layer_says_so(bundle):
     class OtherModel(LoadedModel):
+        name = "one graph"
+
         def open_stream(self):
             raise NotImplementedError
 
         def encode(self, frames):
             raise NotImplementedError
 
-    assert "on the CPU only" in full_computation_model(OtherModel())
+    with pytest.raises(BackendError, match="one graph runs its layers in their own order only"):
+        full_computation_model(OtherModel(), bundle.config, LIMITS.capacity)

@@ -16,6 +16,7 @@ import numpy as np
 
 ALIGNMENT = 256
 STREAM = 7  # the handle of the only stream
+CACHE_BYTES = 2**16
 POISON = 0xFF  # a NaN in every floating-point type, and -1 as an integer
 
 
@@ -161,7 +162,9 @@ class StandInCudart:
         return self._answer("cudaSetDevice")
 
     def cudaGetDeviceProperties(self, device):
-        properties = SimpleNamespace(name=b"Stand-in GPU\0\0", major=8, minor=9)
+        properties = SimpleNamespace(
+            name=b"Stand-in GPU\0\0", major=8, minor=9, l2CacheSize=CACHE_BYTES
+        )
         return self._answer("cudaGetDeviceProperties", lambda: properties)
 
     def cudaMemGetInfo(self):
