@@ -30,8 +30,8 @@ from tests.runtime.stand_in_model import linked_copy
 pytestmark = pytest.mark.numeric
 
 TARGET = "rtx"
-# The same graphs on the same values at other addresses: measured 0, logits up to 9.6. With MoD layers
-# left in place they differ by 3.9.
+# The same graphs on the same values at other addresses: measured 0, logits up to 9.6. With MoD
+# layers left in place they differ by 3.9.
 ATOL_LOGITS = 1e-3
 PROFILE = """
 targets = ["rtx"]
