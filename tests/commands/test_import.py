@@ -40,10 +40,10 @@ def files_of(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def refusal(parts, *more, llm="llm"):
+def refusal(parts, *more, llm="llm", vision="vision"):
     """The one line of error of an import that must fail and write nothing."""
     before = files_of(parts.parent)
-    arguments = ["--llm", parts / llm, "--vision", parts / "vision", "-o", parts.parent / "out"]
+    arguments = ["--llm", parts / llm, "--vision", parts / vision, "-o", parts.parent / "out"]
     result = invoke("import", *arguments, *more)
     assert result.exit_code == 1, result.output
     assert isinstance(result.exception, SystemExit), result.exception
@@ -227,6 +227,16 @@ def test_a_bad_folder_is_one_line_and_nothing_is_written(parts, damage):
     change, fault = DAMAGES[damage]
     change(parts / "llm")
     assert fault in refusal(parts)
+
+
+def test_a_folder_given_to_the_other_option_is_refused(parts):
+    tower, decoder = parts / "vision", parts / "llm"
+    assert f"--llm {tower} is a vision tower (model_type='siglip_vision_model'); give it to " in (
+        refusal(parts, llm="vision", vision="llm")
+    )
+    assert f"--vision {decoder} is a language model (model_type='llama'); give it to --llm" in (
+        refusal(parts, vision="llm")
+    )
 
 
 def test_a_name_that_is_no_folder_gives_the_command_that_downloads_it(parts, monkeypatch):

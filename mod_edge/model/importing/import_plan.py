@@ -33,14 +33,14 @@ from mod_edge.model.importing.connector import (
     connector_shapes,
     stand_in_connector,
 )
-from mod_edge.model.importing.decoder import (
-    decoder_shapes,
-)
+from mod_edge.model.importing.decoder import ARCHITECTURES, decoder_shapes
 from mod_edge.model.importing.parts import DecoderPart, open_decoder, open_vision
 from mod_edge.model.importing.routers import RouterFile, Routers, initial_router
 from mod_edge.model.importing.single_file import open_weight_file
+from mod_edge.model.importing.source_folder import read_foreign_config
 from mod_edge.model.importing.templates import AUTO, PLAIN, stream_config_for
 from mod_edge.model.importing.tokenizer import imported_tokenizer
+from mod_edge.model.importing.vision import MODEL_TYPES
 from mod_edge.model.weight_files import WeightFiles
 
 TORCH_DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
@@ -140,6 +140,7 @@ def plan_import(sources: ImportSources, mod: MoDConfig | None) -> ImportPlan:
         CheckpointError: a part cannot be read, or parts do not fit each other.
         ConfigError: what a part computes is not supported, or settings contradict each other.
     """
+    _refuse_exchanged(sources)
     decoder = _decoder_with_adapter(open_decoder(sources.llm), sources.adapter)
     vision = open_vision(sources.vision)
     notes = [*decoder.part.notes, *vision.notes]
@@ -164,6 +165,20 @@ def plan_import(sources: ImportSources, mod: MoDConfig | None) -> ImportPlan:
     tensors = _tensors_of(vision.source.weights, vision.names)
     tensors |= connector | decoder.tensors | routers
     return ImportPlan(config, tokenizer, tensors, tuple(notes))
+
+
+def _refuse_exchanged(sources: ImportSources) -> None:
+    """Refuse a vision tower as the decoder, or a decoder as the vision tower."""
+    decoder_types = [each.model_type for each in ARCHITECTURES.values()]
+    for option, folder, others, kind, instead in (
+        ("--llm", sources.llm, MODEL_TYPES, "vision tower", "--vision"),
+        ("--vision", sources.vision, decoder_types, "language model", "--llm"),
+    ):
+        model_type = (read_foreign_config(folder) or {}).get("model_type")
+        if model_type in others:
+            raise ConfigError(
+                f"{option} {folder} is a {kind} (model_type={model_type!r}); give it to {instead}"
+            )
 
 
 def _decoder_with_adapter(part: DecoderPart, folder: Path | None) -> _Decoder:

@@ -13,7 +13,7 @@ def open_weight_file(path: Path) -> WeightFiles:
     """The checked header of the file at `path`; each tensor is read when it is requested.
 
     Raises:
-        CheckpointError: no such file, damaged, unreadable, pickled by PyTorch, or tensors of other
+        CheckpointError: no file, damaged, unreadable, pickled by PyTorch, or tensors of other
             dtypes than `FLOAT_DTYPES`.
     """
     if path.suffix in PICKLE_SUFFIXES:
@@ -23,6 +23,9 @@ def open_weight_file(path: Path) -> WeightFiles:
             f"save_file(torch.load('{path}', weights_only=True, map_location='cpu'), "
             f"'{path.with_suffix('.safetensors')}')\""
         )
+    if not path.is_file():
+        fault = "is a folder" if path.is_dir() else "does not exist"
+        raise CheckpointError(f"{path} {fault}; check the path, or download the file again")
     weights = WeightFiles(path.parent, [path])
     others = [
         f"{name!r} is {stored}"

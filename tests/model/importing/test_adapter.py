@@ -586,7 +586,7 @@ def test_a_pickled_adapter_is_refused_with_the_conversion(adapted):
 def test_an_adapter_without_weights_is_refused(adapted):
     folder, base = adapted
     (folder / "adapter_model.safetensors").unlink()
-    assert "adapter_model.safetensors is missing" in message_of(folder, base)
+    assert "adapter_model.safetensors does not exist" in message_of(folder, base)
 
 
 def test_an_adapter_that_is_not_plain_lora_is_refused_before_its_weights_are_read(adapted):
