@@ -38,9 +38,7 @@ def test_tensors_of_other_dtypes_are_refused_by_name(tmp_path):
 
 
 def test_a_missing_file_a_folder_and_a_damaged_file_are_refused(tmp_path):
-    with pytest.raises(
-        CheckpointError, match=r"none\.safetensors does not exist; check the path"
-    ):
+    with pytest.raises(CheckpointError, match=r"none\.safetensors does not exist; check the path"):
         open_weight_file(tmp_path / "none.safetensors")
     (tmp_path / "folder").mkdir()
     with pytest.raises(CheckpointError, match="folder is a folder; check the path"):
