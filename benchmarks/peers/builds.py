@@ -18,7 +18,7 @@ from pathlib import Path
 
 from benchmarks.figures import ROOT
 from benchmarks.peers.contenders import ENVIRONMENTS
-from benchmarks.peers.worker import last_fault
+from benchmarks.peers.worker import failure
 from mod_edge.commands.console import err
 from mod_edge.config import MoDConfig, TextConfig
 from mod_edge.errors import ModEdgeError
@@ -155,7 +155,7 @@ class Builds:
                 check=False,
             )
         if done.returncode:
-            raise BuildError(f"cannot be built: {last_fault(log)} ({log})")
+            raise BuildError(f"cannot be built: {failure(done.returncode, log)}")
 
     @contextmanager
     def _staging(self, name: str) -> Iterator[Path]:

@@ -4,8 +4,9 @@ import json
 import os
 import subprocess
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
+from signal import Signals
 from typing import Any
 
 from mod_edge.bench.memory import Memory, memory_of
@@ -92,7 +93,8 @@ class Worker(AbstractContextManager["Worker"]):
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
             assert pipe is not None
-            pipe.close()
+            with suppress(BrokenPipeError):  # a request that an ended process has not read
+                pipe.close()
 
     def __exit__(self, *_exc: object) -> None:
         self.close()
@@ -101,12 +103,18 @@ class Worker(AbstractContextManager["Worker"]):
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise WorkerError(f"{last_fault(self._log)} ({self._log})")
+            raise WorkerError(failure(self._process.wait(), self._log))
         answer: dict[str, Any] = json.loads(line)
         return answer
 
 
-def last_fault(log: Path) -> str:
-    """The last line of a log that is not empty: of a traceback, the error's."""
+def failure(code: int, log: Path) -> str:
+    """Why a process with this exit code failed, for the page: no folder of this machine is named.
+
+    A signal, or the last line of its log that is not empty: of a traceback, the error's.
+    """
+    if code < 0:
+        return f"ended by {Signals(-code).name} ({log.name})"
     lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
-    return next((line.strip() for line in reversed(lines) if line.strip()), "no message")
+    fault = next((line.strip() for line in reversed(lines) if line.strip()), "no message")
+    return f"{fault} ({log.name})"

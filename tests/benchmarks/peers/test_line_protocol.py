@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.figures import ROOT
-from benchmarks.peers.worker import Worker, WorkerError, last_fault
+from benchmarks.peers.worker import Worker, WorkerError, failure
 from benchmarks.peers.workers.line_protocol import Steps, timed_steps
 
 # Notes every call, prints as libraries do, and fails at a step of 13 tokens.
@@ -85,7 +85,7 @@ def test_a_worker_fills_its_cache_once_for_each_past(worker, calls):
 
 def test_lines_that_a_library_prints_are_in_the_log(worker, tmp_path):
     worker.step_times_ms(5, 3, 1)
-    assert last_fault(tmp_path / "log.txt") == "a library's line"
+    assert failure(1, tmp_path / "log.txt") == "a library's line (log.txt)"
 
 
 def test_a_worker_that_fails_says_why(worker):
@@ -98,6 +98,12 @@ def test_a_worker_that_fails_says_why(worker):
 def test_a_worker_that_does_not_start_says_why(tmp_path):
     command = [sys.executable, "-c", "import a_package_that_is_missing"]
     with pytest.raises(WorkerError, match="No module named 'a_package_that_is_missing'"):
+        Worker(command, tmp_path / "log.txt", {}, ROOT)
+
+
+def test_a_worker_that_a_signal_ended_says_which(tmp_path):
+    command = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
+    with pytest.raises(WorkerError, match=r"^ended by SIGKILL \(log\.txt\)$"):
         Worker(command, tmp_path / "log.txt", {}, ROOT)
 
 
