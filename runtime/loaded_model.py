@@ -47,12 +47,14 @@ class StreamLimits:
         max_step_tokens: largest T of a step, frames included.
         frames_per_step: largest F of a step and of `StreamState.encode`.
         frames_of_all_streams: largest F of `LoadedModel.encode`, if that is more.
+        captured_shapes: of steps, on a GPU: the most that have a CUDA graph at one time.
     """
 
     capacity: Rows
     max_step_tokens: int
     frames_per_step: int
     frames_of_all_streams: int = 1
+    captured_shapes: int = 8  # a stream repeats few: a frame, a token, the usual prefixes
 
     @property
     def frames_per_encode(self) -> int:
@@ -237,12 +239,14 @@ class LoadedModel(_Closing, ABC):
     ) -> "LoadedModel":
         """A model of other layers on the same graphs and scratch memory.
 
-        Both are closed by closing this one, and one computes at a time.
+        Closing this model closes both. What a step of one has computed is read before a step of the
+        other: neither notices that the other has overwritten it.
 
         Args:
-            config: of that model.
-            order: for every layer of it, the layer of this one that computes it.
-            capacity: rows of its streams' caches.
+            config: of the new model.
+            order: for each layer of it, the index of this model's layer that computes it; a MoD
+                layer at most once, because it has one buffer for its selection.
+            capacity: rows of the new model's streams' caches.
 
         Raises:
             BackendError: this backend has no graph for each layer.

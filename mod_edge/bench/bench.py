@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import reduce
 from itertools import cycle, islice
 from pathlib import Path
 from statistics import median
@@ -21,7 +22,7 @@ from mod_edge.bench.steps import ROLL, WHOLE_FRAME, BenchStream, Case, frames_of
 from mod_edge.bench.timing import Timer, take_turns
 from mod_edge.bundle.bundle import Bundle, open_bundle
 from mod_edge.config import ModelConfig
-from mod_edge.errors import CacheError, ConfigError
+from mod_edge.errors import BackendError, CacheError, ConfigError
 from mod_edge.native.device_calls import DeviceCalls
 from mod_edge.native.onnx_session import num_threads
 from mod_edge.plan.costs import full_computation, step_cost
@@ -36,6 +37,8 @@ FRAME_COUNTS = (1, 2, 5, 10)  # of a step
 RUNS_TO_CAPTURE = 3  # one without a CUDA graph, one that captures it, one that launches it
 # Rounds of several streams: as many as take this share of the time, within limits.
 STREAMS_SHARE, LEAST_ROUNDS, MOST_ROUNDS = 0.15, 3, 50
+# The runtime's own allocations raise the one, those of ONNX Runtime and TensorRT the other.
+OUT_OF_MEMORY = (CacheError, BackendError)
 SMALL_FILL_TOKENS = 1000  # of the window's first fill, or a quarter of a smaller window
 
 
@@ -92,7 +95,13 @@ def bench_bundle(folder: Path, options: BenchOptions, on_step: OnStep = not_show
         kv_budget_mib=options.kv_budget_mib,
     )
     counts, left_out = frame_counts(bundle, profile, plan.capacity)
-    limits = StreamLimits(plan.capacity, profile.max_step_tokens, counts[-1])
+    limits = StreamLimits(
+        plan.capacity,
+        profile.max_step_tokens,
+        counts[-1],
+        # At two fills: frames, text, a query, and the past of a reply may grow into another shape.
+        captured_shapes=1 + 2 * (len(counts) + 3),
+    )
     model, reason = load_model(bundle, limits, choice)
     with ExitStack() as release:
         release.enter_context(model)
@@ -102,13 +111,17 @@ def bench_bundle(folder: Path, options: BenchOptions, on_step: OnStep = not_show
         run.warm_up()
         memory = memory_now()
         device_memory_bytes = None if model.driver is None else model.driver.used_bytes
+        device = look_at_device(num_threads())
+        measured = [_ceilings(model, device.cache_bytes)]
         if reason_not_full := run.add_full_computation(release):
             left_out.append(LeftOut("full computation", reason_not_full))
-        device = look_at_device(num_threads())
-        ceilings = _ceilings(model, device.cache_bytes)
         run.time_all(options.seconds, on_step)
         # Once more: what disturbed the one may not disturb the other.
-        ceilings = ceilings.best(_ceilings(model, device.cache_bytes))
+        measured.append(_ceilings(model, device.cache_bytes))
+        known = [each for each in measured if isinstance(each, Ceilings)]
+        ceilings = reduce(Ceilings.best, known) if known else None
+        if ceilings is None:
+            left_out.append(LeftOut("ceilings", str(measured[0])))
         rows = run.rows(ceilings)
         config = bundle.config
         report = BenchReport(
@@ -170,7 +183,7 @@ def _with_streams(
             num_rounds=min(max(num_rounds, LEAST_ROUNDS), MOST_ROUNDS),
             counts=counts,
         )
-    except CacheError as exc:  # each has a cache of its own
+    except OUT_OF_MEMORY as exc:  # each has a cache of its own
         return without(str(exc))
     return replace(report, streams=tuple(streams))
 
@@ -276,34 +289,51 @@ class BenchRun:
                     self._device_calls[case.name, case.num_past] = driver.calls.since(before)
 
     def add_full_computation(self, release: ExitStack) -> str | None:
-        """Also time full computation; why not, if it cannot be.
+        """Add full computation to the rows; returns the reason if it cannot be measured.
 
         Args:
             release: closes its stream.
         """
-        layers, mod_layers = layer_weight_bytes(self._bundle), self._bundle.config.mod_layers
-        model = full_computation_model(self._model, self._bundle.config, self._stream.capacity)
-        if isinstance(model, str):
-            return model
         try:
-            state = release.enter_context(model.open_stream())
-        except CacheError as exc:  # it needs a cache of its own
+            model = full_computation_model(self._model, self._bundle.config, self._stream.capacity)
+            if isinstance(model, str):
+                return model
+            with ExitStack() as opened:
+                state = opened.enter_context(model.open_stream())
+                full = self._full_cases(state)
+                for case in full.values():
+                    self._warm_up(case)
+                release.enter_context(opened.pop_all())
+        except OUT_OF_MEMORY as exc:  # it has a cache of its own
             return str(exc)
-        config = full_computation(self._bundle.config)
+        self._full = full
+        self._counted = self._counted_ratios()
+        return None
+
+    def _full_cases(self, state: StreamState) -> dict[tuple[str, int | None], Case]:
+        """The cases of full computation on its stream, by name and past."""
+        layers, mod_layers = layer_weight_bytes(self._bundle), self._bundle.config.mod_layers
         dense = [size for index, size in enumerate(layers) if index not in mod_layers]
         num_bytes = sum(islice(cycle(dense), len(layers)))
         capacity = Rows(self._stream.capacity.dense, self._stream.capacity.dense)
+        config = full_computation(self._bundle.config)
         stream = self._prepared(state, config, capacity, num_bytes)
+        return {
+            (case.name, case.num_past): case
+            for past in self._fills
+            for case in self._compared(stream, Rows(past.dense, past.dense))
+        }
+
+    def _counted_ratios(self) -> dict[tuple[str, int | None], float]:
+        """FLOPs of every step by those of full computation, by name and past."""
+        config, ratios = full_computation(self._bundle.config), {}
         for past in self._fills:
             every = Rows(past.dense, past.dense)
-            for case in self._compared(stream, every):
-                self._warm_up(case)
-                self._full[case.name, past.dense] = case
             for name, added in self._stream.step_rows(self._counts).items():
                 ours = step_cost(self._bundle.config, added, past).flops
                 theirs = step_cost(config, Rows(added.dense, added.dense), every).flops
-                self._counted[name, past.dense] = ours / theirs
-        return None
+                ratios[name, past.dense] = ours / theirs
+        return ratios
 
     def time_all(self, seconds: float, on_step: OnStep) -> None:
         """Time all cases; the sections share the seconds evenly."""
@@ -318,8 +348,8 @@ class BenchRun:
             take_turns(timers, share, show)
             self._timed += timed
 
-    def rows(self, ceilings: Ceilings) -> list[Row]:
-        """The rows of all timed cases, in order; `ceilings` are those of the processor."""
+    def rows(self, ceilings: Ceilings | None) -> list[Row]:
+        """The rows of all timed cases, in order; `ceilings` are the processor's, if known."""
         return [self._row(*each, ceilings) for each in self._timed]
 
     def rolling(self, rows: Sequence[Row]) -> Rolling:
@@ -360,7 +390,7 @@ class BenchRun:
             return None
         return Timer(f"{case.name}, full computation", full.action, lambda: None)
 
-    def _row(self, case: Case, timer: Timer, full: Timer | None, ceilings: Ceilings) -> Row:
+    def _row(self, case: Case, timer: Timer, full: Timer | None, ceilings: Ceilings | None) -> Row:
         beside_full = None
         if full is not None:
             rounds = zip(timer.round_medians_ms, full.round_medians_ms, strict=True)
@@ -375,17 +405,25 @@ class BenchRun:
             per_run=case.per_run,
             unit=case.unit,
             timing=timer.timing(),
-            least_ms=ceilings.least_ms(case.work) if case.work else None,
+            least_ms=ceilings.least_ms(case.work) if ceilings and case.work else None,
             beside_full=beside_full,
             device_calls=self._device_calls.get((case.name, case.num_past)),
         )
 
 
-def _ceilings(model: LoadedModel, cache_bytes: int) -> Ceilings:
-    """The rates of the processor that the model runs on; `cache_bytes` are the CPU's."""
-    if model.driver is not None:
-        return measure_gpu_ceilings(model.driver)
-    return measure_ceilings(num_threads(), cache_bytes)
+def _ceilings(model: LoadedModel, cache_bytes: int) -> Ceilings | str:
+    """The rates of the processor that the model runs on, or why they cannot be measured.
+
+    Args:
+        model: that is measured.
+        cache_bytes: of the CPU.
+    """
+    try:
+        if model.driver is not None:
+            return measure_gpu_ceilings(model.driver)
+        return measure_ceilings(num_threads(), cache_bytes)
+    except OUT_OF_MEMORY as exc:
+        return str(exc)
 
 
 def _window(config: ModelConfig, plan: KvPlan, dtype: str) -> Window:

@@ -15,9 +15,7 @@ from mod_edge.native.matmul_rates import float_flops_per_s, int8_flops_per_s
 CACHES_READ = 4
 LEAST_BUFFER_BYTES, MOST_BUFFER_BYTES = 128 * 2**20, 1024 * 2**20
 NUM_READS = 7
-# On a GPU, copies of so many bytes at most, and of a share of what is free: it holds a bundle too.
-MOST_COPIED_BYTES, COPIED_SHARE = 256 * 2**20, 0.1
-COPIES_PER_WAIT = 20
+COPIES_PER_WAIT = 20  # on a GPU
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,7 @@ class Ceilings:
     def least_ms(self, work: Work) -> float | None:
         """Milliseconds that the work takes at these rates: moving or computing, the longer.
 
-        None if the one fits in the cache and the rate of the other is not known.
+        None if the bytes fit in the cache and no rate of products is known.
         """
         is_cached = work.num_bytes <= self.cache_bytes
         moving_s = 0.0 if is_cached else work.num_bytes / self.bytes_per_s
@@ -104,16 +102,16 @@ def measure_gpu_ceilings(driver: CudaDriver) -> Ceilings:
     Raises:
         CacheError: not enough memory is free for a copy.
     """
-    return Ceilings(copied_bytes_per_s(driver), driver.cache_bytes)
+    copied = copied_bytes_per_s(driver, _buffer_bytes(driver.cache_bytes))
+    return Ceilings(copied, driver.cache_bytes)
 
 
-def copied_bytes_per_s(driver: CudaDriver) -> float:
-    """Bytes per second that copies within a GPU's memory read and write.
+def copied_bytes_per_s(driver: CudaDriver, size_bytes: int) -> float:
+    """Bytes per second that copies of so many bytes within a GPU's memory read and write.
 
     Raises:
         CacheError: not enough memory is free.
     """
-    size_bytes = min(MOST_COPIED_BYTES, int(COPIED_SHARE * driver.free_bytes))
     best_s = float("inf")
     with ExitStack() as release:
         source = driver.malloc(size_bytes, "measuring copies")

@@ -22,7 +22,7 @@ def full_computation_model(
     It shares the scratch memory of `model`, which closes both.
 
     Args:
-        model: with MoD layers.
+        model: that is compared.
         config: of `model`.
         capacity: rows of its streams' caches.
     """

@@ -141,12 +141,13 @@ class BenchReport:
         window: that was measured.
         device: and its state.
         other_load: while all was measured.
-        ceilings: of the CPU, or of the GPU if the backend runs there.
+        ceilings: of the CPU, or of the GPU if the backend runs there; None if not measured.
         weight_bytes: of all graphs' weight files.
         load_s: from the bundle's manifest to a stream that can step.
         memory_before: of the Python process before that.
         memory: with a full window, after one run of every row, without full computation.
-        device_memory_bytes: of a GPU, taken since it was opened, at the same time; None on a CPU.
+        device_memory_bytes: how much the GPU's free memory has shrunk since it was opened, at the
+            same time; None on a CPU.
         rows: in order.
         rolling: of the full window.
         streams: 1, 2 and 4 that take turns on one model; empty if the profile has no room.
@@ -165,7 +166,7 @@ class BenchReport:
     window: Window
     device: DeviceFacts
     other_load: OtherLoad
-    ceilings: Ceilings
+    ceilings: Ceilings | None
     weight_bytes: int
     load_s: float
     memory_before: Memory
@@ -192,7 +193,7 @@ class BenchReport:
             "window": asdict(self.window),
             "device": self.device.to_json(),
             "other_load": self.other_load.to_json(),
-            "ceilings": self.ceilings.to_json(),
+            "ceilings": self.ceilings and self.ceilings.to_json(),
             "weight_bytes": self.weight_bytes,
             "load_s": round(self.load_s, 3),
             "memory_before": self.memory_before.to_json(),

@@ -30,8 +30,8 @@ class Timing:
     Attributes:
         p50_ms, p95_ms, p99_ms: percentiles of all runs that were counted.
         num_runs: number of these.
-        outside_graphs: share of the time spent outside the graphs, 0..1; None if the backend does
-            not count graphs, or the action runs none.
+        outside_graphs: share of the time spent outside the graphs, 0..1, on a GPU that in which the
+            host did not wait for it; None if the action runs no graphs.
     """
 
     p50_ms: float

@@ -82,8 +82,9 @@ def _facts(report: BenchReport) -> list[tuple[str, str]]:
         ),
         ("memory", _memory(report)),
         ("load", f"{report.load_s:.2f} s until the first step can run"),
-        ("ceilings", _ceilings(report.ceilings)),
     ]
+    if report.ceilings is not None:
+        facts.append(("ceilings", _ceilings(report.ceilings)))
     return [*facts, ("other load", _other_load(report.other_load))]
 
 
@@ -185,7 +186,8 @@ def _notes(report: BenchReport, *, has_full: bool) -> list[str]:
         notes = [
             "outside: share of the time in which the host did not wait for the GPU",
             "least ms: moving weights, keys and values at the ceiling; reached: its share of p50",
-            "uploads to allocations: calls of one run; the last download and wait read its result",
+            "the second table counts calls of one run; upload waits: for inputs of the last step "
+            "but one, which rarely take time",
         ]
     else:
         notes = [

@@ -88,21 +88,24 @@ class CudaDriver:
         self.cache_bytes: int = properties.l2CacheSize
         self.calls = DeviceCalls()
         self.waited_s = 0.0
+        self._free_at_start = self.free_bytes
         # non-blocking: does not wait for the default stream, which other libraries may use
         self._stream = self._call("cudaStreamCreateWithFlags", self._cudart.cudaStreamNonBlocking)
         self.stream = int(self._stream)
-        self._free_at_start = self.free_bytes
 
     @property
     def free_bytes(self) -> int:
-        """Device memory that nobody uses; on a Jetson it is shared with the CPU."""
+        """Free device memory; on a Jetson, the CPU's too."""
         free, _total = self._call("cudaMemGetInfo")
         return int(free)
 
     @property
     def used_bytes(self) -> int:
-        """Device memory taken since the device was opened, by whatever library or program."""
-        return self._free_at_start - self.free_bytes
+        """How much free memory has shrunk since the device was opened, at least 0.
+
+        Other programs count too, and on a Jetson what the CPU uses.
+        """
+        return max(0, self._free_at_start - self.free_bytes)
 
     def malloc(self, size_bytes: int, purpose: str) -> int:
         """Allocate device memory; its address is aligned to `ALIGNMENT`.
@@ -116,7 +119,7 @@ class CudaDriver:
         except BackendError as exc:
             if "cudaErrorMemoryAllocation" not in str(exc):
                 raise
-            free, total = self._call("cudaMemGetInfo")
+            free, total = self._cudart.cudaMemGetInfo()[1:]
             raise CacheError(
                 f"{self.device_name} has no {_mib(size_bytes)} left for {purpose}: "
                 f"{_mib(free)} of {_mib(total)} are free; lower --window or --kv-budget, "

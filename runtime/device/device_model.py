@@ -244,6 +244,7 @@ class DeviceStream(StreamState):
                 model.layer_names,
                 self._bind,
                 max_frames=limits.frames_per_step,
+                max_graphs=limits.captured_shapes,
             )
             release.callback(self._chain.close)
             release.callback(driver.drain)

@@ -15,9 +15,7 @@ from mod_edge.native.cuda_driver import CudaDriver
 from mod_edge.runtime.device.graph_set import GraphContext, GraphSet
 from mod_edge.runtime.device.step_inputs import StepShape
 
-# A stream repeats few shapes (a frame, a token, the usual prefixes), and each graph holds one
-# context per layer. A graph in use is not replaced by another: capturing one costs many steps.
-MAX_GRAPHS = 8
+# A graph in use is not replaced by another: capturing one costs many steps.
 MIN_IDLE_STEPS = 256
 
 Bind = Callable[[list[GraphContext], StepShape], None]
@@ -64,6 +62,7 @@ class StepChain:
         bind: Bind,
         *,
         max_frames: int,
+        max_graphs: int,
     ) -> None:
         """Make the contexts that steps run in layer by layer.
 
@@ -73,6 +72,7 @@ class StepChain:
             layers: graph names in the order of a step.
             bind: binds the tensors of one context per layer for a step of that shape.
             max_frames: largest F.
+            max_graphs: that are kept; each holds one context per layer.
 
         Raises:
             BackendError: a context cannot be made.
@@ -91,6 +91,7 @@ class StepChain:
         self._retired: list[CapturedStep] = []
         self._seen: set[StepShape] = set()
         self._refused: set[StepShape] = set()
+        self._max_graphs = max_graphs
         self._num_steps = 0
 
     def run(self, shape: StepShape) -> None:
@@ -137,7 +138,7 @@ class StepChain:
 
     def _make_room(self) -> bool:
         """Retire the least recently used graph if all slots are taken; False if all are in use."""
-        if len(self._captured) < MAX_GRAPHS:
+        if len(self._captured) < self._max_graphs:
             return True
         oldest = min(self._captured, key=lambda shape: self._captured[shape].last_used)
         if self._num_steps - self._captured[oldest].last_used < MIN_IDLE_STEPS:

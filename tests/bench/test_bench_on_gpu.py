@@ -1,10 +1,11 @@
 """The bench of a bundle on a GPU, with stand-ins for the driver and for TensorRT.
 
-Times mean nothing here; calls, memory and what stands beside what are those of a real GPU.
+Times mean nothing here; the driver's calls are those that a real GPU would get.
 """
 
 import json
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -15,17 +16,14 @@ from mod_edge.bench.full_computation import full_computation_model
 from mod_edge.bundle.bundle import open_bundle
 from mod_edge.bundle.shape_ranges import StepLimits
 from mod_edge.commands.bench_view import print_bench
-from mod_edge.native.cuda_driver import CudaDriver
 from mod_edge.native.device_calls import DeviceCalls
 from mod_edge.plan.kv_budget import cache_bytes
 from mod_edge.plan.kv_window import Rows
 from mod_edge.plan.layout import step_layout
 from mod_edge.runtime.cpu.onnx_model import OnnxModel
-from mod_edge.runtime.device.trt_model import load_trt_model
 from mod_edge.runtime.loaded_model import StreamLimits
-from tests.native.stand_in_driver import CACHE_BYTES, StandInCudart
-from tests.native.stand_in_tensorrt import build_stand_ins, stand_in_tensorrt
-from tests.runtime.stand_in_model import linked_copy
+from tests.native.stand_in_driver import CACHE_BYTES
+from tests.runtime.stand_in_model import linked_copy, stand_in_for
 
 pytestmark = pytest.mark.numeric
 
@@ -34,7 +32,7 @@ TARGET = "rtx"
 # layers left in place they differ by 3.9.
 ATOL_LOGITS = 1e-3
 PROFILE = """
-targets = ["rtx"]
+targets = ["rtx", "tensorrt-delta"]
 compute_capabilities = ["89"]
 precision = "fp32"
 window = "260"
@@ -44,26 +42,6 @@ max_new_tokens = 20
 """
 
 
-class Gpu:
-    """A stand-in GPU on which bundles are loaded."""
-
-    def __init__(self, bundle, limits, memory_bytes=2**30):
-        self.cudart = StandInCudart(memory_bytes=memory_bytes)
-        self.tensorrt = stand_in_tensorrt(self.cudart, "tensorrt_rtx", "1.7.1.116")
-        build_stand_ins(bundle, limits, self.tensorrt)
-
-    def load(self, bundle, limits, choice):
-        driver = CudaDriver(self.cudart)
-        model = load_trt_model(bundle, limits, driver=driver, tensorrt=self.tensorrt)
-        return model, "a stand-in"
-
-
-@pytest.fixture(scope="module")
-def bundle(bundle_for, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("bench") / TARGET
-    return open_bundle(linked_copy(bundle_for(TARGET, "fp32"), folder))
-
-
 @pytest.fixture(scope="module")
 def profile(tmp_path_factory):
     path = tmp_path_factory.mktemp("profile") / "narrow.toml"
@@ -71,20 +49,47 @@ def profile(tmp_path_factory):
     return path
 
 
-def bench_on(gpu_memory_bytes, bundle, profile):
-    limits = StepLimits(64, 1, 4, bundle.lowering.capacity)
-    gpu = Gpu(bundle, limits, gpu_memory_bytes)
+@pytest.fixture(scope="module")
+def folder_for(bundle_for, tmp_path_factory):
+    """`folder_for(target)`: a bundle that can get engines of the stand-in."""
+    folder = tmp_path_factory.mktemp("bench")
+    return cache(lambda target: linked_copy(bundle_for(target, "fp32"), folder / target))
+
+
+@pytest.fixture(scope="module")
+def bundle(folder_for):
+    return open_bundle(folder_for(TARGET))
+
+
+def machine_for(folder, capacity, **memory):
+    """A machine with engines for steps as in `PROFILE`."""
+    machine = stand_in_for(folder, **memory)
+    machine.limits = StreamLimits(capacity, max_step_tokens=64, frames_per_step=4)
+    machine.build(limits=StepLimits(64, 1, 4, capacity))
+    return machine
+
+
+def bench_on_gpu(folder, profile, **memory):
+    bundle = open_bundle(folder)
+    defaults = bundle.profile(profile)
+    plan = bundle.plan(defaults.window, defaults.max_new_tokens, window=None, kv_budget_mib=None)
+    machine = machine_for(folder, plan.capacity, **memory)
+
+    def load_model(_bundle, limits, _choice):
+        machine.limits = limits
+        return machine.load(), "a stand-in"
+
     with pytest.MonkeyPatch.context() as patch:
         for module in (bench, several_streams):
-            patch.setattr(module, "load_model", gpu.load)
-        report = bench_bundle(bundle.folder, BenchOptions(profile=profile, seconds=0.01))
-    assert gpu.cudart.num_live == 0
+            patch.setattr(module, "load_model", load_model)
+        report = bench_bundle(folder, BenchOptions(profile=profile, seconds=0.01))
+    assert machine.cudart.num_live == 0
     return report
 
 
 @pytest.fixture(scope="module")
-def report(bundle, profile, quick):
-    return bench_on(2**30, bundle, profile)
+def report(folder_for, profile, quick):
+    return bench_on_gpu(folder_for(TARGET), profile)
 
 
 def calls_of(report, name):
@@ -101,6 +106,15 @@ def test_a_step_is_one_graph_and_waits_for_nothing_inside(report):
     assert calls_of(report, "step, 2 frames").since(result) == replace(step, copies=4)
 
 
+def test_every_step_has_its_graph_where_shapes_grow_with_the_past(folder_for, profile, quick):
+    """A delta step binds a bucket of the past: every fill of the window has shapes of its own."""
+    delta = bench_on_gpu(folder_for("tensorrt-delta"), profile)
+    steps = [row for row in delta.rows if row.name.startswith(("step", "first token"))]
+    assert len({row.num_past for row in steps}) == 2
+    assert {row.device_calls.graph_launches for row in steps} == {1}
+    assert {row.device_calls.allocations for row in delta.rows} == {0}
+
+
 def test_rows_without_a_gpu_make_no_calls(report):
     assert calls_of(report, "preprocessing, 640x480") == DeviceCalls()
 
@@ -113,8 +127,7 @@ def test_decoder_rows_stand_beside_full_computation(report):
 
 def test_full_computation_on_the_gpu_computes_what_it_does_on_the_cpu(bundle, bundle_for):
     capacity, num_tokens = bundle.lowering.capacity, bundle.config.frame_num_tokens
-    limits = StreamLimits(capacity, max_step_tokens=64, frames_per_step=4)
-    gpu = Gpu(bundle, StepLimits(64, 1, 4, capacity))
+    machine = machine_for(bundle.folder, capacity)
     layout = step_layout((3,), num_tokens, num_tokens)
 
     def logits_of(model):
@@ -124,8 +137,8 @@ def test_full_computation_on_the_gpu_computes_what_it_does_on_the_cpu(bundle, bu
             return stream.logits([2]).copy()
 
     # ONNX Runtime rejects an attribute that TensorRT requires: the same graphs without it.
-    reference = OnnxModel(open_bundle(bundle_for("cuda", "fp32")), limits)
-    ours = logits_of(gpu.load(bundle, limits, None)[0])
+    reference = OnnxModel(open_bundle(bundle_for("cuda", "fp32")), machine.limits)
+    ours = logits_of(machine.load())
     np.testing.assert_allclose(ours, logits_of(reference), atol=ATOL_LOGITS)
 
 
@@ -157,14 +170,17 @@ def test_what_is_outside_the_graphs_is_time_without_waiting(report):
     """The stand-in computes while the host waits, and nothing before."""
     shares = {row.name: row.timing.outside_graphs for row in report.rows}
     assert shares["preprocessing, 640x480"] is None
-    assert 0 <= shares["step, 1 frame"] < 1
+    assert 0 < shares["step, 1 frame"] < 0.9
 
 
 def test_without_memory_for_further_caches_what_needs_them_is_left_out(
-    report, bundle, profile, quick
+    report, folder_for, profile, quick
 ):
     enough_for_one = report.device_memory_bytes + report.window.full_kv_bytes // 2
-    left_out = bench_on(enough_for_one, bundle, profile).left_out
-    reasons = {each.what: each.reason for each in left_out}
-    for what in ("full computation", "several streams"):
+    short = bench_on_gpu(folder_for(TARGET), profile, memory_bytes=enough_for_one)
+    reasons = {each.what: each.reason for each in short.left_out}
+    for what in ("full computation", "several streams", "ceilings"):
         assert "Stand-in GPU has no" in reasons[what]
+    assert [row.name for row in short.rows] == [row.name for row in report.rows]
+    assert all(row.least_ms is None and row.beside_full is None for row in short.rows)
+    print_bench(short)

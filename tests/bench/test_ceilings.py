@@ -3,6 +3,7 @@
 import pytest
 
 from mod_edge.bench.ceilings import Ceilings, Work, measure_ceilings, measure_gpu_ceilings
+from mod_edge.errors import CacheError
 from mod_edge.native.cuda_driver import CudaDriver
 from tests.native.stand_in_driver import CACHE_BYTES, StandInCudart
 
@@ -47,11 +48,22 @@ def test_measured_rates_are_positive(quick):
     assert found.to_json()["cache_bytes"] == 4096
 
 
-def test_copies_on_a_gpu_are_measured_in_memory_that_is_freed_again():
-    cudart = StandInCudart(memory_bytes=2**20)
-    driver = CudaDriver(cudart)
-    found = measure_gpu_ceilings(driver)
+@pytest.fixture
+def gpu(quick):
+    driver = CudaDriver(StandInCudart(memory_bytes=3 * 2**20))
+    yield driver
+    driver.close()
+
+
+def test_copies_on_a_gpu_are_measured_in_memory_that_is_freed_again(gpu):
+    found = measure_gpu_ceilings(gpu)
     assert found.bytes_per_s > 0
     assert (found.float_flops_per_s, found.cache_bytes) == (None, CACHE_BYTES)
-    assert driver.used_bytes == 0
-    driver.close()
+    assert gpu.used_bytes == 0
+
+
+def test_without_memory_for_a_copy_the_first_block_is_freed(gpu):
+    gpu.malloc(2 * 2**20, "something else")
+    with pytest.raises(CacheError, match="for measuring copies"):
+        measure_gpu_ceilings(gpu)
+    assert gpu.used_bytes == 2 * 2**20

@@ -43,8 +43,8 @@ def test_all_streams_watch_a_frame_of_one_batch_at_the_same_fill(tiny_bundle, mo
     monkeypatch.setattr(OnnxStream, "step", counted_step)
     monkeypatch.setattr(several_streams, "memory_now", lambda: Memory(next(memory), None, None))
     plan, (one, three) = measure(tiny_bundle)
-    assert batches == [3, *[1] * 3, *[1, 3] * 4]  # the warm-up, each stream's first frame, rounds
-    assert pasts == [100] * (3 + 4 * 4)
+    assert batches == [3, *[1] * 6, *[1, 3] * 4]  # the warm-up, two frames of each stream, rounds
+    assert pasts == [100] * (6 + 4 * 4)
     assert (one.num_streams, three.num_streams) == (1, 3)
     assert (one.stream_bytes, three.stream_bytes) == (None, 300)
     assert one.kv_bytes == three.kv_bytes == plan.size_bytes

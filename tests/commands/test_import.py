@@ -231,12 +231,14 @@ def test_a_bad_folder_is_one_line_and_nothing_is_written(parts, damage):
 
 def test_a_folder_given_to_the_other_option_is_refused(parts):
     tower, decoder = parts / "vision", parts / "llm"
-    assert f"--llm {tower} is a vision tower (model_type='siglip_vision_model'); give it to " in (
-        refusal(parts, llm="vision", vision="llm")
+    says = (
+        f"--llm {tower} is a vision tower (config.json has model_type='siglip_vision_model'), give "
+        "it to --vision",
+        f"--vision {decoder} is a language model (config.json has model_type='llama'), give it to "
+        "--llm",
     )
-    assert f"--vision {decoder} is a language model (model_type='llama'); give it to --llm" in (
-        refusal(parts, vision="llm")
-    )
+    assert refusal(parts, llm="vision", vision="llm") == f"error: {says[0]}; {says[1]}"
+    assert refusal(parts, vision="llm") == f"error: {says[1]}"
 
 
 def test_a_name_that_is_no_folder_gives_the_command_that_downloads_it(parts, monkeypatch):

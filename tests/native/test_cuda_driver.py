@@ -2,12 +2,15 @@
 
 import inspect
 import re
+import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from mod_edge.errors import BackendError, CacheError
 from mod_edge.native.cuda_driver import ALIGNMENT, CudaDriver, aligned
+from mod_edge.native.device_calls import DeviceCalls
 from mod_edge.native.installed import install_command
 from tests.native.stand_in_driver import Error, MisuseError, StandInCudart
 
@@ -46,6 +49,40 @@ def test_without_cuda_python_the_error_says_what_to_install(monkeypatch):
         BackendError, match=f"needs cuda-python.*{re.escape(install_command('rtx'))}"
     ):
         CudaDriver()
+
+
+# ---- what is counted ----
+
+
+def test_calls_are_counted_as_the_gpu_gets_them(cudart, driver):
+    device, pinned = driver.malloc(512, "a test"), driver.pinned(256)
+    before = replace(driver.calls)
+    driver.upload(device, pinned.address, 256)
+    for _ in range(2):
+        driver.copy(device + 256, device, 256)
+    driver.download(pinned.address, device, 256)
+    driver.wait(driver.make_event())
+    driver.synchronize()
+    made = DeviceCalls(uploads=1, copies=2, downloads=1, waits=1, upload_waits=1)
+    assert driver.calls.since(before) == made
+    assert driver.calls.allocations == 2
+    kinds = ("HostToDevice", "DeviceToDevice", "DeviceToHost")
+    counted = [cudart.calls[f"cudaMemcpyAsync cudaMemcpy{kind}"] for kind in kinds]
+    assert counted == [1, 2, 1]
+
+
+def test_time_that_the_host_waits_is_counted(cudart, driver, monkeypatch):
+    assert driver.waited_s == 0
+    monkeypatch.setattr(cudart, "run_all", lambda: time.sleep(0.01))
+    driver.synchronize()
+    assert driver.waited_s >= 0.01
+
+
+def test_memory_in_use_is_what_is_no_longer_free(driver):
+    address = driver.malloc(2**20, "a test")
+    assert driver.used_bytes == 2**20
+    driver.free(address)
+    assert driver.used_bytes == 0
 
 
 # ---- memory ----

@@ -15,7 +15,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from mod_edge.bundle.manifest import TOKENIZER_FILE
+from mod_edge.bundle.manifest import CONFIG_FILE, TOKENIZER_FILE
 from mod_edge.config import (
     EMBEDDING_WEIGHT,
     MoDConfig,
@@ -40,7 +40,7 @@ from mod_edge.model.importing.single_file import open_weight_file
 from mod_edge.model.importing.source_folder import read_foreign_config
 from mod_edge.model.importing.templates import AUTO, PLAIN, stream_config_for
 from mod_edge.model.importing.tokenizer import imported_tokenizer
-from mod_edge.model.importing.vision import MODEL_TYPES
+from mod_edge.model.importing.vision import VISION_MODEL_TYPES
 from mod_edge.model.weight_files import WeightFiles
 
 TORCH_DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
@@ -170,15 +170,25 @@ def plan_import(sources: ImportSources, mod: MoDConfig | None) -> ImportPlan:
 def _refuse_exchanged(sources: ImportSources) -> None:
     """Refuse a vision tower as the decoder, or a decoder as the vision tower."""
     decoder_types = [each.model_type for each in ARCHITECTURES.values()]
-    for option, folder, others, kind, instead in (
-        ("--llm", sources.llm, MODEL_TYPES, "vision tower", "--vision"),
-        ("--vision", sources.vision, decoder_types, "language model", "--llm"),
-    ):
-        model_type = (read_foreign_config(folder) or {}).get("model_type")
-        if model_type in others:
-            raise ConfigError(
-                f"{option} {folder} is a {kind} (model_type={model_type!r}); give it to {instead}"
-            )
+    faults = [
+        f"{option} {folder} is a {kind} ({CONFIG_FILE} has model_type={model_type!r}), give it to "
+        f"{instead}"
+        for option, folder, others, kind, instead in (
+            ("--llm", sources.llm, VISION_MODEL_TYPES, "vision tower", "--vision"),
+            ("--vision", sources.vision, decoder_types, "language model", "--llm"),
+        )
+        if (model_type := _model_type(folder)) in others
+    ]
+    if faults:
+        raise ConfigError("; ".join(faults))
+
+
+def _model_type(folder: Path) -> object:
+    """The `model_type` in a folder's config.json; None for a folder that cannot be read."""
+    try:
+        return (read_foreign_config(folder) or {}).get("model_type")
+    except OSError:  # opening it as a part will say what is wrong
+        return None
 
 
 def _decoder_with_adapter(part: DecoderPart, folder: Path | None) -> _Decoder:

@@ -1,5 +1,6 @@
 """One safetensors file that a user names: an adapter's, a connector's or routers' weights."""
 
+import os
 from pathlib import Path
 
 from mod_edge.errors import CheckpointError, joined_faults
@@ -13,7 +14,7 @@ def open_weight_file(path: Path) -> WeightFiles:
     """The checked header of the file at `path`; each tensor is read when it is requested.
 
     Raises:
-        CheckpointError: no file, damaged, unreadable, pickled by PyTorch, or tensors of other
+        CheckpointError: no such file, damaged, unreadable, pickled by PyTorch, or tensors of other
             dtypes than `FLOAT_DTYPES`.
     """
     if path.suffix in PICKLE_SUFFIXES:
@@ -23,9 +24,14 @@ def open_weight_file(path: Path) -> WeightFiles:
             f"save_file(torch.load('{path}', weights_only=True, map_location='cpu'), "
             f"'{path.with_suffix('.safetensors')}')\""
         )
-    if not path.is_file():
-        fault = "is a folder" if path.is_dir() else "does not exist"
-        raise CheckpointError(f"{path} {fault}; check the path, or download the file again")
+    if os.path.isdir(path):
+        raise CheckpointError(f"{path} is a folder; give the safetensors file in it")
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError) as exc:
+        raise CheckpointError(f"{path} does not exist; check the path") from exc
+    except (OSError, ValueError):
+        pass  # `WeightFiles` says what is wrong
     weights = WeightFiles(path.parent, [path])
     others = [
         f"{name!r} is {stored}"

@@ -18,7 +18,7 @@ from mod_edge.model.tensor_fit import misfits, raise_misfits
 from mod_edge.model.vision import PIXEL_MAX, POOLING_HEAD, VisionTower
 
 TOWER, PAIR = "siglip_vision_model", "siglip"  # model_type of the vision tower alone and of both
-MODEL_TYPES = (TOWER, PAIR)
+VISION_MODEL_TYPES = (TOWER, PAIR)
 PREFIX = "vision_model."  # of our names, and of theirs but for towers that transformers 5 writes
 OTHER_PARTS = ("text_model.", "logit_scale", "logit_bias")  # of a pair
 DEFAULTS: Mapping[str, Any] = {

@@ -41,8 +41,15 @@ def test_a_missing_file_a_folder_and_a_damaged_file_are_refused(tmp_path):
     with pytest.raises(CheckpointError, match=r"none\.safetensors does not exist; check the path"):
         open_weight_file(tmp_path / "none.safetensors")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(CheckpointError, match="folder is a folder; check the path"):
+    with pytest.raises(
+        CheckpointError, match="folder is a folder; give the safetensors file in it"
+    ):
         open_weight_file(tmp_path / "folder")
+    (tmp_path / "link.safetensors").symlink_to(tmp_path / "gone")
+    with pytest.raises(CheckpointError, match=r"link\.safetensors is a link to .*gone, which does"):
+        open_weight_file(tmp_path / "link.safetensors")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        open_weight_file(tmp_path / ("n" * 300))
     (tmp_path / "cut.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{")
     with pytest.raises(CheckpointError, match=r"cut\.safetensors is damaged or cut off"):
         open_weight_file(tmp_path / "cut.safetensors")

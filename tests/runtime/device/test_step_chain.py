@@ -1,11 +1,14 @@
 """Steps as CUDA graphs: captured when repeated, kept while in use, with a warning if refused."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from mod_edge.plan.kv_window import NO_ROWS
 from mod_edge.plan.layout import FRAME
 from mod_edge.runtime.device import step_chain
+from mod_edge.runtime.loaded_model import StreamLimits
 from tests.native.stand_in_driver import Error
 from tests.native.stand_in_tensorrt import DynamicShapesKernelSpecializationStrategy
 from tests.runtime.stand_in_model import Feeder, stand_in_for
@@ -114,17 +117,23 @@ def feed_shapes(feeder, sizes):
         feeder.feed((size,), [5] * size)
 
 
+def feeder_with_graphs(machine, count):
+    """A feeder of a stream that keeps so many graphs."""
+    machine.limits = replace(machine.limits, captured_shapes=count)
+    return Feeder(machine.open(), machine.config)
+
+
 def test_graphs_in_use_are_kept(feeder):
-    sizes = range(1, step_chain.MAX_GRAPHS + 2)
-    feed_shapes(feeder, [size for size in sizes for _ in range(3)])
-    assert counts(feeder)[1] == step_chain.MAX_GRAPHS
-    feed_shapes(feeder, [step_chain.MAX_GRAPHS + 1] * 3)
-    assert counts(feeder)[1] == step_chain.MAX_GRAPHS
+    most = StreamLimits.captured_shapes
+    feed_shapes(feeder, [size for size in range(1, most + 2) for _ in range(3)])
+    assert counts(feeder)[1] == most
+    feed_shapes(feeder, [most + 1] * 3)
+    assert counts(feeder)[1] == most
     assert feeder.stream.warnings == []
 
 
-def test_the_least_recently_used_graph_makes_room_for_a_new_one(machine, feeder, monkeypatch):
-    monkeypatch.setattr(step_chain, "MAX_GRAPHS", 2)
+def test_the_least_recently_used_graph_makes_room_for_a_new_one(machine, monkeypatch):
+    feeder = feeder_with_graphs(machine, 2)
     monkeypatch.setattr(step_chain, "MIN_IDLE_STEPS", 5)
     feed_shapes(feeder, [1, 1, 2, 2, 3, 3])
     assert list(graphs_of(feeder)) == [1, 2]  # both were used recently
@@ -133,8 +142,8 @@ def test_the_least_recently_used_graph_makes_room_for_a_new_one(machine, feeder,
     assert sum(graph.is_alive for graph in machine.cudart.graphs) == 2
 
 
-def test_a_graph_is_freed_only_when_the_device_has_finished_it(machine, feeder, monkeypatch):
-    monkeypatch.setattr(step_chain, "MAX_GRAPHS", 1)
+def test_a_graph_is_freed_only_when_the_device_has_finished_it(machine, monkeypatch):
+    feeder = feeder_with_graphs(machine, 1)
     monkeypatch.setattr(step_chain, "MIN_IDLE_STEPS", 1)
     for size in (1, 1, 2, 1, 2):
         feeder.step((size,), [5] * size)
