@@ -326,7 +326,8 @@ class BenchRun:
 
     def _counted_ratios(self) -> dict[tuple[str, int | None], float]:
         """FLOPs of every step by those of full computation, by name and past."""
-        config, ratios = full_computation(self._bundle.config), {}
+        config = full_computation(self._bundle.config)
+        ratios: dict[tuple[str, int | None], float] = {}
         for past in self._fills:
             every = Rows(past.dense, past.dense)
             for name, added in self._stream.step_rows(self._counts).items():
