@@ -245,7 +245,7 @@ def test_the_vision_tower_learns(config):
 
 @pytest.fixture
 def no_garbage_collection():
-    """hypothesis is called at each collection, and an exception raised meanwhile is lost.
+    """At each collection, Hypothesis is called, and an exception raised meanwhile is lost.
 
     torch raises one from its handler of SIGCHLD.
     """
