@@ -107,7 +107,7 @@ def measure_gpu_ceilings(driver: CudaDriver) -> Ceilings:
 
 
 def copied_bytes_per_s(driver: CudaDriver, size_bytes: int) -> float:
-    """Bytes per second that copies of so many bytes within a GPU's memory read and write.
+    """How fast a GPU copies this many bytes within its memory: bytes read and written per second.
 
     Raises:
         CacheError: not enough memory is free.

@@ -120,8 +120,6 @@ class DeviceModel(LoadedModel):
     ) -> "DeviceModel":
         other = copy.copy(self)
         other.config = config
-        if self.lowering.capacity is not None:
-            other.lowering = replace(self.lowering, capacity=capacity)
         other.limits = replace(self.limits, capacity=capacity)
         other.layer_names = [self.layer_names[layer] for layer in order]
         other._kept_places = {

@@ -9,7 +9,7 @@ from typing import Any
 
 from mod_edge.config import StreamConfig, TextConfig, VisionConfig
 from mod_edge.model.importing.parts import DecoderPart, VisionPart, open_decoder, open_vision
-from mod_edge.model.importing.source_folder import read_foreign_config
+from mod_edge.model.importing.source_folder import foreign_model_type
 from mod_edge.model.importing.templates import AUTO, stream_config_for
 from mod_edge.model.importing.tokenizer import imported_tokenizer
 from mod_edge.model.importing.vision import VISION_MODEL_TYPES
@@ -49,7 +49,7 @@ def examine(path: Path) -> Examination:
         CheckpointError: import refuses the folder, its tensors or its tokenizer.
         ConfigError: import refuses its config or its strings.
     """
-    if (read_foreign_config(path) or {}).get("model_type") in VISION_MODEL_TYPES:
+    if foreign_model_type(path) in VISION_MODEL_TYPES:
         tower = open_vision(path)
         return _examination(tower, "--vision", None, tower.notes)
     decoder = open_decoder(path)

@@ -37,7 +37,7 @@ from mod_edge.model.importing.decoder import ARCHITECTURES, decoder_shapes
 from mod_edge.model.importing.parts import DecoderPart, open_decoder, open_vision
 from mod_edge.model.importing.routers import RouterFile, Routers, initial_router
 from mod_edge.model.importing.single_file import open_weight_file
-from mod_edge.model.importing.source_folder import read_foreign_config
+from mod_edge.model.importing.source_folder import foreign_model_type
 from mod_edge.model.importing.templates import AUTO, PLAIN, stream_config_for
 from mod_edge.model.importing.tokenizer import imported_tokenizer
 from mod_edge.model.importing.vision import VISION_MODEL_TYPES
@@ -177,18 +177,10 @@ def _refuse_exchanged(sources: ImportSources) -> None:
             ("--llm", sources.llm, VISION_MODEL_TYPES, "vision tower", "--vision"),
             ("--vision", sources.vision, decoder_types, "language model", "--llm"),
         )
-        if (model_type := _model_type(folder)) in others
+        if (model_type := foreign_model_type(folder)) in others
     ]
     if faults:
         raise ConfigError("; ".join(faults))
-
-
-def _model_type(folder: Path) -> object:
-    """The `model_type` in a folder's config.json; None for a folder that cannot be read."""
-    try:
-        return (read_foreign_config(folder) or {}).get("model_type")
-    except OSError:  # opening it as a part will say what is wrong
-        return None
 
 
 def _decoder_with_adapter(part: DecoderPart, folder: Path | None) -> _Decoder:

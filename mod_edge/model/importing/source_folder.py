@@ -4,6 +4,7 @@ Everything that no part of an import could read is refused here, by name: pickle
 weights of quantized models, tensors of other dtypes, folders of mod-edge itself.
 """
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -79,10 +80,10 @@ class SourceFolder:
 def read_foreign_config(folder: Path) -> dict[str, Any] | None:
     """The config.json of a model that another library wrote into `folder`; None if there is none.
 
-    None too for a bundle, for a checkpoint of mod-edge, and for a config.json that is neither: then
-    it is a damaged one of mod-edge's own.
+    None too for a bundle, for a checkpoint of mod-edge, for a folder that cannot be read, and for a
+    config.json that is neither: then it is a damaged one of mod-edge's own.
     """
-    if (folder / MANIFEST_FILE).exists():
+    if os.path.exists(folder / MANIFEST_FILE):  # False too where the folder cannot be read
         return None
     try:
         config = read_document(folder, CONFIG_FILE)
@@ -91,6 +92,11 @@ def read_foreign_config(folder: Path) -> dict[str, Any] | None:
     if config is None or _is_ours(config) or not FOREIGN_FIELDS & config.keys():
         return None
     return config
+
+
+def foreign_model_type(folder: Path) -> object:
+    """The `model_type` in the config.json that `read_foreign_config` reads; None if it has none."""
+    return (read_foreign_config(folder) or {}).get("model_type")
 
 
 def read_document(folder: Path, name: str) -> dict[str, Any] | None:
